@@ -1,0 +1,65 @@
+"""What every script shares: options from flags and YAML, logging to stderr, errors to exit codes."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import yaml
+from trl import TrlParser
+
+from pokegemma.errors import PokegemmaError
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        raise PokegemmaError(f"{message} (see --help)")
+
+
+def parse_options(*option_types: type, description: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Return one instance of each dataclass: its defaults, then `--config FILE` (YAML), then flags.
+
+    Raises:
+        PokegemmaError: an unknown option, a value of the wrong kind, or a config file that cannot be read.
+    """
+    parser = _Parser(option_types, description=description)
+    arguments = []
+    for argument in sys.argv[1:] if argv is None else argv:
+        # TrlParser reads "--config f" only; everybody also types "--config=f".
+        arguments += argument.split("=", 1) if argument.startswith("--config=") else [argument]
+    if arguments[-1:] == ["--config"]:
+        raise PokegemmaError("--config needs the path of a YAML file")
+    try:
+        options = parser.parse_args_and_config(arguments)
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+        raise PokegemmaError(" ".join(str(error).split())) from error
+    values = {name: value for part in options for name, value in vars(part).items()}
+    for action in parser._actions:
+        # argparse checks the choices of flags, not of defaults that came from the YAML file.
+        value = values.get(action.dest)
+        if action.choices and value is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            raise PokegemmaError(f"--{action.dest}: {value!r} is not one of {choices}")
+    return options
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` as a script: its return value, or its error's `exit_code`, becomes the exit status."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(message)s")
+    for chatty in ("httpx", "httpcore", "filelock", "matplotlib", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except PokegemmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = error.exit_code
+    except BrokenPipeError:  # `script | head` closed our stdout: not an error, and nothing left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,128 @@
+"""All text that the model reads or writes: prompts, answers, and the parser of its answers."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pokegemma.data.samples import Sample
+
+BUTTONS = ("up", "down", "left", "right", "a", "b", "start", "select")
+"""The eight buttons, in the order of every table and score vector of the project."""
+
+Layout = Literal["grid", "frames"]
+LAYOUTS: tuple[Layout, ...] = ("grid", "frames")
+"""grid: one 2x2 picture a sample; frames: each frame of the window as a picture of its own."""
+
+ANSWER_PREFIX = '{"button": "'
+"""What every answer begins with; the button's name follows."""
+
+MAX_PREVIOUS_BUTTONS = 8
+MAX_GOAL_TOKENS = 50
+MAX_PROMPT_TOKENS = 200
+
+_RULES = (
+    "You play Pokémon on a Game Boy Advance. You see the latest game screens, oldest first "
+    "(in a grid: t=0 to t=3); the last one is now. Choose the next button: " + ", ".join(BUTTONS) + ". "
+    'Answer with JSON: {"button": "...", "reasoning": "...", "context": "..."}'
+)
+_WORD = re.compile(r"[A-Za-z]+|\d|\s|[^\w\s]|.", re.DOTALL)
+
+
+class AnswerError(ValueError):
+    """The text is not an answer: no JSON object, or no valid button."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A parsed answer of the model."""
+
+    button: str
+    reasoning: str
+    context: str
+
+
+def estimate_tokens(text: str) -> int:
+    """Return an upper estimate of the Gemma 3 tokens of `text`; the tokenizer itself may not be at hand.
+
+    A word of Latin letters counts one token per four letters begun, a digit or mark one, any other
+    character its UTF-8 bytes (byte fallback). Single spaces belong to the next word.
+    """
+    pieces = _WORD.findall(re.sub(r" (?=\S)", "", text))
+    return sum(-(-len(piece) // 4) if piece.isascii() else len(piece.encode()) for piece in pieces)
+
+
+def shorten(text: str, *, max_tokens: int) -> str:
+    """Return `text` on one line, cut with an ellipsis where it would estimate to more than `max_tokens`."""
+    text = " ".join(text.split())
+    if estimate_tokens(text) <= max_tokens:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if estimate_tokens(text[:middle] + "…") <= max_tokens else (low, middle - 1)
+    return text[:low].rstrip() + "…"
+
+
+def build_context(goal: str | None) -> str:
+    """Return the text before the pictures: the rules, then the session's goal."""
+    goal = shorten(goal or "", max_tokens=MAX_GOAL_TOKENS)
+    return f"{_RULES}\nGoal: {goal or 'none given'}"
+
+
+def build_question(previous_buttons: Sequence[str]) -> str:
+    """Return the text after the pictures: the buttons pressed before this turn, oldest first."""
+    pressed = ", ".join(previous_buttons[-MAX_PREVIOUS_BUTTONS:])
+    return f"Buttons pressed so far: {pressed or 'none'}\nNext button?"
+
+
+def build_output(*, button: str, reasoning: str, context: str) -> str:
+    """Return the answer as one line of JSON, the button first, so that a player may stop reading there."""
+    return json.dumps({"button": button, "reasoning": reasoning, "context": context}, ensure_ascii=False)
+
+
+def parse_answer(text: str) -> Answer:
+    """Read an answer back from `text`, which must be the JSON object alone (surrounding white space is fine).
+
+    Raises:
+        AnswerError: it is not such an object, or its button is not one of `BUTTONS`.
+    """
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AnswerError(f"not JSON: {text[:80]!r}") from error
+    if not isinstance(record, dict):
+        raise AnswerError(f"not a JSON object: {text[:80]!r}")
+    button = record.get("button")
+    if button not in BUTTONS:
+        raise AnswerError(f"button {button!r} is not one of {', '.join(BUTTONS)}")
+    texts = {name: record.get(name, "") for name in ("reasoning", "context")}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise AnswerError(f"{name} is not text: {value!r}")
+    return Answer(button=button, **texts)
+
+
+def sample_images(sample: Sample, layout: Layout) -> tuple[str, ...]:
+    """Return the pictures that `layout` shows, oldest first, as paths relative to the JSONL file.
+
+    Raises:
+        ValueError: `layout` is grid and the sample has no grid picture.
+    """
+    if layout == "frames":
+        return sample.frames
+    if sample.image is None:
+        raise ValueError(f"{sample.id} has no grid picture (converted with --no_grid_images); use --layout frames")
+    return (sample.image,)
+
+
+def build_messages(sample: Sample, layout: Layout, *, with_answer: bool = True) -> list[dict[str, Any]]:
+    """Return the conversation for a chat template: context, one image slot a picture, question, and the answer."""
+    content: list[dict[str, str]] = [{"type": "text", "text": sample.context}]
+    content += [{"type": "image"} for _ in sample_images(sample, layout)]
+    content += [{"type": "text", "text": sample.question}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if with_answer:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": sample.output}]})
+    return messages

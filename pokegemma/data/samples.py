@@ -1,0 +1,155 @@
+"""The sample format (training_data/format_spec.md): one decision a line of JSONL."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pokegemma.errors import PokegemmaError
+
+_FIELDS = ("id", "frames", "image", "context", "question", "output", "metadata")
+_MAX_PROBLEMS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decision: what the player saw and knew, and the answer.
+
+    `frames` are paths relative to the JSONL file, oldest first; the last is what the player saw when deciding.
+    `image` is the same window as one 2x2 picture, or None.
+    """
+
+    id: str
+    frames: tuple[str, ...]
+    image: str | None
+    context: str
+    question: str
+    output: str
+    metadata: dict[str, Any]
+
+    @property
+    def session(self) -> str:
+        return self.metadata["session"]
+
+    @property
+    def previous_buttons(self) -> list[str]:
+        """Buttons pressed before this turn, oldest first, the last few only."""
+        return self.metadata["previous_buttons"]
+
+    def to_json(self) -> str:
+        """Return the sample as one line of JSONL, without the newline."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+def _path_problem(path: object) -> str | None:
+    if not isinstance(path, str) or not path:
+        return f"{path!r} is not a path"
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or "\\" in path or ":" in path or "\0" in path:
+        return f"{path!r} is not a relative path (paths are relative to the JSONL file)"
+    if ".." in pure.parts:
+        return f"{path!r} leads out of the dataset folder"
+    return None
+
+
+def check_record(record: object) -> list[str]:
+    """Return what is wrong with a decoded JSONL line as a sample; an empty list if nothing is. Opens no file."""
+    if not isinstance(record, dict):
+        return ["not a JSON object"]
+    problems = [f"{name!r} is missing" for name in _FIELDS if name not in record]
+    problems += [f"unknown key {name!r}" for name in record if name not in _FIELDS]
+    for name in ("id", "context", "question", "output"):
+        if name in record and not (isinstance(record[name], str) and record[name]):
+            problems.append(f"{name!r} is not a text: {str(record[name])[:60]!r}")
+    frames = record.get("frames", [None])
+    if not isinstance(frames, list) or not frames:
+        problems.append("'frames' is not a list of paths")
+    elif "frames" in record:
+        problems += [problem for problem in map(_path_problem, frames) if problem]
+    if record.get("image") is not None and (problem := _path_problem(record["image"])):
+        problems.append(problem)
+    metadata = record.get("metadata", {})
+    if not isinstance(metadata, dict):
+        problems.append("'metadata' is not an object")
+    elif "metadata" in record:
+        if not (isinstance(metadata.get("session"), str) and metadata["session"]):
+            problems.append("'metadata.session' is not a text")
+        if not isinstance(metadata.get("turn"), int) or isinstance(metadata.get("turn"), bool):
+            problems.append("'metadata.turn' is not a whole number")
+        previous = metadata.get("previous_buttons")
+        if not isinstance(previous, list) or not all(isinstance(button, str) for button in previous):
+            problems.append("'metadata.previous_buttons' is not a list of buttons")
+    return problems
+
+
+def scan_samples(path: Path) -> Iterator[tuple[int, Sample | None, list[str]]]:
+    """Yield (line number from 1, sample or None, problems) for every line of a JSONL file that is not blank.
+
+    Raises:
+        PokegemmaError: the file cannot be read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+        except OSError as error:
+            raise PokegemmaError(f"{path} cannot be read: {error.strerror}") from error
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                yield number, None, ["not JSON"]
+                continue
+            problems = check_record(record)
+            if problems:
+                yield number, None, problems
+            else:
+                yield number, Sample(**{**record, "frames": tuple(record["frames"])}), []
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Yield the samples of a JSONL file in order.
+
+    Raises:
+        PokegemmaError: after the last line, naming the lines that are not samples; or there is no line at all.
+    """
+    path, bad, num_bad, num_lines = Path(path), [], 0, 0
+    for number, sample, problems in scan_samples(path):
+        num_lines += 1
+        if sample is not None:
+            yield sample
+            continue
+        num_bad += 1
+        if len(bad) < _MAX_PROBLEMS_NAMED:
+            bad.append(f"line {number}: {problems[0]}")
+    if num_bad:
+        raise PokegemmaError(f"{path}: {num_bad} of {num_lines} lines are not samples: {'; '.join(bad)}")
+    if not num_lines:
+        raise PokegemmaError(f"{path}: no samples in it")
+
+
+def dataset_files(dataset_path: Path) -> tuple[Path, Path | None]:
+    """Return (train.jsonl, eval.jsonl or None) of a dataset folder; a path of a JSONL file is taken as train.
+
+    Raises:
+        PokegemmaError: there is no such file.
+    """
+    path = Path(dataset_path)
+    train = path / "train.jsonl" if path.is_dir() else path
+    if not train.is_file():
+        raise PokegemmaError(
+            f"{train} not found; convert sessions first: scripts/convert_eevee_data_v2.py --eevee_data_dir DIR "
+            f"--output_dir {path if path.suffix != '.jsonl' else path.parent}"
+        )
+    held_out = train.parent / "eval.jsonl"
+    return train, held_out if held_out.is_file() and held_out != train else None
+
+
+def dataset_hash(path: Path) -> str:
+    """Return the SHA-256 of a JSONL file, in hex: which dataset a run saw."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,66 @@
+"""run.json: how what lies beside it was made."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pokegemma.outputs import atomic_file
+
+RUN_FILE = "run.json"
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes", "datasets", "pillow")
+_SECRET = re.compile(r"(^|_)(token|api_key|password|secret)$", re.IGNORECASE)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed version of each package that can change a result."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this package runs from, with "+changes" if it was edited; None outside git."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        commit = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "-C", root, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+changes" if changes else commit
+
+
+def write_run_record(folder: Path, *, stage: str, options: dict[str, Any], **facts: Any) -> None:
+    """Write `folder`/run.json: stage, time, commit, versions, resolved options (secrets left out) and `facts`."""
+    kept = {name: value for name, value in options.items() if not (_SECRET.search(name) and value)}
+    record = {
+        "stage": stage,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_commit": git_commit(),
+        "versions": package_versions(),
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+        "options": kept,
+        **facts,
+    }
+    with atomic_file(Path(folder) / RUN_FILE) as path:
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def read_run_record(folder: Path) -> dict[str, Any] | None:
+    """Return the run.json of `folder`, or None where there is none."""
+    path = Path(folder) / RUN_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
