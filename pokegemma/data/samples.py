@@ -39,6 +39,12 @@ class Sample:
         """Buttons pressed before this turn, oldest first, the last few only."""
         return self.metadata["previous_buttons"]
 
+    @classmethod
+    def from_json(cls, line: str | bytes) -> "Sample":
+        """Return the sample of one checked line of JSONL (see `scan_samples` for unchecked ones)."""
+        record = json.loads(line)
+        return cls(**{**record, "frames": tuple(record["frames"])})
+
     def to_json(self) -> str:
         """Return the sample as one line of JSONL, without the newline."""
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -108,7 +114,7 @@ def scan_samples(path: Path) -> Iterator[tuple[int, Sample | None, list[str]]]:
             if problems:
                 yield number, None, problems
             else:
-                yield number, Sample(**{**record, "frames": tuple(record["frames"])}), []
+                yield number, Sample.from_json(line), []
 
 
 def read_samples(path: Path) -> Iterator[Sample]:

@@ -1,0 +1,245 @@
+"""Load Gemma 3 checkpoints, and make a tiny one with every part of the real ones."""
+
+import json
+import logging
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    GemmaTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    set_seed,
+)
+
+from pokegemma.data import prompts
+from pokegemma.errors import PokegemmaError
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["float32", "bfloat16"]
+
+CHAT_TEMPLATE = """\
+{{ bos_token }}
+{%- for message in messages -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\\n' }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- else -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}
+                {{ '<start_of_image>' }}
+            {%- elif item['type'] == 'text' -%}
+                {{ item['text'] | trim }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\\n' }}
+{%- endif -%}
+"""
+"""What Gemma 3's published template writes for user and model turns."""
+
+_CONTROL_SYMBOLS = ["<mask>", "[multimodal]", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"]
+_NEWLINES = ["\n" * count for count in range(1, 5)]
+_LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
+_VOCABULARY_SIZE = 1024
+_CORPUS_PHRASES = (
+    "the path leads up down left right, the way is blocked, open the menu and close it, read the sign, talk to the "
+    "nurse, heal at the Pokemon center, find the gym, leave the city, go north, go south, go east, go west, enter the "
+    "door, a battle starts, use the strongest move, select a menu item, advance the dialogue, continue the dialogue"
+)
+_CONTEXTS = ("navigation", "battle", "menu", "dialogue", "pokemon_center", "overworld", "interaction", "building")
+
+
+def default_device() -> torch.device:
+    """Return the device a single process uses: CUDA, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _load(what: str, path: str | Path, function: Any, **options: Any) -> Any:
+    local = Path(path).is_dir()
+    if not local and (str(path).startswith((".", "/")) or str(path).count("/") > 1):
+        raise PokegemmaError(
+            f"{path}: no such folder (a model is a folder or a Hugging Face id like google/gemma-3-4b-it)"
+        )
+    try:
+        return function(str(path), **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        hint = "" if local else "; a gated model needs its licence accepted on the Hub and HUGGINGFACE_TOKEN in .env"
+        raise PokegemmaError(
+            f"{path}: the {what} could not be loaded: {' '.join(str(error).split())[:300]}{hint}"
+        ) from error
+
+
+def load_config(path: str | Path) -> Gemma3Config:
+    """Return the config of a Gemma 3 vision-language checkpoint.
+
+    Raises:
+        PokegemmaError: there is none at `path`, or it is of another architecture.
+    """
+    config = _load("config", path, PreTrainedConfig.get_config_dict)[0]
+    if config.get("model_type") != "gemma3":
+        raise PokegemmaError(
+            f"{path}: model type {config.get('model_type')!r} is not a Gemma 3 with vision ('gemma3'); "
+            "take google/gemma-3-4b-it, 12b or 27b"
+        )
+    return _load("config", path, Gemma3Config.from_pretrained)
+
+
+def load_processor(path: str | Path) -> Gemma3Processor:
+    """Return the processor of a checkpoint, with the PIL image processor (torchvision is optional).
+
+    Raises:
+        PokegemmaError: it could not be loaded, or has no chat template.
+    """
+    load_config(path)
+    image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
+    processor = _load("processor", path, Gemma3Processor.from_pretrained, image_processor=image_processor)
+    if not processor.chat_template:
+        raise PokegemmaError(f"{path}: the processor has no chat template; take an instruction-tuned (-it) checkpoint")
+    return processor
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: Dtype = "float32",
+    device: torch.device | str | None = None,
+    attn_implementation: str = "sdpa",
+    **options: Any,
+) -> Gemma3ForConditionalGeneration:
+    """Return a checkpoint in eval mode, on `device` (None: left where transformers puts it).
+
+    `options` go to `from_pretrained` (a quantization_config, say).
+
+    Raises:
+        PokegemmaError: it could not be loaded, or the attention would be causal inside images.
+    """
+    if attn_implementation.startswith("flash"):
+        raise PokegemmaError(
+            f"attention {attn_implementation!r} is causal inside images for Gemma 3; use sdpa, eager or flex_attention"
+        )
+    load_config(path)
+    model = _load(
+        "model", path, Gemma3ForConditionalGeneration.from_pretrained,
+        dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **options,
+    )  # fmt: skip
+    if device is not None:
+        model = model.to(device)
+    return model.eval()
+
+
+def _corpus(seed: int) -> list[str]:
+    """Return text to train the tiny tokenizer on: our own prompts and answers with varied goals and reasons."""
+    generator = random.Random(seed)
+    words = _CORPUS_PHRASES.replace(",", "").split()
+    lines = []
+    for _ in range(400):
+        phrase = " ".join(generator.choices(words, k=generator.randint(1, 8)))
+        letters = "".join(generator.choices(_LETTERS, k=6))
+        goal = generator.choice([phrase, f"{phrase} {letters}", phrase.replace(" ", "_")])
+        previous = generator.choices(prompts.BUTTONS, k=generator.randint(0, prompts.MAX_PREVIOUS_BUTTONS))
+        lines.append(prompts.build_context(goal))
+        lines.append(prompts.build_question(previous))
+        button, context = generator.choice(prompts.BUTTONS), generator.choice(_CONTEXTS)
+        lines.append(prompts.build_output(button=button, reasoning=phrase, context=context))
+    return [piece for line in lines for piece in line.split("\n")]
+
+
+def _train_tokenizer(folder: Path, *, seed: int) -> GemmaTokenizer:
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(_corpus(seed)), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=_VOCABULARY_SIZE,
+        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+        unk_piece="<unk>", user_defined_symbols=[*_CONTROL_SYMBOLS, *_NEWLINES], byte_fallback=True,
+        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
+        character_coverage=1.0, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    corpus.unlink()
+    (folder / "tokenizer.vocab").unlink()
+    tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    tokenizer = GemmaTokenizer.from_pretrained(folder, extra_special_tokens=tokens)
+    tokenizer.save_pretrained(folder)
+    # transformers takes every user-defined symbol of tokenizer.model for a special token, and notes the path it
+    # read. Newlines are ordinary text in the published checkpoints: decoding must keep them.
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["extra_special_tokens"] = [token for token in config["extra_special_tokens"] if token not in _NEWLINES]
+    for name in ("vocab_file", "is_local", "local_files_only"):
+        config.pop(name, None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in backend["added_tokens"]:
+        token["special"] = token["content"] not in _NEWLINES
+    (folder / "tokenizer.json").write_text(json.dumps(backend, ensure_ascii=False), encoding="utf-8")
+    return GemmaTokenizer.from_pretrained(folder)
+
+
+def _published_key(key: str) -> str:
+    """Return the name that published checkpoints give a weight of a Gemma 3 built from its config."""
+    return key.replace("vision_tower.", "vision_tower.vision_model.", 1) if ".vision_model." not in key else key
+
+
+def make_tiny_gemma3(
+    folder: Path, *, seed: int = 0, image_size_px: int = 224, num_image_tokens: int = 256, sliding_window: int = 512
+) -> None:
+    """Write a tiny random Gemma 3 (about 3 million weights) that loads wherever the published ones do.
+
+    It has a SentencePiece tokenizer with Gemma's control symbols and byte fallback, the chat template, SigLIP
+    without a head, the projector, and six text layers of which the last has full attention. 224 px, patches of
+    14 px and 256 tokens a picture are what llama.cpp and mlx-vlm assume.
+
+    Args:
+        folder: an existing folder.
+        num_image_tokens: tokens a picture, the square of a divisor of `image_size_px` / 14.
+        sliding_window: tokens that the five other text layers look back.
+    """
+    set_seed(seed)
+    tokenizer = _train_tokenizer(folder, seed=seed)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<end_of_turn>", "<end_of_image>")}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    config = Gemma3Config(
+        text_config={
+            "vocab_size": 64 * -(-len(tokenizer) // 64), "hidden_size": 192, "intermediate_size": 512,
+            "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32,
+            "query_pre_attn_scalar": 32, "sliding_window": sliding_window, "max_position_embeddings": 8192,
+            "layer_types": ["sliding_attention"] * 5 + ["full_attention"], **special,
+        },
+        vision_config={
+            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "image_size": image_size_px, "patch_size": 14, "vision_use_head": False,
+        },
+        mm_tokens_per_image=num_image_tokens, boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=ids["<end_of_image>"], image_token_index=tokenizer.image_token_id,
+        eos_token_id=[1, ids["<end_of_turn>"]], tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Gemma3ForConditionalGeneration(config)
+    # A projector starts at zero in transformers, which would make every picture look the same to LoRA.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=128**-0.5)
+    model.generation_config = GenerationConfig(
+        **{**special, "eos_token_id": [1, ids["<end_of_turn>"]]}, cache_implementation="hybrid", do_sample=False
+    )
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights = {_published_key(key): value for key, value in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    image_processor = Gemma3ImageProcessorPil(size={"height": image_size_px, "width": image_size_px})
+    processor = Gemma3Processor(
+        image_processor=image_processor, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE,
+        image_seq_length=num_image_tokens,
+    )  # fmt: skip
+    processor.save_pretrained(folder)
