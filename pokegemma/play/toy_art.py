@@ -1,0 +1,194 @@
+"""Drawings of the toy game: 32-pixel tiles, the player always at the centre of 240x160 pixels.
+
+Floor and obstacles take their colours from the room's seed and stay dark; cues have the same bright colours everywhere.
+"""
+
+import colorsys
+import random
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from pokegemma.play.toy_rooms import ROOM_SIZE, Cell, Room
+
+SCREEN_SIZE = (240, 160)
+TILE = 32
+
+Colour = tuple[int, int, int]
+
+_CENTRE = ((SCREEN_SIZE[0] - TILE) // 2, (SCREEN_SIZE[1] - TILE) // 2)
+_MARGIN = 4  # tiles drawn around the room, so that the screen never leaves the drawing
+_TRAIL, _TRAIL_EDGE = (255, 236, 40), (190, 140, 0)
+_SPEECH, _BELL, _MENU = (0, 190, 255), (240, 40, 40), (120, 30, 160)
+_PAPER, _INK, _WOOD, _SKIN = (250, 250, 245), (30, 30, 40), (150, 95, 45), (240, 200, 160)
+
+
+class RoomArt:
+    """Pictures of one room; everything that does not change is drawn once."""
+
+    def __init__(self, room: Room, rng: random.Random):
+        self._room = room
+        self._ground = _draw_ground(room, rng)
+        self._num_text_lines = rng.randint(2, 3)
+
+    def draw(self, player: Cell, *, facing: str, situation: str, trail: Sequence[Cell]) -> Image.Image:
+        """Return the screen; `trail` is the way to go, the cell next to the player first, empty where none is shown."""
+        left = (player[0] + _MARGIN) * TILE - _CENTRE[0]
+        top = (player[1] + _MARGIN) * TILE - _CENTRE[1]
+        screen = self._ground.crop((left, top, left + SCREEN_SIZE[0], top + SCREEN_SIZE[1]))
+        pen = ImageDraw.Draw(screen)
+        for place, cell in reversed(list(enumerate(trail))):
+            x, y = _CENTRE[0] + (cell[0] - player[0]) * TILE, _CENTRE[1] + (cell[1] - player[1]) * TILE
+            if place == 0:
+                pen.rectangle((x - 4, y - 4, x + TILE + 3, y + TILE + 3), fill=_TRAIL)
+            else:
+                pen.ellipse((x + 12, y + 12, x + 19, y + 19), fill=_TRAIL_EDGE)
+            if cell in self._room.signs:
+                _draw_sign(pen, x, y)
+            elif cell == self._room.door:
+                _draw_door(pen, x, y)
+        _draw_player(pen, *_CENTRE, facing)
+        if situation == "sign":
+            _draw_speech_cue(pen)
+        elif situation == "bell":
+            _draw_bell_cue(pen)
+        elif situation == "dialogue":
+            _draw_text_box(pen, self._num_text_lines)
+        elif situation == "menu":
+            _draw_menu(pen)
+        elif situation == "done":
+            pen.rectangle((0, 0, *SCREEN_SIZE), fill=_INK)
+            _draw_door(pen, *_CENTRE)
+        return screen
+
+
+def _random_colour(rng: random.Random, *, saturation: tuple[float, float], value: tuple[float, float]) -> Colour:
+    red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+    return int(red * 255), int(green * 255), int(blue * 255)
+
+
+def _draw_ground(room: Room, rng: random.Random) -> Image.Image:
+    """Return the whole room with a margin: floor, obstacles of three kinds, signs and the door."""
+    floor_colour = _random_colour(rng, saturation=(0.15, 0.45), value=(0.42, 0.58))
+    floors = [_floor_tile(rng, floor_colour) for _ in range(4)]
+    dark = [_random_colour(rng, saturation=(0.3, 0.7), value=(0.2, 0.36)) for _ in range(3)]
+    obstacles = [
+        obstacle(floor, colour)
+        for obstacle, colour in zip((_tree_tile, _rock_tile, _crate_tile), dark, strict=True)
+        for floor in floors
+    ]
+    rng.shuffle(obstacles)
+    obstacles = obstacles[:6]
+    num_tiles = ROOM_SIZE + 2 * _MARGIN
+    ground = Image.new("RGB", (num_tiles * TILE, num_tiles * TILE))
+    for x in range(-_MARGIN, ROOM_SIZE + _MARGIN):
+        for y in range(-_MARGIN, ROOM_SIZE + _MARGIN):
+            is_free = (x, y) in room.floor or (x, y) in room.signs or (x, y) == room.door
+            tile = rng.choice(floors if is_free else obstacles)
+            ground.paste(tile, ((x + _MARGIN) * TILE, (y + _MARGIN) * TILE))
+    pen = ImageDraw.Draw(ground)
+    for x, y in room.signs:
+        _draw_sign(pen, (x + _MARGIN) * TILE, (y + _MARGIN) * TILE)
+    _draw_door(pen, (room.door[0] + _MARGIN) * TILE, (room.door[1] + _MARGIN) * TILE)
+    return ground
+
+
+def _lighter(colour: Colour, by: int) -> Colour:
+    red, green, blue = (min(255, max(0, part + by)) for part in colour)
+    return red, green, blue
+
+
+def _floor_tile(rng: random.Random, colour: Colour) -> Image.Image:
+    tile = Image.new("RGB", (TILE, TILE), colour)
+    pen = ImageDraw.Draw(tile)
+    for _ in range(rng.randint(2, 5)):
+        x, y = rng.randrange(TILE - 4), rng.randrange(TILE - 2)
+        pen.rectangle((x, y, x + rng.randint(1, 4), y + 1), fill=_lighter(colour, rng.choice((-14, 12))))
+    return tile
+
+
+def _tree_tile(floor: Image.Image, colour: Colour) -> Image.Image:
+    tile = floor.copy()
+    pen = ImageDraw.Draw(tile)
+    pen.rectangle((13, 20, 18, 31), fill=_lighter(_WOOD, -70))
+    pen.ellipse((2, 1, 29, 26), fill=colour)
+    pen.ellipse((8, 5, 19, 15), fill=_lighter(colour, 18))
+    return tile
+
+
+def _rock_tile(floor: Image.Image, colour: Colour) -> Image.Image:
+    tile = floor.copy()
+    pen = ImageDraw.Draw(tile)
+    pen.polygon([(1, 29), (5, 9), (15, 3), (26, 8), (31, 29)], fill=colour)
+    pen.polygon([(7, 11), (15, 5), (18, 13), (10, 18)], fill=_lighter(colour, 22))
+    return tile
+
+
+def _crate_tile(floor: Image.Image, colour: Colour) -> Image.Image:
+    tile = floor.copy()
+    pen = ImageDraw.Draw(tile)
+    pen.rectangle((1, 2, 30, 30), fill=colour, outline=_lighter(colour, -25), width=2)
+    pen.line((3, 4, 28, 28), fill=_lighter(colour, 18), width=3)
+    pen.line((28, 4, 3, 28), fill=_lighter(colour, 18), width=3)
+    return tile
+
+
+def _draw_sign(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    pen.rectangle((x + 14, y + 18, x + 17, y + 29), fill=_lighter(_WOOD, -60))
+    pen.rectangle((x + 5, y + 5, x + 26, y + 19), fill=_WOOD, outline=_lighter(_WOOD, -60), width=2)
+    for line in (9, 13):
+        pen.line((x + 9, y + line, x + 22, y + line), fill=_INK)
+
+
+def _draw_door(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    pen.pieslice((x + 6, y + 2, x + 25, y + 22), 180, 360, fill=_lighter(_WOOD, -60))
+    pen.rectangle((x + 6, y + 12, x + 25, y + 29), fill=_lighter(_WOOD, -60))
+    pen.rectangle((x + 9, y + 12, x + 22, y + 29), fill=_WOOD)
+    pen.ellipse((x + 18, y + 19, x + 21, y + 22), fill=_PAPER)
+
+
+def _draw_player(pen: ImageDraw.ImageDraw, x: int, y: int, facing: str) -> None:
+    pen.ellipse((x + 6, y + 26, x + 25, y + 31), fill=_INK)
+    pen.rectangle((x + 9, y + 16, x + 22, y + 28), fill=(40, 80, 200))
+    pen.rectangle((x + 9, y + 25, x + 22, y + 28), fill=_INK)
+    pen.ellipse((x + 7, y + 2, x + 24, y + 19), fill=_SKIN)
+    pen.pieslice((x + 6, y + 0, x + 25, y + 19), 180, 360, fill=(20, 130, 110))
+    if facing == "up":
+        pen.ellipse((x + 7, y + 2, x + 24, y + 17), fill=(20, 130, 110))
+        return
+    eyes = {"down": (11, 18), "left": (8, 13), "right": (16, 21)}[facing]
+    for eye in eyes:
+        pen.rectangle((x + eye, y + 11, x + eye + 2, y + 14), fill=_INK)
+
+
+def _draw_speech_cue(pen: ImageDraw.ImageDraw) -> None:
+    """Draw a blue balloon with three dots over the player: there is something to read."""
+    pen.polygon([(112, 44), (128, 44), (120, 62)], fill=_SPEECH)
+    pen.rounded_rectangle((72, 4, 167, 47), radius=12, fill=_SPEECH, outline=_PAPER, width=3)
+    for x in (92, 114, 136):
+        pen.ellipse((x, 20, x + 11, 31), fill=_PAPER)
+
+
+def _draw_bell_cue(pen: ImageDraw.ImageDraw) -> None:
+    """Draw a big red bell over the player: the menu is asked for."""
+    pen.ellipse((110, 40, 129, 59), fill=_BELL, outline=_PAPER, width=2)
+    pen.pieslice((94, 4, 145, 56), 180, 360, fill=_BELL)
+    pen.polygon([(94, 28), (145, 28), (158, 50), (81, 50)], fill=_BELL)
+    for left, start in ((66, 120), (146, -60)):
+        pen.arc((left, 8, left + 27, 42), start, start + 120, fill=_BELL, width=6)
+
+
+def _draw_text_box(pen: ImageDraw.ImageDraw, num_lines: int) -> None:
+    pen.rounded_rectangle((4, 92, 235, 156), radius=8, fill=_PAPER, outline=_INK, width=3)
+    for line in range(num_lines):
+        for word, (start, end) in enumerate(((18, 58), (66, 96), (104, 160), (168, 214))):
+            if line + 1 < num_lines or word < 3:
+                pen.rectangle((start, 104 + 17 * line, end, 109 + 17 * line), fill=_INK)
+
+
+def _draw_menu(pen: ImageDraw.ImageDraw) -> None:
+    pen.rounded_rectangle((132, 4, 235, 155), radius=8, fill=_MENU, outline=_PAPER, width=3)
+    for item in range(5):
+        y = 18 + 27 * item
+        pen.rectangle((158, y, 158 + (52, 40, 60, 34, 46)[item], y + 9), fill=_PAPER)
+    pen.polygon([(142, 16), (152, 22), (142, 28)], fill=_TRAIL_EDGE)

@@ -1,0 +1,125 @@
+"""Rooms of the toy game: a winding route from a start to a door, with signs beside it and bells hidden on it."""
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+from pokegemma.errors import PokegemmaError
+
+Cell = tuple[int, int]
+"""Column and row of a tile, from the room's top left corner."""
+
+STEPS: dict[str, Cell] = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
+ROOM_SIZE = 22
+
+# A straight step is half as likely as either turn, so that the previous button says little about the next one.
+_STRAIGHT_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Level:
+    """How hard a room is. `has_trail`: the way to go is drawn on the floor, so a single frame tells the next button."""
+
+    num_moves: int
+    num_signs: int
+    num_bells: int
+    open_fraction: float
+    has_trail: bool
+
+
+LEVELS = {
+    1: Level(num_moves=22, num_signs=2, num_bells=2, open_fraction=0.15, has_trail=True),
+    2: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, has_trail=True),
+    3: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, has_trail=False),
+}
+
+
+@dataclass(frozen=True)
+class Room:
+    """What of a room never changes.
+
+    `floor` holds the cells to walk on, the door not among them; `signs` are in the order in which they are to be read;
+    a bell rings when the player first steps on one of `bells`; `directions` is this room's order of preference among
+    equally short ways.
+    """
+
+    start: Cell
+    heading: str
+    door: Cell
+    floor: frozenset[Cell]
+    signs: tuple[Cell, ...]
+    bells: frozenset[Cell]
+    directions: tuple[str, ...]
+
+
+def neighbour(cell: Cell, direction: str) -> Cell:
+    """Return the cell next to `cell`."""
+    return cell[0] + STEPS[direction][0], cell[1] + STEPS[direction][1]
+
+
+def distances_to(target: Cell, *, floor: frozenset[Cell]) -> dict[Cell, int]:
+    """Return the number of steps over `floor` from each cell that reaches `target`, by breadth-first search."""
+    distances, queue = {target: 0}, deque([target])
+    while queue:
+        cell = queue.popleft()
+        for direction in STEPS:
+            beside = neighbour(cell, direction)
+            if beside in floor and beside not in distances:
+                distances[beside] = distances[cell] + 1
+                queue.append(beside)
+    return distances
+
+
+def _is_inside(cell: Cell) -> bool:
+    return all(0 < coordinate < ROOM_SIZE - 1 for coordinate in cell)
+
+
+def _grow_route(rng: random.Random, *, heading: str, num_moves: int) -> list[Cell] | None:
+    """Return a random walk that never touches itself, so that it is its own shortest way; None where it got stuck."""
+    route = [(ROOM_SIZE // 2, ROOM_SIZE // 2)]
+    visited: set[Cell] = set()
+    for _ in range(num_moves):
+        ways = {name: neighbour(route[-1], name) for name in STEPS}
+        ways = {
+            name: cell
+            for name, cell in ways.items()
+            if _is_inside(cell) and cell not in visited and not any(neighbour(cell, name) in visited for name in STEPS)
+        }
+        if not ways:
+            return None
+        visited.add(route[-1])
+        weights = [_STRAIGHT_WEIGHT if name == heading else 1 for name in ways]
+        [heading] = rng.choices(list(ways), weights)
+        route.append(ways[heading])
+    return route
+
+
+def build_room(rng: random.Random, *, level: int) -> Room:
+    """Return a random room of one of `LEVELS`.
+
+    Raises:
+        PokegemmaError: there is no such level.
+    """
+    if level not in LEVELS:
+        raise PokegemmaError(f"level {level!r} is not one of {', '.join(map(str, LEVELS))}")
+    plan = LEVELS[level]
+    route = None
+    while route is None:
+        heading = rng.choice(list(STEPS))
+        route = _grow_route(rng, heading=heading, num_moves=plan.num_moves)
+    signs: list[Cell] = []
+    for place in sorted(rng.sample(range(1, len(route) - 2), plan.num_signs)):
+        beside = [neighbour(route[place], direction) for direction in STEPS]
+        signs += rng.sample([cell for cell in beside if cell not in route and cell not in signs], 1)
+    cells = {(x, y) for x in range(ROOM_SIZE) for y in range(ROOM_SIZE) if _is_inside((x, y))}
+    spare = sorted(cells - set(route) - set(signs))
+    opened = rng.sample(spare, int(len(spare) * plan.open_fraction))
+    return Room(
+        start=route[0],
+        heading=heading,
+        door=route[-1],
+        floor=frozenset(route[:-1]) | frozenset(opened),
+        signs=tuple(signs),
+        bells=frozenset(rng.sample(route[:-1], plan.num_bells)),
+        directions=tuple(rng.sample(list(STEPS), len(STEPS))),
+    )

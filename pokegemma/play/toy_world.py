@@ -1,0 +1,136 @@
+"""A small scripted game: follow a winding path, read the signs, answer the bell with the menu, leave by the door."""
+
+import random
+
+from PIL import Image
+
+from pokegemma.data.prompts import BUTTONS
+from pokegemma.play import toy_art
+from pokegemma.play.toy_rooms import LEVELS, STEPS, Cell, build_room, distances_to, neighbour
+
+_GOALS = (
+    "Follow the path, read the signs, check the menu when the bell rings, leave by the door",
+    "Leave the room by its door; every sign must be read, and the menu opened whenever the bell rings",
+    "Find the way out. Read all signs on the way and look at the menu each time a bell rings",
+)
+
+
+class ToyWorld:
+    """One room, played with the eight buttons. The same seed and level give the same room, pixel for pixel.
+
+    Directions turn the player, and move them where the way is free. `a` opens the text of the sign that the player
+    faces, `b` closes it; `start` opens the menu, `select` closes it. The door opens when every sign has been read.
+    A button that means nothing at the moment does nothing. On levels with a trail the expert's button can be told from
+    one frame alone: the cue for it stands at the centre, and at most one kind of cue is drawn at a time.
+    """
+
+    def __init__(self, seed: int | str, *, level: int = 1):
+        rng = random.Random(f"toy world {level} {seed}")
+        self._room = build_room(rng, level=level)
+        self._has_trail = LEVELS[level].has_trail
+        self._art = toy_art.RoomArt(self._room, rng)
+        self.goal: str = rng.choice(_GOALS)
+        self._player, self._facing = self._room.start, self._room.heading
+        self._open: str | None = None
+        self._unread = list(self._room.signs)
+        self._silent_bells = set(self._room.bells)
+        self._bell_rings = False
+        self._distances: tuple[Cell, dict[Cell, int]] | None = None
+        self._step_on(self._player)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the player has left through the door."""
+        return self._player == self._room.door
+
+    @property
+    def situation(self) -> str:
+        """What the picture shows: done, dialogue, menu, bell, sign (the next one, faced) or navigation."""
+        if self.is_done:
+            return "done"
+        if self._open:
+            return self._open
+        if self._bell_rings:
+            return "bell"
+        if self._unread and self._faced == self._unread[0]:
+            return "sign"
+        return "navigation"
+
+    def expert_button(self) -> str:
+        """Return the button that leads on from any state; "b" when there is nothing left to do."""
+        fixed = {"done": "b", "dialogue": "b", "menu": "select", "bell": "start", "sign": "a"}
+        return fixed.get(self.situation) or self._way_from(self._player)
+
+    def press(self, button: str) -> bool:
+        """Press one of `BUTTONS`; return whether that changed anything.
+
+        Raises:
+            ValueError: there is no such button.
+        """
+        if button not in BUTTONS:
+            raise ValueError(f"{button!r} is not one of {', '.join(BUTTONS)}")
+        if self.is_done:
+            return False
+        if self._open:
+            return self._press_in_window(button)
+        if button in STEPS:
+            return self._walk(button)
+        if button == "start":
+            self._open = "menu"
+        elif button == "a" and self._faced in self._room.signs:
+            self._open = "dialogue"
+        return self._open is not None
+
+    def render(self) -> Image.Image:
+        """Return what the player sees now: RGB, 240x160."""
+        situation = self.situation
+        trail = self._trail() if situation == "navigation" and self._has_trail else []
+        return self._art.draw(self._player, facing=self._facing, situation=situation, trail=trail)
+
+    @property
+    def _faced(self) -> Cell:
+        return neighbour(self._player, self._facing)
+
+    @property
+    def _target(self) -> Cell:
+        return self._unread[0] if self._unread else self._room.door
+
+    def _press_in_window(self, button: str) -> bool:
+        if (self._open, button) == ("dialogue", "b"):
+            if self._faced in self._unread:
+                self._unread.remove(self._faced)
+        elif (self._open, button) == ("menu", "select"):
+            self._bell_rings = False
+        else:
+            return False
+        self._open = None
+        return True
+
+    def _walk(self, direction: str) -> bool:
+        turned, self._facing = self._facing != direction, direction
+        cell = self._faced
+        if cell in self._room.floor or (cell == self._room.door and not self._unread):
+            self._step_on(cell)
+            return True
+        return turned
+
+    def _step_on(self, cell: Cell) -> None:
+        self._player = cell
+        if cell in self._silent_bells:
+            self._silent_bells.remove(cell)
+            self._bell_rings = True
+
+    def _way_from(self, cell: Cell) -> str:
+        """Return the direction of a shortest way from `cell` to the next sign, or to the door when all are read."""
+        if self._distances is None or self._distances[0] != self._target:
+            self._distances = self._target, distances_to(self._target, floor=self._room.floor)
+        distances = self._distances[1]
+        nearer = distances[cell] - 1
+        return next(name for name in self._room.directions if distances.get(neighbour(cell, name)) == nearer)
+
+    def _trail(self) -> list[Cell]:
+        """Return the cells from the one after the player's to the target."""
+        trail = [self._player]
+        while trail[-1] != self._target:
+            trail.append(neighbour(trail[-1], self._way_from(trail[-1])))
+        return trail[1:]

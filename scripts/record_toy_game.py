@@ -1,0 +1,55 @@
+"""Record the toy game's expert as Eevee v1 sessions.
+
+python scripts/record_toy_game.py --output_dir toy_sessions --num_sessions 120 --num_turns 25 --seed 0
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pokegemma.cli import parse_options, run
+from pokegemma.data.prompts import BUTTONS
+from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import atomic_folder
+from pokegemma.play.toy_recorder import blind_accuracies, record_sessions
+from pokegemma.provenance import write_run_record
+
+
+@dataclass
+class RecordOptions:
+    output_dir: str = field(metadata={"help": "Folder to make; the sessions go to OUTPUT_DIR/runs."})
+    num_sessions: int = field(default=120, metadata={"help": "Number of sessions."})
+    num_turns: int = field(default=25, metadata={"help": "Turns in each session."})
+    seed: int = field(default=0, metadata={"help": "The same seed gives the same sessions, byte for byte."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace OUTPUT_DIR if it exists."})
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("num_sessions", 1, 2000), ("num_turns", 1, 10_000), ("seed", 0, 100_000)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise PokegemmaError(f"--{name}: {value} is not between {low} and {high}")
+
+
+def main() -> None:
+    (options,) = parse_options(RecordOptions, description=__doc__)
+    with atomic_folder(Path(options.output_dir), overwrite=options.overwrite) as folder:
+        decisions = record_sessions(
+            folder, num_sessions=options.num_sessions, seed=options.seed, num_turns=options.num_turns
+        )
+        counts = Counter(button for buttons in decisions for button in buttons)
+        total = counts.total()
+        accuracies = blind_accuracies(decisions) if total else {}
+        write_run_record(
+            folder, stage="record", options=asdict(options), button_counts=dict(counts), blind_accuracies=accuracies
+        )
+    num_turns = options.num_sessions * options.num_turns
+    print(f"{options.output_dir}/runs: {options.num_sessions} sessions, {num_turns} turns, {total} decisions")
+    for button in BUTTONS:
+        print(f"  {button:<16}{counts[button]:>6}{counts[button] / max(total, 1):>8.1%}")
+    print("accuracy of a guess that sees no picture")
+    for name, accuracy in accuracies.items():
+        print(f"  {name:<22}{accuracy:>8.1%}")
+
+
+if __name__ == "__main__":
+    run(main)
