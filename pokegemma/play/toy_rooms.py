@@ -12,9 +12,6 @@ Cell = tuple[int, int]
 STEPS: dict[str, Cell] = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
 ROOM_SIZE = 22
 
-# A straight step is half as likely as either turn, so that the previous button says little about the next one.
-_STRAIGHT_WEIGHT = 0.5
-
 
 @dataclass(frozen=True)
 class Level:
@@ -74,8 +71,11 @@ def _is_inside(cell: Cell) -> bool:
     return all(0 < coordinate < ROOM_SIZE - 1 for coordinate in cell)
 
 
-def _grow_route(rng: random.Random, *, heading: str, num_moves: int) -> list[Cell] | None:
-    """Return a random walk that never touches itself, so that it is its own shortest way; None where it got stuck."""
+def _grow_route(rng: random.Random, *, num_moves: int) -> list[Cell] | None:
+    """Return a random walk that never touches itself, so that it is its own shortest way; None where it got stuck.
+
+    Straight on is no likelier than a turn: the previous buttons say little about the next one.
+    """
     route = [(ROOM_SIZE // 2, ROOM_SIZE // 2)]
     visited: set[Cell] = set()
     for _ in range(num_moves):
@@ -88,9 +88,7 @@ def _grow_route(rng: random.Random, *, heading: str, num_moves: int) -> list[Cel
         if not ways:
             return None
         visited.add(route[-1])
-        weights = [_STRAIGHT_WEIGHT if name == heading else 1 for name in ways]
-        [heading] = rng.choices(list(ways), weights)
-        route.append(ways[heading])
+        route.append(rng.choice(list(ways.values())))
     return route
 
 
@@ -105,8 +103,7 @@ def build_room(rng: random.Random, *, level: int) -> Room:
     plan = LEVELS[level]
     route = None
     while route is None:
-        heading = rng.choice(list(STEPS))
-        route = _grow_route(rng, heading=heading, num_moves=plan.num_moves)
+        route = _grow_route(rng, num_moves=plan.num_moves)
     signs: list[Cell] = []
     for place in sorted(rng.sample(range(1, len(route) - 2), plan.num_signs)):
         beside = [neighbour(route[place], direction) for direction in STEPS]
@@ -116,7 +113,7 @@ def build_room(rng: random.Random, *, level: int) -> Room:
     opened = rng.sample(spare, int(len(spare) * plan.open_fraction))
     return Room(
         start=route[0],
-        heading=heading,
+        heading=rng.choice(list(STEPS)),
         door=route[-1],
         floor=frozenset(route[:-1]) | frozenset(opened),
         signs=tuple(signs),
