@@ -1,0 +1,195 @@
+"""Recorded sessions in, samples out (training_data/format_spec.md)."""
+
+import base64
+import collections
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from pokegemma.data import prompts
+from pokegemma.data.decisions import DECISION, REASONS
+from pokegemma.data.grids import FrameError, compose_grid, encode_png, read_frame
+from pokegemma.data.samples import Sample
+from pokegemma.data.sessions import Session, Turn, read_session
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """Which frames a sample shows: up to `num_frames`, the last of them the target turn's.
+
+    Fewer than `min_frames` are filled up by repeating the first. A pause of more than `max_gap_s` seconds between two
+    turns starts a new window.
+    """
+
+    num_frames: int = 4
+    min_frames: int = 4
+    max_gap_s: float = 30.0
+    grid_images: bool = True
+
+
+@dataclass
+class SessionResult:
+    """What became of one session: every turn is counted once, as a sample or under its reason."""
+
+    session: str
+    folder: str
+    numbering: str = "none"
+    num_turns: int = 0
+    num_samples: int = 0
+    num_frames: int = 0
+    goal_shortened: bool = False
+    reasons: dict[str, int] = field(default_factory=dict)
+    buttons: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Shown:
+    """A turn's frame: in memory while a window may show it, on disk once a sample does."""
+
+    turn: int
+    path: str
+    png: bytes
+    tile: np.ndarray
+    stored: bool = False
+
+
+class SessionConverter:
+    """Write one session's samples, frames and grid pictures under `output`; holds no more frames than a window."""
+
+    def __init__(self, session: Session, session_id: str, *, output: Path, options: WindowOptions) -> None:
+        self.session, self.id, self.output, self.options = session, session_id, output, options
+        goal = " ".join(session.goal.split())
+        self.context = prompts.build_context(goal)
+        self.result = SessionResult(session_id, session.folder.name, session.numbering, len(session.turns))
+        self.result.goal_shortened = goal not in self.context
+        self.previous: collections.deque[str] = collections.deque(maxlen=prompts.MAX_PREVIOUS_BUTTONS)
+        self.window: collections.deque[_Shown] = collections.deque(maxlen=options.num_frames)
+        self.buttons: collections.Counter[str] = collections.Counter()
+        self.reasons: collections.Counter[str] = collections.Counter()
+
+    def convert(self) -> Iterator[Sample]:
+        """Yield the session's samples in turn order, each with its pictures already written; then `result` is whole."""
+        last: datetime | None = None
+        turns_since = 0
+        for turn in self.session.turns:
+            turns_since += 1
+            if _is_gap(last, turn.time, max_gap_s=self.options.max_gap_s * turns_since):
+                self.window.clear()
+            if turn.time is not None:
+                last, turns_since = turn.time, 0
+            shown = self._show(turn)
+            status = turn.decision.status
+            if status == DECISION and not shown:
+                status = "frame_unreadable"
+            if status == DECISION:
+                self.buttons[turn.decision.pressed[0]] += 1
+                yield self._sample(turn)
+            else:
+                self.reasons[status] += 1
+            self.previous.extend(turn.decision.pressed)
+        self.result.num_samples = self.buttons.total()
+        self.result.buttons = {name: self.buttons[name] for name in prompts.BUTTONS if self.buttons[name]}
+        self.result.reasons = {name: self.reasons[name] for name in REASONS if self.reasons[name]}
+
+    def _show(self, turn: Turn) -> bool:
+        """Append the turn's frame to the window; return whether it has one that decodes."""
+        for source in turn.frames:
+            try:
+                frame = read_frame(_read_bytes(source))
+            except FrameError as error:
+                name = "its raw frame" if isinstance(source, str) else source.name
+                self.result.problems.append(f"{self.result.folder} turn {turn.number}: {name} unreadable: {error}")
+                continue
+            self.window.append(_Shown(turn.number, f"frames/{self.id}/{turn.number:04d}.png", frame.png, frame.tile))
+            return True
+        return False
+
+    def _sample(self, turn: Turn) -> Sample:
+        window = list(self.window)
+        window = [window[0]] * (self.options.min_frames - len(window)) + window
+        for shown in self.window:
+            if not shown.stored:
+                (self.output / shown.path).write_bytes(shown.png)
+                shown.stored, shown.png = True, b""
+                self.result.num_frames += 1
+        image = None
+        if self.options.grid_images:
+            image = f"grid_images/{self.id}_{turn.number:04d}.png"
+            (self.output / image).write_bytes(encode_png(compose_grid([shown.tile for shown in window])))
+        decision, previous = turn.decision, list(self.previous)
+        return Sample(
+            id=f"{self.id}/{turn.number}",
+            frames=tuple(shown.path for shown in window),
+            image=image,
+            context=self.context,
+            question=prompts.build_question(previous),
+            output=prompts.build_output(
+                button=decision.pressed[0], reasoning=decision.reasoning, context=decision.situation
+            ),
+            metadata={
+                "session": self.id,
+                "turn": turn.number,
+                "goal": self.session.goal,
+                "buttons": list(decision.pressed),
+                "previous_buttons": previous,
+                "situation": decision.situation,
+                "timestamp": turn.timestamp,
+                "template": decision.template,
+                "confidence": decision.confidence,
+                "frame_turns": [shown.turn for shown in window],
+            },
+        )
+
+
+def convert_session(
+    folder: Path,
+    session_id: str,
+    *,
+    shard: Path,
+    output: Path,
+    options: WindowOptions,
+    data_dir: Path | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> SessionResult:
+    """Convert one session folder: pictures under `output`, samples into the JSONL file `shard`.
+
+    Raises:
+        SessionError: the session cannot be read; nothing was written.
+        OSError: `output` cannot be written.
+        KeyboardInterrupt: `cancelled()` became true.
+    """
+    session = read_session(folder, data_dir=data_dir)
+    converter = SessionConverter(session, session_id, output=output, options=options)
+    (output / "frames" / session_id).mkdir(parents=True, exist_ok=True)
+    if options.grid_images:
+        (output / "grid_images").mkdir(exist_ok=True)
+    with open(shard, "w", encoding="utf-8") as file:
+        for sample in converter.convert():
+            file.write(sample.to_json() + "\n")
+            if cancelled():
+                raise KeyboardInterrupt
+    return converter.result
+
+
+def _read_bytes(source: str | Path) -> bytes:
+    try:
+        if isinstance(source, str):
+            return base64.b64decode("".join(source.split()), validate=True)
+        if not source.is_file() or source.stat().st_size > MAX_FRAME_BYTES:
+            raise FrameError("not a file, or too large for a screenshot")
+        return source.read_bytes()
+    except (OSError, ValueError) as error:
+        raise FrameError(str(error)) from error
+
+
+def _is_gap(last: datetime | None, now: datetime | None, *, max_gap_s: float) -> bool:
+    """Tell whether two turns are known to lie further apart; a naive and an aware time cannot be compared."""
+    if last is None or now is None or (last.tzinfo is None) != (now.tzinfo is None):
+        return False
+    return abs((now - last).total_seconds()) > max_gap_s

@@ -1,0 +1,303 @@
+"""Convert a folder of recorded sessions into a dataset: the sessions in parallel, the files in a fixed order."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pokegemma import provenance
+from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
+from pokegemma.data.decisions import REASONS
+from pokegemma.data.prompts import BUTTONS
+from pokegemma.data.samples import dataset_hash
+from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
+from pokegemma.data.splits import choose_eval_sessions
+from pokegemma.errors import CheckFailedError, PokegemmaError
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "conversion_report.json"
+OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", REPORT_FILE, provenance.RUN_FILE)
+_MAX_PROBLEMS_NAMED = 10
+_cancelled: multiprocessing.synchronize.Event | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    folder: Path
+    session_id: str
+    shard: Path
+    output: Path
+    options: WindowOptions
+    data_dir: Path
+
+
+def convert_corpus(
+    data_dir: Path,
+    output_dir: Path,
+    *,
+    window: WindowOptions,
+    eval_fraction: float,
+    num_workers: int,
+    overwrite: bool = False,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Convert every session at `data_dir` and return the report; the files are the same for any `num_workers`.
+
+    Args:
+        options: what run.json records as the resolved options.
+
+    Raises:
+        PokegemmaError: no sessions there, an earlier conversion in `output_dir` without `overwrite`, a full disk.
+        CheckFailedError: there are sessions, and none of them gives a sample.
+    """
+    data_dir, output_dir = Path(data_dir), Path(output_dir)
+    folders = find_sessions(data_dir)
+    _check_output(output_dir, folders, overwrite=overwrite)
+    with _part_folder(output_dir) as part:
+        shards = part / "shards"
+        shards.mkdir()
+        tasks = [
+            _Task(folder, session_id, shards / f"{index:08d}.jsonl", part, window, data_dir)
+            for index, (folder, session_id) in enumerate(zip(folders, session_ids(folders), strict=True))
+        ]
+        outcomes = _convert_all(tasks, num_workers=num_workers)
+        results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
+        problems = [str(outcome) for outcome in outcomes if isinstance(outcome, SessionError)]
+        problems += [problem for result in results for problem in result.problems]
+        _log_problems(problems)
+        if not any(result.num_samples for result in results):
+            raise CheckFailedError(_nothing_converted(data_dir, outcomes))
+        held_out = choose_eval_sessions(
+            {result.session: result.num_samples for result in results}, eval_fraction=eval_fraction
+        )
+        _join_shards(tasks, held_out, part)
+        report = build_report(outcomes, held_out=held_out, problems=problems)
+        (part / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        hashes = {name: dataset_hash(part / name) for name in OUTPUTS[:2] if (part / name).exists()}
+        provenance.write_run_record(part, stage="convert", options=options or {}, dataset_sha256=hashes)
+        shutil.rmtree(shards)
+        _swap_in(part, output_dir)
+    return report
+
+
+def session_ids(folders: Sequence[Path]) -> list[str]:
+    """Return each session's id: its folder's name without "session_", in characters that are safe in any path.
+
+    Where that is not unique (upper and lower case count as one), the later ones get a hash of their path's last parts.
+    """
+    ids: list[str] = []
+    taken: set[str] = set()
+    for folder in folders:
+        name = folder.resolve().name if folder.name in ("", "..") else folder.name
+        plain = name.removeprefix("session_")
+        session_id = re.sub(r"[^A-Za-z0-9._-]|^\.+", "_", plain)[:100] or "_"
+        if session_id != plain or session_id.casefold() in taken:
+            digest = hashlib.sha256(os.fsencode(f"{folder.parent.name}/{name}")).hexdigest()
+            session_id = f"{session_id}-{digest[:8]}"
+            while session_id.casefold() in taken:
+                session_id += "x"
+        taken.add(session_id.casefold())
+        ids.append(session_id)
+    return ids
+
+
+def build_report(
+    outcomes: Sequence[SessionResult | SessionError], *, held_out: set[str], problems: Sequence[str]
+) -> dict[str, Any]:
+    """Return conversion_report.json: counts of sessions, turns by what became of them, buttons, and each session."""
+    results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
+    reasons = sum((Counter(result.reasons) for result in results), Counter())
+    turns = sum(result.num_turns for result in results)
+    samples = sum(result.num_samples for result in results)
+    assert turns == samples + reasons.total(), "a turn was lost"
+    splits = {}
+    for name, members in (
+        ("train", [result for result in results if result.num_samples and result.session not in held_out]),
+        ("eval", [result for result in results if result.session in held_out]),
+    ):
+        buttons = sum((Counter(result.buttons) for result in members), Counter())
+        splits[name] = {
+            "sessions": len(members),
+            "samples": buttons.total(),
+            "buttons": {button: buttons[button] for button in BUTTONS},
+        }
+    return {
+        "sessions": {
+            "found": len(outcomes),
+            "with_samples": sum(bool(result.num_samples) for result in results),
+            "without_samples": sum(not result.num_samples for result in results),
+            "unreadable": len(outcomes) - len(results),
+        },
+        "turns": turns,
+        "samples": samples,
+        "turns_without_sample": {reason: reasons[reason] for reason in REASONS},
+        "frames": sum(result.num_frames for result in results),
+        "goals_shortened": sum(result.goal_shortened for result in results),
+        "splits": splits,
+        "problems": list(problems),
+        "per_session": [
+            {
+                "session": result.session,
+                "folder": result.folder,
+                "split": ("eval" if result.session in held_out else "train") if result.num_samples else None,
+                "turns": result.num_turns,
+                "samples": result.num_samples,
+                "turns_without_sample": result.reasons,
+                "screenshot_numbering": result.numbering,
+            }
+            for result in results
+        ],
+    }
+
+
+def _convert_one(task: _Task) -> SessionResult | SessionError:
+    try:
+        return convert_session(
+            task.folder,
+            task.session_id,
+            shard=task.shard,
+            output=task.output,
+            options=task.options,
+            data_dir=task.data_dir,
+            cancelled=lambda: _cancelled is not None and _cancelled.is_set(),
+        )
+    except SessionError as error:
+        return error
+
+
+def _start_worker(cancelled: multiprocessing.synchronize.Event) -> None:
+    global _cancelled
+    _cancelled = cancelled
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets the event
+
+
+def _convert_all(tasks: Sequence[_Task], *, num_workers: int) -> list[SessionResult | SessionError]:
+    """Return what became of each session, in the order of `tasks`."""
+    num_workers = min(num_workers, len(tasks))
+    with tqdm(total=len(tasks), desc="converting", unit="session") as progress:
+        if num_workers <= 1:
+            outcomes = []
+            for task in tasks:
+                outcomes.append(_convert_one(task))
+                progress.update()
+            return outcomes
+        cancelled = multiprocessing.Event()
+        with concurrent.futures.ProcessPoolExecutor(
+            num_workers, initializer=_start_worker, initargs=(cancelled,)
+        ) as executor:
+            # The largest first, so that no worker is left alone with one at the end.
+            order = sorted(range(len(tasks)), key=lambda index: -_num_bytes(tasks[index].folder / SESSION_FILE))
+            futures = {executor.submit(_convert_one, tasks[index]): index for index in order}
+            done: dict[int, SessionResult | SessionError] = {}
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    done[futures[future]] = future.result()
+                    progress.update()
+            except BrokenProcessPool as error:
+                raise PokegemmaError("a worker process was killed (out of memory?); try --num_workers 1") from error
+            except BaseException:
+                cancelled.set()
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [done[index] for index in range(len(tasks))]
+
+
+def _num_bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _join_shards(tasks: Sequence[_Task], held_out: set[str], part: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        train = stack.enter_context(open(part / "train.jsonl", "wb"))
+        evaluation = stack.enter_context(open(part / "eval.jsonl", "wb")) if held_out else None
+        for task in tasks:
+            if task.shard.exists():
+                with open(task.shard, "rb") as shard:
+                    shutil.copyfileobj(shard, evaluation if task.session_id in held_out else train)
+
+
+def _check_output(output_dir: Path, folders: Sequence[Path], *, overwrite: bool) -> None:
+    existing = [name for name in OUTPUTS if (output_dir / name).exists()]
+    if existing and not overwrite:
+        raise PokegemmaError(
+            f"{output_dir} holds {', '.join(existing)} already; choose another --output_dir or pass --overwrite"
+        )
+    if existing and not (output_dir / REPORT_FILE).is_file():
+        raise PokegemmaError(
+            f"{output_dir} holds {', '.join(existing)} without a {REPORT_FILE}: not written by a conversion, so not "
+            "overwritten; choose another --output_dir"
+        )
+    ours = [(output_dir / name).resolve() for name in OUTPUTS]
+    for folder in folders:
+        if any(folder.resolve().is_relative_to(output) for output in ours):
+            raise PokegemmaError(f"{folder} lies where the conversion writes; choose another --output_dir")
+
+
+@contextlib.contextmanager
+def _part_folder(output_dir: Path) -> Iterator[Path]:
+    """Yield a new hidden folder in `output_dir`; it is removed at the end, and so is a new `output_dir` still empty."""
+    created = not output_dir.exists()
+    part = None
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".convert.", suffix=".part", dir=output_dir))
+        yield part
+    except OSError as error:
+        raise PokegemmaError(f"--output_dir {output_dir} could not be written: {error}") from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+        if created:
+            with contextlib.suppress(OSError):
+                output_dir.rmdir()
+
+
+def _swap_in(part: Path, output_dir: Path) -> None:
+    """Move the new files to their names, the old ones out of the way; put the old ones back if that fails."""
+    old = part / "old"
+    old.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source_dir, target_dir in ((output_dir, old), (part, output_dir)):
+            for name in OUTPUTS:
+                if (source_dir / name).exists():
+                    (source_dir / name).rename(target_dir / name)
+                    moved.append((source_dir / name, target_dir / name))
+    except BaseException:
+        for source, target in reversed(moved):
+            target.rename(source)
+        raise
+
+
+def _log_problems(problems: Sequence[str]) -> None:
+    for problem in problems[:_MAX_PROBLEMS_NAMED]:
+        logger.warning("%s", problem)
+    if len(problems) > _MAX_PROBLEMS_NAMED:
+        logger.warning("... %d more problems, all in %s", len(problems) - _MAX_PROBLEMS_NAMED, REPORT_FILE)
+
+
+def _nothing_converted(data_dir: Path, outcomes: Sequence[SessionResult | SessionError]) -> str:
+    unreadable = [str(outcome) for outcome in outcomes if isinstance(outcome, SessionError)]
+    results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
+    reasons = sum((Counter(result.reasons) for result in results), Counter())
+    found = [f"{result.folder}: {result.num_turns} turns, none a decision" for result in results]
+    causes = (unreadable + found)[:_MAX_PROBLEMS_NAMED]
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no turn"
+    return f"{data_dir}: nothing to convert in {len(outcomes)} sessions ({counts}): {'; '.join(causes)}"

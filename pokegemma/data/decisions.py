@@ -1,0 +1,151 @@
+"""What Eevee v1 decided and pressed on one recorded turn."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pokegemma.data.prompts import BUTTONS
+
+DECISION = "decision"
+REASONS = (
+    "malformed_turn",  # not an object, no usable or a repeated turn number, an analysis that is no text and no object
+    "failed_answer",  # the model was not reached: "API Error:", "Exception:", "No game data"
+    "pathfinding",  # v1 walked up to 20 unrecorded steps
+    "parse_failed",  # no JSON in the answer; v1 pressed its fallback "b"
+    "no_button",  # an answer that asks for no button; v1 pressed "b"
+    "invalid_button",  # none of the first three is a button; v1 pressed "b"
+    "action_failed",  # the press did not arrive
+    "frame_missing",  # no picture of what the player saw
+    "frame_unreadable",  # there is one, but it does not decode
+)
+"""Why a turn is no sample, in the order in which they are tried: a turn counts under the first that holds."""
+
+FALLBACK_BUTTON = "b"
+MAX_PRESSED = 3
+_NO_CAPTURE = "No game data"
+_FAILED_ANSWERS = ("API Error:", "Exception:", _NO_CAPTURE)
+_FAILED_ACTION = re.compile(
+    r"\b(fail\w*|errors?|exception|invalid|unable|unsuccessful\w*|timed? ?out|refused|disconnected)\b"
+    r"|\b(could|was|were)(n['’]t| not)\b|\bcannot\b"
+    r"|\b(not|no) (connect|execut|press|sent|perform|respon|button|valid)\w*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One turn's answer: `status` is DECISION or one of REASONS, `pressed` what v1 pressed, lower-cased, three at most.
+
+    `pressed` holds v1's fallback "b" too, and is empty where it pressed nothing or nobody knows what.
+    `captured` is None where only the numbering of the screenshots can tell whether the screen was captured.
+    """
+
+    status: str
+    pressed: tuple[str, ...] = ()
+    reasoning: str = ""
+    situation: str = "unknown"
+    confidence: str | float | None = None
+    template: str | None = None
+    captured: bool | None = True
+
+
+def clean_text(value: object) -> str:
+    """Return `value` as text that UTF-8 can hold (a lone surrogate becomes "?"); "" for what is no text."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def read_decision(turn: dict[str, Any]) -> Decision:
+    """Return what v1 decided and pressed on a turn of session_data.json; looks at no frame."""
+    analysis = turn.get("ai_analysis")
+    if not isinstance(analysis, dict | str | None):
+        return Decision("malformed_turn")
+    texts, answer, parsing_failed = _read_analysis(analysis)
+    no_vision = turn.get("visual_analysis") is None and isinstance(analysis, dict) and bool(analysis.get("error"))
+    captured: bool | None = None if no_vision else True
+    action_failed = is_failed_action(turn.get("action_result"))
+    asked, pressed = _read_buttons(turn, answer)
+    if any(text.lstrip().startswith(_FAILED_ANSWERS) for text in texts):
+        status = "failed_answer"
+        captured = False if any(text.lstrip().startswith(_NO_CAPTURE) for text in texts) else captured
+    elif answer and answer.get("pathfinding_action"):
+        return Decision("pathfinding", captured=captured)
+    elif parsing_failed or (answer is None and _may_be_fallback(asked)):
+        status = "parse_failed"
+    elif not asked:
+        status = "no_button"
+    elif not pressed:
+        status = "invalid_button"
+    else:
+        status = "action_failed" if action_failed else DECISION
+    if not pressed and (asked or status == "no_button"):
+        pressed = (FALLBACK_BUTTON,)
+    answer = answer or {}
+    return Decision(
+        status=status,
+        pressed=() if action_failed else pressed,
+        # An old plain-text answer is its own reasoning.
+        reasoning=clean_text(answer.get("reasoning") if answer else analysis).strip(),
+        situation=clean_text(answer.get("context_detected")).strip() or "unknown",
+        confidence=_read_confidence(answer.get("confidence")),
+        template=clean_text(turn.get("template_used")) or None,
+        captured=captured,
+    )
+
+
+def is_failed_action(result: object) -> bool:
+    """Tell whether an `action_result` says that the press failed: false, or (in old sessions) a sentence saying so.
+
+    Nothing recorded is no failure.
+    """
+    if isinstance(result, str):
+        return bool(_FAILED_ACTION.search(result)) or result.strip().lower() in ("false", "none", "null")
+    if isinstance(result, dict):
+        return result.get("success") is False
+    return isinstance(result, bool | int | float) and not result
+
+
+def _read_analysis(analysis: dict[str, Any] | str | None) -> tuple[list[str], dict[str, Any] | None, bool]:
+    """Return (texts that may begin with an error, the parsed answer or None, whether v1 says parsing failed)."""
+    if isinstance(analysis, dict):
+        answer = analysis.get("parsed_json")
+        answer = answer if isinstance(answer, dict) else None
+        texts = [analysis.get("raw_text"), analysis.get("error"), (answer or {}).get("reasoning")]
+        failed = answer is None or analysis.get("parsing_success", True) is not True
+    else:
+        answer = _find_json(analysis or "")
+        texts = [analysis, (answer or {}).get("reasoning")]
+        failed = False
+    return [text for text in texts if isinstance(text, str)], answer, failed
+
+
+def _find_json(text: str) -> dict[str, Any] | None:
+    """Return the JSON object in an old plain-text analysis, bare or fenced or between sentences; None without one."""
+    try:
+        answer = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _read_buttons(turn: dict[str, Any], answer: dict[str, Any] | None) -> tuple[list[Any], tuple[str, ...]]:
+    """Return (what was asked for, what of it v1 pressed): of the first three, those that are buttons."""
+    asked = turn["button_presses"] if "button_presses" in turn else (answer or {}).get("button_presses")
+    asked = [asked] if isinstance(asked, str) and asked.strip() else asked if isinstance(asked, list) else []
+    names = [button.strip().lower() for button in asked[:MAX_PRESSED] if isinstance(button, str)]
+    return asked, tuple(name for name in names if name in BUTTONS)
+
+
+def _may_be_fallback(asked: list[Any]) -> bool:
+    """Tell whether recorded buttons may be v1's fallback: then an answer without JSON is no evidence of a decision."""
+    return not asked or asked in (["b"], ["B"])
+
+
+def _read_confidence(value: object) -> str | float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return clean_text(value) or None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        return None

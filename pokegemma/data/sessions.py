@@ -1,0 +1,205 @@
+"""Recorded Eevee v1 sessions, in every shape that they have on disk."""
+
+import collections
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
+from pokegemma.data.steps import number_steps
+from pokegemma.errors import PokegemmaError
+
+SESSION_FILE = "session_data.json"
+MAX_TURN = 10**9
+_STEP_FILE = re.compile(r"step_(\d{1,9})_grid\.png")
+
+
+class SessionError(PokegemmaError):
+    """A session folder that cannot be read as a whole."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One logged turn.
+
+    `number` is the turn as logged, None where that is unusable. `decision.status` says whether it can be a sample.
+    `frames` are pictures of what the player saw when deciding, the best first: base64 text of the raw frame, or a file.
+    """
+
+    number: int | None
+    decision: Decision
+    timestamp: str | None
+    time: datetime | None
+    frames: tuple[str | Path, ...]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One recording: every logged turn in order. `numbering` says how step files were matched (`steps.Numbering`)."""
+
+    folder: Path
+    goal: str
+    turns: tuple[Turn, ...]
+    numbering: str
+
+
+def find_sessions(data_dir: Path) -> list[Path]:
+    """Return the session folders at `data_dir`, sorted: itself, or its children, or those of its folder runs/.
+
+    A folder called session_* counts even without its session_data.json, so that it can be reported.
+
+    Raises:
+        PokegemmaError: there is no such folder, or no session in it.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise PokegemmaError(f"--eevee_data_dir {data_dir}: no such folder")
+    if (data_dir / SESSION_FILE).is_file():
+        return [data_dir]
+    sessions = []
+    try:
+        for parent in (data_dir, data_dir / "runs"):
+            children = sorted(parent.iterdir()) if parent.is_dir() else []
+            sessions += [child for child in children if child.is_dir() and _is_session(child)]
+    except OSError as error:
+        raise PokegemmaError(f"--eevee_data_dir {data_dir} cannot be read: {error.strerror}") from error
+    if not sessions:
+        raise PokegemmaError(
+            f"--eevee_data_dir {data_dir}: no session in it; expected session_*/{SESSION_FILE} or runs/session_*/..."
+        )
+    return sessions
+
+
+def _is_session(folder: Path) -> bool:
+    return folder.name.startswith("session_") or (folder / SESSION_FILE).is_file()
+
+
+def read_session(folder: Path, *, data_dir: Path | None = None) -> Session:
+    """Read a session folder; every logged turn comes back, with exactly one status.
+
+    Args:
+        folder: holds session_data.json and the screenshots.
+        data_dir: absolute `screenshot_path`s are followed inside this folder only (default: `folder`).
+
+    Raises:
+        SessionError: session_data.json is missing, cut off, or not a session.
+    """
+    folder = Path(folder)
+    record = _read_record(folder)
+    raw_turns = record.get("turns") or record.get("gameplay_history") or []
+    if not isinstance(raw_turns, list):
+        raise SessionError(f"{folder.name}/{SESSION_FILE}: its turns are not a list")
+    numbers = _read_numbers(raw_turns)
+    decisions = [
+        Decision("malformed_turn") if number is None else read_decision(raw)
+        for number, raw in zip(numbers, raw_turns, strict=True)
+    ]
+    files = _step_files(folder)
+    numbering = number_steps(numbers, [decision.captured for decision in decisions], sorted(files))
+    raw_frames = _raw_frames(record)
+    named = _named_frames(raw_turns, folder, Path(data_dir or folder))
+    turns = []
+    for number, raw, decision, step, path in zip(numbers, raw_turns, decisions, numbering.steps, named, strict=True):
+        found = (raw_frames.get(number), path if step is None else files[step]) if number is not None else ()
+        frames = tuple(frame for frame in found if frame is not None)
+        if decision.status == DECISION and not frames:
+            decision = dataclasses.replace(decision, status="frame_missing")
+        timestamp = clean_text(raw.get("timestamp")) if isinstance(raw, dict) else ""
+        turns.append(Turn(number, decision, timestamp or None, _read_time(timestamp), frames))
+    return Session(folder, _read_goal(record), tuple(turns), numbering.rule)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path, name = folder / SESSION_FILE, f"{folder.name}/{SESSION_FILE}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SessionError(f"{name} cannot be read: {error.strerror}") from error
+    try:
+        record = json.loads(content)
+    except RecursionError as error:
+        raise SessionError(f"{name} is not a session: nested too deeply") from error
+    except ValueError as error:
+        raise SessionError(f"{name} is cut off or not JSON ({len(content)} bytes): {error}") from error
+    if not isinstance(record, dict):
+        raise SessionError(f"{name} is not a session: a JSON {type(record).__name__}, not an object")
+    return record
+
+
+def _read_numbers(raw_turns: list[Any]) -> list[int | None]:
+    """Return each turn's number; None for what is no object, no whole number, or a number that was there before."""
+    numbers: list[int | None] = []
+    seen: set[int] = set()
+    for raw in raw_turns:
+        number = raw.get("turn") if isinstance(raw, dict) else None
+        usable = type(number) is int and 0 <= number < MAX_TURN and number not in seen
+        numbers.append(number if usable else None)
+        if usable:
+            seen.add(number)
+    return numbers
+
+
+def _read_goal(record: dict[str, Any]) -> str:
+    metadata = record.get("session_metadata")
+    nested = metadata.get("goal") if isinstance(metadata, dict) else None
+    return clean_text(nested).strip() or clean_text(record.get("goal")).strip()
+
+
+def _read_time(timestamp: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(timestamp)
+    except ValueError:
+        return None
+
+
+def _raw_frames(record: dict[str, Any]) -> dict[int, str]:
+    """Return the base64 of the frames without v1's overlay, by turn number."""
+    enhanced = record.get("enhanced_turns")
+    frames: dict[int, str] = {}
+    for raw in enhanced if isinstance(enhanced, list) else []:
+        number = raw.get("turn_number") if isinstance(raw, dict) else None
+        if type(number) is int and isinstance(raw.get("screenshot_base64"), str) and raw["screenshot_base64"]:
+            frames.setdefault(number, raw["screenshot_base64"])
+    return frames
+
+
+def _step_files(folder: Path) -> dict[int, Path]:
+    """Return the screenshots by step number: from the session's root (oldest versions), then from sshots/."""
+    files = {}
+    for parent in (folder, folder / "sshots"):
+        for path in sorted(parent.iterdir()) if parent.is_dir() else []:
+            if match := _STEP_FILE.fullmatch(path.name):
+                files[int(match[1])] = path
+    return files
+
+
+def _named_frames(raw_turns: list[Any], folder: Path, data_dir: Path) -> list[Path | None]:
+    """Return the file that each turn's `screenshot_path` names, if it exists and no other turn names it too.
+
+    The recording machine's absolute path rarely exists here: the file's name is looked up in the session's folder, and
+    the path itself is followed only inside `data_dir`.
+    """
+    paths = [
+        raw["screenshot_path"] if isinstance(raw, dict) and isinstance(raw.get("screenshot_path"), str) else ""
+        for raw in raw_turns
+    ]
+    times_named = collections.Counter(paths)
+    return [_named_frame(path, folder, data_dir) if path and times_named[path] == 1 else None for path in paths]
+
+
+def _named_frame(path: str, folder: Path, data_dir: Path) -> Path | None:
+    name = re.split(r"[\\/]", path)[-1]
+    try:
+        if name not in ("", ".", ".."):
+            for candidate in (folder / "sshots" / name, folder / name):
+                if candidate.is_file():
+                    return candidate
+        absolute = Path(path)
+        inside = absolute.is_absolute() and absolute.resolve().is_relative_to(data_dir.resolve())
+        return absolute if inside and absolute.is_file() else None
+    except (OSError, ValueError):  # too long for a file name, a NUL byte, a lone surrogate
+        return None
