@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+# Make the Python environment and say what this machine can train on. Asks nothing; run again, it takes a second.
+#
+#   ./init.sh                  what training needs
+#   ./init.sh --dev            what ./run_tests.sh needs, too
+#   ./init.sh --quiet          silent when there is nothing to do
+#   ./init.sh --print-python   print the environment's Python, install nothing
+#
+# An active virtual or conda environment is used; else .venv in this folder is, and made if need be (with uv, where it is
+# installed). Environment variables:
+#   PYTHON            the Python to make .venv with; else the newest of python3.13, python3.12, python3.11, python3
+#   TORCH_INDEX_URL   where to take torch from. On Linux without an NVIDIA GPU, https://download.pytorch.org/whl/cpu
+#                     spares the download of several gigabytes of CUDA libraries
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+root=$PWD
+
+dev=false quiet=false print_python=false
+for argument in "$@"; do
+    case $argument in
+        --dev) dev=true ;;
+        --quiet) quiet=true ;;
+        --print-python) print_python=true ;;
+        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$root/init.sh"; exit 0 ;;
+        *) echo "error: ./init.sh: unknown argument $argument (see --help)" >&2; exit 2 ;;
+    esac
+done
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# Print "3.11"; fails where the command is missing or does not run (pyenv leaves such shims).
+version_of() {
+    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
+is_new_enough() {
+    case $1 in 3.[0-9] | 3.10 | 2.*) return 1 ;; *) return 0 ;; esac
+}
+
+find_python() {
+    local candidate version seen="" candidates=(python3.13 python3.12 python3.11 python3)
+    if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
+    for candidate in "${candidates[@]}"; do
+        version=$(version_of "$candidate") || continue
+        seen="$seen $candidate is $version;"
+        is_new_enough "$version" || continue
+        # Debian's python3 comes without these until python3-venv is installed. uv needs neither.
+        if ! command -v uv >/dev/null && ! "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
+            seen="$seen it cannot make environments (Debian, Ubuntu: apt install python3-venv);"
+            continue
+        fi
+        echo "$candidate"
+        return
+    done
+    if [[ -n ${PYTHON:-} ]]; then
+        fail "PYTHON=$PYTHON: ${seen:- it does not run;} pokegemma needs Python 3.11 or newer"
+    fi
+    fail "pokegemma needs Python 3.11 or newer;${seen:- no Python was found;} install one, or name it: PYTHON=/path/to/python3.11 ./init.sh"
+}
+
+# --- the environment
+
+python="" made_here=false
+if [[ -n ${VIRTUAL_ENV:-} ]]; then
+    env_dir=$VIRTUAL_ENV env_name="the active environment $VIRTUAL_ENV" remedy="deactivate it, or activate a newer one"
+elif [[ -n ${CONDA_PREFIX:-} ]]; then
+    env_dir=$CONDA_PREFIX env_name="the active conda environment $CONDA_PREFIX"
+    remedy="conda deactivate, or conda create -n pokegemma python=3.12 and activate it"
+else
+    env_dir=$root/.venv env_name=$env_dir made_here=true remedy="remove it (rm -r .venv) and run ./init.sh again"
+fi
+python=$env_dir/bin/python
+if $print_python; then
+    echo "$python"
+    exit 0
+fi
+
+log=""
+trap '[[ -z $log ]] || rm -f "$log"' EXIT
+
+step() {  # step "what it does" command...: one line before, one after, the output only if it fails
+    local what=$1 started=$SECONDS status=0
+    shift
+    log=$(mktemp "${TMPDIR:-/tmp}/pokegemma-init.XXXXXX")
+    echo "$what ..."
+    "$@" >"$log" 2>&1 </dev/null || status=$?
+    if [[ $status -ne 0 ]]; then
+        cat "$log" >&2
+        echo "error: $what failed (exit status $status; its output is above). ./init.sh starts again where it stopped" >&2
+        exit 1
+    fi
+    rm -f "$log"
+    echo "    done in $((SECONDS - started)) s"
+}
+
+version=$(version_of "$python") || version=""
+if [[ -z $version ]]; then
+    $made_here || fail "$env_name has no Python that runs; deactivate it (or unset VIRTUAL_ENV, CONDA_PREFIX) and run ./init.sh again"
+    if command -v uv >/dev/null; then
+        # uv fetches a Python where the machine has none that is new enough.
+        base=$(find_python 2>/dev/null) || { [[ -z ${PYTHON:-} ]] && base=3.12; } || find_python
+        step "Making .venv with uv (Python: $base)" uv venv --quiet --clear --seed --python "$base" .venv
+    else
+        base=$(find_python)
+        # --clear: what an interrupted run or a removed Python left there does not work.
+        step "Making .venv with $base (Python $(version_of "$base"))" "$base" -m venv --clear .venv
+    fi
+    version=$(version_of "$python") || fail "$python was made but does not run"
+fi
+is_new_enough "$version" || fail "$env_name has Python $version; pokegemma needs 3.11 or newer: $remedy"
+
+# --- the packages
+
+# The stamp in the environment says for which requirements, Python and checkout it was filled. It is written last, so an
+# interrupted installation has none.
+fingerprint() {  # fingerprint FILE...
+    { echo "$root $version"; cat "$@"; } | cksum | tr -d ' '
+}
+stamp=$env_dir/.pokegemma dev_stamp=$env_dir/.pokegemma-dev
+base_print=$(fingerprint requirements.txt pyproject.toml)
+dev_print=$(fingerprint requirements.txt pyproject.toml requirements-dev.txt)
+
+is_filled() {
+    [[ -f $stamp && $(cat "$stamp") == "$base_print" ]] || return 1
+    if $dev; then [[ -f $dev_stamp && $(cat "$dev_stamp") == "$dev_print" ]] || return 1; fi
+    # -I: the installed package, not the folder that happens to be here.
+    "$python" -I -c 'import sys, pokegemma, dotenv, psutil; sys.exit(pokegemma.__path__[0] != sys.argv[1])' \
+        "$root/pokegemma" 2>/dev/null
+}
+
+install() {
+    if command -v uv >/dev/null; then
+        uv pip install --quiet --python "$python" "$@"
+    else
+        "$python" -m pip install --quiet --disable-pip-version-check --no-input "$@"
+    fi
+}
+
+installed=false
+if ! is_filled; then
+    installed=true
+    rm -f "$stamp" "$dev_stamp"
+    if ! command -v uv >/dev/null && ! "$python" -m pip --version >/dev/null 2>&1; then
+        step "Adding pip to $env_dir" "$python" -m ensurepip
+    fi
+    if [[ -n ${TORCH_INDEX_URL:-} ]]; then
+        torch=$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements.txt)
+        step "Installing $torch from TORCH_INDEX_URL" install --index-url "$TORCH_INDEX_URL" "$torch"
+    elif [[ $(uname -s) == Linux ]] && ! command -v nvidia-smi >/dev/null &&
+        ! "$python" -I -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
+        echo "No NVIDIA GPU here, yet PyPI's torch may bring gigabytes of CUDA libraries. To do without: stop (Ctrl-C), then"
+        echo "    TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu ./init.sh"
+    fi
+    files=(-r requirements.txt)
+    what="requirements.txt"
+    if $dev; then files+=(-r requirements-dev.txt) what="requirements.txt and requirements-dev.txt"; fi
+    step "Installing $what into $env_dir (the first time: minutes)" install "${files[@]}"
+    step "Installing pokegemma itself, editable" install --no-deps -e .
+    echo "$base_print" >"$stamp"
+    if $dev; then echo "$dev_print" >"$dev_stamp"; fi
+    is_filled || fail "$env_dir was filled, but importing pokegemma from $root with it fails; try: $python -I -c 'import pokegemma'"
+fi
+
+if [[ ! -e .env ]]; then
+    cp .env.example .env
+    chmod 600 .env  # tokens will be written to it
+    $quiet || echo "Made .env from .env.example: put tokens and settings there"
+fi
+
+if ! $quiet || $installed; then
+    echo "Environment: $env_dir (Python $version)"
+    "$python" scripts/describe_environment.py
+fi

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Make the environment with the test tools, lint, test. Arguments go to pytest: ./run_tests.sh -x -m "not slow"
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+./init.sh --dev
+python=$(./init.sh --print-python)
+
+# What a caller has set for training must not reach the tests: they work offline, on the CPU, and log nowhere.
+unset MODEL_NAME DATASET_PATH EVAL_DATASET_PATH OUTPUT_DIR MAX_STEPS BATCH_SIZE GRAD_ACCUM LEARNING_RATE LAYOUT
+unset ACCELERATE_CONFIG HUGGINGFACE_TOKEN HF_TOKEN WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled MPLBACKEND=Agg
+export PYTHONUNBUFFERED=1
+
+echo "Linting ..."
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+echo "Testing ..."
+"$python" -m pytest "$@"

@@ -1,0 +1,247 @@
+#!/usr/bin/env bash
+# Recorded play in, a trained, merged and evaluated Gemma 3 out. Makes its environment first (./init.sh).
+#
+#   ./train_gemma3.sh                               nothing configured: a demonstration, minutes on a CPU
+#   DATASET_PATH=training_data ./train_gemma3.sh    google/gemma-3-4b-it on your data
+#   ./train_gemma3.sh --lora_r 32                   arguments go to scripts/sft_pokemon_gemma3.py
+#   ./train_gemma3.sh --resume_from_checkpoint true continue a run that was stopped
+#
+# Variables, from the environment or .env (.env.example explains each; the environment wins): MODEL_NAME DATASET_PATH
+# EVAL_DATASET_PATH OUTPUT_DIR MAX_STEPS BATCH_SIZE GRAD_ACCUM LEARNING_RATE LAYOUT ACCELERATE_CONFIG
+# CUDA_VISIBLE_DEVICES HUGGINGFACE_TOKEN WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY
+# Relative paths start at this folder. Ctrl-C or SIGTERM: training saves a checkpoint and stops; once more: at once.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+case ${1:-} in
+    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' train_gemma3.sh; exit 0 ;;
+esac
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# First pass: make the environment, then run this script again with the settings of .env in its environment. So no token
+# is ever a word of this script, not even under `bash -x`.
+if [[ -z ${POKEGEMMA_PYTHON:-} ]]; then
+    ./init.sh --quiet
+    POKEGEMMA_PYTHON=$(./init.sh --print-python)
+    export POKEGEMMA_PYTHON
+    exec "$POKEGEMMA_PYTHON" -m pokegemma.settings "$BASH" "$0" "$@"
+fi
+python=$POKEGEMMA_PYTHON
+unset POKEGEMMA_PYTHON
+
+# --- what to do
+
+resume=false overwrite=false own_config=false
+for argument in "$@"; do
+    name=${argument%%=*}
+    case ${name//-/_} in
+        __output_dir) fail "$name: set OUTPUT_DIR instead; merging and evaluation must know it, too" ;;
+        __dataset_path | __eval_dataset_path) fail "$name: set DATASET_PATH, EVAL_DATASET_PATH instead; other steps read them" ;;
+        __model_name_or_path) fail "$name: set MODEL_NAME instead; the check before training reads it, too" ;;
+        __layout) fail "$name: set LAYOUT instead; evaluation must use the same" ;;
+        __resume_from_checkpoint) resume=true ;;
+        __overwrite) overwrite=true ;;
+        __config) own_config=true ;;
+    esac
+done
+
+demonstration=false
+if [[ -z ${DATASET_PATH:-} ]]; then
+    [[ -z ${MODEL_NAME:-} ]] ||
+        fail "MODEL_NAME=$MODEL_NAME, but DATASET_PATH is not set: set it to what scripts/convert_eevee_data_v2.py wrote"
+    [[ -z ${EVAL_DATASET_PATH:-} ]] || fail "EVAL_DATASET_PATH=$EVAL_DATASET_PATH, but DATASET_PATH is not set"
+    demonstration=true
+    output_dir=${OUTPUT_DIR:-outputs/toy}
+    model=$output_dir/base_model dataset=$output_dir/dataset
+else
+    model=${MODEL_NAME:-google/gemma-3-4b-it} dataset=$DATASET_PATH
+    output_dir=${OUTPUT_DIR:-outputs/$(basename "$model")}
+    [[ -e $dataset ]] || fail "DATASET_PATH=$dataset: not found"
+    if [[ ! -e $dataset/train.jsonl ]]; then
+        for sessions in "$dataset/runs" "$dataset"; do
+            if compgen -G "$sessions/session_*" >/dev/null; then
+                echo "error: DATASET_PATH=$dataset holds recorded sessions, not samples. Convert them first:" >&2
+                echo "    $python scripts/convert_eevee_data_v2.py --eevee_data_dir $sessions --output_dir training_data" >&2
+                echo "    DATASET_PATH=training_data ./train_gemma3.sh" >&2
+                exit 2
+            fi
+        done
+    fi
+fi
+adapter=$output_dir/adapter merged=$output_dir/merged evaluation=$output_dir/evaluation
+
+# --- where to run it
+
+fitting_config="" num_gpus=0 num_cores=1
+facts=$("$python" scripts/describe_environment.py --shell)
+eval "$facts"
+
+config=${ACCELERATE_CONFIG:-$fitting_config}
+if $demonstration && [[ -z ${ACCELERATE_CONFIG:-} ]]; then config=cpu_mps; fi
+config_file=""
+for candidate in "accelerate_configs/$config.yaml" "accelerate_configs/$config" "$config"; do
+    if [[ -f $candidate ]]; then config_file=$candidate; break; fi
+done
+[[ -n $config_file ]] || fail "ACCELERATE_CONFIG=$config: no such file, nor one of $(cd accelerate_configs && echo *.yaml)"
+launch=("$python" -m accelerate.commands.launch --quiet --config_file "$config_file")
+if ! grep -q '^num_processes:' "$config_file"; then
+    [[ $num_gpus -gt 0 ]] || fail "ACCELERATE_CONFIG=$config needs NVIDIA GPUs and none is usable; $fitting_config fits"
+    launch+=(--num_processes "$num_gpus")
+elif grep -q '^distributed_type: *"NO"' "$config_file" && [[ $num_gpus -gt 1 ]]; then
+    # One process that sees several GPUs would use DataParallel.
+    first=${CUDA_VISIBLE_DEVICES:-0}
+    export CUDA_VISIBLE_DEVICES=${first%%,*}
+fi
+# accelerate sets OMP_NUM_THREADS=1 where it is not set, which halves the speed of two cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$num_cores}
+export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false} PYTHONUNBUFFERED=1
+
+# --- what may be overwritten
+
+replace=()
+if $demonstration; then
+    export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}  # it needs nothing from the network
+    mark=$output_dir/.pokegemma_demonstration
+    if [[ ! -e $mark && -n $(ls -A "$output_dir" 2>/dev/null || true) ]]; then
+        fail "OUTPUT_DIR=$output_dir holds files that are not the demonstration's; choose a new folder"
+    fi
+    mkdir -p "$output_dir"
+    : >"$mark"
+    replace=(--overwrite)
+elif [[ -e $adapter ]]; then
+    $resume || $overwrite || fail "$adapter exists: continue with ./train_gemma3.sh --resume_from_checkpoint true," \
+        "start over with --overwrite, or set OUTPUT_DIR to a new folder"
+    replace=(--overwrite)
+fi
+logs=$output_dir/logs
+mkdir -p "$logs"
+
+# --- steps
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/pokegemma.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+number=0 child="" step_name="" stop_status=""
+
+# Each step runs in the background, since bash would handle a signal only after a step in the foreground had ended.
+stop() {  # stop EXIT_STATUS: the first time ask, then insist
+    local signal=KILL
+    if [[ -z $stop_status ]]; then
+        signal=TERM stop_status=$1
+        echo "stopping ... (once more: at once, saving nothing)" >&2 || true  # the terminal may be gone
+    fi
+    [[ -n $child ]] || return 0
+    # In training the processes that `accelerate launch` started are asked, not it: it would die and leave them behind,
+    # or give them 30 s to save a checkpoint.
+    "$python" - "$child" "$signal" "$step_name" <<'PYTHON' || true
+import signal, sys, psutil
+pid, name, is_training = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "train"
+try:
+    launcher = psutil.Process(pid)
+    workers = launcher.children(recursive=name == "KILL" or not is_training)
+except psutil.NoSuchProcess:
+    sys.exit()
+for process in workers if is_training and name == "TERM" and workers else [*workers, launcher]:
+    try:
+        process.send_signal(signal.Signals["SIG" + name])
+    except psutil.NoSuchProcess:
+        pass
+PYTHON
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
+
+await() {  # await PID: its exit status, in spite of signals that end `wait` early
+    local status=0
+    while :; do
+        status=0
+        wait "$1" 2>/dev/null || status=$?
+        kill -0 "$1" 2>/dev/null || return "$status"
+    done
+}
+
+run_step() {  # run_step NAME "what it does" RESULT command...
+    local what=$2 result=$3 started=$SECONDS status=0 log pipe=$work/pipe tee_pid
+    step_name=$1
+    shift 3
+    [[ -z $stop_status ]] || exit "$stop_status"
+    number=$((number + 1))
+    log=$logs/$number-$step_name.log
+    printf '\n[%s/%s] %s ...\n' "$number" "$num_steps" "$what"
+    rm -f "$pipe"
+    mkfifo "$pipe"
+    # A signal to the whole process group must not take the reader from a step that is saving.
+    (trap '' INT TERM HUP; exec tee "$log" <"$pipe") &
+    tee_pid=$!
+    set -m  # a process group of its own: Ctrl-C comes to this script alone, which passes it on
+    "$@" >"$pipe" 2>&1 </dev/null &
+    child=$!
+    set +m
+    await "$child" || status=$?
+    await "$tee_pid" || true  # it ends when the last process that writes has ended
+    child=""
+    if [[ $step_name == train ]] && [[ $status -eq 0 || -n $stop_status ]] &&
+        grep -qs '"status": "interrupted"' "$adapter/run.json"; then
+        echo "training was stopped after $((SECONDS - started)) s; its checkpoint is in $adapter" >&2
+        echo "continue, with the same variables and arguments: ./train_gemma3.sh --resume_from_checkpoint true" >&2
+        exit "${stop_status:-143}"
+    fi
+    if [[ -n $stop_status ]]; then
+        echo "stopped in step $number ($step_name) after $((SECONDS - started)) s; its result is not complete" >&2
+        exit "$stop_status"
+    fi
+    if [[ $status -ne 0 ]]; then
+        echo "error: step $number ($step_name) failed with exit status $status; what it printed: $log" >&2
+        exit "$status"
+    fi
+    echo "[$number/$num_steps] took $((SECONDS - started)) s; result: $result"
+}
+
+data_options=(--dataset_path "$dataset")  # what the check, training and evaluation share
+if [[ -n ${EVAL_DATASET_PATH:-} ]]; then data_options+=(--eval_dataset_path "$EVAL_DATASET_PATH"); fi
+if [[ -n ${LAYOUT:-} ]]; then data_options+=(--layout "$LAYOUT"); fi
+
+train_options=()
+if $demonstration && ! $own_config; then train_options+=(--config training_configs/toy.yaml); fi
+if [[ -n ${MAX_STEPS:-} ]]; then train_options+=(--max_steps "$MAX_STEPS"); fi
+if [[ -n ${BATCH_SIZE:-} ]]; then train_options+=(--per_device_train_batch_size "$BATCH_SIZE"); fi
+if [[ -n ${GRAD_ACCUM:-} ]]; then train_options+=(--gradient_accumulation_steps "$GRAD_ACCUM"); fi
+if [[ -n ${LEARNING_RATE:-} ]]; then train_options+=(--learning_rate "$LEARNING_RATE"); fi
+if $demonstration && ! $resume && [[ -e $adapter ]]; then train_options+=(--overwrite); fi
+
+num_steps=4
+if $demonstration; then
+    recorded=$output_dir/recorded
+    if $resume && [[ -e $dataset/train.jsonl && -e $model/config.json ]]; then
+        echo "continuing the demonstration in $output_dir: game, dataset and base model are there"
+    else
+        num_steps=7
+        echo "MODEL_NAME and DATASET_PATH are not set: running the demonstration, a tiny Gemma 3 that learns a small game"
+        run_step record "Recording a scripted player in the toy game" "$recorded/runs" \
+            "$python" scripts/record_toy_game.py --output_dir "$recorded" --seed 0 "${replace[@]}"
+        run_step convert "Converting the recorded sessions to samples" "$dataset" \
+            "$python" scripts/convert_eevee_data_v2.py --eevee_data_dir "$recorded/runs" --output_dir "$dataset" "${replace[@]}"
+        run_step base_model "Making a tiny Gemma 3 with random weights" "$model" \
+            "$python" scripts/make_tiny_model.py --output_dir "$model" "${replace[@]}"
+    fi
+else
+    echo "training $model on $dataset, under $config_file"
+fi
+run_step validate "Checking dataset, model and machine" "$logs" \
+    "$python" scripts/validate_training.py --model_name_or_path "$model" "${data_options[@]}"
+run_step train "Training" "$adapter" \
+    "${launch[@]}" scripts/sft_pokemon_gemma3.py --model_name_or_path "$model" "${data_options[@]}" --output_dir "$adapter" \
+    ${train_options[@]+"${train_options[@]}"} "$@"
+run_step merge "Merging the adapter into the base model" "$merged" \
+    "$python" scripts/merge_qlora.py --lora_path "$adapter" --output_path "$merged" --verify ${replace[@]+"${replace[@]}"}
+run_step evaluate "Evaluating the merged model beside the baselines" "$evaluation" \
+    "$python" scripts/evaluate.py --model_path "$merged" "${data_options[@]}" --output_dir "$evaluation" \
+    ${replace[@]+"${replace[@]}"}
+
+echo
+echo "report: $evaluation/report.html"
+echo "total: $((SECONDS / 60)) min $((SECONDS % 60)) s"
