@@ -61,6 +61,9 @@ else
     model=${MODEL_NAME:-google/gemma-3-4b-it} dataset=$DATASET_PATH
     output_dir=${OUTPUT_DIR:-outputs/$(basename "$model")}
     [[ -e $dataset ]] || fail "DATASET_PATH=$dataset: not found"
+    # Evaluation is hours away: what it needs is looked for now.
+    held_out=${EVAL_DATASET_PATH:-$dataset}
+    case $held_out in *.jsonl) ;; *) held_out=$held_out/eval.jsonl ;; esac
     if [[ ! -e $dataset/train.jsonl ]]; then
         for sessions in "$dataset/runs" "$dataset"; do
             if compgen -G "$sessions/session_*" >/dev/null; then
@@ -71,6 +74,9 @@ else
             fi
         done
     fi
+    for file in "$held_out" "$(dirname "$held_out")/train.jsonl"; do
+        [[ -f $file ]] || fail "$file not found; evaluation needs it (DATASET_PATH, EVAL_DATASET_PATH)"
+    done
 fi
 adapter=$output_dir/adapter merged=$output_dir/merged evaluation=$output_dir/evaluation
 
@@ -201,9 +207,13 @@ run_step() {  # run_step NAME "what it does" RESULT command...
     echo "[$number/$num_steps] took $((SECONDS - started)) s; result: $result"
 }
 
-data_options=(--dataset_path "$dataset")  # what the check, training and evaluation share
+data_options=(--dataset_path "$dataset")
 if [[ -n ${EVAL_DATASET_PATH:-} ]]; then data_options+=(--eval_dataset_path "$EVAL_DATASET_PATH"); fi
-if [[ -n ${LAYOUT:-} ]]; then data_options+=(--layout "$LAYOUT"); fi
+evaluate_options=(--dataset_path "${EVAL_DATASET_PATH:-$dataset}")
+if [[ -n ${LAYOUT:-} ]]; then
+    data_options+=(--layout "$LAYOUT")
+    evaluate_options+=(--layout "$LAYOUT")
+fi
 
 train_options=()
 if $demonstration && ! $own_config; then train_options+=(--config training_configs/toy.yaml); fi
@@ -239,9 +249,8 @@ run_step train "Training" "$adapter" \
 run_step merge "Merging the adapter into the base model" "$merged" \
     "$python" scripts/merge_qlora.py --lora_path "$adapter" --output_path "$merged" --verify ${replace[@]+"${replace[@]}"}
 run_step evaluate "Evaluating the merged model beside the baselines" "$evaluation" \
-    "$python" scripts/evaluate.py --model_path "$merged" "${data_options[@]}" --output_dir "$evaluation" \
+    "$python" scripts/evaluate.py --model_path "$merged" "${evaluate_options[@]}" --output_dir "$evaluation" \
     ${replace[@]+"${replace[@]}"}
 
-echo
-echo "report: $evaluation/report.html"
-echo "total: $((SECONDS / 60)) min $((SECONDS % 60)) s"
+printf '\ndone in %s min %s s; model: %s; report: %s\n' \
+    $((SECONDS / 60)) $((SECONDS % 60)) "$merged" "$evaluation/report.html"

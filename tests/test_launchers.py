@@ -102,8 +102,10 @@ def calls_of(project: Path) -> list[tuple[str, list[str], dict[str, str]]]:
 
 
 def make_dataset(project: Path) -> None:
-    (project / "data").mkdir()
-    (project / "data" / "train.jsonl").touch()
+    for folder in ("data", "other"):
+        (project / folder).mkdir()
+        (project / folder / "train.jsonl").touch()
+        (project / folder / "eval.jsonl").touch()
 
 
 # --- files
@@ -253,7 +255,7 @@ def test_with_nothing_configured_the_demonstration_runs_every_step(project):
         "--output_dir outputs/toy/adapter --config training_configs/toy.yaml"
     )
     assert "[2/7] Converting" in result.stdout and "result: outputs/toy/dataset" in result.stdout
-    assert "report: outputs/toy/evaluation/report.html" in result.stdout
+    assert result.stdout.endswith("; model: outputs/toy/merged; report: outputs/toy/evaluation/report.html\n")
     assert "sft_pokemon_gemma3 was here" in (project / "outputs/toy/logs/5-train.log").read_text()
 
 
@@ -292,7 +294,16 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
         "--lora_r", "8",
     ]  # fmt: skip
     assert calls["merge_qlora"] == ["--lora_path", "my runs/adapter", "--output_path", "my runs/merged", "--verify"]
-    assert calls["evaluate"] == ["--model_path", "my runs/merged", *data, "--output_dir", "my runs/evaluation"]
+    assert calls["evaluate"] == [
+        "--model_path",
+        "my runs/merged",
+        "--dataset_path",
+        "other",
+        "--layout",
+        "frames",
+        "--output_dir",
+        "my runs/evaluation",
+    ]
 
 
 def test_a_token_reaches_training_and_is_never_printed(project):
@@ -323,6 +334,8 @@ def test_a_failing_step_stops_the_launcher_with_its_status(project, step, status
         ({"MODEL_NAME": "m"}, [], "MODEL_NAME=m, but DATASET_PATH is not set"),
         ({"EVAL_DATASET_PATH": "e"}, [], "EVAL_DATASET_PATH=e, but DATASET_PATH is not set"),
         ({"DATASET_PATH": "nowhere"}, [], "DATASET_PATH=nowhere: not found"),
+        ({"DATASET_PATH": "no_eval"}, [], "no_eval/eval.jsonl not found; evaluation needs it"),
+        ({"DATASET_PATH": "no_eval", "EVAL_DATASET_PATH": "x/y.jsonl"}, [], "x/y.jsonl not found; evaluation needs it"),
         ({"ACCELERATE_CONFIG": "tpu"}, [], "ACCELERATE_CONFIG=tpu: no such file, nor one of cpu_mps.yaml"),
         ({"ACCELERATE_CONFIG": "fsdp2", "CUDA_VISIBLE_DEVICES": ""}, [], "ACCELERATE_CONFIG=fsdp2 needs NVIDIA GPUs"),
         ({}, ["--output-dir=x"], "--output-dir: set OUTPUT_DIR instead"),
@@ -330,6 +343,8 @@ def test_a_failing_step_stops_the_launcher_with_its_status(project, step, status
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_2(project, variables, arguments, message):
+    (project / "no_eval").mkdir()
+    (project / "no_eval" / "train.jsonl").touch()
     result = launch(project, *arguments, **variables)
     assert (result.returncode, calls_of(project)) == (2, [])
     assert result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1
