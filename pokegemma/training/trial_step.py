@@ -1,0 +1,121 @@
+"""One real training step: load, train, save, reload."""
+
+import json
+import math
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import torch
+from peft import PeftModel
+
+from pokegemma.data.checks import NO_SAMPLES, Check, Split, skipped
+from pokegemma.data.prompts import Layout
+from pokegemma.data.samples import Sample
+from pokegemma.errors import PokegemmaError
+from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.models import load_model, load_processor
+
+_STEP_SAMPLES = 4
+_STEP_TIMEOUT_S = 3600
+
+
+def longest_samples(split: Split, *, number: int = _STEP_SAMPLES) -> list[Sample]:
+    """Return the `number` samples of a split with the longest text, the longest first."""
+    longest: list[tuple[int, int, Sample]] = []
+    for order, sample in enumerate(split.samples()):
+        longest.append((-len(sample.context + sample.question + sample.output), order, sample))
+        longest = sorted(longest)[:number]
+    return [sample for *_, sample in longest]
+
+
+def _write_step_dataset(split: Split, folder: Path) -> list[Sample]:
+    """Write the longest samples as a dataset whose picture folders are links to the real ones."""
+    samples = longest_samples(split)
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(f"{sample.to_json()}\n" for sample in samples), encoding="utf-8")
+    names = {name for sample in samples for name in (*sample.frames, sample.image) if name is not None}
+    for top in sorted({PurePosixPath(name).parts[0] for name in names}):
+        (folder / top).symlink_to((split.folder / top).resolve())
+    return samples
+
+
+def _compare(folder: Path, model_path: str, samples: list[Sample], collator: Gemma3Collator, finetuning: str) -> float:
+    """Reload what was saved and return the largest difference of a logit to the base model's on one sample."""
+    batch = collator(samples[:1])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    batch = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+    with torch.inference_mode():
+        base = load_model(model_path, dtype=dtype, device=device)
+        before = base(**batch, logits_to_keep=32).logits.float().cpu()
+        if finetuning == "full":
+            del base
+            tuned = load_model(folder, dtype=dtype, device=device)
+        else:
+            tuned = PeftModel.from_pretrained(base, str(folder)).eval()
+        after = tuned(**batch, logits_to_keep=32).logits.float().cpu()
+    difference = (after - before).abs().max().item()
+    if not math.isfinite(difference):
+        raise PokegemmaError("the reloaded model's logits are not finite")
+    return difference
+
+
+def check_step(
+    train_command: Sequence[str],
+    train: Split,
+    *,
+    model: str,
+    layout: Layout,
+    finetuning: str,
+    max_length: int | None,
+    seed: int,
+) -> Check:
+    """Load, train one step on the longest samples, save, reload: fail if any of it does, or nothing was learned.
+
+    Args:
+        train_command: starts scripts/sft_pokemon_gemma3.py, to which the options are added. A process of its own
+            gives its memory back, and may be killed for lack of it without ending this one.
+    """
+    name = "one step"
+    with tempfile.TemporaryDirectory(prefix="pokegemma_step_") as temporary:
+        dataset, output = Path(temporary, "dataset"), Path(temporary, "adapter")
+        samples = _write_step_dataset(train, dataset)
+        if not samples:
+            return skipped(name, NO_SAMPLES)
+        options = {
+            "dataset_path": dataset, "output_dir": output, "model_name_or_path": model, "layout": layout,
+            "finetuning": finetuning, "seed": seed, "max_steps": 1, "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "logging_steps": 1,
+            "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "dataloader_num_workers": 0,
+            **({"max_length": max_length} if max_length else {}),
+        }  # fmt: skip
+        arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        try:
+            done = subprocess.run(
+                [*train_command, *arguments], capture_output=True, text=True, timeout=_STEP_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return Check(name, "FAIL", f"one step took longer than {_STEP_TIMEOUT_S} s")
+        log = tuple(done.stderr.strip().splitlines()[-20:])
+        if done.returncode:
+            how = "was killed (out of memory?)" if done.returncode < 0 else f"exited with {done.returncode}"
+            return Check(name, "FAIL", f"training {how}: {log[-1] if log else 'no message'}", log)
+        state_path = output / "trainer_state.json"
+        if not state_path.is_file():
+            return Check(name, "FAIL", "training saved no trainer_state.json", log)
+        history = json.loads(state_path.read_text(encoding="utf-8"))["log_history"]
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        if not losses or not math.isfinite(losses[0]):
+            return Check(name, "FAIL", f"the loss is {losses[0] if losses else 'missing'}", log)
+        try:
+            collator = Gemma3Collator(processor=load_processor(model), layout=layout, dataset_folder=dataset)
+            difference = _compare(output, model, samples, collator, finetuning)
+        except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
+            return Check(name, "FAIL", f"what was saved does not load: {' '.join(str(error).split())[:300]}", log)
+    if not difference:
+        return Check(name, "FAIL", f"loss {losses[0]:.3f}, but training changed nothing", log)
+    return Check(
+        name, "PASS", f"loaded, trained (loss {losses[0]:.3f}), saved, reloaded; logits moved by {difference:.2g}"
+    )

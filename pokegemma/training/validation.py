@@ -1,0 +1,153 @@
+"""All checks in order: the machine, the dataset, the model on both, then one real step. None stops the others."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+
+from pokegemma.data import leakage
+from pokegemma.data.checks import (
+    Check,
+    Split,
+    check_answers,
+    check_buttons,
+    check_records,
+    check_sessions,
+    skipped,
+)
+from pokegemma.data.contact_sheet import write_contact_sheet
+from pokegemma.data.picture_checks import check_pictures, check_windows, scan_pictures
+from pokegemma.data.prompts import Layout
+from pokegemma.environment import detect_hardware
+from pokegemma.errors import PokegemmaError
+from pokegemma.training import preflight
+from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.model_access import check_model_access, is_on_this_machine
+from pokegemma.training.models import load_config, load_processor
+from pokegemma.training.options import Finetuning
+from pokegemma.training.trial_step import check_step
+
+Progress = Callable[..., Iterable]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The training run to be checked. `step_command` starts the training script; None leaves out the one step."""
+
+    train: Split
+    held_out: Split | None
+    model: str
+    layout: Layout
+    finetuning: Finetuning
+    max_length: int | None
+    batch_size: int
+    seed: int
+    num_workers: int
+    contact_sheet: Path
+    output_dir: Path
+    step_command: Sequence[str] | None
+
+    @property
+    def splits(self) -> list[Split]:
+        return [split for split in (self.train, self.held_out) if split is not None]
+
+
+def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
+    """Yield the results one by one, as they come.
+
+    Args:
+        progress: tqdm, or what takes its (iterable, desc=, total=).
+    """
+    hardware = detect_hardware()
+    yield preflight.check_environment()
+    yield preflight.check_hardware(hardware)
+    access = check_model_access(plan.model)
+    yield access
+    usable = access.status != "FAIL"
+    yield from _dataset_checks(plan, progress)
+    if usable:
+        try:
+            yield from _model_checks(plan, hardware, progress)
+        except PokegemmaError as error:  # the Hub, which was there a moment ago
+            yield Check("model", "FAIL", str(error))
+            usable = False
+    else:
+        yield preflight.check_disk({plan.output_dir: None})
+        for name in ("token lengths", "memory (estimate)"):
+            yield skipped(name, "needs the model")
+    if plan.step_command is None:
+        yield skipped("one step", "left out by --skip_step")
+    elif not usable:
+        yield skipped("one step", "needs the model")
+    else:
+        yield check_step(
+            plan.step_command, plan.train, model=plan.model, layout=plan.layout, finetuning=plan.finetuning,
+            max_length=plan.max_length, seed=plan.seed,
+        )  # fmt: skip
+
+
+def _dataset_checks(plan: Plan, progress: Progress) -> Iterator[Check]:
+    train, held_out, splits = plan.train, plan.held_out, plan.splits
+    yield check_records(splits)
+    if held_out is None:
+        yield Check("eval split", "WARN", f"no eval.jsonl beside {train.path.name}: nobody will know what was learned")
+    yield check_answers(splits)
+    yield check_buttons(train, held_out)
+    scan = scan_pictures(
+        splits,
+        num_workers=plan.num_workers,
+        progress=lambda results, total: progress(results, desc="pictures", total=total),
+    )
+    yield check_pictures(splits, scan)
+    if held_out is None:
+        for name in ("sessions", "identical windows", "text-only probe"):
+            yield skipped(name, "needs an eval split")
+    else:
+        yield check_sessions(train, held_out)
+        yield check_windows(train, held_out, scan)
+        yield leakage.check_text_probe(train, held_out, seed=plan.seed)
+    yield leakage.check_target_text(splits)
+    yield leakage.check_history(splits)
+    try:
+        number = write_contact_sheet(splits, plan.contact_sheet, layout=plan.layout, seed=plan.seed)
+    except OSError as error:
+        yield Check(
+            "contact sheet", "WARN", f"{plan.contact_sheet} cannot be written ({error.strerror}); use --contact_sheet"
+        )
+    else:
+        yield Check("contact sheet", "PASS", f"{number} samples to look at in {plan.contact_sheet}")
+
+
+def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
+    config, processor = load_config(plan.model), load_processor(plan.model)
+    bytes_per_weight = 2 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 4
+    size = preflight.measure_model(config)
+    needs: dict[Path, int | None] = {
+        plan.output_dir: preflight.disk_bytes(size, finetuning=plan.finetuning, bytes_per_weight=bytes_per_weight)
+    }
+    if not is_on_this_machine(plan.model):
+        needs[Path(constants.HF_HUB_CACHE)] = size.num_weights * 2
+    yield preflight.check_disk(needs)
+    collators = {
+        split.name: Gemma3Collator(processor=processor, layout=plan.layout, dataset_folder=split.folder)
+        for split in plan.splits
+    }
+    check, lengths = preflight.check_token_lengths(
+        plan.splits,
+        collators,
+        max_positions=config.text_config.max_position_embeddings,
+        max_length=plan.max_length,
+        progress=lambda located, name: progress(located, desc=name),
+    )
+    yield check
+    if lengths is None:
+        yield skipped("memory (estimate)", "needs the token lengths")
+        return
+    images = 1 if plan.layout == "grid" else max(len(s.frames) for split in plan.splits for s in split.samples())
+    estimate = preflight.estimate_memory(
+        config, size, finetuning=plan.finetuning, lengths=lengths, images_per_sample=images,
+        batch_size=plan.batch_size, bytes_per_weight=bytes_per_weight,
+    )  # fmt: skip
+    yield preflight.check_memory(estimate, hardware, what=f"{plan.finetuning}, batches of {plan.batch_size}")

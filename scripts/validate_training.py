@@ -1,0 +1,105 @@
+"""Check a dataset, the model and this machine before paying for a GPU.
+
+python scripts/validate_training.py --dataset_path training_data --model_name_or_path google/gemma-3-4b-it
+
+Prints a line for each check, then the records it is about; writes a contact sheet of random samples with their
+answers. Exit status 1 when a check fails. --skip_step leaves out the last check, one real training step.
+"""
+
+import json
+import os
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pokegemma.cli import parse_options, run
+from pokegemma.data.checks import Check, find_splits
+from pokegemma.data.prompts import Layout
+from pokegemma.errors import PokegemmaError
+
+MAX_NAMED = 10
+
+
+@dataclass
+class ValidateOptions:
+    """Which training run to check. The defaults are those of training."""
+
+    dataset_path: str = field(metadata={"help": "Folder with train.jsonl and eval.jsonl, or a JSONL file."})
+    eval_dataset_path: str | None = field(
+        default=None, metadata={"help": "Folder or JSONL file to evaluate on; default: eval.jsonl beside train.jsonl."}
+    )
+    model_name_or_path: str = field(
+        default="google/gemma-3-4b-it", metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
+    )
+    layout: Layout = field(
+        default="grid", metadata={"help": "grid: one 2x2 picture a sample; frames: each frame as a picture."}
+    )
+    finetuning: str = field(
+        default="qlora", metadata={"help": "qlora, lora or full.", "choices": ["qlora", "lora", "full"]}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens a sample may have."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "For the memory estimate."})
+    output_dir: str = field(default="outputs", metadata={"help": "Where training will write: for the disk check."})
+    contact_sheet: str | None = field(
+        default=None, metadata={"help": "PNG to write; default: contact_sheet.png in the dataset's folder."}
+    )
+    skip_step: bool = field(default=False, metadata={"help": "Leave out the real training step."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode pictures; 0 means one a core."})
+    seed: int = field(default=0, metadata={"help": "Which samples the contact sheet and the probe draw."})
+    json: bool = field(default=False, metadata={"help": "Print JSON, with every bad record, instead of the table."})
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_length", 1), ("per_device_train_batch_size", 1), ("num_workers", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise PokegemmaError(f"--{name}: {value} is less than {least}")
+
+
+def print_check(check: Check) -> None:
+    print(f"{check.status}  {check.name:<22}  {check.summary}", flush=True)
+    if check.status in ("WARN", "FAIL"):
+        for detail in check.details[:MAX_NAMED]:
+            print(f"{'':30}{detail}")
+        if len(check.details) > MAX_NAMED:
+            print(f"{'':30}and {len(check.details) - MAX_NAMED} more (--json names all)")
+
+
+def main() -> int:
+    (options,) = parse_options(ValidateOptions, description=__doc__)
+    train, held_out = find_splits(
+        Path(options.dataset_path), Path(options.eval_dataset_path) if options.eval_dataset_path else None
+    )
+    from pokegemma.training.validation import Plan, run_checks
+
+    plan = Plan(
+        train=train, held_out=held_out, model=options.model_name_or_path, layout=options.layout,
+        finetuning=options.finetuning, max_length=options.max_length, seed=options.seed,
+        batch_size=options.per_device_train_batch_size, num_workers=options.num_workers or os.cpu_count() or 1,
+        contact_sheet=Path(options.contact_sheet or train.folder / "contact_sheet.png"),
+        output_dir=Path(options.output_dir),
+        step_command=None if options.skip_step else training_command(),
+    )  # fmt: skip
+    checks = []
+    for check in run_checks(plan, progress=partial(tqdm, leave=False, file=sys.stderr)):
+        checks.append(check)
+        if not options.json:
+            print_check(check)
+    counts = Counter(check.status for check in checks)
+    if options.json:
+        record = {"failed": counts["FAIL"], "warnings": counts["WARN"], "contact_sheet": str(plan.contact_sheet)}
+        print(json.dumps({**record, "checks": [asdict(check) for check in checks]}, indent=2, ensure_ascii=False))
+    else:
+        print(", ".join(f"{counts[status]} {status}" for status in ("PASS", "WARN", "FAIL", "SKIP")))
+    return 1 if counts["FAIL"] else 0
+
+
+def training_command() -> list[str]:
+    return [sys.executable, str(Path(__file__).resolve().with_name("sft_pokemon_gemma3.py"))]
+
+
+if __name__ == "__main__":
+    run(main)
