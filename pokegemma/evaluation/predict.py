@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import peft
 import torch
+from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
 from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
 
-from pokegemma.data.prompts import AnswerError, Layout, parse_answer
+from pokegemma.data.prompts import AnswerError, Layout, parse_answer, sample_images
 from pokegemma.data.samples import Sample
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.training import models
 from pokegemma.training.collator import ButtonTokens, Gemma3Collator
 
@@ -153,15 +154,55 @@ class Predictor:
 
     def generate(self, samples: Sequence[Sample]) -> list[GeneratedAnswer]:
         """Return the model's written answer to each sample, all in one batch."""
-        tokenizer = self.collator.processor.tokenizer
-        return generate_answers(self.model, self._prompts(samples), tokenizer, max_new_tokens=self.max_new_tokens)
+        return self._generate(self._prompts(samples))
 
     def score(self, samples: Sequence[Sample]) -> np.ndarray:
         """Return the probabilities (N, 8) of the buttons for each sample, all in one batch."""
-        return score_buttons(self.model, self._prompts(samples), self.collator.button_tokens).double().cpu().numpy()
+        return self._score(self._prompts(samples))
+
+    def predict(
+        self, samples: Sequence[Sample], *, batch_size: int, generate: bool = True
+    ) -> tuple[list[GeneratedAnswer] | None, np.ndarray]:
+        """Return the written answers (None without `generate`) and the probabilities (N, 8), with a progress bar."""
+        answers, scores = [], []
+        with tqdm(total=len(samples), desc="evaluate", unit="decision") as progress:
+            for start in range(0, len(samples), batch_size):
+                chunk = samples[start : start + batch_size]
+                batch = self._prompts(chunk)  # pictures are read once for both
+                scores.append(self._score(batch))
+                if generate:
+                    answers += self._generate(batch)
+                progress.update(len(chunk))
+        return answers if generate else None, np.concatenate(scores)
 
     def _prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.model.device) for name, tensor in self.collator.prompts(samples).items()}
+
+    def _generate(self, batch: dict[str, torch.Tensor]) -> list[GeneratedAnswer]:
+        tokenizer = self.collator.processor.tokenizer
+        return generate_answers(self.model, batch, tokenizer, max_new_tokens=self.max_new_tokens)
+
+    def _score(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        scores = score_buttons(self.model, batch, self.collator.button_tokens).double().cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise CheckFailedError("the model gives NaN instead of probabilities: its training diverged, or overflowed")
+        return scores
+
+
+def check_pictures(samples: Sequence[Sample], *, layout: Layout, dataset_folder: Path) -> None:
+    """Check, before a model is loaded, that every picture that `layout` shows is there.
+
+    Raises:
+        PokegemmaError: some are not, or a sample has none for this layout.
+    """
+    try:
+        paths = {path for sample in samples for path in sample_images(sample, layout)}
+    except ValueError as error:
+        raise PokegemmaError(str(error)) from error
+    missing = sorted(path for path in paths if not (dataset_folder / path).is_file())
+    if missing:
+        named = ", ".join(missing[:3])
+        raise PokegemmaError(f"{dataset_folder}: {len(missing)} of {len(paths)} pictures not found: {named}")
 
 
 def measure_latency(decide: Callable[[Sequence[Sample]], object], samples: Sequence[Sample]) -> list[float]:

@@ -8,10 +8,10 @@ from PIL import Image
 
 from pokegemma.data import prompts
 from pokegemma.data.samples import Sample
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation import predict
 from pokegemma.training import models
-from pokegemma.training.collator import ButtonTokens, Gemma3Collator
+from pokegemma.training.collator import ButtonTokens
 
 GOALS = ("leave", "read the sign, then open the menu and close it again", "go north")
 
@@ -73,9 +73,15 @@ def score_plainly(model, collator, sample, tokens):
 AWKWARD_BRANCHES = ((50,), (51, 60), (51, 61), (52, 60, 70), (52, 60, 71), (52, 61), (53, 60, 70, 80), (54, 60))
 
 
-@pytest.mark.parametrize("window", [512, 24, 5])
-@pytest.mark.parametrize("layout", ["grid", "frames"])
-@pytest.mark.parametrize("branches", [None, AWKWARD_BRANCHES], ids=["own", "awkward"])
+@pytest.mark.parametrize(
+    ("layout", "window", "branches"),
+    [
+        ("grid", 512, None),
+        ("grid", 24, AWKWARD_BRANCHES),  # shorter than the prompt, longer than a picture
+        ("frames", 5, AWKWARD_BRANCHES),  # shorter than a picture
+        ("frames", 512, AWKWARD_BRANCHES),
+    ],
+)
 def test_scores_equal_those_of_eight_separate_rows(checkpoint, dataset, layout, window, branches):
     predictor = load(checkpoint, dataset, layout)
     model, collator = predictor.model, predictor.collator
@@ -195,5 +201,26 @@ def test_a_broken_adapter_is_one_line(dataset, tmp_path):
         load(tmp_path, dataset)
 
 
-def test_collator_is_exported_for_the_dataset_folder(predictor, dataset):
-    assert isinstance(predictor.collator, Gemma3Collator) and predictor.collator.dataset_folder == dataset[0]
+def test_prediction_in_batches_equals_prediction_one_by_one(predictor, dataset):
+    answers, scores = predictor.predict(dataset[1], batch_size=2)
+    assert answers == predictor.generate(dataset[1])
+    assert scores == pytest.approx(np.concatenate([predictor.score([sample]) for sample in dataset[1]]), abs=1e-5)
+    only_scored, same = predictor.predict(dataset[1], batch_size=3, generate=False)
+    assert only_scored is None and same == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_diverged_model_fails_the_check(checkpoint, dataset):
+    predictor = load(checkpoint, dataset)
+    predictor.model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(CheckFailedError, match="NaN"):
+        predictor.score(dataset[1])
+
+
+def test_missing_pictures_are_named_before_a_model_is_loaded(dataset):
+    folder, samples = dataset
+    predict.check_pictures(samples, layout="grid", dataset_folder=folder)
+    gone = dataclasses.replace(samples[0], frames=("3.png", "gone.png"))
+    with pytest.raises(PokegemmaError, match=r"1 of 4 pictures not found: gone\.png"):
+        predict.check_pictures([gone, *samples[1:]], layout="frames", dataset_folder=folder)
+    with pytest.raises(PokegemmaError, match="s/0 has no grid picture"):
+        predict.check_pictures([dataclasses.replace(samples[0], image=None)], layout="grid", dataset_folder=folder)

@@ -1,0 +1,227 @@
+"""Put an evaluation together: metrics.json, predictions.jsonl, a short table, and one HTML page."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from pokegemma.data.prompts import BUTTONS, Layout, sample_images
+from pokegemma.data.samples import Sample
+from pokegemma.evaluation import metrics, plots
+from pokegemma.evaluation.baselines import BASELINES, count_buttons
+from pokegemma.evaluation.metrics import Decisions
+from pokegemma.evaluation.predict import GeneratedAnswer
+
+METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.jsonl", "report.html"
+MODEL_ROWS = {"generated": "model (generated)", "scored": "model (scored)"}
+"""Rows of the model: the answer it writes, and the button to which it gives the highest probability."""
+
+_NUM_EXAMPLES = 6
+_THUMBNAIL_PX = 480
+_FEW_SESSIONS = 10
+
+
+def build_metrics(
+    decisions: Decisions, fitted: Decisions, *, answers: Sequence[GeneratedAnswer] | None, scores: np.ndarray,
+    latency_s: Mapping[str, Sequence[float]], seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Return everything that is reported, ready for JSON.
+
+    Args:
+        fitted: the training decisions, for the baselines.
+        answers: of N decisions, or None where generation was left out.
+        scores: (N, 8).
+        latency_s: seconds of single decisions, for "generated" and "scored".
+    """
+    counts = count_buttons(fitted)
+    predictions: dict[str, np.ndarray] = {}
+    if answers is not None:
+        predictions["generated"] = metrics.button_indices(answer.button for answer in answers)
+    predictions["scored"] = scores.argmax(1)
+    probabilities: dict[str, np.ndarray | None] = {"generated": None, "scored": scores}
+    for key, (_, predict) in BASELINES.items():
+        predictions[key], probabilities[key] = predict(counts, decisions.previous)
+    labels = {**MODEL_ROWS, **{key: label for key, (label, _) in BASELINES.items()}}
+    resampled = metrics.resample_sessions(decisions, predictions, seed=seed)
+    rows = {
+        key: metrics.build_row(key, labels[key], decisions, predicted, probabilities[key], resampled)
+        for key, predicted in predictions.items()
+    }
+    best = max((rows[key] for key in BASELINES), key=lambda row: row["accuracy"])
+    model_rows = [rows[key] for key in MODEL_ROWS if key in rows]
+    num_sessions = len(set(decisions.sessions))
+    result = {
+        "headline": {
+            "model": model_rows[0]["key"],
+            "model_accuracy": model_rows[0]["accuracy"],
+            "model_accuracy_interval": model_rows[0]["accuracy_interval"],
+            "best_baseline": best["key"],
+            "best_baseline_accuracy": best["accuracy"],
+            "points_above_baseline": 100 * (model_rows[0]["accuracy"] - best["accuracy"]),
+        },
+        "rows": list(rows.values()),
+        "differences": [metrics.build_difference(row, best, resampled) for row in model_rows],
+        "num_decisions": len(decisions.truth),
+        "num_sessions": num_sessions,
+        "num_sessions_shared_with_train": len(set(decisions.sessions) & set(fitted.sessions)),
+        "num_change_decisions": int(decisions.is_change.sum()),
+        "num_first_decisions": int((decisions.previous == metrics.NO_BUTTON).sum()),
+        "intervals": {
+            "method": "percentile bootstrap over whole sessions, 95 %",
+            "resamples": metrics.NUM_RESAMPLES if resampled else 0,
+            "seed": seed,
+            "note": _interval_note(num_sessions),
+        },
+        "buttons": list(BUTTONS),
+        "latency_ms": {key: metrics.percentiles_ms(seconds) for key, seconds in latency_s.items()},
+        "valid_json_rate": None,
+        "num_cut_off": None,
+        "agreement": None,
+        "reliability": metrics.reliability_table(decisions.truth, scores),
+    }
+    for row in model_rows:
+        predicted = predictions[row["key"]]
+        confusion = metrics.confusion_matrix(decisions.truth, predicted)
+        result[row["key"]] = {
+            "per_button": metrics.button_table(confusion),
+            "per_situation": metrics.situation_table(decisions, predicted),
+            "confusion": confusion.tolist(),
+        }
+    if answers is not None:
+        result["valid_json_rate"] = sum(answer.button is not None for answer in answers) / len(answers)
+        result["num_cut_off"] = sum(not answer.complete for answer in answers)
+        result["agreement"] = float((predictions["generated"] == predictions["scored"]).mean())
+    return result
+
+
+def _interval_note(num_sessions: int) -> str | None:
+    if num_sessions < 2:
+        return "no intervals: there is one session, and intervals come from how sessions differ"
+    if num_sessions < _FEW_SESSIONS:
+        return f"intervals are rough: there are only {num_sessions} sessions to resample"
+    return None
+
+
+def format_percent(value: float | None, *, digits: int = 1) -> str:
+    """Return a share as "93.1 %", or a dash for None."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def format_interval(bounds: Sequence[float] | None) -> str:
+    """Return an interval of shares as "90.0–96.2", in percent, or nothing for None."""
+    return "" if bounds is None else f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}"
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """Return the short table for a terminal: a row a predictor."""
+    lines = [("", "accuracy", "95 % interval", "macro-F1", "on changes", "NLL")]
+    for row in result["rows"]:
+        nll = "–" if row["nll"] is None else f"{row['nll']:.3f}"
+        shares = (format_percent(row["accuracy"]), format_interval(row["accuracy_interval"]) or "–")
+        more = (f"{row['macro_f1']:.3f}", format_percent(row["change_accuracy"]), nll)
+        lines.append((row["name"], *shares, *more))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width)
+                  for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    )  # fmt: skip
+
+
+def headline_sentence(result: Mapping[str, Any]) -> str:
+    """Return the result in one sentence."""
+    headline = result["headline"]
+    bounds = format_interval(headline["model_accuracy_interval"])
+    baseline = next(row["name"] for row in result["rows"] if row["key"] == headline["best_baseline"])
+    turns = "turns" if result["num_sessions_shared_with_train"] else "unseen turns"
+    return (
+        f"The model presses the right button on {format_percent(headline['model_accuracy'])} of {turns}"
+        + (f" (95 % interval {bounds})" if bounds else "")
+        + f"; the best baseline that sees no picture ({baseline}) reaches "
+        + f"{format_percent(headline['best_baseline_accuracy'])}."
+    )
+
+
+def prediction_lines(
+    samples: Sequence[Sample], decisions: Decisions, answers: Sequence[GeneratedAnswer] | None, scores: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return one record a decision: what was true, what the model wrote, and the eight probabilities."""
+    return [
+        {
+            "id": sample.id,
+            "truth": BUTTONS[decisions.truth[place]],
+            "text": None if answers is None else answers[place].text,
+            "button": None if answers is None else answers[place].button,
+            "complete": None if answers is None else answers[place].complete,
+            "scored_button": BUTTONS[scores[place].argmax()],
+            "scores": dict(zip(BUTTONS, map(float, scores[place]), strict=True)),
+        }
+        for place, sample in enumerate(samples)
+    ]
+
+
+def _thumbnail(path: Path) -> str:
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def pick_examples(
+    samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], *, layout: Layout, folder: Path
+) -> list[dict[str, Any]]:
+    """Return up to six wrong and six right decisions, evenly spread, each with a thumbnail of its newest picture."""
+    answers = [line["scored_button"] if line["text"] is None else line["button"] for line in predictions]
+    examples = []
+    for right in (False, True):
+        places = [at for at, line in enumerate(predictions) if (answers[at] == line["truth"]) == right]
+        for place in evenly_spread(places, _NUM_EXAMPLES):
+            line = predictions[place]
+            ranked = sorted(line["scores"].items(), key=lambda item: -item[1])[:3]
+            picture = folder / sample_images(samples[place], layout)[-1]
+            examples.append({**line, "right": right, "answer": answers[place], "ranked": ranked,
+                             "picture": _thumbnail(picture), "goal": samples[place].metadata.get("goal")})  # fmt: skip
+    return examples
+
+
+def evenly_spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Return at most `count` of `items`, evenly spread, in order; always the same ones."""
+    return [items[number * len(items) // count] for number in range(count)] if len(items) > count else list(items)
+
+
+def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples: Sequence[Mapping[str, Any]]) -> str:
+    """Return the report as one page that loads nothing from anywhere. `facts` are named lines for its head."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(percent=format_percent, interval=format_interval)
+    model_keys = [key for key in MODEL_ROWS if key in result]
+    detail = result[model_keys[0]]
+    page = environment.get_template("report.html.jinja").render(
+        result=result, detail=detail, facts=facts, examples=examples, sentence=headline_sentence(result),
+        model_keys=model_keys, labels=MODEL_ROWS, difference=result["differences"][0],
+        accuracy_plot=plots.plot_accuracy(result["rows"], model_keys),
+        recall_plot=plots.plot_recall(detail["per_button"]),
+        reliability_plot=plots.plot_reliability(result["reliability"]),
+    )  # fmt: skip
+    # Text of a sample may hold half a surrogate pair, which no file can.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def write_report(
+    folder: Path, result: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], page: str
+) -> None:  # fmt: skip
+    """Write metrics.json, predictions.jsonl and report.html into `folder`."""
+    (folder / METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in predictions)
+    (folder / PREDICTIONS_FILE).write_text(lines, encoding="utf-8")
+    (folder / REPORT_FILE).write_text(page, encoding="utf-8")

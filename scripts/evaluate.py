@@ -1,0 +1,116 @@
+"""Measure a model on unseen sessions, beside baselines that see no picture.
+
+python scripts/evaluate.py --model_path outputs/merged --dataset_path training_data --output_dir outputs/evaluation
+
+Writes metrics.json, predictions.jsonl, report.html (one page, no network) and run.json; prints a short table.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pokegemma.cli import parse_options, run
+from pokegemma.data.prompts import LAYOUTS, Layout
+from pokegemma.data.samples import dataset_hash, read_samples
+from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import atomic_folder
+from pokegemma.provenance import read_run_record, write_run_record
+
+_NUM_LATENCY_SAMPLES = 20
+
+
+@dataclass
+class EvaluateOptions:
+    model_path: str = field(metadata={"help": "Checkpoint folder or Hugging Face id, or an adapter's folder."})
+    dataset_path: str = field(
+        metadata={"help": "Folder with eval.jsonl and train.jsonl, or a JSONL file that has train.jsonl beside it."}
+    )
+    output_dir: str = field(metadata={"help": "Folder to make for the report."})
+    layout: Literal["grid", "frames"] | None = field(
+        default=None, metadata={"help": "How samples are shown. Default: as the model's run.json says, else grid."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Decisions in one forward pass."})
+    max_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, evenly spread."})
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto", metadata={"help": "auto: bfloat16 on a GPU that has it, else float32."}
+    )
+    device: str | None = field(default=None, metadata={"help": "cuda, cuda:1, mps or cpu. Default: the best there is."})
+    generate: bool = field(
+        default=True, metadata={"help": "Also let the model write whole answers; --no_generate scores only (faster)."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which a written answer is cut off."})
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing OUTPUT_DIR."})
+    json: bool = field(default=False, metadata={"help": "Print metrics.json instead of the table."})
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_samples", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PokegemmaError(f"--{name}: {value} is not at least 1")
+
+
+def find_files(dataset_path: str) -> tuple[Path, Path]:
+    """Return the JSONL file to evaluate on and the one that the baselines are fitted on."""
+    path = Path(dataset_path)
+    held_out = path if path.suffix == ".jsonl" else path / "eval.jsonl"
+    for file in (held_out, held_out.parent / "train.jsonl"):
+        if not file.is_file():
+            raise PokegemmaError(f"{file} not found; make it with scripts/convert_eevee_data_v2.py --output_dir {path}")
+    return held_out, held_out.parent / "train.jsonl"
+
+
+def find_layout(options: EvaluateOptions) -> Layout:
+    """Return the layout asked for, else the one that the model was trained with."""
+    recorded = (read_run_record(Path(options.model_path)) or {}).get("options", {}).get("layout")
+    return options.layout or (recorded if recorded in LAYOUTS else "grid")
+
+
+def main() -> None:
+    (options,) = parse_options(EvaluateOptions, description=__doc__)
+    held_out, train = find_files(options.dataset_path)
+    layout, folder = find_layout(options), held_out.parent
+    from pokegemma.evaluation import metrics, predict, report
+
+    available = list(read_samples(held_out))
+    samples = report.evenly_spread(available, options.max_samples or len(available))
+    predict.check_pictures(samples, layout=layout, dataset_folder=folder)
+    decisions, fitted = metrics.read_decisions(samples), metrics.read_decisions(read_samples(train))
+    with atomic_folder(Path(options.output_dir), overwrite=options.overwrite) as output:
+        predictor = predict.load_predictor(
+            options.model_path, dataset_folder=folder, layout=layout, dtype=options.dtype, device=options.device,
+            max_new_tokens=options.max_new_tokens,
+        )  # fmt: skip
+        answers, scores = predictor.predict(samples, batch_size=options.batch_size, generate=options.generate)
+        timed = report.evenly_spread(samples, _NUM_LATENCY_SAMPLES)
+        ways = {"generated": predictor.generate, "scored": predictor.score}
+        latency_s = {
+            key: predict.measure_latency(way, timed) for key, way in ways.items() if options.generate or key == "scored"
+        }
+        result = report.build_metrics(
+            decisions, fitted, answers=answers, scores=scores, latency_s=latency_s, seed=options.seed
+        )
+        result["num_available"] = len(available)
+        model = predictor.model
+        facts = {
+            "model": options.model_path,
+            "data": f"{held_out}: {len(samples)} decisions of {len(available)}, {result['num_sessions']} sessions",
+            "layout": layout,
+            "ran on": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}",
+        }
+        predictions = report.prediction_lines(samples, decisions, answers, scores)
+        examples = report.pick_examples(samples, predictions, layout=layout, folder=folder)
+        report.write_report(output, result, predictions, report.render_html(result, facts=facts, examples=examples))
+        write_run_record(
+            output, stage="evaluate", options={**asdict(options), "layout": layout}, dataset_hash=dataset_hash(held_out)
+        )
+    if options.json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        print(f"{report.format_table(result)}\n{report.headline_sentence(result)}")
+        print(f"report: {Path(options.output_dir) / report.REPORT_FILE}")
+
+
+if __name__ == "__main__":
+    run(main)
