@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -10,6 +11,11 @@ import yaml
 from trl import TrlParser
 
 from pokegemma.errors import PokegemmaError
+
+# Said on every start of a machine without a GPU, by libraries that only a GPU run uses; DeepSpeed says it on stdout.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 class _Parser(TrlParser):
@@ -33,7 +39,9 @@ def parse_options(*option_types: type, description: str, argv: Sequence[str] | N
     try:
         options = parser.parse_args_and_config(arguments)
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
-        raise PokegemmaError(" ".join(str(error).split())) from error
+        message = " ".join(str(error).split())
+        message = message.replace("Some specified arguments are not used by the HfArgumentParser:", "unknown options:")
+        raise PokegemmaError(f"{message} (see --help)") from error
     values = {name: value for part in options for name, value in vars(part).items()}
     for action in parser._actions:
         # argparse checks the choices of flags, not of defaults that came from the YAML file.

@@ -1,13 +1,16 @@
 """Load Gemma 3 checkpoints, and make a tiny one with every part of the real ones."""
 
+import hashlib
 import json
 import logging
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import sentencepiece
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
@@ -19,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     set_seed,
 )
+from transformers.utils import cached_file
 
 from pokegemma.data import prompts
 from pokegemma.errors import PokegemmaError
@@ -107,8 +111,9 @@ def load_processor(path: str | Path) -> Gemma3Processor:
         PokegemmaError: it could not be loaded, or has no chat template.
     """
     load_config(path)
-    image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
-    processor = _load("processor", path, Gemma3Processor.from_pretrained, image_processor=image_processor)
+    processor = _load("processor", path, Gemma3Processor.from_pretrained)
+    # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be saved.
+    processor.image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
     if not processor.chat_template:
         raise PokegemmaError(f"{path}: the processor has no chat template; take an instruction-tuned (-it) checkpoint")
     return processor
@@ -141,6 +146,42 @@ def load_model(
     if device is not None:
         model = model.to(device)
     return model.eval()
+
+
+def weights_fingerprint(path: str | Path) -> str:
+    """Return a hash that tells checkpoints apart: all names and shapes, and the values of all vectors (norms, biases).
+
+    The matrices are left out: a fingerprint of a 4B takes a second, not a minute.
+
+    Raises:
+        PokegemmaError: the weights cannot be read.
+    """
+    files = [
+        _load("weights", path, cached_file, filename="model.safetensors", _raise_exceptions_for_missing_entries=False)
+    ]
+    if files == [None]:  # several files, and an index that names them
+        index = _load("weights", path, cached_file, filename="model.safetensors.index.json")
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        files = [_load("weights", path, cached_file, filename=name) for name in sorted(names)]
+    digest = hashlib.sha256()
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            for name in sorted(weights.keys()):
+                shape = weights.get_slice(name).get_shape()
+                digest.update(f"{name}{shape}".encode())
+                if len(shape) == 1:
+                    digest.update(weights.get_tensor(name).float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def copy_tokenizer_model(source: str | Path, folder: Path) -> None:
+    """Copy SentencePiece's tokenizer.model, which `save_pretrained` leaves out and llama.cpp needs, into `folder`.
+
+    Raises:
+        PokegemmaError: the checkpoint `source` has none.
+    """
+    path = _load("tokenizer.model", source, cached_file, filename="tokenizer.model")
+    shutil.copyfile(path, folder / "tokenizer.model")
 
 
 def _corpus(seed: int) -> list[str]:
@@ -228,8 +269,10 @@ def make_tiny_gemma3(
         eos_token_id=[1, ids["<end_of_turn>"]], tie_word_embeddings=True,
     )  # fmt: skip
     model = Gemma3ForConditionalGeneration(config)
-    # A projector starts at zero in transformers, which would make every picture look the same to LoRA.
+    # transformers' own start leaves nothing for LoRA to work with: a projector of zeros makes all pictures look the
+    # same, and embeddings of 0.02, which are the LM head too, cannot make one token likelier than the others.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=128**-0.5)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=192**-0.5)
     model.generation_config = GenerationConfig(
         **{**special, "eos_token_id": [1, ids["<end_of_turn>"]]}, cache_implementation="hybrid", do_sample=False
     )

@@ -1,0 +1,127 @@
+"""Options of a training run: what TRL's SFTConfig and ModelConfig have, with defaults for Gemma 3, and ours."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from trl import ModelConfig, SFTConfig
+
+from pokegemma.data.prompts import Layout
+from pokegemma.errors import PokegemmaError
+
+DEFAULT_MODEL = "google/gemma-3-4b-it"
+LAST_CHECKPOINT = "last"
+
+Finetuning = Literal["qlora", "lora", "full"]
+
+
+@dataclass
+class DataOptions:
+    """What to train on."""
+
+    dataset_path: str = field(metadata={"help": "Folder with train.jsonl (and eval.jsonl), or a JSONL file."})
+    eval_dataset_path: str | None = field(
+        default=None, metadata={"help": "Folder or JSONL file to evaluate on; default: eval.jsonl beside train.jsonl."}
+    )
+    layout: Layout = field(
+        default="grid", metadata={"help": "grid: one 2x2 picture a sample; frames: each frame as a picture."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir first."})
+
+
+@dataclass
+class ModelOptions(ModelConfig):
+    """What to train. The defaults fit google/gemma-3-4b-it on a GPU with 24 GB."""
+
+    model_name_or_path: str = field(
+        default=DEFAULT_MODEL, metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Type of the frozen weights; auto: bfloat16 on a GPU that has it, else float32.",
+            "choices": ["auto", "bfloat16", "float32"],
+        },
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "sdpa, eager or flex_attention; flash attention is wrong for Gemma 3."}
+    )
+    finetuning: Finetuning = field(
+        default="qlora", metadata={"help": "qlora: LoRA on nf4 weights; lora: LoRA on unquantised ones; full."}
+    )
+    train_vision_tower: bool = field(default=False, metadata={"help": "Also train SigLIP."})
+    train_projector: bool = field(default=False, metadata={"help": "Also train the projector, in full."})
+    use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
+
+    def __post_init__(self) -> None:
+        if self.load_in_8bit:
+            raise PokegemmaError("--load_in_8bit is not supported; use --finetuning qlora (4 bit) or lora")
+        if self.load_in_4bit and self.finetuning != "qlora":
+            raise PokegemmaError(f"--load_in_4bit contradicts --finetuning {self.finetuning}; use --finetuning qlora")
+        if self.use_peft and self.finetuning == "full":
+            raise PokegemmaError("--use_peft contradicts --finetuning full; use --finetuning lora or qlora")
+        self.use_peft = self.finetuning != "full"
+        self.load_in_4bit = self.finetuning == "qlora"
+        if self.dtype == "auto":
+            self.dtype = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+        super().__post_init__()
+
+
+@dataclass
+class TrainingOptions(SFTConfig):
+    """How to train: every option of TRL's SFTConfig, with other defaults."""
+
+    output_dir: str = field(default="outputs/adapter", metadata={"help": "Folder for checkpoints and the result."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Samples a device a forward pass."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "The same, in evaluation."})
+    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Forward passes an optimizer step."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data, unless --max_steps."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate; full fine-tuning wants 1e-5."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up: steps, or a share of all if below 1."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm to clip to."})
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens a sample may have; a longer one is refused, never cut. Default: the model's."},
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
+    eval_steps: float | None = field(default=100, metadata={"help": "Optimizer steps between evaluations."})
+    save_steps: float = field(default=100, metadata={"help": "Optimizer steps between checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one included."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Return the checkpoint that evaluates best."})
+    metric_for_best_model: str | None = field(
+        default="eval_button_accuracy", metadata={"help": "What makes a checkpoint the best one."}
+    )
+    logging_steps: float = field(default=5, metadata={"help": "Optimizer steps between log lines."})
+    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes that decode and resize pictures."})
+    report_to: str | None = field(
+        default=None,
+        metadata={"help": "wandb, tensorboard or none; default: wandb with WANDB_API_KEY, else tensorboard."},
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every sample has pictures, so every trained weight is used."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Continue from a checkpoint folder; alone: the last one.",
+            "nargs": "?",
+            "const": LAST_CHECKPOINT,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.fp16:
+            raise PokegemmaError("--fp16 overflows in Gemma 3; use --bf16 or neither")
+        if self.packing or self.padding_free:
+            raise PokegemmaError("--packing and --padding_free do not work with pictures")
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.report_to is None:
+            self.report_to = "wandb" if os.environ.get("WANDB_API_KEY") else "tensorboard"
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        self.remove_unused_columns = False  # the collator reads the sample itself
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()

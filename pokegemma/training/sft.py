@@ -1,0 +1,263 @@
+"""Fine-tune Gemma 3 on samples: TRL's SFTTrainer with our collator, metrics and interruption."""
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+
+from pokegemma.data import prompts
+from pokegemma.data.samples import dataset_files, dataset_hash, read_samples
+from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import RUN_FILE, write_run_record
+from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.models import (
+    copy_tokenizer_model,
+    load_config,
+    load_model,
+    load_processor,
+    weights_fingerprint,
+)
+from pokegemma.training.options import LAST_CHECKPOINT, DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.trainer import CurvePlotter, PokemonTrainer, StopOnSignal
+
+logger = logging.getLogger(__name__)
+
+_TEXT_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_TOWER_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+_TOWER, _PROJECTOR = "vision_tower", "multi_modal_projector"
+_MAX_NAMED = 5
+
+
+def eval_file(data: DataOptions, beside_train: Path | None) -> Path | None:
+    """Return the JSONL file to evaluate on: the one that was named, or eval.jsonl beside train.jsonl, or None.
+
+    Raises:
+        PokegemmaError: the named one does not exist.
+    """
+    if data.eval_dataset_path is None:
+        return beside_train
+    path = Path(data.eval_dataset_path)
+    path = path / "eval.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise PokegemmaError(f"--eval_dataset_path: {path} not found")
+    return path
+
+
+def load_dataset(path: Path, *, cache_dir: Path) -> Dataset:
+    """Return the samples of a JSONL file as a memory-mapped dataset of one column, `sample`.
+
+    A row is a line of JSONL whose paths are absolute, so that files of several folders go through one collator.
+
+    Raises:
+        PokegemmaError: a line is not a sample.
+    """
+    folder = path.parent.resolve()
+
+    def rows(path: str, content: str) -> Iterator[dict[str, str]]:  # `content` puts the file's hash into the cache key
+        for sample in read_samples(Path(path)):
+            frames = tuple(str(folder / frame) for frame in sample.frames)
+            image = sample.image and str(folder / sample.image)
+            yield {"sample": dataclasses.replace(sample, frames=frames, image=image).to_json()}
+
+    with PartialState().main_process_first():
+        try:
+            return Dataset.from_generator(
+                rows, gen_kwargs={"path": str(path), "content": dataset_hash(path)}, cache_dir=str(cache_dir)
+            )
+        except DatasetGenerationError as error:
+            raise PokegemmaError(str(error.__cause__)) from error
+
+
+def check_lengths(path: Path, collator: Gemma3Collator, *, max_length: int) -> None:
+    """Refuse samples of more than `max_length` tokens, naming them: cutting one would cut pictures or the answer.
+
+    Raises:
+        PokegemmaError: there are such samples.
+    """
+    processor, too_long = collator.processor, []
+    num_image_tokens = processor.image_seq_length + 4  # begin, end and the newlines around
+    for sample in read_samples(path):
+        num_bytes = sum(len(text.encode()) for text in (sample.context, sample.question, sample.output))
+        num_images = len(prompts.sample_images(sample, collator.layout))
+        # A token has at least one byte, and the chat template adds fewer than 64: most need not be tokenized.
+        if num_bytes + num_images * num_image_tokens + 64 <= max_length:
+            continue
+        num_tokens = collator.count_tokens(sample)
+        if num_tokens > max_length:
+            too_long.append(f"{sample.id} ({num_tokens})")
+    if too_long:
+        raise PokegemmaError(
+            f"{path}: {len(too_long)} samples are longer than {max_length} tokens: {', '.join(too_long[:_MAX_NAMED])}"
+            f"{' ...' if len(too_long) > _MAX_NAMED else ''}; raise --max_length, or convert with fewer frames"
+        )
+
+
+def lora_config(options: ModelOptions) -> LoraConfig:
+    """Return the adapter's config: a regex, because bare names such as q_proj would also match SigLIP.
+
+    `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
+    """
+    named = [name for name in options.lora_target_modules or [] if name != "all-linear"]
+    text, tower = (named or _TEXT_LINEARS), (named or _TOWER_LINEARS)
+    patterns = [rf".*language_model\..*\.({'|'.join(text)})"]
+    if options.train_vision_tower:
+        patterns.append(rf".*{_TOWER}\..*\.({'|'.join(tower)})")
+    # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
+    in_full = [*(options.lora_modules_to_save or []), *([_PROJECTOR] if options.train_projector else [])]
+    return LoraConfig(
+        r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, bias="none",
+        target_modules="|".join(f"({pattern})" for pattern in patterns), modules_to_save=in_full or None,
+        use_rslora=options.use_rslora, use_dora=options.use_dora, task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3ForConditionalGeneration:
+    """Return the base model: quantised for QLoRA, with the right parts frozen for full fine-tuning.
+
+    Raises:
+        PokegemmaError: the model cannot be loaded.
+    """
+    extra: dict[str, Any] = {}
+    if options.finetuning == "qlora":
+        dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=options.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=options.use_bnb_nested_quant, bnb_4bit_compute_dtype=dtype,
+            # One storage type for all weights, which FSDP and ZeRO-3 need to shard them.
+            bnb_4bit_quant_storage=dtype,
+            # A frozen tower saves little memory in 4 bits and loses sight.
+            llm_int8_skip_modules=["lm_head", _TOWER, _PROJECTOR],
+        )  # fmt: skip
+        if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
+            extra["device_map"] = {"": training.device}
+    model = load_model(
+        options.model_name_or_path, dtype=options.dtype, attn_implementation=options.attn_implementation,
+        revision=options.model_revision, **extra,
+    )  # fmt: skip
+    model.config.use_cache = False
+    if options.finetuning == "full":
+        frozen = {_TOWER: not options.train_vision_tower, _PROJECTOR: not options.train_projector}
+        for name, weight in model.named_parameters():
+            weight.requires_grad = not any(part in name and freeze for part, freeze in frozen.items())
+    return model
+
+
+def describe_trainable(model: torch.nn.Module) -> str:
+    """Return how many weights are trained in each part of the model, for the log."""
+    counts = dict.fromkeys(("language model", "vision tower", "projector"), 0)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            part = "vision tower" if _TOWER in name else "projector" if _PROJECTOR in name else "language model"
+            counts[part] += getattr(weight, "ds_numel", weight.numel())
+    return ", ".join(f"{part} {count:,}" for part, count in counts.items())
+
+
+def prepare_output(folder: Path, *, overwrite: bool, resume: str | None) -> str | None:
+    """Return the checkpoint to continue from, or None; with `overwrite` delete an earlier run in `folder`.
+
+    Raises:
+        PokegemmaError: there is no such checkpoint, or an earlier run is in the way.
+    """
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if resume is not None:
+        checkpoint = last if resume == LAST_CHECKPOINT else resume
+        if checkpoint is None or not (Path(checkpoint) / "trainer_state.json").is_file():
+            raise PokegemmaError(f"--resume_from_checkpoint: no checkpoint in {checkpoint or folder}")
+        return checkpoint
+    if last or (folder / RUN_FILE).is_file():
+        if not overwrite:
+            raise PokegemmaError(
+                f"{folder} holds an earlier run; continue it with --resume_from_checkpoint, delete it with "
+                "--overwrite, or choose another --output_dir"
+            )
+        with PartialState().main_process_first():
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def train(data: DataOptions, training: TrainingOptions, model_options: ModelOptions) -> bool:
+    """Train, and write the adapter (or the model), processor, curves and run.json to `training.output_dir`.
+
+    Returns:
+        Whether training came to its end; False after SIGTERM or SIGINT, which leave a checkpoint only.
+
+    Raises:
+        PokegemmaError: the options, the data or the model are at fault.
+    """
+    output_dir = Path(training.output_dir)
+    if Path(model_options.model_name_or_path).is_dir():  # the adapter names its base: make that hold from anywhere
+        model_options.model_name_or_path = str(Path(model_options.model_name_or_path).resolve())
+    train_path, beside = dataset_files(Path(data.dataset_path))
+    eval_path = eval_file(data, beside)
+    if eval_path is None:
+        logger.warning("no eval.jsonl: training without evaluation, the last checkpoint counts as the best")
+        training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
+    checkpoint = prepare_output(output_dir, overwrite=data.overwrite, resume=training.resume_from_checkpoint)
+
+    processor = load_processor(model_options.model_name_or_path)
+    config = load_config(model_options.model_name_or_path)
+    max_length = training.max_length or config.text_config.max_position_embeddings
+    datasets = {}
+    for split, path in (("train", train_path), ("eval", eval_path)):
+        if path is not None:
+            collator = Gemma3Collator(processor=processor, layout=data.layout, dataset_folder=path.parent)
+            check_lengths(path, collator, max_length=max_length)
+            datasets[split] = load_dataset(path, cache_dir=output_dir / "dataset_cache")
+            logger.info("%s: %d samples of %s", split, len(datasets[split]), path)
+    track(training)
+
+    model = load_trainable(model_options, training)
+    stop = StopOnSignal()
+    trainer = PokemonTrainer(
+        model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
+        data_collator=collator, processing_class=processor, callbacks=[stop, CurvePlotter()],
+        peft_config=lora_config(model_options) if model_options.use_peft else None,
+    )  # fmt: skip
+    logger.info("trained weights: %s", describe_trainable(trainer.model))
+    facts = {
+        "base_model": model_options.model_name_or_path, "seed": training.seed,
+        "base_fingerprint": weights_fingerprint(model_options.model_name_or_path),
+        "dataset": {"path": str(train_path.resolve()), "sha256": dataset_hash(train_path)},
+        "eval_dataset": eval_path and {"path": str(eval_path.resolve()), "sha256": dataset_hash(eval_path)},
+    }  # fmt: skip
+    resolved = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
+    with stop:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    state = trainer.state
+    if not stop.stopped:
+        trainer.save_model()
+        trainer.save_state()
+    if trainer.is_world_process_zero():
+        if not stop.stopped and not model_options.use_peft:
+            copy_tokenizer_model(model_options.model_name_or_path, output_dir)
+        write_run_record(
+            output_dir, stage="train", options=resolved, **facts, status="interrupted" if stop.stopped else "completed",
+            global_step=state.global_step, best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric,
+        )  # fmt: skip
+    trainer.accelerator.end_training()
+    return not stop.stopped
+
+
+def track(training: TrainingOptions) -> None:
+    """Give Weights & Biases the settings of wandb_config.yaml; what the environment sets already wins."""
+    path = Path(__file__).resolve().parents[2] / "wandb_config.yaml"
+    if "wandb" not in training.report_to or not path.is_file():
+        return
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    for name in ("project", "entity", "tags", "mode"):
+        value = settings.get(name)
+        if value:
+            text = ",".join(value) if isinstance(value, list) else str(value)
+            os.environ.setdefault(f"WANDB_{name.upper()}", text)

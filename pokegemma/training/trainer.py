@@ -1,0 +1,168 @@
+"""TRL's SFTTrainer with button accuracy, throughput, a loss curve, and a clean stop on SIGTERM."""
+
+import logging
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from pokegemma.outputs import atomic_file
+from pokegemma.training.collator import IGNORED_LABEL
+
+logger = logging.getLogger(__name__)
+
+CURVE_FILE = "loss_curve.png"
+
+
+class PokemonTrainer(SFTTrainer):
+    """SFTTrainer that also logs `tokens_per_second`, `decisions_per_second` and `eval_button_accuracy`.
+
+    The collator must be a `Gemma3Collator`. A button counts as right when each of its tokens is the most likely
+    one of the whole vocabulary, given the picture and the answer's fixed beginning: what greedy decoding reads.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._hits: list[torch.Tensor] = []
+        self._num_decisions = 0
+        self._last_log = (time.perf_counter(), 0, 0)  # when, tokens so far, decisions so far
+        self._paused_s = 0.0  # evaluating and saving since then
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
+        self._num_decisions += len(inputs["input_ids"]) * self.accelerator.num_processes
+        return super().training_step(model, inputs, *args, **options)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            since, num_tokens, num_decisions = self._last_log
+            elapsed_s = max(time.perf_counter() - since - self._paused_s, 1e-9)
+            logs["tokens_per_second"] = round((self._total_train_tokens - num_tokens) / elapsed_s, 1)
+            logs["decisions_per_second"] = round((self._num_decisions - num_decisions) / elapsed_s, 3)
+            self._restart_clock()
+        super().log(logs, start_time)
+
+    def _restart_clock(self) -> None:
+        self._last_log = (time.perf_counter(), self._total_train_tokens, self._num_decisions)
+        self._paused_s = 0.0
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        hits = self._button_hits(inputs["labels"], outputs.is_top1)
+        self._hits.append(self.accelerator.gather_for_metrics(hits).cpu())
+        return -outputs.log_probs.sum() / outputs.label_mask.sum(), None, None
+
+    def _button_hits(self, labels: torch.Tensor, is_top1: torch.Tensor) -> torch.Tensor:
+        """Return (batch,) float: 1 where all button tokens are top-1; `is_top1` (batch, length - 1) looks ahead."""
+        hits = []
+        for row, top1 in zip(labels, is_top1, strict=True):
+            places = (row != IGNORED_LABEL).nonzero().squeeze(1)
+            _, start, end = self.data_collator.button_tokens.locate(row[places].tolist())
+            hits.append(top1[places[start:end] - 1].bool().all())
+        return torch.stack(hits).float()
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        began, self._hits = time.perf_counter(), []
+        output = super().evaluation_loop(*args, **options)
+        prefix = options.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_button_accuracy"] = torch.cat(self._hits).mean().item()
+        self._paused_s += time.perf_counter() - began
+        return output
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        began = time.perf_counter()
+        super()._save_checkpoint(*args, **options)
+        self._paused_s += time.perf_counter() - began
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Write none: TRL's says nothing of the data, and asks the Hub; run.json is the record."""
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM or SIGINT, finish the optimizer step, save a checkpoint and stop; on a second SIGINT, stop at once.
+
+    A context manager around `Trainer.train`. Unlike transformers' just-in-time checkpoint, which may save between
+    two halves of an accumulated step, it saves at the end of a step only, and in the same one on every process.
+    `stopped` says whether it did; a signal during the last step changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._requested = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        requested = self._requested
+        if args.world_size > 1:  # the signal may reach the processes in different steps
+            flag = torch.tensor(float(requested), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            requested = bool(flag.item())
+        if requested and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+            logger.warning("stopping after step %d of %d, as asked by a signal", state.global_step, state.max_steps)
+
+
+class CurvePlotter(TrainerCallback):
+    """Keep loss_curve.png in the output folder: losses and button accuracy by step."""
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(args, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._write(args, state)
+
+    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.is_world_process_zero and any("loss" in entry for entry in state.log_history):
+            plot_curves(state.log_history, Path(args.output_dir) / CURVE_FILE)
+
+
+def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
+    """Draw training and evaluation loss, and button accuracy where there is any, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    losses = figure.subplots()
+    losses.set(xlabel="optimizer step", ylabel="loss (nats a token)")
+    for key, label in (("loss", "training loss"), ("eval_loss", "evaluation loss")):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            losses.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
+    losses.set_ylim(bottom=0)
+    losses.grid(alpha=0.3)
+    accuracies = [(e["step"], 100 * e["eval_button_accuracy"]) for e in log_history if "eval_button_accuracy" in e]
+    lines = losses.get_lines()
+    if accuracies:
+        right = losses.twinx()
+        right.set(ylabel="button accuracy (%)", ylim=(0, 102))
+        lines = [*lines, *right.plot(*zip(*accuracies, strict=True), "s--C2", label="evaluation button accuracy")]
+    losses.legend(handles=lines, loc="center right")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

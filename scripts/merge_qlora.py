@@ -1,0 +1,68 @@
+"""Merge a LoRA adapter into full-precision weights: a checkpoint that needs neither PEFT nor bitsandbytes.
+
+python scripts/merge_qlora.py --lora_path outputs/adapter --output_path outputs/merged --verify
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pokegemma.cli import parse_options, run
+from pokegemma.data.samples import dataset_files
+from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import read_run_record
+
+
+@dataclass
+class MergeOptions:
+    lora_path: str = field(metadata={"help": "Folder of the trained adapter."})
+    output_path: str = field(metadata={"help": "Folder to write the merged checkpoint to."})
+    base_model: str | None = field(default=None, metadata={"help": "Base checkpoint; default: the adapter's."})
+    dtype: Literal["bfloat16", "float32"] = field(default="bfloat16", metadata={"help": "Type of the stored weights."})
+    verify: bool = field(default=False, metadata={"help": "Compare logits of adapter + base and merged on samples."})
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "Samples to verify on; default: those that the adapter was trained with."}
+    )
+    num_samples: int = field(default=8, metadata={"help": "Samples to verify on."})
+    device: str = field(default="cpu", metadata={"help": "Where to merge; float32 weights of a 4B need 17 GB."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_path."})
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise PokegemmaError(f"--num_samples: {self.num_samples} is not at least 1")
+
+
+def verification_file(options: MergeOptions) -> Path:
+    """Return the JSONL file to verify on: the held-out one where there is one."""
+    if options.dataset_path:
+        train, held_out = dataset_files(Path(options.dataset_path))
+        return held_out or train
+    record = read_run_record(Path(options.lora_path)) or {}
+    source = record.get("eval_dataset") or record.get("dataset")
+    if not source:
+        raise PokegemmaError(f"--verify: {options.lora_path} does not say what it was trained on; give --dataset_path")
+    if not Path(source["path"]).is_file():
+        raise PokegemmaError(f"--verify: {source['path']} is gone; give --dataset_path")
+    return Path(source["path"])
+
+
+def main() -> None:
+    (options,) = parse_options(MergeOptions, description=__doc__)
+    from pokegemma.deploy.merge import MERGE_TOLERANCE, STORED_TOLERANCE, merge
+
+    result = merge(
+        Path(options.lora_path), Path(options.output_path), base=options.base_model, dtype=options.dtype,
+        verify_on=verification_file(options) if options.verify else None, num_samples=options.num_samples,
+        device=options.device, overwrite=options.overwrite,
+    )  # fmt: skip
+    if result:
+        print(f"logits on the answers of {result.num_samples} samples, relative root mean square difference:")
+        print(f"  adapter + base against base         {result.adapter_effect:.2e}  (more than 0)")
+        print(f"  merged against adapter + base       {result.merged_error:.2e}  (at most {MERGE_TOLERANCE:.0e})")
+        stored = STORED_TOLERANCE[result.dtype]
+        print(f"  stored {result.dtype} against the same    {result.stored_error:.2e}  (at most {stored:.0e})")
+    print(f"merged checkpoint in {options.output_path}")
+
+
+if __name__ == "__main__":
+    run(main)
