@@ -2,6 +2,7 @@
 
 import base64
 import collections
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pokegemma.data import prompts
-from pokegemma.data.decisions import DECISION, REASONS
+from pokegemma.data.decisions import DECISION, REASONS, clean_text
 from pokegemma.data.grids import FrameError, compose_grid, encode_png, read_frame
 from pokegemma.data.samples import Sample
 from pokegemma.data.sessions import Session, Turn, read_session
@@ -66,8 +67,13 @@ class SessionConverter:
         self.session, self.id, self.output, self.options = session, session_id, output, options
         goal = " ".join(session.goal.split())
         self.context = prompts.build_context(goal)
-        self.result = SessionResult(session_id, session.folder.name, session.numbering, len(session.turns))
+        self.result = SessionResult(session_id, clean_text(session.folder.name), session.numbering, len(session.turns))
         self.result.goal_shortened = goal not in self.context
+        if session.numbering == "ambiguous":
+            self.result.problems.append(
+                f"{self.result.folder}: screenshots cannot be matched to all turns (some are missing, and turn numbers "
+                "have gaps); turns without a certain screenshot have none"
+            )
         self.previous: collections.deque[str] = collections.deque(maxlen=prompts.MAX_PREVIOUS_BUTTONS)
         self.window: collections.deque[_Shown] = collections.deque(maxlen=options.num_frames)
         self.buttons: collections.Counter[str] = collections.Counter()
@@ -178,14 +184,18 @@ def convert_session(
 
 
 def _read_bytes(source: str | Path) -> bytes:
-    try:
-        if isinstance(source, str):
+    if isinstance(source, str):
+        try:
             return base64.b64decode("".join(source.split()), validate=True)
-        if not source.is_file() or source.stat().st_size > MAX_FRAME_BYTES:
+        except ValueError as error:
+            raise FrameError("not base64") from error
+    try:
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FRAME_BYTES:
             raise FrameError("not a file, or too large for a screenshot")
         return source.read_bytes()
-    except (OSError, ValueError) as error:
-        raise FrameError(str(error)) from error
+    except OSError as error:
+        raise FrameError(error.strerror or "cannot be read") from error
 
 
 def _is_gap(last: datetime | None, now: datetime | None, *, max_gap_s: float) -> bool:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pokegemma import provenance
 from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
-from pokegemma.data.decisions import REASONS
+from pokegemma.data.decisions import REASONS, clean_text
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.data.samples import dataset_hash
 from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
@@ -79,8 +79,8 @@ def convert_corpus(
         ]
         outcomes = _convert_all(tasks, num_workers=num_workers)
         results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
-        problems = [str(outcome) for outcome in outcomes if isinstance(outcome, SessionError)]
-        problems += [problem for result in results for problem in result.problems]
+        problems = [clean_text(str(outcome)) for outcome in outcomes if isinstance(outcome, SessionError)]
+        problems += [clean_text(problem) for result in results for problem in result.problems]
         _log_problems(problems)
         if not any(result.num_samples for result in results):
             raise CheckFailedError(_nothing_converted(data_dir, outcomes))
@@ -282,7 +282,8 @@ def _swap_in(part: Path, output_dir: Path) -> None:
                     moved.append((source_dir / name, target_dir / name))
     except BaseException:
         for source, target in reversed(moved):
-            target.rename(source)
+            with contextlib.suppress(OSError):
+                target.rename(source)
         raise
 
 

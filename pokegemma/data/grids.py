@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 FRAME_SIZE_PX = (240, 160)
 GRID_SIZE_PX = (480, 320)
 NUM_TILES = 4
 MAX_FRAME_PIXELS = 4096 * 4096
 _LABEL_SIZE_PX = (24, 12)
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -37,7 +38,7 @@ def read_frame(content: bytes) -> Frame:
         FrameError: it is empty, cut off, corrupt, or larger than 4096x4096.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > MAX_FRAME_PIXELS:
                 raise FrameError(f"{image.width}x{image.height} pixels is no game screen")
             if image.format == "PNG":
@@ -45,6 +46,8 @@ def read_frame(content: bytes) -> Frame:
             image.load()
             rgb = image.convert("RGB")
             png = content if image.format == "PNG" else encode_png(np.asarray(rgb))
+    except UnidentifiedImageError:
+        raise FrameError("not a picture") from None
     # Pillow raises SyntaxError for a broken PNG, and struct, index or overflow errors for worse ones.
     except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, struct.error, MemoryError, TypeError,
             Image.DecompressionBombError) as error:  # fmt: skip

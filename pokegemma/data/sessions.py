@@ -56,12 +56,12 @@ def find_sessions(data_dir: Path) -> list[Path]:
         PokegemmaError: there is no such folder, or no session in it.
     """
     data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        raise PokegemmaError(f"--eevee_data_dir {data_dir}: no such folder")
-    if (data_dir / SESSION_FILE).is_file():
-        return [data_dir]
     sessions = []
     try:
+        if not data_dir.is_dir():
+            raise PokegemmaError(f"--eevee_data_dir {data_dir}: no such folder")
+        if (data_dir / SESSION_FILE).is_file():
+            return [data_dir]
         for parent in (data_dir, data_dir / "runs"):
             children = sorted(parent.iterdir()) if parent.is_dir() else []
             sessions += [child for child in children if child.is_dir() and _is_session(child)]
@@ -89,6 +89,13 @@ def read_session(folder: Path, *, data_dir: Path | None = None) -> Session:
         SessionError: session_data.json is missing, cut off, or not a session.
     """
     folder = Path(folder)
+    try:
+        return _read_session(folder, Path(data_dir or folder))
+    except OSError as error:
+        raise SessionError(f"{folder.name} cannot be read: {error.strerror}") from error
+
+
+def _read_session(folder: Path, data_dir: Path) -> Session:
     record = _read_record(folder)
     raw_turns = record.get("turns") or record.get("gameplay_history") or []
     if not isinstance(raw_turns, list):
@@ -101,7 +108,7 @@ def read_session(folder: Path, *, data_dir: Path | None = None) -> Session:
     files = _step_files(folder)
     numbering = number_steps(numbers, [decision.captured for decision in decisions], sorted(files))
     raw_frames = _raw_frames(record)
-    named = _named_frames(raw_turns, folder, Path(data_dir or folder))
+    named = _named_frames(raw_turns, folder, data_dir)
     turns = []
     for number, raw, decision, step, path in zip(numbers, raw_turns, decisions, numbering.steps, named, strict=True):
         found = (raw_frames.get(number), path if step is None else files[step]) if number is not None else ()

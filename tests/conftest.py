@@ -1,0 +1,113 @@
+"""Fixtures shared by all tests: the real sessions, made-up sessions, frames that can be told apart."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+REAL_RUNS = Path(__file__).resolve().parents[2] / "shared" / "eevee_v1" / "runs"
+
+
+def frame_png(value: int, *, size: tuple[int, int] = (240, 160), mode: str = "RGB", image_format: str = "PNG") -> bytes:
+    """Return a picture in one colour, whose red is `value`."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (value, 10, 20)).convert(mode).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def red_of(path: Path) -> int:
+    """Return the red of a frame's middle: which frame it is."""
+    with Image.open(path) as image:
+        return image.convert("RGB").getpixel((image.width // 2, image.height // 2))[0]
+
+
+def turn_record(turn: int, buttons: Any = "up", **changes: Any) -> dict[str, Any]:
+    """Return a turn as Eevee v1 logged it; `changes` replace or add keys."""
+    buttons = [buttons] if isinstance(buttons, str) else buttons
+    return {
+        "turn": turn,
+        "timestamp": f"2025-06-25T18:{turn // 60:02d}:{turn % 60:02d}",
+        "ai_analysis": {
+            "parsed_json": {
+                "button_presses": buttons,
+                "reasoning": f"secret-reasoning-{turn}",
+                "observations": f"secret-observation-{turn}",
+                "context_detected": "navigation",
+                "confidence": "high",
+            },
+            "raw_text": f"secret-raw-{turn}",
+            "parsing_success": True,
+        },
+        "button_presses": buttons,
+        "action_result": True,
+        "screenshot_path": f"screenshot_{turn}.png",
+        "execution_time": "2025-06-25T18:00:00",
+        "template_used": "exploration_strategy",
+        "template_version": "5.0",
+        "visual_analysis": None,
+        "strategic_context": None,
+        "memory_context": None,
+        **changes,
+    }
+
+
+def failed_turn(turn: int, *, text: str = "", error: str = "No JSON block found", **changes: Any) -> dict[str, Any]:
+    """Return a turn whose answer failed, with v1's fallback button."""
+    analysis = {"parsed_json": None, "raw_text": text, "parsing_success": False, "error": error}
+    return turn_record(turn, ["b"], ai_analysis=analysis, **changes)
+
+
+def raw_frame(turn: int, value: int) -> dict[str, Any]:
+    """Return an enhanced turn that holds the frame without v1's overlay."""
+    return {"turn_number": turn, "screenshot_base64": base64.b64encode(frame_png(value)).decode()}
+
+
+def write_session(
+    folder: Path,
+    turns: Sequence[Any],
+    *,
+    steps: Sequence[int] | None = None,
+    goal: str = "heal your pokemon",
+    screenshots: str = "sshots",
+    turns_key: str = "turns",
+    **changes: Any,
+) -> Path:
+    """Write a session as v1 did. `steps` are the screenshots' numbers (default: one a turn); red = 2 x step number.
+
+    A change to None leaves that key out of session_data.json.
+    """
+    (folder / screenshots).mkdir(parents=True, exist_ok=True)
+    name = folder.name.removeprefix("session_")
+    record = {
+        "session_metadata": {"session_id": name, "goal": goal, "status": "running"},
+        "session_id": name,
+        "goal": goal,
+        "start_time": "2025-06-25T18:00:00",
+        turns_key: list(turns),
+        "enhanced_turns": [],
+        **changes,
+    }
+    record = {key: value for key, value in record.items() if value is not None}
+    (folder / "session_data.json").write_text(json.dumps(record), encoding="utf-8")
+    for step in range(1, len(turns) + 1) if steps is None else steps:
+        (folder / screenshots / f"step_{step:04d}_grid.png").write_bytes(frame_png(2 * step % 256))
+    return folder
+
+
+@pytest.fixture
+def make_session(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a session under tmp_path/runs: make_session("s1", turns, **write_session's)."""
+    return lambda name, turns, **options: write_session(tmp_path / "runs" / f"session_{name}", turns, **options)
+
+
+@pytest.fixture(scope="session")
+def real_runs() -> Path:
+    """Return the folder of the 33 real sessions."""
+    if not REAL_RUNS.is_dir():
+        pytest.skip("the real sessions (../shared/eevee_v1/runs) are not here")
+    return REAL_RUNS

@@ -1,0 +1,81 @@
+import contextlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pokegemma.data import prompts
+from pokegemma.data.prompts import Answer, AnswerError
+from pokegemma.data.samples import Sample
+
+
+def sample(image="g.png"):
+    return Sample("s/1", ("1.png", "2.png"), image, "before", "after", "answer", {})
+
+
+@settings(max_examples=500)
+@given(st.text(max_size=2000), st.lists(st.sampled_from(prompts.BUTTONS), max_size=30))
+def test_a_prompt_stays_under_200_tokens_for_any_goal(goal, buttons):
+    text = prompts.build_context(goal) + prompts.build_question(buttons)
+    assert prompts.estimate_tokens(text) < prompts.MAX_PROMPT_TOKENS
+
+
+@pytest.mark.parametrize("goal", ["x" * 10**6, "é" * 5000, "😀 " * 5000, "1 2 3 " * 5000, "\ud800" * 9, "a\n" * 999])
+def test_a_prompt_stays_under_200_tokens_for_a_hostile_goal(goal):
+    text = prompts.build_context(goal.encode("utf-8", "replace").decode()) + prompts.build_question(["select"] * 99)
+    assert prompts.estimate_tokens(text) < prompts.MAX_PROMPT_TOKENS
+
+
+@given(st.sampled_from(prompts.BUTTONS), st.text(), st.text())
+def test_an_answer_survives_a_round_trip(button, reasoning, context):
+    text = prompts.build_output(button=button, reasoning=reasoning, context=context)
+    assert prompts.parse_answer(text) == Answer(button, reasoning, context)
+    assert text.startswith(prompts.ANSWER_PREFIX + button + '"')
+
+
+NO_ANSWERS = [
+    "", "up", "[]", '{"button": "jump"}', '{"button": "UP"}', '{"button": null}', '{"button": ["up"]}',
+    '{"button": {}}', '{"button": "up", "reasoning": 3}', '{"button": "up"', "[" * 50_000, '{"button": "up"} ok',
+]  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.text() | st.integers(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("button"), inner),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("text", NO_ANSWERS)
+def test_what_is_no_answer_is_an_answer_error(text):
+    with pytest.raises(AnswerError):
+        prompts.parse_answer(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text() | JSON.map(json.dumps))
+def test_any_text_is_an_answer_or_an_answer_error(text):
+    with contextlib.suppress(AnswerError):
+        assert prompts.parse_answer(text).button in prompts.BUTTONS
+
+
+def test_the_question_shows_the_last_eight_buttons_oldest_first():
+    question = prompts.build_question(["start", "a", "a", "a", "a", "a", "a", "a", "b"])
+    assert question == "Buttons pressed so far: a, a, a, a, a, a, a, b\nNext button?"
+
+
+def test_a_goal_is_kept_whole_where_it_is_short_and_marked_where_it_is_cut():
+    assert prompts.build_context("defeat\n brock").endswith("Goal: defeat brock")
+    assert prompts.build_context("go north " * 100).endswith("…")
+    assert prompts.build_context("").endswith("Goal: none given")
+
+
+def test_a_conversation_has_one_slot_a_picture_and_the_answer_last():
+    messages = prompts.build_messages(sample(), "frames")
+    assert [part["type"] for part in messages[0]["content"]] == ["text", "image", "image", "text"]
+    assert messages[1] == {"role": "assistant", "content": [{"type": "text", "text": "answer"}]}
+    assert len(prompts.build_messages(sample(), "grid", with_answer=False)) == 1
+
+
+def test_the_grid_layout_needs_grid_pictures():
+    with pytest.raises(ValueError, match=r"--layout frames"):
+        prompts.sample_images(sample(image=None), "grid")
