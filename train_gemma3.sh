@@ -35,14 +35,18 @@ unset POKEGEMMA_PYTHON
 
 # --- what to do
 
-resume=false overwrite=false own_config=false
+resume=false overwrite=false own_config=false previous=""
+check_options=()  # those arguments for training that the check before it must know
 for argument in "$@"; do
     name=${argument%%=*}
+    case ${previous//-/_} in __finetuning | __max_length) check_options+=("$previous" "$argument") ;; esac
+    previous=$argument
     case ${name//-/_} in
         __output_dir) fail "$name: set OUTPUT_DIR instead; merging and evaluation must know it, too" ;;
         __dataset_path | __eval_dataset_path) fail "$name: set DATASET_PATH, EVAL_DATASET_PATH instead; other steps read them" ;;
         __model_name_or_path) fail "$name: set MODEL_NAME instead; the check before training reads it, too" ;;
         __layout) fail "$name: set LAYOUT instead; evaluation must use the same" ;;
+        __finetuning | __max_length) if [[ $name != "$argument" ]]; then check_options+=("$name" "${argument#*=}"); fi ;;
         __resume_from_checkpoint) resume=true ;;
         __overwrite) overwrite=true ;;
         __config) own_config=true ;;
@@ -216,9 +220,15 @@ if [[ -n ${LAYOUT:-} ]]; then
 fi
 
 train_options=()
-if $demonstration && ! $own_config; then train_options+=(--config training_configs/toy.yaml); fi
+if $demonstration && ! $own_config; then
+    train_options+=(--config training_configs/toy.yaml)
+    check_options=(--finetuning lora ${check_options[@]+"${check_options[@]}"})
+fi
 if [[ -n ${MAX_STEPS:-} ]]; then train_options+=(--max_steps "$MAX_STEPS"); fi
-if [[ -n ${BATCH_SIZE:-} ]]; then train_options+=(--per_device_train_batch_size "$BATCH_SIZE"); fi
+if [[ -n ${BATCH_SIZE:-} ]]; then
+    train_options+=(--per_device_train_batch_size "$BATCH_SIZE")
+    check_options+=(--per_device_train_batch_size "$BATCH_SIZE")
+fi
 if [[ -n ${GRAD_ACCUM:-} ]]; then train_options+=(--gradient_accumulation_steps "$GRAD_ACCUM"); fi
 if [[ -n ${LEARNING_RATE:-} ]]; then train_options+=(--learning_rate "$LEARNING_RATE"); fi
 if $demonstration && ! $resume && [[ -e $adapter ]]; then train_options+=(--overwrite); fi
@@ -241,8 +251,10 @@ if $demonstration; then
 else
     echo "training $model on $dataset, under $config_file"
 fi
-run_step validate "Checking dataset, model and machine" "$logs" \
-    "$python" scripts/validate_training.py --model_name_or_path "$model" "${data_options[@]}"
+run_step validate "Checking dataset, model and machine" "$output_dir/contact_sheet.png" \
+    "$python" scripts/validate_training.py --model_name_or_path "$model" "${data_options[@]}" \
+    --output_dir "$output_dir" --contact_sheet "$output_dir/contact_sheet.png" \
+    ${check_options[@]+"${check_options[@]}"}
 run_step train "Training" "$adapter" \
     "${launch[@]}" scripts/sft_pokemon_gemma3.py --model_name_or_path "$model" "${data_options[@]}" --output_dir "$adapter" \
     ${train_options[@]+"${train_options[@]}"} "$@"

@@ -39,17 +39,17 @@ sys.exit(7 if name == os.environ.get("FAILING_STEP") else 0)
 
 # Stands for training where a test signals it: waits for SIGTERM, then writes run.json as the real one does.
 INTERRUPTIBLE = """
-import signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 def save(number, frame):
     time.sleep(1)
     (folder / "run.json").write_text('{\\n  "status": "interrupted"\\n}')
-    print("saved", flush=True)
+    os.write(1, b"saved\\n")
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
-(folder / "started").touch()
+(folder / ("started" + os.environ.get("RANK", ""))).touch()
 time.sleep(100)
 """
 
@@ -280,18 +280,22 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     make_dataset(project)
     (project / ".env").write_text("DATASET_PATH=\"data\"  # mine\nOUTPUT_DIR='my runs'\nMAX_STEPS=5\nLAYOUT=grid\n")
     result = launch(
-        project, "--lora_r", "8", LAYOUT="frames", BATCH_SIZE="2", GRAD_ACCUM="3", LEARNING_RATE="1e-4",
-        EVAL_DATASET_PATH="other",
+        project, "--finetuning", "full", "--max_length=900", LAYOUT="frames", BATCH_SIZE="2",
+        GRAD_ACCUM="3", LEARNING_RATE="1e-4", EVAL_DATASET_PATH="other",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     calls = {name: arguments for name, arguments, _ in calls_of(project)}
     data = ["--dataset_path", "data", "--eval_dataset_path", "other", "--layout", "frames"]
     assert list(calls) == ["validate_training", "sft_pokemon_gemma3", "merge_qlora", "evaluate"]
-    assert calls["validate_training"] == ["--model_name_or_path", "google/gemma-3-4b-it", *data]
+    assert calls["validate_training"] == [
+        "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs",
+        "--contact_sheet", "my runs/contact_sheet.png", "--finetuning", "full", "--max_length", "900",
+        "--per_device_train_batch_size", "2",
+    ]  # fmt: skip
     assert calls["sft_pokemon_gemma3"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs/adapter", "--max_steps", "5",
         "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3", "--learning_rate", "1e-4",
-        "--lora_r", "8",
+        "--finetuning", "full", "--max_length=900",
     ]  # fmt: skip
     assert calls["merge_qlora"] == ["--lora_path", "my runs/adapter", "--output_path", "my runs/merged", "--verify"]
     assert calls["evaluate"] == [
@@ -415,20 +419,27 @@ def wait_until(condition, timeout_s: float = 60) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_lets_training_save_and_skips_what_follows(project, number, status):
+def test_a_signal_lets_training_save_and_skips_what_follows(project, number, status, num_processes):
     shutil.rmtree(project / "accelerate")  # the real one
     (project / "scripts" / "sft_pokemon_gemma3.py").write_text(INTERRUPTIBLE)
+    kind = "MULTI_GPU" if num_processes > 1 else '"NO"'  # torchrun starts the processes, or accelerate does
+    config = f"distributed_type: {kind}\nnum_processes: {num_processes}\nuse_cpu: true\n"
+    (project / "mine.yaml").write_text(config)
     process = subprocess.Popen(
-        ["bash", project / "train_gemma3.sh"], env=clean_environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
+        ["bash", project / "train_gemma3.sh"], env=clean_environ(ACCELERATE_CONFIG="mine.yaml"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    wait_until((project / "outputs/toy/adapter/started").exists)
+    wait_until(lambda: len(list((project / "outputs/toy/adapter").glob("started*"))) == num_processes)
     # Ctrl-C goes to the whole process group of the terminal, SIGTERM usually to the launcher alone.
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "saved" in output and "[6/7]" not in output
+    assert output.count("saved") == num_processes and "[6/7]" not in output
     assert "./train_gemma3.sh --resume_from_checkpoint true" in errors
     assert "Traceback" not in output + errors and "Terminated" not in errors
 
@@ -451,6 +462,24 @@ def test_a_signal_in_another_step_ends_it_and_its_children(project, number):
     assert "stopped in step 1 (record)" in errors
     child = Path("/proc") / (project / "pids").read_text() / "stat"
     assert not child.exists() or " Z " in child.read_text()
+
+
+def test_a_second_signal_ends_a_step_that_does_not_stop(project):
+    (project / "scripts" / "record_toy_game.py").write_text(
+        "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "open('started', 'w').close()\nwhile True: time.sleep(1)\n"
+    )
+    process = subprocess.Popen(
+        ["bash", project / "train_gemma3.sh"], env=clean_environ(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    wait_until((project / "started").exists)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
 
 
 # --- init.sh
@@ -584,6 +613,20 @@ def test_init_leaves_no_stamp_when_an_installation_fails(bare_project):
         assert "no space left" in result.stderr
         assert "error: Installing requirements.txt into" in result.stderr
     assert sorted(path.name for path in environment.iterdir()) == ["bin"]
+
+
+def test_init_starts_again_after_a_failed_change_of_requirements_is_undone(bare_project):
+    pip = 'echo "$*" >>"$PIP_CALLS"; grep -q broken requirements.txt && exit 3; true'
+    environment, calls = make_environment(bare_project, pip=pip), bare_project.parent / "calls"
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": str(calls)}
+    assert init(bare_project, **variables).returncode == 0
+    good = (bare_project / "requirements.txt").read_text()
+    (bare_project / "requirements.txt").write_text("broken\n")
+    assert init(bare_project, **variables).returncode == 1
+    (bare_project / "requirements.txt").write_text(good)
+    calls.write_text("")
+    assert init(bare_project, **variables).returncode == 0
+    assert "install" in calls.read_text()
 
 
 def test_init_never_overwrites_dotenv(bare_project):
