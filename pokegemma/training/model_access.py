@@ -24,6 +24,8 @@ _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 
 def _folder_problems(folder: Path) -> list[str]:
     """Return what a checkpoint folder lacks: the config, whole weights, tokenizer, image processor, chat template."""
+    if not (folder / "config.json").is_file():
+        return ["config.json is missing"]
     problems = []
     index = folder / _INDEX
     if index.is_file():
@@ -45,7 +47,7 @@ def _folder_problems(folder: Path) -> list[str]:
     try:
         load_processor(folder)  # and the config
     except PokegemmaError as error:
-        problems.append(str(error))
+        problems.append(str(error).removeprefix(f"{folder}: "))
     return problems
 
 

@@ -98,10 +98,11 @@ def check_step(
             )
         except subprocess.TimeoutExpired:
             return Check(name, "FAIL", f"one step took longer than {_STEP_TIMEOUT_S} s")
-        log = tuple(done.stderr.strip().splitlines()[-20:])
+        log = tuple(done.stderr.splitlines()[-20:])  # splits at the carriage returns of progress bars, too
         if done.returncode:
             how = "was killed (out of memory?)" if done.returncode < 0 else f"exited with {done.returncode}"
-            return Check(name, "FAIL", f"training {how}: {log[-1] if log else 'no message'}", log)
+            reasons = [line for line in log if line.startswith("error: ")] or [line for line in log if line.strip()]
+            return Check(name, "FAIL", f"training {how}: {reasons[-1] if reasons else 'no message'}", log)
         state_path = output / "trainer_state.json"
         if not state_path.is_file():
             return Check(name, "FAIL", "training saved no trainer_state.json", log)

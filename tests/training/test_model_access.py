@@ -1,0 +1,104 @@
+import json
+import shutil
+
+import pytest
+from httpx import ConnectError, Request, Response
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from pokegemma.training import model_access
+from pokegemma.training.model_access import check_model_access
+from pokegemma.training.models import make_tiny_gemma3
+
+MODEL = "google/gemma-3-4b-it"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=16)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "model")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Pretend an empty cache and a Hub that answers with an error: hub(error)."""
+
+    def answer(error):
+        def auth_check(self, repo_id):
+            raise error
+
+        monkeypatch.setattr(model_access.HfApi, "auth_check", auth_check)
+
+    monkeypatch.setattr(model_access.constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(model_access, "is_on_this_machine", lambda model: False)
+    return answer
+
+
+def test_a_whole_folder_passes(folder):
+    check = check_model_access(str(folder))
+    assert check.status == "PASS"
+    assert "6 layers, 192 wide" in check.summary
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_fails_and_is_named(folder, name):
+    (folder / name).unlink()
+    check = check_model_access(str(folder))
+    assert check.status == "FAIL"
+    assert check.summary == f"{folder}: {name} is missing"
+
+
+def test_a_missing_processor_fails(folder):
+    (folder / "processor_config.json").unlink()
+    check = check_model_access(str(folder))
+    assert check.status == "FAIL"
+    assert "processor could not be loaded" in check.summary
+
+
+def test_truncated_weights_fail(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    check = check_model_access(str(folder))
+    assert check.status == "FAIL"
+    assert "model.safetensors is damaged" in check.summary
+
+
+def test_a_shard_that_the_index_names_must_be_there(folder):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00002-of-00002.safetensors is missing" in check_model_access(str(folder)).summary
+
+
+def test_a_path_that_is_not_there_is_not_taken_for_a_model_id():
+    assert check_model_access("./outputs/none").summary == "./outputs/none: no such folder"
+
+
+def test_offline_says_so(monkeypatch):
+    monkeypatch.setattr(model_access.constants, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(model_access, "is_on_this_machine", lambda model: False)
+    check = check_model_access(MODEL)
+    assert check.status == "FAIL"
+    assert "HF_HUB_OFFLINE forbids" in check.summary
+
+
+def test_a_gated_model_says_what_to_do(hub):
+    response = Response(403, request=Request("GET", "https://huggingface.co"))
+    hub(GatedRepoError("gated", response=response))
+    summary = check_model_access(MODEL).summary
+    assert "accept its licence at https://huggingface.co/google/gemma-3-4b-it" in summary
+    assert "HUGGINGFACE_TOKEN" in summary
+
+
+def test_an_unknown_model_and_a_hub_out_of_reach_fail_differently(hub):
+    response = Response(404, request=Request("GET", "https://huggingface.co"))
+    hub(RepositoryNotFoundError("not found", response=response))
+    assert "no such model on the Hugging Face Hub" in check_model_access("google/gemma-9").summary
+    hub(ConnectError("no route to host"))
+    assert "cannot be reached: no route to host" in check_model_access(MODEL).summary
+    hub(HfHubHTTPError("server error", response=response))
+    assert "cannot be reached: server error" in check_model_access(MODEL).summary
