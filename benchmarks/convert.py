@@ -68,6 +68,7 @@ def main() -> None:
     (options,) = cli.parse_options(BenchmarkOptions, description=__doc__)
     data_dir = Path(options.eevee_data_dir)
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    cpu_seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder) / "reference"
         convert_ours(data_dir, reference, options.num_workers)
@@ -79,9 +80,10 @@ def main() -> None:
             ):
                 # Nothing is deleted before the end: ext4 is slow to create files where many were just deleted.
                 output = Path(folder) / f"{name}{repeat}"
-                start = time.perf_counter()
+                start, start_cpu = time.perf_counter(), sum(os.times()[:4])
                 convert(output)
                 seconds[name].append(time.perf_counter() - start)
+                cpu_seconds[name].append(sum(os.times()[:4]) - start_cpu)  # of the worker processes too
         num_bytes = {
             name: sum(path.stat().st_size for path in (Path(folder) / f"{name}0").rglob("*.png")) for name in seconds
         }
@@ -90,10 +92,12 @@ def main() -> None:
         "samples": len(samples),
         "samples_per_s": {name: round(len(samples) / median, 1) for name, median in medians.items()},
         "ratio": round(medians["plain"] / medians["ours"], 2),
+        "ratio_of_cpu_time": round(statistics.median(cpu_seconds["plain"]) / statistics.median(cpu_seconds["ours"]), 2),
         "seconds": {name: [round(value, 3) for value in times] for name, times in seconds.items()},
         "png_mib": {name: round(count / 2**20, 1) for name, count in num_bytes.items()},
         "num_workers": options.num_workers,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "load_average": [round(load, 1) for load in os.getloadavg()],
         "versions": {name: package_versions()[name] for name in ("python", "pillow")},
         "git_commit": git_commit(),
     }

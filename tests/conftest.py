@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the real sessions, made-up sessions, frames that can be told apart."""
+"""Fixtures shared by all tests: the real sessions, made-up sessions, frames that can be told apart, a tiny model."""
 
 import base64
 import io
@@ -111,3 +111,28 @@ def real_runs() -> Path:
     if not REAL_RUNS.is_dir():
         pytest.skip("the real sessions (../shared/eevee_v1/runs) are not here")
     return REAL_RUNS
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny Gemma 3 checkpoint: pictures of 56 px, 4 tokens each, a window shorter than a sample."""
+    from pokegemma.training.models import make_tiny_gemma3
+
+    folder = tmp_path_factory.mktemp("tiny_gemma3")
+    make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=4, sliding_window=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a converted dataset of five sessions of the toy game, ten turns each."""
+    from pokegemma.data.convert import WindowOptions
+    from pokegemma.data.corpus import convert_corpus
+    from pokegemma.play.toy_recorder import record_sessions
+
+    folder = tmp_path_factory.mktemp("toy")
+    record_sessions(folder / "recorded", num_sessions=5, seed=3, num_turns=10)
+    convert_corpus(
+        folder / "recorded" / "runs", folder / "dataset", window=WindowOptions(), eval_fraction=0.2, num_workers=1
+    )
+    return folder / "dataset"

@@ -12,7 +12,7 @@ import numpy as np
 
 from pokegemma.data import prompts
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
-from pokegemma.data.grids import FrameError, compose_grid, encode_png, read_frame
+from pokegemma.data.grids import FrameError, GridEncoder, read_frame
 from pokegemma.data.samples import Sample
 from pokegemma.data.sessions import Session, Turn, read_session
 
@@ -76,6 +76,7 @@ class SessionConverter:
             )
         self.previous: collections.deque[str] = collections.deque(maxlen=prompts.MAX_PREVIOUS_BUTTONS)
         self.window: collections.deque[_Shown] = collections.deque(maxlen=options.num_frames)
+        self.grid_encoder = GridEncoder()
         self.buttons: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
 
@@ -127,7 +128,7 @@ class SessionConverter:
         image = None
         if self.options.grid_images:
             image = f"grid_images/{self.id}_{turn.number:04d}.png"
-            (self.output / image).write_bytes(encode_png(compose_grid([shown.tile for shown in window])))
+            (self.output / image).write_bytes(self.grid_encoder.encode([shown.tile for shown in window]))
         decision, previous = turn.decision, list(self.previous)
         return Sample(
             id=f"{self.id}/{turn.number}",

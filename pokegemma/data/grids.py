@@ -1,5 +1,6 @@
 """Frames and the 2x2 pictures made of them."""
 
+import collections
 import functools
 import io
 import struct
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from pokegemma.data.png import PNG_SIGNATURE, Band, compress_rows, encode_png, join_bands
+
 FRAME_SIZE_PX = (240, 160)
 GRID_SIZE_PX = (480, 320)
 NUM_TILES = 4
 MAX_FRAME_PIXELS = 4096 * 4096
-_LABEL_SIZE_PX = (24, 12)
+LABEL_SIZE_PX = (24, 12)
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class FrameError(ValueError):
@@ -57,7 +59,7 @@ def read_frame(content: bytes) -> Frame:
 
 def _check_chunks(png: bytes) -> None:
     """Check every chunk's length and checksum up to IEND: Pillow skips those of the pixels, stricter readers do not."""
-    view, position = memoryview(png), len(_PNG_SIGNATURE)
+    view, position = memoryview(png), len(PNG_SIGNATURE)
     while position + 12 <= len(png):
         length = int.from_bytes(view[position : position + 4])
         end = position + 12 + length
@@ -80,16 +82,23 @@ def fit_tile(image: Image.Image) -> Image.Image:
 def draw_label(image: Image.Image, index: int) -> None:
     """Write a tile's time label into its top left corner: white on black, t=0 is the oldest."""
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, _LABEL_SIZE_PX[0] - 1, _LABEL_SIZE_PX[1] - 1), fill=(0, 0, 0))
+    draw.rectangle((0, 0, LABEL_SIZE_PX[0] - 1, LABEL_SIZE_PX[1] - 1), fill=(0, 0, 0))
     # The bitmap font is part of Pillow and the same in every build; its TrueType default is not.
     draw.text((3, 0), f"t={index}", fill=(255, 255, 255), font=ImageFont.load_default_imagefont())
 
 
 @functools.cache
-def _label(index: int) -> np.ndarray:
-    image = Image.new("RGB", _LABEL_SIZE_PX)
+def label(index: int) -> np.ndarray:
+    """Return the pixels of a tile's time label, which covers its top left corner."""
+    image = Image.new("RGB", LABEL_SIZE_PX)
     draw_label(image, index)
     return np.asarray(image)
+
+
+def four_tiles(tiles: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the last four of `tiles`, the first repeated where there are fewer."""
+    tiles = list(tiles[-NUM_TILES:])
+    return [tiles[0]] * (NUM_TILES - len(tiles)) + tiles
 
 
 def compose_grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
@@ -97,28 +106,41 @@ def compose_grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
 
     t=0 is top left, t=3, the newest, bottom right; of fewer than four the first is repeated.
     """
-    tiles = list(tiles[-NUM_TILES:])
-    tiles = [tiles[0]] * (NUM_TILES - len(tiles)) + tiles
     grid = np.empty((GRID_SIZE_PX[1], GRID_SIZE_PX[0], 3), np.uint8)
     width, height = FRAME_SIZE_PX
-    for index, tile in enumerate(tiles):
+    for index, tile in enumerate(four_tiles(tiles)):
         top, left = index // 2 * height, index % 2 * width
         grid[top : top + height, left : left + width] = tile
-        grid[top : top + _LABEL_SIZE_PX[1], left : left + _LABEL_SIZE_PX[0]] = _label(index)
+        grid[top : top + LABEL_SIZE_PX[1], left : left + LABEL_SIZE_PX[0]] = label(index)
     return grid
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Return uint8 pixels (height, width, 3) as a PNG: no row filter, zlib level 1.
+class GridEncoder:
+    """Encode the grids of one session, in order: the same pixels as `compose_grid`, about half the work.
 
-    Game screens are flat colours and repeated tiles, which filters hide from the compressor: on real grids this is
-    3.5 times as fast as Pillow's defaults and 5 % smaller (benchmarks/README.md).
+    Two frames that follow each other are the lower half of one grid and, two turns later, the upper half of another.
+    Apart from the labels in the first rows both are the same pixels, so these are compressed once.
     """
-    height, width, _ = pixels.shape
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)
-    rows[:, 1:] = pixels.reshape(height, 3 * width)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
-    return _PNG_SIGNATURE + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+
+    def __init__(self) -> None:
+        self._halves: collections.deque[tuple[np.ndarray, np.ndarray, Band]] = collections.deque(maxlen=3)
+
+    def encode(self, tiles: Sequence[np.ndarray]) -> bytes:
+        """Return the PNG of the last four of `tiles`."""
+        tiles = four_tiles(tiles)
+        bands = []
+        for first in (0, 2):
+            left, right = tiles[first : first + 2]
+            tops = [tile[: LABEL_SIZE_PX[1]].copy() for tile in (left, right)]
+            for index, top in enumerate(tops, start=first):
+                top[:, : LABEL_SIZE_PX[0]] = label(index)
+            bands += [compress_rows(*tops), self._compress_below_labels(left, right)]
+        return join_bands(bands, width=GRID_SIZE_PX[0], height=GRID_SIZE_PX[1])
+
+    def _compress_below_labels(self, left: np.ndarray, right: np.ndarray) -> Band:
+        for known_left, known_right, band in self._halves:
+            if known_left is left and known_right is right:
+                return band
+        band = compress_rows(left[LABEL_SIZE_PX[1] :], right[LABEL_SIZE_PX[1] :])
+        self._halves.append((left, right, band))
+        return band

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.convert import convert_plainly
-from pokegemma.data.grids import FrameError, compose_grid, encode_png, read_frame
+from pokegemma.data.grids import FrameError, GridEncoder, compose_grid, read_frame
+from pokegemma.data.png import encode_png
 from pokegemma.data.samples import Sample
 from tests.conftest import frame_png
 
@@ -59,7 +60,19 @@ def test_the_grid_has_the_pixels_of_the_plain_way(tmp_path):
     convert_plainly([sample], tmp_path, tmp_path / "plain")
     plain = np.asarray(Image.open(tmp_path / "plain" / "grid_images" / "s_1.png"))
     ours = encode_png(compose_grid([read_frame(noise_png(seed)).tile for seed in range(4)]))
+    with Image.open(io.BytesIO(ours)) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(ours))), plain)
+
+
+def test_the_encoder_of_a_session_has_the_pixels_of_single_grids():
+    tiles = [read_frame(noise_png(seed)).tile for seed in range(9)]
+    encoder = GridEncoder()
+    windows = [tiles[max(0, last - 3) : last + 1] for last in range(len(tiles))]
+    for window in [*windows, tiles[:1] * 4, tiles[:2], tiles[2:4] * 2]:
+        content = encoder.encode(window)
+        read_frame(content)  # checks every checksum
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), compose_grid(window))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.randoms(use_true_random=False))
