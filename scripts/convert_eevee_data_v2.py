@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma import cli
+from pokegemma.data.conversion_report import REPORT_FILE
 from pokegemma.data.convert import WindowOptions
-from pokegemma.data.corpus import REPORT_FILE, convert_corpus
+from pokegemma.data.corpus import convert_corpus
 from pokegemma.errors import PokegemmaError
 
 

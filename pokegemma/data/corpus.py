@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -13,7 +12,6 @@ import re
 import shutil
 import signal
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -22,19 +20,15 @@ from typing import Any
 from tqdm import tqdm
 
 from pokegemma import provenance
+from pokegemma.data.conversion_report import REPORT_FILE, build_report, explain_nothing, log_problems
 from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
-from pokegemma.data.decisions import REASONS, clean_text
-from pokegemma.data.prompts import BUTTONS
+from pokegemma.data.decisions import clean_text
 from pokegemma.data.samples import dataset_hash
 from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
 from pokegemma.data.splits import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
 
-logger = logging.getLogger(__name__)
-
-REPORT_FILE = "conversion_report.json"
 OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", REPORT_FILE, provenance.RUN_FILE)
-_MAX_PROBLEMS_NAMED = 10
 _cancelled: multiprocessing.synchronize.Event | None = None
 
 
@@ -81,9 +75,9 @@ def convert_corpus(
         results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
         problems = [clean_text(str(outcome)) for outcome in outcomes if isinstance(outcome, SessionError)]
         problems += [clean_text(problem) for result in results for problem in result.problems]
-        _log_problems(problems)
+        log_problems(problems)
         if not any(result.num_samples for result in results):
-            raise CheckFailedError(_nothing_converted(data_dir, outcomes))
+            raise CheckFailedError(explain_nothing(data_dir, outcomes))
         held_out = choose_eval_sessions(
             {result.session: result.num_samples for result in results}, eval_fraction=eval_fraction
         )
@@ -116,55 +110,6 @@ def session_ids(folders: Sequence[Path]) -> list[str]:
         taken.add(session_id.casefold())
         ids.append(session_id)
     return ids
-
-
-def build_report(
-    outcomes: Sequence[SessionResult | SessionError], *, held_out: set[str], problems: Sequence[str]
-) -> dict[str, Any]:
-    """Return conversion_report.json: counts of sessions, turns by what became of them, buttons, and each session."""
-    results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
-    reasons = sum((Counter(result.reasons) for result in results), Counter())
-    turns = sum(result.num_turns for result in results)
-    samples = sum(result.num_samples for result in results)
-    assert turns == samples + reasons.total(), "a turn was lost"
-    splits = {}
-    for name, members in (
-        ("train", [result for result in results if result.num_samples and result.session not in held_out]),
-        ("eval", [result for result in results if result.session in held_out]),
-    ):
-        buttons = sum((Counter(result.buttons) for result in members), Counter())
-        splits[name] = {
-            "sessions": len(members),
-            "samples": buttons.total(),
-            "buttons": {button: buttons[button] for button in BUTTONS},
-        }
-    return {
-        "sessions": {
-            "found": len(outcomes),
-            "with_samples": sum(bool(result.num_samples) for result in results),
-            "without_samples": sum(not result.num_samples for result in results),
-            "unreadable": len(outcomes) - len(results),
-        },
-        "turns": turns,
-        "samples": samples,
-        "turns_without_sample": {reason: reasons[reason] for reason in REASONS},
-        "frames": sum(result.num_frames for result in results),
-        "goals_shortened": sum(result.goal_shortened for result in results),
-        "splits": splits,
-        "problems": list(problems),
-        "per_session": [
-            {
-                "session": result.session,
-                "folder": result.folder,
-                "split": ("eval" if result.session in held_out else "train") if result.num_samples else None,
-                "turns": result.num_turns,
-                "samples": result.num_samples,
-                "turns_without_sample": result.reasons,
-                "screenshot_numbering": result.numbering,
-            }
-            for result in results
-        ],
-    }
 
 
 def _convert_one(task: _Task) -> SessionResult | SessionError:
@@ -285,20 +230,3 @@ def _swap_in(part: Path, output_dir: Path) -> None:
             with contextlib.suppress(OSError):
                 target.rename(source)
         raise
-
-
-def _log_problems(problems: Sequence[str]) -> None:
-    for problem in problems[:_MAX_PROBLEMS_NAMED]:
-        logger.warning("%s", problem)
-    if len(problems) > _MAX_PROBLEMS_NAMED:
-        logger.warning("... %d more problems, all in %s", len(problems) - _MAX_PROBLEMS_NAMED, REPORT_FILE)
-
-
-def _nothing_converted(data_dir: Path, outcomes: Sequence[SessionResult | SessionError]) -> str:
-    unreadable = [str(outcome) for outcome in outcomes if isinstance(outcome, SessionError)]
-    results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
-    reasons = sum((Counter(result.reasons) for result in results), Counter())
-    found = [f"{result.folder}: {result.num_turns} turns, none a decision" for result in results]
-    causes = (unreadable + found)[:_MAX_PROBLEMS_NAMED]
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no turn"
-    return f"{data_dir}: nothing to convert in {len(outcomes)} sessions ({counts}): {'; '.join(causes)}"

@@ -1,0 +1,85 @@
+"""conversion_report.json: what became of every session and every turn."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pokegemma.data.convert import SessionResult
+from pokegemma.data.decisions import REASONS
+from pokegemma.data.prompts import BUTTONS
+from pokegemma.data.sessions import SessionError
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "conversion_report.json"
+_MAX_PROBLEMS_NAMED = 10
+
+
+def build_report(
+    outcomes: Sequence[SessionResult | SessionError], *, held_out: set[str], problems: Sequence[str]
+) -> dict[str, Any]:
+    """Return conversion_report.json: counts of sessions, turns by what became of them, buttons, and each session."""
+    results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
+    reasons = sum((Counter(result.reasons) for result in results), Counter())
+    turns = sum(result.num_turns for result in results)
+    samples = sum(result.num_samples for result in results)
+    assert turns == samples + reasons.total(), "a turn was lost"
+    splits = {}
+    for name, members in (
+        ("train", [result for result in results if result.num_samples and result.session not in held_out]),
+        ("eval", [result for result in results if result.session in held_out]),
+    ):
+        buttons = sum((Counter(result.buttons) for result in members), Counter())
+        splits[name] = {
+            "sessions": len(members),
+            "samples": buttons.total(),
+            "buttons": {button: buttons[button] for button in BUTTONS},
+        }
+    return {
+        "sessions": {
+            "found": len(outcomes),
+            "with_samples": sum(bool(result.num_samples) for result in results),
+            "without_samples": sum(not result.num_samples for result in results),
+            "unreadable": len(outcomes) - len(results),
+        },
+        "turns": turns,
+        "samples": samples,
+        "turns_without_sample": {reason: reasons[reason] for reason in REASONS},
+        "frames": sum(result.num_frames for result in results),
+        "goals_shortened": sum(result.goal_shortened for result in results),
+        "splits": splits,
+        "problems": list(problems),
+        "per_session": [
+            {
+                "session": result.session,
+                "folder": result.folder,
+                "split": ("eval" if result.session in held_out else "train") if result.num_samples else None,
+                "turns": result.num_turns,
+                "samples": result.num_samples,
+                "turns_without_sample": result.reasons,
+                "screenshot_numbering": result.numbering,
+            }
+            for result in results
+        ],
+    }
+
+
+def log_problems(problems: Sequence[str]) -> None:
+    """Log the first problems, and how many more the report names."""
+    for problem in problems[:_MAX_PROBLEMS_NAMED]:
+        logger.warning("%s", problem)
+    if len(problems) > _MAX_PROBLEMS_NAMED:
+        logger.warning("... %d more problems, all in %s", len(problems) - _MAX_PROBLEMS_NAMED, REPORT_FILE)
+
+
+def explain_nothing(data_dir: Path, outcomes: Sequence[SessionResult | SessionError]) -> str:
+    """Return, in one line, why no session gave a sample."""
+    unreadable = [str(outcome) for outcome in outcomes if isinstance(outcome, SessionError)]
+    results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
+    reasons = sum((Counter(result.reasons) for result in results), Counter())
+    found = [f"{result.folder}: {result.num_turns} turns, none a decision" for result in results]
+    causes = (unreadable + found)[:_MAX_PROBLEMS_NAMED]
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no turn"
+    return f"{data_dir}: nothing to convert in {len(outcomes)} sessions ({counts}): {'; '.join(causes)}"
