@@ -200,6 +200,10 @@ run_step() {  # run_step NAME "what it does" RESULT command...
         echo "continue, with the same variables and arguments: ./train_gemma3.sh --resume_from_checkpoint true" >&2
         exit "${stop_status:-143}"
     fi
+    if [[ -n $stop_status && $status -eq 0 ]]; then
+        echo "stopped after step $number ($step_name); its result is complete: $result" >&2
+        exit "$stop_status"
+    fi
     if [[ -n $stop_status ]]; then
         echo "stopped in step $number ($step_name) after $((SECONDS - started)) s; its result is not complete" >&2
         exit "$stop_status"
