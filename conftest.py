@@ -1,6 +1,11 @@
 """Quick tests first: those marked slow run last, so that a mistake shows early."""
 
+import os
+
 import pytest
+
+# Tiny models gain nothing from threads, and lose much when the cores are busy. Subprocesses inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """Load Gemma 3 checkpoints, and make a tiny one with every part of the real ones."""
 
 import hashlib
+import io
 import json
 import logging
 import random
@@ -202,17 +203,15 @@ def _corpus(seed: int) -> list[str]:
 
 
 def _train_tokenizer(folder: Path, *, seed: int) -> GemmaTokenizer:
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join(_corpus(seed)), encoding="utf-8")
+    model = io.BytesIO()  # not files: their paths would be kept in tokenizer.model
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=_VOCABULARY_SIZE,
+        sentence_iterator=iter(_corpus(seed)), model_writer=model, model_type="bpe", vocab_size=_VOCABULARY_SIZE,
         pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
         unk_piece="<unk>", user_defined_symbols=[*_CONTROL_SYMBOLS, *_NEWLINES], byte_fallback=True,
         normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
         character_coverage=1.0, num_threads=1, minloglevel=2,
     )  # fmt: skip
-    corpus.unlink()
-    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
     tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     tokenizer = GemmaTokenizer.from_pretrained(folder, extra_special_tokens=tokens)
     tokenizer.save_pretrained(folder)

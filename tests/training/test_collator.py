@@ -1,0 +1,194 @@
+"""The collator against TRL's own, token by token and in loss, and the traps of Gemma 3."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from pokegemma.data.prompts import BUTTONS, Layout, build_messages, build_output, sample_images
+from pokegemma.data.samples import Sample
+from pokegemma.errors import PokegemmaError
+from pokegemma.training import models
+from pokegemma.training.collator import ButtonTokens, Gemma3Collator
+
+MakeCollator = Callable[[str], Gemma3Collator]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Gemma3ForConditionalGeneration:
+    return models.load_model(tiny_model)
+
+
+@pytest.fixture
+def mixed(samples: list[Sample]) -> list[Sample]:
+    """Return samples with one, four and two pictures and prompts and answers of different lengths."""
+    first, second, third = samples[3], samples[5], samples[7]
+    long_answer = build_output(button="select", reasoning="a much longer reason than all the others", context="menu")
+    return [
+        replace(first, frames=first.frames[-1:]),
+        replace(second, output=long_answer),
+        replace(third, frames=third.frames[-2:], question="Next button?"),
+    ]
+
+
+def trl_batch(
+    samples: list[Sample], layout: Layout, processor: Gemma3Processor, folder: Path
+) -> dict[str, torch.Tensor]:
+    """Return what TRL's collator makes of the same conversations."""
+    examples = []
+    for sample in samples:
+        user, assistant = build_messages(sample, layout)
+        images = [Image.open(folder / path).convert("RGB") for path in sample_images(sample, layout)]
+        examples.append({"prompt": [user], "completion": [assistant], "images": images})
+    return DataCollatorForVisionLanguageModeling(processor=processor, max_length=None, completion_only_loss=True)(
+        examples
+    )
+
+
+@pytest.mark.parametrize("layout", ["grid", "frames"])
+def test_batches_equal_those_of_trl_token_by_token_and_in_loss(
+    layout: Layout,
+    mixed: list[Sample],
+    make_collator: MakeCollator,
+    processor: Gemma3Processor,
+    toy_dataset: Path,
+    model: Gemma3ForConditionalGeneration,
+) -> None:
+    ours, theirs = make_collator(layout)(mixed), trl_batch(mixed, layout, processor, toy_dataset)
+    for key in ("input_ids", "attention_mask", "token_type_ids", "labels", "pixel_values"):
+        assert torch.equal(ours[key], theirs[key]), key
+    assert set(ours) == {"input_ids", "attention_mask", "token_type_ids", "labels", "pixel_values"}
+    with torch.no_grad():
+        assert model(**ours).loss.item() == model(**theirs).loss.item()
+
+
+def test_loss_is_on_the_answer_and_its_end_of_turn_only(
+    samples: list[Sample], make_collator: MakeCollator, processor: Gemma3Processor
+) -> None:
+    batch = make_collator("grid")(samples[:3])
+    for sample, ids, labels in zip(samples, batch["input_ids"], batch["labels"], strict=False):
+        places = (labels != -100).nonzero().squeeze(1).tolist()
+        assert places == list(range(places[0], places[-1] + 1))  # one run of labels
+        assert labels[places].tolist() == ids[places].tolist()
+        assert processor.tokenizer.decode(labels[places]) == sample.output + "<end_of_turn>\n"
+        assert processor.tokenizer.decode(ids[: places[0]]).endswith("<start_of_turn>model\n")
+
+
+def test_a_sample_has_one_bos(samples: list[Sample], make_collator: MakeCollator, processor: Gemma3Processor) -> None:
+    batch = make_collator("frames")(samples[:4])
+    assert (batch["input_ids"] == processor.tokenizer.bos_token_id).sum(dim=1).tolist() == [1, 1, 1, 1]
+
+
+def test_image_tokens_and_types_follow_the_number_of_pictures(mixed: list[Sample], make_collator: MakeCollator) -> None:
+    """Regression test of https://github.com/huggingface/trl/issues/3121: pictures that differ in number a sample."""
+    collator = make_collator("frames")
+    batch = collator(mixed)
+    soft = batch["input_ids"] == collator.processor.tokenizer.image_token_id
+    assert soft.sum(dim=1).tolist() == [1 * 4, 4 * 4, 2 * 4]
+    assert torch.equal(batch["token_type_ids"], soft.long())
+    assert batch["pixel_values"].shape == (7, 3, 56, 56)
+
+
+@pytest.mark.parametrize("layout", ["grid", "frames"])
+def test_a_batch_says_what_its_samples_say_alone(
+    layout: Layout, mixed: list[Sample], make_collator: MakeCollator, model: Gemma3ForConditionalGeneration
+) -> None:
+    collator = make_collator(layout)
+    batch = collator(mixed)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        together = model(**batch).logits
+        for row, sample in enumerate(mixed):
+            alone = collator([sample])
+            length = alone["input_ids"].shape[1]
+            assert torch.equal(labels[row, :length], alone.pop("labels")[0])
+            assert (labels[row, length:] == -100).all()  # padding is excluded from loss
+            torch.testing.assert_close(together[row, :length], model(**alone).logits[0], atol=1e-5, rtol=0)
+
+
+def test_attention_inside_a_picture_is_bidirectional(
+    samples: list[Sample], make_collator: MakeCollator, model: Gemma3ForConditionalGeneration
+) -> None:
+    batch = make_collator("grid")(samples[:1])
+    del batch["labels"]
+    with torch.no_grad():
+        logits = model(**batch).logits
+        causal = model(**{key: value for key, value in batch.items() if key != "token_type_ids"}).logits
+    assert (logits - causal).abs().max() > 1e-4
+
+
+def test_prompts_are_the_training_rows_up_to_the_answer_padded_on_the_left(
+    mixed: list[Sample], make_collator: MakeCollator
+) -> None:
+    collator = make_collator("frames")
+    training, prompts = collator(mixed), collator.prompts(mixed)
+    assert set(prompts) == {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
+    assert torch.equal(prompts["pixel_values"], training["pixel_values"])
+    for row, labels, prompt, mask in zip(
+        training["input_ids"], training["labels"], prompts["input_ids"], prompts["attention_mask"], strict=True
+    ):
+        start = (labels != -100).nonzero()[0].item()
+        assert prompt[mask == 1].tolist() == row[:start].tolist()
+        assert mask.tolist() == sorted(mask.tolist())
+
+
+def test_count_tokens_is_the_length_of_the_row(mixed: list[Sample], make_collator: MakeCollator) -> None:
+    collator = make_collator("frames")
+    lengths = collator(mixed)["attention_mask"].sum(dim=1).tolist()
+    assert [collator.count_tokens(sample) for sample in mixed] == lengths
+
+
+def test_rows_of_jsonl_make_the_same_batch(samples: list[Sample], make_collator: MakeCollator) -> None:
+    collator = make_collator("grid")
+    rows, batch = [{"sample": sample.to_json()} for sample in samples[:2]], collator(samples[:2])
+    assert all(torch.equal(value, batch[key]) for key, value in collator(rows).items())
+
+
+@pytest.mark.parametrize("symbol", ["<start_of_image>", "<image_soft_token>", "<bos>"])
+def test_control_symbols_in_a_goal_are_refused(symbol: str, samples: list[Sample], make_collator: MakeCollator) -> None:
+    sample = replace(samples[0], context=f"Goal: find {symbol}")
+    with pytest.raises(PokegemmaError, match=sample.id):
+        make_collator("grid")([sample])
+
+
+def test_a_missing_picture_is_named(samples: list[Sample], make_collator: MakeCollator) -> None:
+    with pytest.raises(PokegemmaError, match=r"grid_images/nowhere\.png"):
+        make_collator("grid")([replace(samples[0], image="grid_images/nowhere.png")])
+
+
+def test_a_sample_without_a_grid_picture_is_refused_in_grid(samples: list[Sample], make_collator: MakeCollator) -> None:
+    with pytest.raises(PokegemmaError, match="use --layout frames"):
+        make_collator("grid")([replace(samples[0], image=None)])
+
+
+def test_button_tokens_tell_the_eight_buttons_apart(processor: Gemma3Processor) -> None:
+    tokens = ButtonTokens.of(processor.tokenizer)
+    assert processor.tokenizer.decode(tokens.prefix) == '{"button": "'
+    for index, button in enumerate(BUTTONS):
+        output = build_output(button=button, reasoning="the path", context="navigation")
+        answer = processor.tokenizer(output, add_special_tokens=False)["input_ids"]
+        found, start, end = tokens.locate(answer)
+        assert (found, start) == (index, len(tokens.prefix))
+        assert processor.tokenizer.decode(answer[start:end]) == button
+
+
+def test_button_tokens_of_a_tokenizer_that_splits_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_VOCABULARY_SIZE", 330)
+    tokenizer = models._train_tokenizer(tmp_path, seed=0)
+    tokens = ButtonTokens.of(tokenizer)
+    lengths = {button: len(branch) for button, branch in zip(BUTTONS, tokens.branches, strict=True)}
+    assert lengths["start"] > 1 and lengths["select"] > 1  # both begin with s
+    for index, button in enumerate(BUTTONS):
+        output = build_output(button=button, reasoning="x", context="y")
+        assert tokens.locate(tokenizer(output, add_special_tokens=False)["input_ids"])[0] == index
+
+
+def test_an_answer_that_names_no_button_is_not_located(processor: Gemma3Processor) -> None:
+    answer = processor.tokenizer('{"button": "jump"}', add_special_tokens=False)["input_ids"]
+    with pytest.raises(ValueError, match="not an answer"):
+        ButtonTokens.of(processor.tokenizer).locate(answer)
