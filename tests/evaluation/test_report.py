@@ -78,6 +78,19 @@ def test_headline_is_the_generated_answer_against_the_best_baseline():
     assert headline["points_above_baseline"] == 25.0
 
 
+def test_best_baseline_is_the_most_accurate_one():
+    # majority (select): 0 of 4; repeat: select, up, up, a: 1; Markov: select, up, up, b: 2.
+    train = [make_sample(n, "select", session="t") for n in range(5)]
+    train += [make_sample(n, "up", session="t", previous=["up"]) for n in range(2)]
+    train += [make_sample(9, "b", session="t", previous=["a"])]
+    result = build(train=train)
+    assert [row["accuracy"] for row in result["rows"][2:]] == [0.0, 0.25, 0.5]
+    assert result["headline"]["best_baseline"] == "markov"
+    assert [(d["of"], d["minus"], d["accuracy"]) for d in result["differences"]] == [
+        ("generated", "markov", 0.25), ("scored", "markov", 0.25),
+    ]  # fmt: skip
+
+
 def test_without_generation_the_headline_is_the_scored_answer():
     result = build(answers=None)
     assert result["headline"]["model"] == "scored"
