@@ -1,5 +1,6 @@
 """What every script shares: options from flags and YAML, logging to stderr, errors to exit codes."""
 
+import argparse
 import logging
 import os
 import sys
@@ -18,6 +19,10 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|t
 logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keep the lines of a script's docstring, and show defaults."""
+
+
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise PokegemmaError(f"{message} (see --help)")
@@ -29,7 +34,7 @@ def parse_options(*option_types: type, description: str, argv: Sequence[str] | N
     Raises:
         PokegemmaError: an unknown option, a value of the wrong kind, or a config file that cannot be read.
     """
-    parser = _Parser(option_types, description=description)
+    parser = _Parser(option_types, description=description, formatter_class=_HelpFormatter)
     arguments = []
     for argument in sys.argv[1:] if argv is None else argv:
         # TrlParser reads "--config f" only; everybody also types "--config=f".

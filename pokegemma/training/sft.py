@@ -109,7 +109,8 @@ def lora_config(options: ModelOptions) -> LoraConfig:
 
     `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
     """
-    named = [name for name in options.lora_target_modules or [] if name != "all-linear"]
+    given = options.lora_target_modules or []  # ModelConfig makes a list of one a string
+    named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
     text, tower = (named or _TEXT_LINEARS), (named or _TOWER_LINEARS)
     patterns = [rf".*language_model\..*\.({'|'.join(text)})"]
     if options.train_vision_tower:
@@ -138,7 +139,7 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
             # One storage type for all weights, which FSDP and ZeRO-3 need to shard them.
             bnb_4bit_quant_storage=dtype,
             # A frozen tower saves little memory in 4 bits and loses sight.
-            llm_int8_skip_modules=["lm_head", _TOWER, _PROJECTOR],
+            llm_int8_skip_modules=["lm_head", f"model.{_TOWER}", f"model.{_PROJECTOR}"],
         )  # fmt: skip
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}

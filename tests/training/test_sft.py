@@ -1,0 +1,283 @@
+"""Training for real on the tiny checkpoint: what is trained, what is written, what is refused, and resuming."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import read_run_record
+from pokegemma.training import models, sft
+from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.trainer import CURVE_FILE
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK: dict[str, Any] = {
+    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2, "eval_steps": 2,
+    "save_steps": 2, "logging_steps": 1, "dataloader_num_workers": 0, "learning_rate": 1e-2, "warmup_steps": 0,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+}  # fmt: skip
+
+
+def run_training(dataset: Path, model: Path, output: Path, *, options: dict[str, Any], **changes: Any) -> bool:
+    data = DataOptions(dataset_path=str(dataset), overwrite=changes.pop("overwrite", False))
+    training = TrainingOptions(output_dir=str(output), **{**QUICK, **changes})
+    return sft.train(data, training, ModelOptions(model_name_or_path=str(model), **options))
+
+
+@pytest.fixture(scope="module")
+def finished(toy_dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output folder of a finished LoRA run of four steps."""
+    output = tmp_path_factory.mktemp("finished") / "adapter"
+    assert run_training(toy_dataset, tiny_model, output, options={"finetuning": "lora"}, max_steps=4)
+    return output
+
+
+def test_a_run_leaves_adapter_processor_curve_and_record(finished: Path, tiny_model: Path, toy_dataset: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "processor_config.json", "chat_template.jinja"} <= names
+    assert Image.open(finished / CURVE_FILE).size == (960, 540)
+    record = read_run_record(finished)
+    assert (record["stage"], record["status"], record["global_step"]) == ("train", "completed", 4)
+    assert record["options"]["layout"] == "grid"
+    assert record["base_fingerprint"] == models.weights_fingerprint(tiny_model)
+    assert record["dataset"]["path"] == str(toy_dataset / "train.jsonl")
+    assert Path(json.loads((finished / "adapter_config.json").read_text())["base_model_name_or_path"]).is_absolute()
+
+
+def test_a_run_logs_loss_rate_norm_throughput_and_accuracy(finished: Path) -> None:
+    history = json.loads((finished / "trainer_state.json").read_text())["log_history"]
+    steps = [entry for entry in history if "loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
+    for key in ("learning_rate", "grad_norm", "tokens_per_second", "decisions_per_second"):
+        assert all(entry[key] > 0 for entry in steps[:-1]), key
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [2, 4]
+    assert all(0 <= entry["eval_button_accuracy"] <= 1 for entry in evaluations)
+    assert list(finished.glob("runs/*/events*"))  # TensorBoard, since no W&B key is set
+
+
+def test_training_lowers_the_loss(finished: Path) -> None:
+    history = json.loads((finished / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_the_best_checkpoint_is_kept(finished: Path) -> None:
+    record = read_run_record(finished)
+    best = Path(record["best_checkpoint"])
+    assert best.is_dir()
+    kept, result = load_file(best / "adapter_model.safetensors"), load_file(finished / "adapter_model.safetensors")
+    assert all(torch.equal(kept[key], result[key]) for key in result)
+
+
+def trained_parts(options: ModelOptions) -> set[str]:
+    model = sft.load_trainable(options, TrainingOptions(output_dir="unused", use_cpu=True))
+    if options.use_peft:
+        model = PeftModel(model, sft.lora_config(options))
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    parts = ("vision_tower", "multi_modal_projector", "language_model")
+    return {next(part for part in parts if part in name) for name in names}
+
+
+@pytest.mark.parametrize("finetuning", ["qlora", "lora", "full"])
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ({}, set()),
+        ({"train_vision_tower": True}, {"vision_tower"}),
+        ({"train_projector": True}, {"multi_modal_projector"}),
+        ({"train_vision_tower": True, "train_projector": True}, {"vision_tower", "multi_modal_projector"}),
+    ],
+)
+def test_tower_and_projector_are_trained_by_flag_only(
+    finetuning: str, flags: dict[str, bool], parts: set[str], tiny_model: Path
+) -> None:
+    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning=finetuning, **flags)
+    assert trained_parts(options) == {"language_model", *parts}
+
+
+@pytest.mark.parametrize("names", [["all-linear"], ["q_proj", "v_proj"]])
+def test_named_target_modules_do_not_reach_the_tower(names: list[str], tiny_model: Path) -> None:
+    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora", lora_target_modules=names)
+    assert trained_parts(options) == {"language_model"}
+
+
+def test_every_linear_layer_of_the_language_model_gets_an_adapter(tiny_model: Path) -> None:
+    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
+    model = PeftModel(models.load_model(tiny_model), sft.lora_config(options))
+    assert sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters()) == 6 * 7
+
+
+def test_qlora_trains_on_nf4_weights_and_leaves_the_tower_whole(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    options = ModelOptions(model_name_or_path=str(tiny_model))
+    model = sft.load_trainable(options, TrainingOptions(output_dir=str(tmp_path), use_cpu=True))
+    quantised = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
+    assert len(quantised) == 6 * 7 and all("language_model" in name for name in quantised)
+    weight = model.model.language_model.layers[0].mlp.up_proj.weight
+    assert (weight.quant_state.quant_type, weight.quant_state.nested) == ("nf4", True)
+    assert run_training(toy_dataset, tiny_model, tmp_path / "adapter", options={})
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_full_fine_tuning_writes_a_checkpoint_and_keeps_the_frozen_parts(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    assert run_training(toy_dataset, tiny_model, tmp_path / "full", options={"finetuning": "full"})
+    before = load_file(tiny_model / "model.safetensors")
+    after = load_file(tmp_path / "full" / "model.safetensors")
+    assert after.keys() == before.keys()
+    changed = {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])}
+    assert changed == {"language_model"}
+    assert (tmp_path / "full" / "tokenizer.model").is_file()
+
+
+def test_gradient_checkpointing_changes_nothing(
+    finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    options = {"finetuning": "lora"}
+    run_training(toy_dataset, tiny_model, tmp_path / "a", options=options, max_steps=4, gradient_checkpointing=True)
+    ours, theirs = (
+        load_file(tmp_path / "a" / "adapter_model.safetensors"),
+        load_file(finished / "adapter_model.safetensors"),
+    )
+    for key in theirs:
+        torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-4)
+
+
+def test_frames_of_any_number_are_trained_on(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    data = DataOptions(dataset_path=str(toy_dataset), layout="frames")
+    training = TrainingOptions(output_dir=str(tmp_path / "a"), **QUICK)
+    assert sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora"))
+    assert read_run_record(tmp_path / "a")["options"]["layout"] == "frames"
+
+
+def test_without_a_held_out_file_training_goes_on_without_evaluation(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("train.jsonl", "frames", "grid_images"):
+        (alone / name).symlink_to(toy_dataset / name)
+    assert run_training(alone, tiny_model, tmp_path / "a", options={"finetuning": "lora"})
+    assert read_run_record(tmp_path / "a")["eval_dataset"] is None
+
+
+def test_held_out_samples_of_another_folder_find_their_pictures(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    data = DataOptions(dataset_path=str(toy_dataset / "train.jsonl"), eval_dataset_path=str(toy_dataset))
+    training = TrainingOptions(output_dir=str(tmp_path / "a"), **QUICK)
+    assert sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora"))
+    assert read_run_record(tmp_path / "a")["eval_dataset"]["path"] == str(toy_dataset / "eval.jsonl")
+
+
+def test_samples_that_are_too_long_are_named_and_refused(toy_dataset: Path, tiny_model: Path) -> None:
+    processor = models.load_processor(tiny_model)
+    collator = Gemma3Collator(processor=processor, layout="grid", dataset_folder=toy_dataset)
+    path = toy_dataset / "train.jsonl"
+    sft.check_lengths(path, collator, max_length=1000)
+    with pytest.raises(
+        PokegemmaError, match=r"40 samples are longer than 50 tokens: \S+/1 \(\d+\).* \.\.\.; raise --max"
+    ):
+        sft.check_lengths(path, collator, max_length=50)
+
+
+def test_the_length_check_agrees_with_the_collator(toy_dataset: Path, tiny_model: Path) -> None:
+    processor = models.load_processor(tiny_model)
+    collator = Gemma3Collator(processor=processor, layout="frames", dataset_folder=toy_dataset)
+    path = toy_dataset / "train.jsonl"
+    longest = max(collator.count_tokens(sample) for sample in sft.read_samples(path))
+    sft.check_lengths(path, collator, max_length=longest)
+    with pytest.raises(PokegemmaError, match=f"longer than {longest - 1} tokens"):
+        sft.check_lengths(path, collator, max_length=longest - 1)
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(finished: Path) -> None:
+    with pytest.raises(PokegemmaError, match="holds an earlier run"):
+        sft.prepare_output(finished, overwrite=False, resume=None)
+    assert (finished / "adapter_model.safetensors").is_file()
+
+
+def test_resuming_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PokegemmaError, match="no checkpoint in"):
+        sft.prepare_output(tmp_path, overwrite=False, resume="last")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"load_in_8bit": True}, "--load_in_8bit"),
+        ({"load_in_4bit": True, "finetuning": "lora"}, "contradicts --finetuning lora"),
+        ({"use_peft": True, "finetuning": "full"}, "contradicts --finetuning full"),
+    ],
+)
+def test_contradicting_model_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PokegemmaError, match=message):
+        ModelOptions(**options)
+
+
+@pytest.mark.parametrize("options", [{"fp16": True}, {"packing": True}, {"padding_free": True}])
+def test_what_gemma_3_cannot_do_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(PokegemmaError):
+        TrainingOptions(output_dir=str(tmp_path), **options)
+
+
+def test_tracking_goes_to_wandb_when_a_key_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert TrainingOptions(output_dir=str(tmp_path)).report_to == ["wandb"]
+    monkeypatch.delenv("WANDB_API_KEY")
+    assert TrainingOptions(output_dir=str(tmp_path)).report_to == ["tensorboard"]
+
+
+def command(dataset: Path, model: Path, output: Path, *extra: str) -> list[str]:
+    options = {**QUICK, "max_steps": 40, "save_steps": 100, "eval_steps": 100, "lora_dropout": 0.1}
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [
+        sys.executable, str(ROOT / "scripts/sft_pokemon_gemma3.py"), "--finetuning", "lora", *flags,
+        "--model_name_or_path", str(model), "--dataset_path", str(dataset), "--output_dir", str(output), *extra,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_sigterm_and_resumed_ends_with_the_same_weights(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    through, stopped = tmp_path / "through", tmp_path / "stopped"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command(toy_dataset, tiny_model, through), check=True, env=environment, capture_output=True)
+
+    process = subprocess.Popen(
+        command(toy_dataset, tiny_model, stopped), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "'loss'" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 0
+    assert "training interrupted" in rest
+    record = read_run_record(stopped)
+    assert record["status"] == "interrupted" and 0 < record["global_step"] < 40
+    assert not (stopped / "adapter_model.safetensors").exists()
+
+    resumed = command(toy_dataset, tiny_model, stopped, "--resume_from_checkpoint")
+    subprocess.run(resumed, check=True, env=environment, capture_output=True)
+    assert read_run_record(stopped)["status"] == "completed"
+    expected, weights = (load_file(folder / "adapter_model.safetensors") for folder in (through, stopped))
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
