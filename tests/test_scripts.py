@@ -1,0 +1,244 @@
+"""Every script as a user runs it: --help, one success, one mistake; and README.md names only what exists."""
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {path.stem: path for path in sorted((ROOT / "scripts").glob("*.py"))}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+VARIABLES = re.findall(r"^([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """One call that succeeds and one with a user's mistake.
+
+    {out} is a folder that is not there yet, {occupied} one that holds a file, {tiny_model} and {toy_dataset} are the
+    fixtures, {NAME} is what the successful call of script NAME wrote. `says`: the beginning of what stdout or the
+    error tells. `writes`: what is in {out} afterwards.
+    """
+
+    success: str
+    says: str
+    writes: tuple[str, ...]
+    mistake: str
+    error: str
+
+
+TRAINING = (
+    "--finetuning lora --max_steps 1 --per_device_train_batch_size 1 --gradient_accumulation_steps 1 --warmup_steps 0 "
+    "--eval_strategy no --dataloader_num_workers 0 --report_to none --logging_steps 1"
+)
+TABLE = {
+    "convert_eevee_data_v2": Calls(
+        success="--eevee_data_dir {record_toy_game}/runs --output_dir {out} --num_workers 1",
+        says="sessions                3 (0 without samples, 0 unreadable)",
+        writes=("train.jsonl", "eval.jsonl", "frames", "grid_images", "conversion_report.json", "run.json"),
+        mistake="--eevee_data_dir missing --output_dir {out}",
+        error="--eevee_data_dir missing: no such folder",
+    ),
+    "describe_environment": Calls(
+        success="--shell", says="fitting_config=", writes=(), mistake="--gpus 2", error="unknown options: "
+    ),
+    "evaluate": Calls(
+        success="--model_path {tiny_model} --dataset_path {toy_dataset} --output_dir {out} --max_samples 2 "
+        "--no_generate",
+        says="                     accuracy",
+        writes=("metrics.json", "predictions.jsonl", "report.html", "run.json"),
+        mistake="--model_path {tiny_model} --dataset_path missing --output_dir {out}",
+        error="missing/eval.jsonl not found",
+    ),
+    "make_tiny_model": Calls(
+        success="--output_dir {out}",
+        says="tiny Gemma 3 checkpoint in ",
+        writes=("config.json", "model.safetensors", "tokenizer.model", "processor_config.json", "run.json"),
+        mistake="--output_dir {occupied}",
+        error="{occupied} exists",
+    ),
+    "merge_qlora": Calls(
+        success="--lora_path {sft_pokemon_gemma3} --output_path {out} --verify --num_samples 1",
+        says="logits on the answers of 1 samples",
+        writes=("config.json", "model.safetensors", "tokenizer.model", "chat_template.jinja", "run.json"),
+        mistake="--lora_path missing --output_path {out}",
+        error="missing: no such folder",
+    ),
+    "record_toy_game": Calls(
+        success="--output_dir {out} --num_sessions 3 --num_turns 6",
+        says="{out}/runs: 3 sessions, 18 turns",
+        writes=("runs", "run.json"),
+        mistake="--output_dir {out} --num_turns 0",
+        error="--num_turns: 0 is not between 1 and 10000",
+    ),
+    "sft_pokemon_gemma3": Calls(
+        success=f"--model_name_or_path {{tiny_model}} --dataset_path {{toy_dataset}} --output_dir {{out}} {TRAINING}",
+        says="training done: ",
+        writes=("adapter_config.json", "adapter_model.safetensors", "loss_curve.png", "run.json"),
+        mistake="--model_name_or_path {tiny_model} --dataset_path missing --output_dir {out}",
+        error="missing not found",
+    ),
+    "validate_training": Calls(
+        success="--dataset_path {toy_dataset} --model_name_or_path {tiny_model} --skip_step --num_workers 1 "
+        "--contact_sheet {out}/sheet.png --output_dir {out}",
+        says="PASS  environment",
+        writes=("sheet.png",),
+        mistake="--dataset_path missing --contact_sheet {out}/sheet.png",
+        error="missing not found",
+    ),
+}
+SLOW = {"evaluate", "merge_qlora", "sft_pokemon_gemma3"}
+
+
+def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS[name]), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+@functools.cache
+def help_of(name: str) -> subprocess.CompletedProcess[str]:
+    return run_script(name, "--help")
+
+
+@functools.cache
+def flags_of(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r"--[A-Za-z][\w-]*", help_of(name).stdout))
+
+
+@pytest.fixture(scope="session")
+def succeed(
+    tiny_model: Path, toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
+    """Return a function that makes a script's successful call, once, and returns it with its {out}."""
+    folder = tmp_path_factory.mktemp("scripts")
+
+    @functools.cache
+    def call(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+        places = {"out": folder / name, "tiny_model": tiny_model, "toy_dataset": toy_dataset}
+        for script in SCRIPTS:
+            if f"{{{script}}}" in TABLE[name].success:
+                done, places[script] = call(script)
+                assert done.returncode == 0, done.stderr
+        return run_script(name, *shlex.split(TABLE[name].success.format(**places)), cwd=folder), places["out"]
+
+    return call
+
+
+def slowly(names: list[str]) -> list[object]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in names]
+
+
+def test_every_script_is_in_the_table() -> None:
+    assert set(TABLE) == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_what_the_script_does(name: str) -> None:
+    first_line = SCRIPTS[name].read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
+    assert help_of(name).returncode == 0, help_of(name).stderr
+    assert first_line in help_of(name).stdout
+    assert f"scripts/{name}.py" in help_of(name).stdout  # a command to paste
+
+
+@pytest.mark.parametrize("name", slowly(list(TABLE)))
+def test_a_right_call_succeeds(name: str, succeed: Callable) -> None:
+    done, out = succeed(name)
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith(TABLE[name].says.format(out=out)) for line in done.stdout.splitlines()), done.stdout
+    assert [path for path in TABLE[name].writes if not (out / path).exists()] == []
+    assert "error: " not in done.stderr
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    name: str, tmp_path: Path, tiny_model: Path, toy_dataset: Path
+) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "mine.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    places = {"out": tmp_path / "out", "occupied": occupied, "tiny_model": tiny_model, "toy_dataset": toy_dataset}
+    done = run_script(name, *shlex.split(TABLE[name].mistake.format(**places)), cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {TABLE[name].error.format(**places)}")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- README.md
+
+
+def readme_commands() -> Iterator[list[str]]:
+    """Yield the words of each command in README's sh blocks; a backslash continues a line, "#" begins a comment."""
+    for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+COMMANDS = list(readme_commands())
+
+
+def program_at(words: list[str]) -> int | None:
+    """Return the place of the launcher or script in a command, or None where it runs neither."""
+    return next(
+        (at for at, word in enumerate(words) if re.search(r"^\./\w+\.sh$|^(scripts|benchmarks)/.*\.py$", word)), None
+    )
+
+
+def test_readme_names_every_script() -> None:
+    assert [name for name in SCRIPTS if f"scripts/{name}.py" not in README] == []
+
+
+def test_readme_names_every_variable() -> None:
+    assert {"MODEL_NAME", "WANDB_ENTITY"} <= set(VARIABLES)
+    assert [name for name in VARIABLES if f"`{name}`" not in README] == []
+
+
+def test_readme_has_commands_for_every_stage() -> None:
+    programs = {words[at] for words in COMMANDS if (at := program_at(words)) is not None}
+    stages = ("convert_eevee_data_v2", "validate_training", "sft_pokemon_gemma3", "merge_qlora", "evaluate")
+    assert {"./train_gemma3.sh", "./run_tests.sh", *(f"scripts/{name}.py" for name in stages)} <= programs
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_of_readme_exists(words: list[str]) -> None:
+    at = program_at(words)
+    if at is None:
+        assert words[0] == "source", "a command that no test knows"
+        return
+    program = words[at]
+    assert (ROOT / program).is_file()
+    settings = [word.partition("=")[0] for word in words[:at] if re.match(r"[A-Z_]+=", word)]
+    launchers = (ROOT / "init.sh").read_text(encoding="utf-8")
+    assert [name for name in settings if name not in VARIABLES and name not in launchers] == []
+    for word in words:
+        assert not word.startswith("accelerate_configs/") or (ROOT / word).is_file(), word
+    given = {word.partition("=")[0] for word in words[at + 1 :] if word.startswith("--")}
+    if program == "./train_gemma3.sh":
+        known = flags_of("sft_pokemon_gemma3")
+    elif program.startswith("scripts/"):
+        known = flags_of(Path(program).stem)
+    else:
+        known = frozenset(re.findall(r"--[A-Za-z][\w-]*", (ROOT / program).read_text(encoding="utf-8")))
+    assert given - known == set()
+
+
+def test_flags_in_the_text_of_readme_exist() -> None:
+    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | {"--num_processes", "--logdir"}
+    assert set(re.findall(r"(?<![\w-])--[A-Za-z]\w*", README)) - known == set()
+
+
+def test_files_that_readme_links_to_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
