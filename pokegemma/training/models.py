@@ -97,6 +97,8 @@ def load_config(path: str | Path) -> Gemma3Config:
         PokegemmaError: there is none at `path`, or it is of another architecture.
     """
     config = _load("config", path, PreTrainedConfig.get_config_dict)[0]
+    if not config:
+        raise PokegemmaError(f"{path}: no config.json in it, so it is no model")
     if config.get("model_type") != "gemma3":
         raise PokegemmaError(
             f"{path}: model type {config.get('model_type')!r} is not a Gemma 3 with vision ('gemma3'); "
@@ -111,7 +113,8 @@ def load_processor(path: str | Path) -> Gemma3Processor:
     Raises:
         PokegemmaError: it could not be loaded, or has no chat template.
     """
-    load_config(path)
+    if not (Path(path) / "adapter_config.json").is_file():  # an adapter's folder has a processor and no config
+        load_config(path)
     processor = _load("processor", path, Gemma3Processor.from_pretrained)
     # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be saved.
     processor.image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
@@ -234,10 +237,26 @@ def _published_key(key: str) -> str:
     return key.replace("vision_tower.", "vision_tower.vision_model.", 1) if ".vision_model." not in key else key
 
 
+@torch.no_grad()
+def _make_teachable(model: Gemma3ForConditionalGeneration) -> None:
+    """Set the random weights that adapters cannot reach to sizes from which LoRA on the others learns quickly.
+
+    transformers' own start leaves it little: a projector of zeros makes all pictures look the same, position
+    embeddings drown in the patches they are added to, and embeddings of 0.02, which are the LM head too, cannot make
+    one token much likelier than the others.
+    """
+    width = model.config.text_config.hidden_size
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=width**-0.5)
+    torch.nn.init.constant_(model.model.language_model.norm.weight, 2.0)  # a factor of 3: Gemma's norms add one
+    torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.6)
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+
+
 def make_tiny_gemma3(
     folder: Path, *, seed: int = 0, image_size_px: int = 224, num_image_tokens: int = 256, sliding_window: int = 512
 ) -> None:
-    """Write a tiny random Gemma 3 (about 3 million weights) that loads wherever the published ones do.
+    """Write a tiny random Gemma 3 (about 2 million weights) that loads wherever the published ones do.
 
     It has a SentencePiece tokenizer with Gemma's control symbols and byte fallback, the chat template, SigLIP
     without a head, the projector, and six text layers of which the last has full attention. 224 px, patches of
@@ -254,8 +273,8 @@ def make_tiny_gemma3(
     special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     config = Gemma3Config(
         text_config={
-            "vocab_size": 64 * -(-len(tokenizer) // 64), "hidden_size": 192, "intermediate_size": 512,
-            "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32,
+            "vocab_size": 64 * -(-len(tokenizer) // 64), "hidden_size": 128, "intermediate_size": 384,
+            "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
             "query_pre_attn_scalar": 32, "sliding_window": sliding_window, "max_position_embeddings": 8192,
             "layer_types": ["sliding_attention"] * 5 + ["full_attention"], **special,
         },
@@ -268,10 +287,7 @@ def make_tiny_gemma3(
         eos_token_id=[1, ids["<end_of_turn>"]], tie_word_embeddings=True,
     )  # fmt: skip
     model = Gemma3ForConditionalGeneration(config)
-    # transformers' own start leaves nothing for LoRA to work with: a projector of zeros makes all pictures look the
-    # same, and embeddings of 0.02, which are the LM head too, cannot make one token likelier than the others.
-    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=128**-0.5)
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=192**-0.5)
+    _make_teachable(model)
     model.generation_config = GenerationConfig(
         **{**special, "eos_token_id": [1, ids["<end_of_turn>"]]}, cache_implementation="hybrid", do_sample=False
     )

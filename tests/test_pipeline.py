@@ -1,0 +1,59 @@
+"""The main job on the real sessions: convert, validate, train, merge with --verify, evaluate, each as users run it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(script: str, *arguments: object) -> str:
+    """Run a script of the project; return what it printed to stdout."""
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{script}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def dataset(real_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real") / "dataset"
+    run("convert_eevee_data_v2.py", "--eevee_data_dir", real_runs, "--output_dir", folder)
+    return folder
+
+
+def test_the_real_sessions_give_503_samples_and_154_turns_without_a_decision(dataset: Path) -> None:
+    lines = [line for name in ("train.jsonl", "eval.jsonl") for line in (dataset / name).read_text().splitlines()]
+    assert len(lines) == 503
+    report = json.loads((dataset / "conversion_report.json").read_text())
+    assert report["turns"] == 657
+    assert sum(report["turns_without_sample"].values()) == 154
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["grid", "frames"])
+def test_the_main_job_runs_on_the_real_sessions(layout: str, dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    adapter, merged, evaluation = tmp_path / "adapter", tmp_path / "merged", tmp_path / "evaluation"
+    common = ("--dataset_path", dataset, "--layout", layout)
+    validation = json.loads(
+        run("validate_training.py", *common, "--model_name_or_path", tiny_model, "--skip_step", "--json",
+            "--contact_sheet", tmp_path / "sheet.png", "--output_dir", adapter)
+    )  # fmt: skip
+    assert "FAIL" not in {check["status"] for check in validation["checks"]}
+    run(
+        "sft_pokemon_gemma3.py", *common, "--model_name_or_path", tiny_model, "--output_dir", adapter,
+        "--max_steps", 3, "--eval_strategy", "no", "--per_device_train_batch_size", 2,
+        "--gradient_accumulation_steps", 1, "--dataloader_num_workers", 2,
+    )  # fmt: skip
+    printed = run("merge_qlora.py", "--lora_path", adapter, "--output_path", merged, "--verify", "--num_samples", 2)
+    assert "merged against adapter + base" in printed
+    run("evaluate.py", "--model_path", merged, "--dataset_path", dataset, "--output_dir", evaluation,
+        "--max_samples", 12, "--max_new_tokens", 8)  # fmt: skip
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert {row["name"] for row in metrics["rows"]} >= {"model (generated)", "model (scored)", "majority"}
+    assert (evaluation / "report.html").stat().st_size > 10_000
