@@ -4,7 +4,7 @@
 #   ./train_gemma3.sh                               nothing configured: a demonstration, minutes on a CPU
 #   DATASET_PATH=training_data ./train_gemma3.sh    google/gemma-3-4b-it on your data
 #   ./train_gemma3.sh --lora_r 32                   arguments go to scripts/sft_pokemon_gemma3.py
-#   ./train_gemma3.sh --resume_from_checkpoint true continue a run that was stopped
+#   ./train_gemma3.sh --resume_from_checkpoint      continue a run that was stopped
 #
 # Variables, from the environment or .env (.env.example explains each; the environment wins): MODEL_NAME DATASET_PATH
 # EVAL_DATASET_PATH OUTPUT_DIR MAX_STEPS BATCH_SIZE GRAD_ACCUM LEARNING_RATE LAYOUT ACCELERATE_CONFIG
@@ -35,11 +35,13 @@ unset POKEGEMMA_PYTHON
 
 # --- what to do
 
-resume=false overwrite=false own_config=false previous=""
+resume=false overwrite=false own_config=false full=false previous=""
 check_options=()  # those arguments for training that the check before it must know
 for argument in "$@"; do
     name=${argument%%=*}
     case ${previous//-/_} in __finetuning | __max_length) check_options+=("$previous" "$argument") ;; esac
+    case ${previous//-/_}=$argument in __finetuning=full) full=true ;; esac
+    case ${argument//-/_} in __finetuning=full) full=true ;; esac
     previous=$argument
     case ${name//-/_} in
         __output_dir) fail "$name: set OUTPUT_DIR instead; merging and evaluation must know it, too" ;;
@@ -123,7 +125,7 @@ if $demonstration; then
     : >"$mark"
     replace=(--overwrite)
 elif [[ -e $adapter ]]; then
-    $resume || $overwrite || fail "$adapter exists: continue with ./train_gemma3.sh --resume_from_checkpoint true," \
+    $resume || $overwrite || fail "$adapter exists: continue with ./train_gemma3.sh --resume_from_checkpoint," \
         "start over with --overwrite, or set OUTPUT_DIR to a new folder"
     replace=(--overwrite)
 fi
@@ -197,7 +199,7 @@ run_step() {  # run_step NAME "what it does" RESULT command...
     if [[ $step_name == train ]] && [[ $status -eq 0 || -n $stop_status ]] &&
         grep -qs '"status": "interrupted"' "$adapter/run.json"; then
         echo "training was stopped after $((SECONDS - started)) s; its checkpoint is in $adapter" >&2
-        echo "continue, with the same variables and arguments: ./train_gemma3.sh --resume_from_checkpoint true" >&2
+        echo "continue, with the same variables and arguments: ./train_gemma3.sh --resume_from_checkpoint" >&2
         exit "${stop_status:-143}"
     fi
     if [[ -n $stop_status && $status -eq 0 ]]; then
@@ -238,12 +240,13 @@ if [[ -n ${LEARNING_RATE:-} ]]; then train_options+=(--learning_rate "$LEARNING_
 if $demonstration && ! $resume && [[ -e $adapter ]]; then train_options+=(--overwrite); fi
 
 num_steps=4
+if $full; then num_steps=3 merged=$adapter; fi  # a whole model: nothing to merge
 if $demonstration; then
     recorded=$output_dir/recorded
     if $resume && [[ -e $dataset/train.jsonl && -e $model/config.json ]]; then
         echo "continuing the demonstration in $output_dir: game, dataset and base model are there"
     else
-        num_steps=7
+        num_steps=$((num_steps + 3))
         echo "MODEL_NAME and DATASET_PATH are not set: running the demonstration, a tiny Gemma 3 that learns a small game"
         run_step record "Recording a scripted player in the toy game" "$recorded/runs" \
             "$python" scripts/record_toy_game.py --output_dir "$recorded" --seed 0 "${replace[@]}"
@@ -262,7 +265,7 @@ run_step validate "Checking dataset, model and machine" "$output_dir/contact_she
 run_step train "Training" "$adapter" \
     "${launch[@]}" scripts/sft_pokemon_gemma3.py --model_name_or_path "$model" "${data_options[@]}" --output_dir "$adapter" \
     ${train_options[@]+"${train_options[@]}"} "$@"
-run_step merge "Merging the adapter into the base model" "$merged" \
+$full || run_step merge "Merging the adapter into the base model" "$merged" \
     "$python" scripts/merge_qlora.py --lora_path "$adapter" --output_path "$merged" --verify ${replace[@]+"${replace[@]}"}
 run_step evaluate "Evaluating the merged model beside the baselines" "$evaluation" \
     "$python" scripts/evaluate.py --model_path "$merged" "${evaluate_options[@]}" --output_dir "$evaluation" \

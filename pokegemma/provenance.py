@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
 
 RUN_FILE = "run.json"
@@ -61,6 +62,18 @@ def write_run_record(folder: Path, *, stage: str, options: dict[str, Any], **fac
 
 
 def read_run_record(folder: Path) -> dict[str, Any] | None:
-    """Return the run.json of `folder`, or None where there is none."""
+    """Return the run.json of `folder`, or None where there is none.
+
+    Raises:
+        PokegemmaError: it is not a JSON object.
+    """
     path = Path(folder) / RUN_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PokegemmaError(f"{path} is damaged ({error}); delete it to go on without it") from error
+    if not isinstance(record, dict):
+        raise PokegemmaError(f"{path} is damaged (not a JSON object); delete it to go on without it")
+    return record

@@ -20,9 +20,9 @@ class TinyModelOptions:
 
 def main() -> None:
     (options,) = parse_options(TinyModelOptions, description=__doc__)
-    from pokegemma.training.models import make_tiny_gemma3
-
     with atomic_folder(Path(options.output_dir), overwrite=options.overwrite) as folder:
+        from pokegemma.training.models import make_tiny_gemma3
+
         make_tiny_gemma3(folder, seed=options.seed)
         write_run_record(folder, stage="tiny model", options=vars(options), seed=options.seed)
     print(f"tiny Gemma 3 checkpoint in {options.output_dir}")

@@ -15,7 +15,7 @@ def main() -> None:
     from pokegemma.training.sft import train
 
     if train(data, training, model):
-        print(f"training done: {training.output_dir} (loss curve: {training.output_dir}/loss_curve.png)")
+        print(f"training done, result in {training.output_dir}")
     else:
         print(
             f"training interrupted, checkpoint saved in {training.output_dir}; "

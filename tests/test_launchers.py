@@ -440,7 +440,7 @@ def test_a_signal_lets_training_save_and_skips_what_follows(project, number, sta
     output, errors = process.communicate(timeout=60)
     assert process.returncode == status
     assert output.count("saved") == num_processes and "[6/7]" not in output
-    assert "./train_gemma3.sh --resume_from_checkpoint true" in errors
+    assert "./train_gemma3.sh --resume_from_checkpoint" in errors
     assert "Traceback" not in output + errors and "Terminated" not in errors
 
 

@@ -56,6 +56,8 @@ def read_adapter(path: Path) -> tuple[PeftConfig, dict[str, Any]]:
     if not path.is_dir():
         raise PokegemmaError(f"{path}: no such folder")
     run = read_run_record(path) or {}
+    if (path / "config.json").is_file():
+        raise PokegemmaError(f"{path}: a whole model, nothing to merge")
     checkpoints = sorted(checkpoint.name for checkpoint in path.glob("checkpoint-*"))
     if run.get("status") == "interrupted" or (checkpoints and not (path / "adapter_config.json").is_file()):
         raise PokegemmaError(
@@ -63,8 +65,7 @@ def read_adapter(path: Path) -> tuple[PeftConfig, dict[str, Any]]:
             "--resume_from_checkpoint, or name one of its checkpoints"
         )
     if not (path / "adapter_config.json").is_file():
-        what = "holds a whole model, nothing to merge" if (path / "config.json").is_file() else "holds no adapter"
-        raise PokegemmaError(f"{path}: {what} (adapter_config.json not found)")
+        raise PokegemmaError(f"{path}: holds no adapter (adapter_config.json not found)")
     try:
         with safe_open(path / "adapter_model.safetensors", framework="pt") as weights:
             num_weights = len(weights.keys())

@@ -11,7 +11,8 @@ from pokegemma.data.prompts import Layout
 from pokegemma.errors import PokegemmaError
 
 DEFAULT_MODEL = "google/gemma-3-4b-it"
-LAST_CHECKPOINT = "last"
+LAST_CHECKPOINT = ("last", "true", "True")
+"""What `--resume_from_checkpoint` may say for the last one; alone it says the first of these."""
 
 Finetuning = Literal["qlora", "lora", "full"]
 
@@ -73,9 +74,9 @@ class TrainingOptions(SFTConfig):
     """How to train: every option of TRL's SFTConfig, with other defaults."""
 
     output_dir: str = field(default="outputs/adapter", metadata={"help": "Folder for checkpoints and the result."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Samples a device a forward pass."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "Samples a device a forward pass."})
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "The same, in evaluation."})
-    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Forward passes an optimizer step."})
+    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Forward passes an optimizer step."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data, unless --max_steps."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate; full fine-tuning wants 1e-5."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
@@ -94,7 +95,10 @@ class TrainingOptions(SFTConfig):
         default="eval_button_accuracy", metadata={"help": "What makes a checkpoint the best one."}
     )
     logging_steps: float = field(default=5, metadata={"help": "Optimizer steps between log lines."})
-    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes that decode and resize pictures."})
+    dataloader_num_workers: int = field(
+        default_factory=lambda: min(4, os.cpu_count() or 1),
+        metadata={"help": "Processes that decode and resize pictures; default: a core each, four at most."},
+    )
     report_to: str | None = field(
         default=None,
         metadata={"help": "wandb, tensorboard or none; default: wandb with WANDB_API_KEY, else tensorboard."},
@@ -107,7 +111,7 @@ class TrainingOptions(SFTConfig):
         metadata={
             "help": "Continue from a checkpoint folder; alone: the last one.",
             "nargs": "?",
-            "const": LAST_CHECKPOINT,
+            "const": LAST_CHECKPOINT[0],
         },
     )
 
@@ -122,6 +126,7 @@ class TrainingOptions(SFTConfig):
             self.report_to = "wandb" if os.environ.get("WANDB_API_KEY") else "tensorboard"
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
+        self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # the collator reads the sample itself
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()

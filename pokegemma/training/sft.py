@@ -173,7 +173,7 @@ def prepare_output(folder: Path, *, overwrite: bool, resume: str | None) -> str 
     """
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if resume is not None:
-        checkpoint = last if resume == LAST_CHECKPOINT else resume
+        checkpoint = last if resume in LAST_CHECKPOINT else resume
         if checkpoint is None or not (Path(checkpoint) / "trainer_state.json").is_file():
             raise PokegemmaError(f"--resume_from_checkpoint: no checkpoint in {checkpoint or folder}")
         return checkpoint

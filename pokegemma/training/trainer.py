@@ -86,6 +86,11 @@ class PokemonTrainer(SFTTrainer):
         super()._save_checkpoint(*args, **options)
         self._paused_s += time.perf_counter() - began
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # PEFT's model card, an empty form with a path of this machine in it.
+        (Path(output_dir or self.args.output_dir) / "README.md").unlink(missing_ok=True)
+
     def create_model_card(self, *args: Any, **options: Any) -> None:
         """Write none: TRL's says nothing of the data, and asks the Hub; run.json is the record."""
 
