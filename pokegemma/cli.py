@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import yaml
+from tqdm import tqdm
 from trl import TrlParser
 
 from pokegemma.errors import PokegemmaError
@@ -67,6 +68,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = main() or 0
         sys.stdout.flush()
     except PokegemmaError as error:
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # ends its line: the error has one of its own
         print(f"error: {error}", file=sys.stderr)
         status = error.exit_code
     except BrokenPipeError:  # `script | head` closed our stdout: not an error, and nothing left to flush

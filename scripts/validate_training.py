@@ -42,7 +42,7 @@ class ValidateOptions:
         default="qlora", metadata={"help": "qlora, lora or full.", "choices": ["qlora", "lora", "full"]}
     )
     max_length: int | None = field(default=None, metadata={"help": "Most tokens a sample may have."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "For the memory estimate."})
+    per_device_train_batch_size: int = field(default=2, metadata={"help": "For the memory estimate."})
     output_dir: str = field(default="outputs", metadata={"help": "Where training will write: for the disk check."})
     contact_sheet: str | None = field(
         default=None, metadata={"help": "PNG to write; default: contact_sheet.png in the dataset's folder."}

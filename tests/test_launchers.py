@@ -276,11 +276,22 @@ def test_the_demonstration_touches_no_folder_with_other_files(project):
     assert [path.name for path in (project / "photos").iterdir()] == ["me.jpg"]
 
 
+@pytest.mark.parametrize("arguments", [("--finetuning", "full"), ("--finetuning=full",)])
+def test_full_fine_tuning_has_nothing_to_merge(project, arguments):
+    make_dataset(project)
+    result = launch(project, *arguments, DATASET_PATH="data", OUTPUT_DIR="out")
+    assert result.returncode == 0, result.stderr
+    calls = {name: arguments for name, arguments, _ in calls_of(project)}
+    assert list(calls) == ["validate_training", "sft_pokemon_gemma3", "evaluate"]
+    assert calls["evaluate"][:2] == ["--model_path", "out/adapter"]
+    assert "[3/3]" in result.stdout and "model: out/adapter;" in result.stdout
+
+
 def test_variables_and_arguments_reach_training_and_arguments_come_last(project):
     make_dataset(project)
     (project / ".env").write_text("DATASET_PATH=\"data\"  # mine\nOUTPUT_DIR='my runs'\nMAX_STEPS=5\nLAYOUT=grid\n")
     result = launch(
-        project, "--finetuning", "full", "--max_length=900", LAYOUT="frames", BATCH_SIZE="2",
+        project, "--finetuning", "lora", "--max_length=900", LAYOUT="frames", BATCH_SIZE="2",
         GRAD_ACCUM="3", LEARNING_RATE="1e-4", EVAL_DATASET_PATH="other",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -289,13 +300,13 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     assert list(calls) == ["validate_training", "sft_pokemon_gemma3", "merge_qlora", "evaluate"]
     assert calls["validate_training"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs",
-        "--contact_sheet", "my runs/contact_sheet.png", "--finetuning", "full", "--max_length", "900",
+        "--contact_sheet", "my runs/contact_sheet.png", "--finetuning", "lora", "--max_length", "900",
         "--per_device_train_batch_size", "2",
     ]  # fmt: skip
     assert calls["sft_pokemon_gemma3"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs/adapter", "--max_steps", "5",
         "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3", "--learning_rate", "1e-4",
-        "--finetuning", "full", "--max_length=900",
+        "--finetuning", "lora", "--max_length=900",
     ]  # fmt: skip
     assert calls["merge_qlora"] == ["--lora_path", "my runs/adapter", "--output_path", "my runs/merged", "--verify"]
     assert calls["evaluate"] == [

@@ -79,7 +79,7 @@ TABLE = {
     ),
     "sft_pokemon_gemma3": Calls(
         success=f"--model_name_or_path {{tiny_model}} --dataset_path {{toy_dataset}} --output_dir {{out}} {TRAINING}",
-        says="training done: ",
+        says="training done, result in {out}",
         writes=("adapter_config.json", "adapter_model.safetensors", "loss_curve.png", "run.json"),
         mistake="--model_name_or_path {tiny_model} --dataset_path missing --output_dir {out}",
         error="missing not found",

@@ -17,6 +17,13 @@ LAST_CHECKPOINT = ("last", "true", "True")
 Finetuning = Literal["qlora", "lora", "full"]
 
 
+def automatic_dtype(finetuning: Finetuning) -> Literal["bfloat16", "float32"]:
+    """Return the type of the weights for a way of fine-tuning on this machine."""
+    if finetuning != "full" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return "bfloat16"
+    return "float32"
+
+
 @dataclass
 class DataOptions:
     """What to train on."""
@@ -41,7 +48,8 @@ class ModelOptions(ModelConfig):
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Type of the frozen weights; auto: bfloat16 on a GPU that has it, else float32.",
+            "help": "Type of the weights; auto: bfloat16 on a GPU that has it, else float32. For full fine-tuning auto "
+            "is float32: bfloat16 rounds small updates away.",
             "choices": ["auto", "bfloat16", "float32"],
         },
     )
@@ -65,7 +73,7 @@ class ModelOptions(ModelConfig):
         self.use_peft = self.finetuning != "full"
         self.load_in_4bit = self.finetuning == "qlora"
         if self.dtype == "auto":
-            self.dtype = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+            self.dtype = automatic_dtype(self.finetuning)
         super().__post_init__()
 
 

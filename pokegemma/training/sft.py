@@ -30,7 +30,7 @@ from pokegemma.training.models import (
     weights_fingerprint,
 )
 from pokegemma.training.options import LAST_CHECKPOINT, DataOptions, ModelOptions, TrainingOptions
-from pokegemma.training.trainer import CurvePlotter, PokemonTrainer, StopOnSignal
+from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     stop = StopOnSignal()
     trainer = PokemonTrainer(
         model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
-        data_collator=collator, processing_class=processor, callbacks=[stop, CurvePlotter()],
+        data_collator=collator, processing_class=processor, callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
         peft_config=lora_config(model_options) if model_options.use_peft else None,
     )  # fmt: skip
     logger.info("trained weights: %s", describe_trainable(trainer.model))

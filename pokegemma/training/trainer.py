@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 from trl import SFTTrainer
 
 from pokegemma.outputs import atomic_file
@@ -133,6 +134,14 @@ class StopOnSignal(TrainerCallback):
             logger.warning("stopping after step %d of %d, as asked by a signal", state.global_step, state.max_steps)
 
 
+class EvaluateAtEnd(TrainerCallback):
+    """Evaluate after the last step, too: a run shorter than `--eval_steps` would not say what it learned."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
+            control.should_evaluate = True
+
+
 class CurvePlotter(TrainerCallback):
     """Keep loss_curve.png in the output folder: losses and button accuracy by step."""
 
@@ -160,14 +169,14 @@ def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         if points:
             losses.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
-    losses.set_ylim(bottom=0)
-    losses.grid(alpha=0.3)
+    losses.set_yscale("log")
+    losses.grid(alpha=0.3, which="both")
     accuracies = [(e["step"], 100 * e["eval_button_accuracy"]) for e in log_history if "eval_button_accuracy" in e]
     lines = losses.get_lines()
     if accuracies:
         right = losses.twinx()
         right.set(ylabel="button accuracy (%)", ylim=(0, 102))
         lines = [*lines, *right.plot(*zip(*accuracies, strict=True), "s--C2", label="evaluation button accuracy")]
-    losses.legend(handles=lines, loc="center right")
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

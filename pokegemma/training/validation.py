@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from huggingface_hub import constants
 
 from pokegemma.data import leakage
@@ -26,7 +25,7 @@ from pokegemma.training import preflight
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.model_access import check_model_access, is_on_this_machine
 from pokegemma.training.models import load_config, load_processor
-from pokegemma.training.options import Finetuning
+from pokegemma.training.options import Finetuning, automatic_dtype
 from pokegemma.training.trial_step import check_step
 
 Progress = Callable[..., Iterable]
@@ -122,7 +121,7 @@ def _dataset_checks(plan: Plan, progress: Progress) -> Iterator[Check]:
 
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
     config, processor = load_config(plan.model), load_processor(plan.model)
-    bytes_per_weight = 2 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 4
+    bytes_per_weight = 2 if automatic_dtype(plan.finetuning) == "bfloat16" else 4
     size = preflight.measure_model(config)
     needs: dict[Path, int | None] = {
         plan.output_dir: preflight.disk_bytes(size, finetuning=plan.finetuning, bytes_per_weight=bytes_per_weight)

@@ -42,7 +42,7 @@ def hub(monkeypatch, tmp_path):
 def test_a_whole_folder_passes(folder):
     check = check_model_access(str(folder))
     assert check.status == "PASS"
-    assert "6 layers, 192 wide" in check.summary
+    assert "6 layers, 128 wide" in check.summary
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -69,6 +69,15 @@ def test_a_run_logs_loss_rate_norm_throughput_and_accuracy(finished: Path) -> No
     assert list(finished.glob("runs/*/events*"))  # TensorBoard, since no W&B key is set
 
 
+def test_a_run_shorter_than_eval_steps_is_evaluated_at_its_end(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run_training(toy_dataset, tiny_model, tmp_path, options={"finetuning": "lora"}, eval_steps=100, save_steps=100)
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_button_accuracy" in entry] == [2]
+    assert read_run_record(tmp_path)["best_checkpoint"].endswith("checkpoint-2")
+
+
 def test_training_lowers_the_loss(finished: Path) -> None:
     history = json.loads((finished / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
