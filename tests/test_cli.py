@@ -1,0 +1,111 @@
+"""Options from defaults, YAML and flags; errors as one line and an exit code."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from tqdm import tqdm
+
+from pokegemma.cli import parse_options, run
+from pokegemma.errors import CheckFailedError, PokegemmaError
+
+
+@dataclass
+class Options:
+    size: int = 3
+    layout: Literal["grid", "frames"] = "grid"
+    shuffle: bool = field(default=True)
+    rate: float = 0.5
+
+
+def parse(*arguments: str) -> Options:
+    return parse_options(Options, description="", argv=arguments)[0]
+
+
+def write_yaml(folder: Path, text: str) -> str:
+    (folder / "options.yaml").write_text(text)
+    return str(folder / "options.yaml")
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    path = write_yaml(tmp_path, "size: 5\nrate: 1e-4\n")
+    assert parse("--config", path, "--size", "7") == Options(size=7, rate=1e-4)
+
+
+def test_config_may_be_written_with_an_equals_sign(tmp_path: Path) -> None:
+    assert parse(f"--config={write_yaml(tmp_path, 'size: 5')}") == Options(size=5)
+
+
+def test_a_bool_that_defaults_to_true_has_a_flag_for_false() -> None:
+    assert parse("--no_shuffle") == Options(shuffle=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", "many"), "invalid int value: 'many'"),
+        (("--layout", "round"), "invalid choice: 'round'"),
+        (("--nosuch", "1"), r"unknown options: \['--nosuch', '1'\]"),
+        (("--config",), "--config needs the path of a YAML file"),
+        (("--config", "nowhere.yaml"), r"No such file or directory: 'nowhere\.yaml'"),
+    ],
+)
+def test_mistakes_in_arguments_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(PokegemmaError, match=message) as caught:
+        parse(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("layout: round", "--layout: 'round' is not one of grid, frames"), ("nosuch: 1", "nosuch"), ("a: [", "parsing")],
+)
+def test_mistakes_in_the_file_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PokegemmaError, match=message) as caught:
+        parse("--config", write_yaml(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (PokegemmaError("what and where"), 2, "error: what and where\n"),
+        (CheckFailedError("too low"), 1, "error: too low\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_errors_become_one_line_and_a_status(
+    error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: fail(error))
+    assert (caught.value.code, capsys.readouterr().err) == (status, message)
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1)])
+def test_what_main_returns_is_the_status(returned: int | None, status: int) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: returned)
+    assert caught.value.code == status
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
+
+
+def test_an_error_does_not_share_a_line_with_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        bar = tqdm(total=3, file=sys.stderr)
+        bar.update()
+        raise PokegemmaError("stopped")
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert capsys.readouterr().err.endswith("\nerror: stopped\n")

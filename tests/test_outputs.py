@@ -1,0 +1,67 @@
+"""What has its final name is whole, and nothing is overwritten unasked."""
+
+from pathlib import Path
+
+import pytest
+
+from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import atomic_file, atomic_folder
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "new" / "a.txt") as path:
+        path.write_text("whole")
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a.txt") as path:
+        path.write_text("half")
+        raise ZeroDivisionError
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "a.txt").write_text("whole")
+        assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_failed_folder_leaves_nothing_or_what_was_there(tmp_path: Path, overwrite: bool) -> None:
+    if overwrite:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "old.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out", overwrite=overwrite) as folder:
+        (folder / "half.txt").touch()
+        raise ZeroDivisionError
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").touch()
+    with pytest.raises(PokegemmaError, match="pass --overwrite"), atomic_folder(tmp_path / "out"):
+        pass
+    with atomic_folder(tmp_path / "out", overwrite=True) as folder:
+        (folder / "new.txt").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "new.txt").touch()
+    assert (tmp_path / "out" / "new.txt").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PokegemmaError, match="could not be written"), atomic_folder(tmp_path / "file" / "out"):
+        pass
