@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -64,6 +65,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(message)s")
     for chatty in ("httpx", "httpcore", "filelock", "matplotlib", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # SIGTERM unwinds like an error, so that no half-written folder stays behind; training has a handler of its own.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -72,9 +75,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             bar.close()  # ends its line: the error has one of its own
         print(f"error: {error}", file=sys.stderr)
         status = error.exit_code
-    except BrokenPipeError:  # `script | head` closed our stdout: not an error, and nothing left to flush
+    except BrokenPipeError:  # `script | head` closed our stdout: nothing left to flush, and nobody knows the result
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        status = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

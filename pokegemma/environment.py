@@ -6,7 +6,8 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
+from typing import Literal
 
 import psutil
 
@@ -106,3 +107,8 @@ def _list_gpus() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout if answer.returncode == 0 else ""
+
+
+def default_finetuning() -> Literal["qlora", "lora"]:
+    """Return the way of fine-tuning that is possible here: QLoRA needs bitsandbytes, which macOS has not."""
+    return "qlora" if util.find_spec("bitsandbytes") else "lora"

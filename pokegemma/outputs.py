@@ -1,6 +1,7 @@
 """Write under a temporary name, then rename: what has its final name is whole."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pokegemma.errors import PokegemmaError
+
+RUN_FILE = "run.json"
 
 
 @contextlib.contextmanager
@@ -23,17 +26,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _stage_of(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, stage: str, overwrite: bool = False) -> Iterator[Path]:
     """Yield a new folder beside `path` that takes its name when the block ends, and is removed when it fails.
 
+    `overwrite` replaces an earlier result of the same `stage`, as its run.json says, and nothing else.
+
     Raises:
-        PokegemmaError: `path` exists and is not an empty folder, and `overwrite` is false; or the disk is full
-            or not writable.
+        PokegemmaError: `path` exists, is not an empty folder, and may not be replaced; or the disk is full or not
+            writable.
     """
     path = Path(path)
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
-        raise PokegemmaError(f"{path} exists; choose another path or pass --overwrite")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not overwrite:
+            raise PokegemmaError(f"{path} exists; choose another path or pass --overwrite")
+        if _stage_of(path) != stage:
+            raise PokegemmaError(f"{path} holds something else than a result of this script; choose another path")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +60,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             old = temporary.with_suffix(".old")
             path.rename(old)
             temporary.rename(path)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         else:
             temporary.rename(path)
     except OSError as error:

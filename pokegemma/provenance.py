@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import atomic_file
+from pokegemma.outputs import RUN_FILE, atomic_file
 
-RUN_FILE = "run.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes", "datasets", "pillow")
-_SECRET = re.compile(r"(^|_)(token|api_key|password|secret)$", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(token|key|password|secret)$", re.IGNORECASE)
 
 
 def package_versions() -> dict[str, str]:
@@ -45,16 +44,21 @@ def git_commit() -> str | None:
     return f"{commit}+changes" if changes else commit
 
 
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_secrets(v) for k, v in value.items() if not (_SECRET.search(str(k)) and v)}
+    return [_without_secrets(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def write_run_record(folder: Path, *, stage: str, options: dict[str, Any], **facts: Any) -> None:
     """Write `folder`/run.json: stage, time, commit, versions, resolved options (secrets left out) and `facts`."""
-    kept = {name: value for name, value in options.items() if not (_SECRET.search(name) and value)}
     record = {
         "stage": stage,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": git_commit(),
         "versions": package_versions(),
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "options": kept,
+        "options": _without_secrets(options),
         **facts,
     }
     with atomic_file(Path(folder) / RUN_FILE) as path:
@@ -62,12 +66,15 @@ def write_run_record(folder: Path, *, stage: str, options: dict[str, Any], **fac
 
 
 def read_run_record(folder: Path) -> dict[str, Any] | None:
-    """Return the run.json of `folder`, or None where there is none.
+    """Return the run.json of `folder`, or None where there is none; a checkpoint-N folder has that of its run.
 
     Raises:
         PokegemmaError: it is not a JSON object.
     """
-    path = Path(folder) / RUN_FILE
+    folder = Path(folder)
+    path = folder / RUN_FILE
+    if not path.is_file() and folder.name.startswith("checkpoint-"):
+        path = folder.parent / RUN_FILE
     if not path.is_file():
         return None
     try:

@@ -77,7 +77,7 @@ def main() -> None:
     samples = report.evenly_spread(available, options.max_samples or len(available))
     predict.check_pictures(samples, layout=layout, dataset_folder=folder)
     decisions, fitted = metrics.read_decisions(samples), metrics.read_decisions(read_samples(train))
-    with atomic_folder(Path(options.output_dir), overwrite=options.overwrite) as output:
+    with atomic_folder(Path(options.output_dir), stage="evaluate", overwrite=options.overwrite) as output:
         predictor = predict.load_predictor(
             options.model_path, dataset_folder=folder, layout=layout, dtype=options.dtype, device=options.device,
             max_new_tokens=options.max_new_tokens,

@@ -20,7 +20,7 @@ class TinyModelOptions:
 
 def main() -> None:
     (options,) = parse_options(TinyModelOptions, description=__doc__)
-    with atomic_folder(Path(options.output_dir), overwrite=options.overwrite) as folder:
+    with atomic_folder(Path(options.output_dir), stage="tiny model", overwrite=options.overwrite) as folder:
         from pokegemma.training.models import make_tiny_gemma3
 
         make_tiny_gemma3(folder, seed=options.seed)

@@ -32,7 +32,7 @@ class RecordOptions:
 
 def main() -> None:
     (options,) = parse_options(RecordOptions, description=__doc__)
-    with atomic_folder(Path(options.output_dir), overwrite=options.overwrite) as folder:
+    with atomic_folder(Path(options.output_dir), stage="record", overwrite=options.overwrite) as folder:
         decisions = record_sessions(
             folder, num_sessions=options.num_sessions, seed=options.seed, num_turns=options.num_turns
         )

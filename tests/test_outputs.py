@@ -23,8 +23,37 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
+def make_result(folder: Path, *, stage: str) -> None:
+    folder.mkdir()
+    (folder / "old.txt").touch()
+    (folder / "run.json").write_text(f'{{"stage": "{stage}"}}')
+
+
+@pytest.mark.parametrize("stage", ["convert", None])
+def test_only_a_result_of_the_same_stage_is_replaced(tmp_path: Path, stage: str | None) -> None:
+    make_result(tmp_path / "out", stage="convert")
+    if stage is None:
+        (tmp_path / "out" / "run.json").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with (
+        pytest.raises(PokegemmaError, match="something else"),
+        atomic_folder(tmp_path / "out", stage="s", overwrite=True),
+    ):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_to_a_result_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    make_result(tmp_path / "target", stage="s")
+    (tmp_path / "out").symlink_to(tmp_path / "target")
+    with atomic_folder(tmp_path / "out", stage="s", overwrite=True) as folder:
+        (folder / "new.txt").touch()
+    assert (tmp_path / "out" / "new.txt").exists() and (tmp_path / "target" / "old.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "target"]
+
+
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out", stage="s") as folder:
         (folder / "a.txt").write_text("whole")
         assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -34,21 +63,19 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_failed_folder_leaves_nothing_or_what_was_there(tmp_path: Path, overwrite: bool) -> None:
     if overwrite:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "old.txt").touch()
+        make_result(tmp_path / "out", stage="s")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out", overwrite=overwrite) as folder:
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out", stage="s", overwrite=overwrite) as folder:
         (folder / "half.txt").touch()
         raise ZeroDivisionError
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").touch()
-    with pytest.raises(PokegemmaError, match="pass --overwrite"), atomic_folder(tmp_path / "out"):
+    make_result(tmp_path / "out", stage="s")
+    with pytest.raises(PokegemmaError, match="pass --overwrite"), atomic_folder(tmp_path / "out", stage="s"):
         pass
-    with atomic_folder(tmp_path / "out", overwrite=True) as folder:
+    with atomic_folder(tmp_path / "out", stage="s", overwrite=True) as folder:
         (folder / "new.txt").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -56,12 +83,13 @@ def test_a_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with atomic_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out", stage="s") as folder:
         (folder / "new.txt").touch()
     assert (tmp_path / "out" / "new.txt").exists()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PokegemmaError, match="could not be written"), atomic_folder(tmp_path / "file" / "out"):
+    path = tmp_path / "file" / "out"
+    with pytest.raises(PokegemmaError, match="could not be written"), atomic_folder(path, stage="s"):
         pass

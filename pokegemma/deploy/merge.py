@@ -48,7 +48,9 @@ class Verification:
 
 
 def read_adapter(path: Path) -> tuple[PeftConfig, dict[str, Any]]:
-    """Return an adapter's config and the run.json of its training (empty for a bare checkpoint folder).
+    """Return an adapter's config and the run.json of its training, empty where there is none.
+
+    A checkpoint-N folder of a run that has not finished will do, when it is named.
 
     Raises:
         PokegemmaError: there is no whole adapter at `path`.
@@ -59,7 +61,8 @@ def read_adapter(path: Path) -> tuple[PeftConfig, dict[str, Any]]:
     if (path / "config.json").is_file():
         raise PokegemmaError(f"{path}: a whole model, nothing to merge")
     checkpoints = sorted(checkpoint.name for checkpoint in path.glob("checkpoint-*"))
-    if run.get("status") == "interrupted" or (checkpoints and not (path / "adapter_config.json").is_file()):
+    unfinished = run.get("status") in ("running", "interrupted") and not path.name.startswith("checkpoint-")
+    if unfinished or (checkpoints and not (path / "adapter_config.json").is_file()):
         raise PokegemmaError(
             f"{path}: training did not finish ({', '.join(checkpoints) or 'no checkpoint'}); continue it with "
             "--resume_from_checkpoint, or name one of its checkpoints"
@@ -175,9 +178,12 @@ def merge(
     """
     config, run = read_adapter(adapter)
     base = base or config.base_model_name_or_path
+    for source in (adapter, Path(base)):
+        if source.resolve().is_relative_to(output.resolve()):
+            raise PokegemmaError(f"--output_path {output} holds {source}, which merging needs; choose another")
     check_base(base, run)
     layout = run.get("options", {}).get("layout", "grid")
-    with atomic_folder(output, overwrite=overwrite) as folder:
+    with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
         processor = load_processor(base)
         model: Any = load_model(base, dtype="float32", device=device)
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8

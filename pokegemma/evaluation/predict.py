@@ -234,7 +234,8 @@ def load_predictor(
     except (RuntimeError, AssertionError) as error:
         raise PokegemmaError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     if dtype == "auto":
-        dtype = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        has_bfloat16 = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if has_bfloat16 else "float32"
     folder = Path(model_path)
     adapter = folder / _ADAPTER_CONFIG
     if not adapter.is_file():

@@ -8,6 +8,7 @@ import torch
 from trl import ModelConfig, SFTConfig
 
 from pokegemma.data.prompts import Layout
+from pokegemma.environment import default_finetuning
 from pokegemma.errors import PokegemmaError
 
 DEFAULT_MODEL = "google/gemma-3-4b-it"
@@ -19,9 +20,38 @@ Finetuning = Literal["qlora", "lora", "full"]
 
 def automatic_dtype(finetuning: Finetuning) -> Literal["bfloat16", "float32"]:
     """Return the type of the weights for a way of fine-tuning on this machine."""
-    if finetuning != "full" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+    if finetuning != "full" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bfloat16"
     return "float32"
+
+
+_UNUSED_MODEL_OPTIONS = {
+    "model_revision": ("main", "download that revision (hf download) and name its folder"),
+    "lora_target_parameters": (None, "name linear layers with --lora_target_modules"),
+    "lora_task_type": ("CAUSAL_LM", "it is always CAUSAL_LM"),
+    "bnb_4bit_quant_storage": (None, "it follows --dtype"),
+}
+_PICTURES = "it does not work with pictures"
+_OUR_COLLATOR = "the collator decides: loss on the answer and its end of turn"
+_UNUSED_TRAINING_OPTIONS = {
+    "packing": (False, _PICTURES),
+    "padding_free": (False, _PICTURES),
+    "eval_packing": (None, _PICTURES),
+    "train_sampling_strategy": ("random", "lengths are not known before pictures are read"),
+    "assistant_only_loss": (False, _OUR_COLLATOR),
+    "completion_only_loss": (None, _OUR_COLLATOR),
+    "chat_template_path": (None, "the model's own template is used"),
+    "use_liger_kernel": (False, "TRL's fused LM head takes its place"),
+    "activation_offloading": (False, "use --gradient_checkpointing"),
+    "push_to_hub": (False, "upload the merged folder instead (hf upload)"),
+}
+
+
+def _refuse(options: object, unused: dict[str, tuple[object, str]]) -> None:
+    """Refuse options of TRL that would be ignored, or break training, rather than accept them in silence."""
+    for name, (default, reason) in unused.items():
+        if getattr(options, name) != default:
+            raise PokegemmaError(f"--{name} {getattr(options, name)} is not supported: {reason}")
 
 
 @dataclass
@@ -57,13 +87,19 @@ class ModelOptions(ModelConfig):
         default="sdpa", metadata={"help": "sdpa, eager or flex_attention; flash attention is wrong for Gemma 3."}
     )
     finetuning: Finetuning = field(
-        default="qlora", metadata={"help": "qlora: LoRA on nf4 weights; lora: LoRA on unquantised ones; full."}
+        default_factory=default_finetuning,
+        metadata={
+            "help": "qlora: LoRA on nf4 weights; lora: LoRA on unquantised ones; full. Without bitsandbytes lora."
+        },
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Also train SigLIP."})
     train_projector: bool = field(default=False, metadata={"help": "Also train the projector, in full."})
     use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
 
     def __post_init__(self) -> None:
+        _refuse(self, _UNUSED_MODEL_OPTIONS)
+        if self.finetuning == "qlora" and default_finetuning() != "qlora":
+            raise PokegemmaError("--finetuning qlora needs bitsandbytes, which is not installed; use --finetuning lora")
         if self.load_in_8bit:
             raise PokegemmaError("--load_in_8bit is not supported; use --finetuning qlora (4 bit) or lora")
         if self.load_in_4bit and self.finetuning != "qlora":
@@ -96,7 +132,9 @@ class TrainingOptions(SFTConfig):
     )
     eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
     eval_steps: float | None = field(default=100, metadata={"help": "Optimizer steps between evaluations."})
-    save_steps: float = field(default=100, metadata={"help": "Optimizer steps between checkpoints."})
+    save_steps: float = field(
+        default=100, metadata={"help": "Optimizer steps between checkpoints; follows --eval_steps if not a multiple."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one included."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Return the checkpoint that evaluates best."})
     metric_for_best_model: str | None = field(
@@ -126,14 +164,17 @@ class TrainingOptions(SFTConfig):
     def __post_init__(self) -> None:
         if self.fp16:
             raise PokegemmaError("--fp16 overflows in Gemma 3; use --bf16 or neither")
-        if self.packing or self.padding_free:
-            raise PokegemmaError("--packing and --padding_free do not work with pictures")
+        _refuse(self, _UNUSED_TRAINING_OPTIONS)
         if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         if self.report_to is None:
             self.report_to = "wandb" if os.environ.get("WANDB_API_KEY") else "tensorboard"
-        if self.eval_strategy == "no":
+        if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
+        if self.load_best_model_at_end:  # a checkpoint for every evaluation, else the best one may not be there
+            self.save_strategy = self.eval_strategy
+            if self.eval_strategy == "steps" and self.save_steps % (self.eval_steps or self.save_steps):
+                self.save_steps = self.eval_steps
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # the collator reads the sample itself
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}

@@ -58,7 +58,7 @@ def check_hardware(hardware: Hardware) -> Check:
         return Check("hardware", "FAIL", f"{found}; torch {torch.__version__} cannot use the GPU: run ./init.sh again")
     if not hardware.gpus and not hardware.mps:
         return Check("hardware", "WARN", f"{found}; without a GPU only a tiny model trains in reasonable time")
-    if hardware.usable_gpus and not torch.cuda.is_bf16_supported():
+    if hardware.usable_gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Check("hardware", "WARN", f"{found}; no bfloat16 here, and float32 takes twice the memory")
     return Check("hardware", "PASS", found)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.data import prompts
 from pokegemma.data.samples import dataset_files, dataset_hash, read_samples
 from pokegemma.errors import PokegemmaError
-from pokegemma.provenance import RUN_FILE, write_run_record
+from pokegemma.provenance import write_run_record
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.models import (
     copy_tokenizer_model,
@@ -29,7 +28,8 @@ from pokegemma.training.models import (
     load_processor,
     weights_fingerprint,
 )
-from pokegemma.training.options import LAST_CHECKPOINT, DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.run_folder import check_output, check_resumed, clear_output
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,10 @@ def check_lengths(path: Path, collator: Gemma3Collator, *, max_length: int) -> N
     num_image_tokens = processor.image_seq_length + 4  # begin, end and the newlines around
     for sample in read_samples(path):
         num_bytes = sum(len(text.encode()) for text in (sample.context, sample.question, sample.output))
-        num_images = len(prompts.sample_images(sample, collator.layout))
+        try:
+            num_images = len(prompts.sample_images(sample, collator.layout))
+        except ValueError as error:
+            raise PokegemmaError(f"{path}: {error}") from error
         # A token has at least one byte, and the chat template adds fewer than 64: most need not be tokenized.
         if num_bytes + num_images * num_image_tokens + 64 <= max_length:
             continue
@@ -132,6 +135,8 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
     """
     extra: dict[str, Any] = {}
     if options.finetuning == "qlora":
+        if training.deepspeed_plugin is not None:
+            raise PokegemmaError("--finetuning qlora does not work with DeepSpeed; use lora, or multi_gpu.yaml")
         dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type=options.bnb_4bit_quant_type,
@@ -144,8 +149,7 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
     model = load_model(
-        options.model_name_or_path, dtype=options.dtype, attn_implementation=options.attn_implementation,
-        revision=options.model_revision, **extra,
+        options.model_name_or_path, dtype=options.dtype, attn_implementation=options.attn_implementation, **extra,
     )  # fmt: skip
     model.config.use_cache = False
     if options.finetuning == "full":
@@ -165,29 +169,6 @@ def describe_trainable(model: torch.nn.Module) -> str:
     return ", ".join(f"{part} {count:,}" for part, count in counts.items())
 
 
-def prepare_output(folder: Path, *, overwrite: bool, resume: str | None) -> str | None:
-    """Return the checkpoint to continue from, or None; with `overwrite` delete an earlier run in `folder`.
-
-    Raises:
-        PokegemmaError: there is no such checkpoint, or an earlier run is in the way.
-    """
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if resume is not None:
-        checkpoint = last if resume in LAST_CHECKPOINT else resume
-        if checkpoint is None or not (Path(checkpoint) / "trainer_state.json").is_file():
-            raise PokegemmaError(f"--resume_from_checkpoint: no checkpoint in {checkpoint or folder}")
-        return checkpoint
-    if last or (folder / RUN_FILE).is_file():
-        if not overwrite:
-            raise PokegemmaError(
-                f"{folder} holds an earlier run; continue it with --resume_from_checkpoint, delete it with "
-                "--overwrite, or choose another --output_dir"
-            )
-        with PartialState().main_process_first():
-            shutil.rmtree(folder, ignore_errors=True)
-    return None
-
-
 def train(data: DataOptions, training: TrainingOptions, model_options: ModelOptions) -> bool:
     """Train, and write the adapter (or the model), processor, curves and run.json to `training.output_dir`.
 
@@ -195,57 +176,72 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         Whether training came to its end; False after SIGTERM or SIGINT, which leave a checkpoint only.
 
     Raises:
-        PokegemmaError: the options, the data or the model are at fault.
+        PokegemmaError: the options, the data or the model are at fault; nothing is deleted or written then.
     """
-    output_dir = Path(training.output_dir)
-    if Path(model_options.model_name_or_path).is_dir():  # the adapter names its base: make that hold from anywhere
-        model_options.model_name_or_path = str(Path(model_options.model_name_or_path).resolve())
+    output_dir, base = Path(training.output_dir), model_options.model_name_or_path
+    if Path(base).is_dir():  # the adapter names its base: make that hold from anywhere
+        base = model_options.model_name_or_path = str(Path(base).resolve())
     train_path, beside = dataset_files(Path(data.dataset_path))
     eval_path = eval_file(data, beside)
     if eval_path is None:
         logger.warning("no eval.jsonl: training without evaluation, the last checkpoint counts as the best")
         training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
-    checkpoint = prepare_output(output_dir, overwrite=data.overwrite, resume=training.resume_from_checkpoint)
-
-    processor = load_processor(model_options.model_name_or_path)
-    config = load_config(model_options.model_name_or_path)
+    files = {split: path for split, path in (("train", train_path), ("eval", eval_path)) if path is not None}
+    checkpoint = check_output(
+        output_dir, sources=[*files.values(), Path(base)], overwrite=data.overwrite,
+        resume=training.resume_from_checkpoint,
+    )  # fmt: skip
+    processor, config = load_processor(base), load_config(base)
     max_length = training.max_length or config.text_config.max_position_embeddings
-    datasets = {}
-    for split, path in (("train", train_path), ("eval", eval_path)):
-        if path is not None:
-            collator = Gemma3Collator(processor=processor, layout=data.layout, dataset_folder=path.parent)
-            check_lengths(path, collator, max_length=max_length)
-            datasets[split] = load_dataset(path, cache_dir=output_dir / "dataset_cache")
-            logger.info("%s: %d samples of %s", split, len(datasets[split]), path)
-    track(training)
+    for path in files.values():
+        collator = Gemma3Collator(processor=processor, layout=data.layout, dataset_folder=path.parent)
+        check_lengths(path, collator, max_length=max_length)
+    options = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
+    hashes = {split: {"path": str(path.resolve()), "sha256": dataset_hash(path)} for split, path in files.items()}
+    facts = {
+        "base_model": base, "base_fingerprint": weights_fingerprint(base), "seed": training.seed,
+        "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
+    }  # fmt: skip
+    if checkpoint is not None:
+        check_resumed(checkpoint, options=options, facts=facts)
+    if model_options.finetuning == "full" and training.learning_rate > 1e-4:
+        logger.warning("a learning rate of %g is high for full fine-tuning; 1e-5 is usual", training.learning_rate)
 
     model = load_trainable(model_options, training)
+    if checkpoint is None:
+        clear_output(output_dir)
+    datasets = {split: load_dataset(path, cache_dir=output_dir / "dataset_cache") for split, path in files.items()}
+    for split, dataset in datasets.items():
+        logger.info("%s: %d samples of %s", split, len(dataset), files[split])
+    track(training)
     stop = StopOnSignal()
-    trainer = PokemonTrainer(
-        model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
-        data_collator=collator, processing_class=processor, callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
-        peft_config=lora_config(model_options) if model_options.use_peft else None,
-    )  # fmt: skip
+    try:
+        trainer = PokemonTrainer(
+            model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
+            data_collator=collator, processing_class=processor, callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
+            peft_config=lora_config(model_options) if model_options.use_peft else None,
+        )  # fmt: skip
+    except ValueError as error:  # options that TRL, PEFT or transformers refuse
+        raise PokegemmaError(" ".join(str(error).split())[:300]) from error
     logger.info("trained weights: %s", describe_trainable(trainer.model))
-    facts = {
-        "base_model": model_options.model_name_or_path, "seed": training.seed,
-        "base_fingerprint": weights_fingerprint(model_options.model_name_or_path),
-        "dataset": {"path": str(train_path.resolve()), "sha256": dataset_hash(train_path)},
-        "eval_dataset": eval_path and {"path": str(eval_path.resolve()), "sha256": dataset_hash(eval_path)},
-    }  # fmt: skip
-    resolved = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
+
+    def record(status: str, **results: Any) -> None:
+        if trainer.is_world_process_zero():
+            write_run_record(output_dir, stage="train", options=options, **facts, status=status, **results)
+
+    record("running")
     with stop:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    state = trainer.state
-    if not stop.stopped:
-        trainer.save_model()
-        trainer.save_state()
-    if trainer.is_world_process_zero():
-        if not stop.stopped and not model_options.use_peft:
-            copy_tokenizer_model(model_options.model_name_or_path, output_dir)
-        write_run_record(
-            output_dir, stage="train", options=resolved, **facts, status="interrupted" if stop.stopped else "completed",
-            global_step=state.global_step, best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric,
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        state = trainer.state
+        if not stop.stopped:
+            trainer.model.config.use_cache = True
+            trainer.save_model()
+            trainer.save_state()
+            if trainer.is_world_process_zero() and not model_options.use_peft:
+                copy_tokenizer_model(base, output_dir)
+        record(
+            "interrupted" if stop.stopped else "completed", global_step=state.global_step,
+            best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric,
         )  # fmt: skip
     trainer.accelerator.end_training()
     return not stop.stopped

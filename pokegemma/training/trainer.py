@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with button accuracy, throughput, a loss curve, and a clean stop on SIGTERM."""
 
+import functools
 import logging
 import signal
 import time
@@ -8,8 +9,9 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import SFTTrainer
 
 from pokegemma.outputs import atomic_file
@@ -29,7 +31,13 @@ class PokemonTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._hits: list[torch.Tensor] = []
+        # TRL makes the trained weights of a quantised model bfloat16, which rounds small updates and Adam's slow
+        # averages away, and clashes with a projector in float32. FSDP wants one type for all and keeps bfloat16.
+        if getattr(self.model, "is_loaded_in_4bit", False) and not self.is_fsdp_enabled:
+            for weight in self.model.parameters():
+                if weight.requires_grad:
+                    weight.data = weight.data.float()
+        self._results: list[torch.Tensor] = []
         self._num_decisions = 0
         self._last_log = (time.perf_counter(), 0, 0)  # when, tokens so far, decisions so far
         self._paused_s = 0.0  # evaluating and saving since then
@@ -62,8 +70,10 @@ class PokemonTrainer(SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         hits = self._button_hits(inputs["labels"], outputs.is_top1)
-        self._hits.append(self.accelerator.gather_for_metrics(hits).cpu())
-        return -outputs.log_probs.sum() / outputs.label_mask.sum(), None, None
+        losses, counts = -outputs.log_probs.float().sum(1), outputs.label_mask.sum(1)
+        results = torch.stack([hits, losses, counts.float()], dim=1)  # a row a sample
+        self._results.append(self.accelerator.gather_for_metrics(results).cpu())
+        return losses.sum() / counts.sum(), None, None
 
     def _button_hits(self, labels: torch.Tensor, is_top1: torch.Tensor) -> torch.Tensor:
         """Return (batch,) float: 1 where all button tokens are top-1; `is_top1` (batch, length - 1) looks ahead."""
@@ -75,10 +85,13 @@ class PokemonTrainer(SFTTrainer):
         return torch.stack(hits).float()
 
     def evaluation_loop(self, *args: Any, **options: Any) -> Any:
-        began, self._hits = time.perf_counter(), []
+        began, self._results = time.perf_counter(), []
         output = super().evaluation_loop(*args, **options)
         prefix = options.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_button_accuracy"] = torch.cat(self._hits).mean().item()
+        hits, losses, counts = torch.cat(self._results).double().unbind(1)
+        # Over all answer tokens: transformers' mean of batch means would depend on how samples fall into batches.
+        output.metrics[f"{prefix}_loss"] = (losses.sum() / counts.sum()).item()
+        output.metrics[f"{prefix}_button_accuracy"] = hits.mean().item()
         self._paused_s += time.perf_counter() - began
         return output
 
@@ -88,7 +101,17 @@ class PokemonTrainer(SFTTrainer):
         self._paused_s += time.perf_counter() - began
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if not is_peft_model(self.model) and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            # Trainer reads a checkpoint back by the names of the model in memory, and passes over, with a warning, the
+            # published names that save_pretrained writes: a resumed run would start again from the base.
+            self.model.save_pretrained = functools.partial(self.model.save_pretrained, save_original_format=False)
+            try:
+                super()._save(output_dir, state_dict)
+            finally:
+                del self.model.save_pretrained
+        else:
+            super()._save(output_dir, state_dict)
         # PEFT's model card, an empty form with a path of this machine in it.
         (Path(output_dir or self.args.output_dir) / "README.md").unlink(missing_ok=True)
 

@@ -45,7 +45,7 @@ def _compare(folder: Path, model_path: str, samples: list[Sample], collator: Gem
     """Reload what was saved and return the largest difference of a logit to the base model's on one sample."""
     batch = collator(samples[:1])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     batch = {key: value.to(device) for key, value in batch.items() if key != "labels"}
     with torch.inference_mode():
         base = load_model(model_path, dtype=dtype, device=device)

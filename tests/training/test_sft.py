@@ -1,7 +1,9 @@
 """Training for real on the tiny checkpoint: what is trained, what is written, what is refused, and resuming."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.provenance import read_run_record
+from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training import models, sft
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.run_folder import check_output, last_checkpoint
 from pokegemma.training.trainer import CURVE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,21 +219,109 @@ def test_the_length_check_agrees_with_the_collator(toy_dataset: Path, tiny_model
         sft.check_lengths(path, collator, max_length=longest - 1)
 
 
-def test_an_earlier_run_is_not_overwritten_unasked(finished: Path) -> None:
+def test_without_grid_pictures_the_grid_layout_is_refused(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    sample = next(sft.read_samples(toy_dataset / "train.jsonl"))
+    (tmp_path / "train.jsonl").write_text(dataclasses.replace(sample, image=None).to_json())
+    with pytest.raises(PokegemmaError, match="use --layout frames"):
+        run_training(tmp_path, tiny_model, tmp_path / "a", options={"finetuning": "lora"})
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_layer_that_does_not_exist_is_one_line(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    options = {"finetuning": "lora", "lora_target_modules": ["nothing_proj"]}
+    with pytest.raises(PokegemmaError, match="nothing_proj"):
+        run_training(toy_dataset, tiny_model, tmp_path / "a", options=options)
+
+
+def test_an_earlier_run_is_kept_until_everything_is_checked(
+    finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "adapter"
+    shutil.copytree(finished, output)
     with pytest.raises(PokegemmaError, match="holds an earlier run"):
-        sft.prepare_output(finished, overwrite=False, resume=None)
-    assert (finished / "adapter_model.safetensors").is_file()
+        run_training(toy_dataset, tiny_model, output, options={"finetuning": "lora"})
+    with pytest.raises(PokegemmaError, match="no such folder"):
+        run_training(toy_dataset, tmp_path / "nowhere", output, options={"finetuning": "lora"}, overwrite=True)
+    with pytest.raises(PokegemmaError, match="longer than 50 tokens"):
+        run_training(toy_dataset, tiny_model, output, options={"finetuning": "lora"}, overwrite=True, max_length=50)
+    assert (output / "adapter_model.safetensors").is_file()
+    assert run_training(toy_dataset, tiny_model, output, options={"finetuning": "lora"}, overwrite=True)
+    assert read_run_record(output)["global_step"] == 2
+
+
+@pytest.mark.parametrize("which", ["dataset", "model"])
+def test_an_output_folder_that_holds_what_is_read_is_refused(which: str, toy_dataset: Path, tiny_model: Path) -> None:
+    folder = {"dataset": toy_dataset, "model": tiny_model}[which]
+    with pytest.raises(PokegemmaError, match="which training reads"):
+        run_training(toy_dataset, tiny_model, folder, options={"finetuning": "lora"}, overwrite=True)
+    assert (toy_dataset / "train.jsonl").is_file() and (tiny_model / "model.safetensors").is_file()
+
+
+def test_the_result_of_another_step_is_not_overwritten(tmp_path: Path) -> None:
+    write_run_record(tmp_path, stage="convert", options={})
+    with pytest.raises(PokegemmaError, match=r"result of another step \(convert\)"):
+        check_output(tmp_path, sources=[], overwrite=True, resume=None)
 
 
 def test_resuming_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PokegemmaError, match="no checkpoint in"):
-        sft.prepare_output(tmp_path, overwrite=False, resume="last")
+        check_output(tmp_path, sources=[], overwrite=False, resume="last")
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-12").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    ("options", "layout", "message"),
+    [({"lora_r": 4}, "grid", "lora_r was 16, is 4"), ({}, "frames", "layout was grid, is frames")],
+)
+def test_a_run_is_not_continued_as_another(
+    options: dict[str, Any], layout: str, message: str, finished: Path, toy_dataset: Path, tiny_model: Path
+) -> None:
+    data = DataOptions(dataset_path=str(toy_dataset), layout=layout)
+    training = TrainingOptions(output_dir=str(finished), resume_from_checkpoint="last", **{**QUICK, "max_steps": 6})
+    with pytest.raises(PokegemmaError, match=message):
+        sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora", **options))
+
+
+def test_full_fine_tuning_resumes_where_it_stopped_and_returns_its_best(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    options, through, resumed = {"finetuning": "full"}, tmp_path / "through", tmp_path / "resumed"
+    settings = {"max_steps": 4, "learning_rate": 1e-3, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    run_training(toy_dataset, tiny_model, through, options=options, **settings)  # the highest loss: not the last
+    best = Path(read_run_record(through)["best_checkpoint"])
+    assert best.name == "checkpoint-2"
+    kept, result = (models.load_model(folder).state_dict() for folder in (best, through))
+    assert all(torch.equal(kept[key], result[key]) for key in kept)
+    # The schedule of four steps is kept: only the second checkpoint is there to continue from.
+    shutil.copytree(through, resumed, ignore=shutil.ignore_patterns("checkpoint-4"))
+    run_training(toy_dataset, tiny_model, resumed, options=options, resume_from_checkpoint="last", **settings)
+    ours, expected = (
+        {entry["step"]: entry["loss"] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+         if "loss" in entry}
+        for folder in (resumed, through)
+    )  # fmt: skip
+    assert ours == expected
+
+
+def test_qlora_trains_adapter_and_projector_in_float32(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    assert run_training(toy_dataset, tiny_model, tmp_path / "a", options={"train_projector": True})
+    weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert any("multi_modal_projector" in key for key in weights)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"load_in_8bit": True}, "--load_in_8bit"),
+        ({"model_revision": "v2"}, "--model_revision v2 is not supported"),
         ({"load_in_4bit": True, "finetuning": "lora"}, "contradicts --finetuning lora"),
         ({"use_peft": True, "finetuning": "full"}, "contradicts --finetuning full"),
     ],
@@ -240,10 +331,24 @@ def test_contradicting_model_options_are_refused(options: dict[str, Any], messag
         ModelOptions(**options)
 
 
-@pytest.mark.parametrize("options", [{"fp16": True}, {"packing": True}, {"padding_free": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fp16": True}, {"packing": True}, {"padding_free": True}, {"assistant_only_loss": True},
+        {"completion_only_loss": False}, {"chat_template_path": "x"}, {"push_to_hub": True},
+    ],
+)  # fmt: skip
 def test_what_gemma_3_cannot_do_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(PokegemmaError):
         TrainingOptions(output_dir=str(tmp_path), **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"eval_strategy": "epoch"}, {"eval_steps": 200}, {"save_strategy": "no"}, {"save_steps": 30}]
+)
+def test_evaluation_and_checkpoints_go_together(options: dict[str, Any], tmp_path: Path) -> None:
+    training = TrainingOptions(output_dir=str(tmp_path), **options)
+    assert not training.load_best_model_at_end or training.save_strategy == training.eval_strategy
 
 
 def test_tracking_goes_to_wandb_when_a_key_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
