@@ -65,7 +65,7 @@ def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
     access = check_model_access(plan.model)
     yield access
     usable = access.status != "FAIL"
-    yield from _dataset_checks(plan, progress)
+    yield from check_dataset(plan, progress)
     if usable:
         try:
             yield from _model_checks(plan, hardware, progress)
@@ -87,12 +87,14 @@ def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
         )  # fmt: skip
 
 
-def _dataset_checks(plan: Plan, progress: Progress) -> Iterator[Check]:
+def check_dataset(plan: Plan, progress: Progress) -> Iterator[Check]:
+    """Yield the results of the checks that need no model; see `run_checks`."""
     train, held_out, splits = plan.train, plan.held_out, plan.splits
     yield check_records(splits)
     if held_out is None:
         yield Check("eval split", "WARN", f"no eval.jsonl beside {train.path.name}: nobody will know what was learned")
     yield check_answers(splits)
+    yield leakage.check_prompts(splits)
     yield check_buttons(train, held_out)
     scan = scan_pictures(
         splits,

@@ -8,8 +8,15 @@ import pytest
 from pokegemma.data.checks import find_splits
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
-from pokegemma.data.leakage import advantage_p_value, check_history, check_target_text, check_text_probe, leaked_words
-from pokegemma.data.prompts import build_context, build_output
+from pokegemma.data.leakage import (
+    advantage_p_value,
+    check_history,
+    check_prompts,
+    check_target_text,
+    check_text_probe,
+    leaked_words,
+)
+from pokegemma.data.prompts import build_context, build_output, parse_answer
 from tests.datasets import make_sample, play_session, put_leak_back, write_dataset, write_split
 
 
@@ -122,7 +129,7 @@ def test_a_prompt_that_names_the_button_fails_the_probe(tmp_path):
     assert check.summary.startswith("the prompt gives the button away: probe 9")
 
 
-def test_a_hint_worth_less_than_the_earlier_buttons_warns(tmp_path):
+def test_a_hint_worth_less_than_the_earlier_buttons_fails(tmp_path):
     """Repeat-previous is right four times of five; one prompt in three names its button."""
     generator, splits = random.Random(0), []
     for name in ("train", "eval"):
@@ -137,8 +144,8 @@ def test_a_hint_worth_less_than_the_earlier_buttons_warns(tmp_path):
                 pressed.append(button)
         splits.append(write_split(tmp_path / f"{name}.jsonl", samples, draw=False))
     check = check_text_probe(*splits)
-    assert check.status == "WARN"
-    assert check.summary.startswith("the prompt says more than goal and earlier buttons")
+    assert check.status == "FAIL"
+    assert check.summary.startswith("the prompt gives the button away")
 
 
 def test_no_eval_answer_skips_the_probe(tmp_path):
@@ -147,7 +154,70 @@ def test_no_eval_answer_skips_the_probe(tmp_path):
     assert check_text_probe(train, bad).status == "SKIP"
 
 
+def test_prompts_without_any_word_skip_the_probe(tmp_path):
+    splits = write_dataset(tmp_path, num_turns=2)
+    bare = [
+        write_split(split.path, [replace(sample, context="!", question="?") for sample in split.samples()], draw=False)
+        for split in splits
+    ]
+    assert check_text_probe(*bare).status == "SKIP"
+
+
+def test_words_in_eval_prompts_only_do_not_stop_the_probe(tmp_path):
+    train, held_out = write_dataset(tmp_path, num_turns=2)
+    bare = [replace(sample, context="!", question="?") for sample in train.samples()]
+    assert check_text_probe(write_split(train.path, bare, draw=False), held_out).status == "PASS"
+
+
+def test_a_goal_that_changes_within_a_session_is_no_prompt_of_ours(tmp_path):
+    samples = [make_sample("s", turn, "up") for turn in (1, 2)]
+    goal = "press up"
+    samples[1] = replace(samples[1], context=build_context(goal), metadata={**samples[1].metadata, "goal": goal})
+    check = check_prompts([write_split(tmp_path / "train.jsonl", samples, draw=False)])
+    assert check.details == ("train.jsonl:2 (s/2): metadata.goal is not that of its session's first sample",)
+
+
+def test_one_other_prompt_in_a_hundred_warns_and_two_fail(tmp_path):
+    samples = play_session("s", num_turns=100)
+    samples[6] = replace(samples[6], question="Next button?")
+    check = check_prompts([write_split(tmp_path / "train.jsonl", samples, draw=False)])
+    assert check.status == "WARN"
+    assert check.details == (
+        "train.jsonl:7 (s/7): question not as metadata.goal and metadata.previous_buttons make them",
+    )
+    samples[7] = replace(samples[7], context=f"{samples[7].context} ")
+    assert check_prompts([write_split(tmp_path / "train.jsonl", samples, draw=False)]).status == "FAIL"
+
+
+def own_detected_context(sample, number):
+    return replace(sample, question=f"Situation: {parse_answer(sample.output).context}\n{sample.question}")
+
+
+def hint_in_every_tenth(sample, number):
+    hint = f"Hint: press {parse_answer(sample.output).button}\n"
+    return replace(sample, question=f"{hint if number % 10 == 0 else ''}{sample.question}")
+
+
+def reasoning_in_camel_case(sample, number):
+    reasoning = "".join(word.title() for word in parse_answer(sample.output).reasoning.split("_"))
+    return replace(sample, context=f"{sample.context}\n{reasoning}")
+
+
+@pytest.mark.parametrize("leak", [own_detected_context, hint_in_every_tenth, reasoning_in_camel_case])
+def test_partial_leaks_in_the_real_sessions_fail(real_dataset, tmp_path, leak):
+    leaked = [
+        write_split(
+            tmp_path / split.path.name, [leak(sample, at) for at, sample in enumerate(split.samples())], draw=False
+        )
+        for split in real_dataset
+    ]
+    check = check_prompts(leaked)
+    assert check.status == "FAIL"
+    assert len(check.details) == (51 if leak is hint_in_every_tenth else 503)
+
+
 def test_the_real_sessions_pass(real_dataset):
+    assert check_prompts(real_dataset).status == "PASS"
     assert check_target_text(real_dataset).summary == "0 of 503 prompts hold their own answer's reasoning"
     assert check_history(real_dataset).status == "PASS"
     assert check_text_probe(*real_dataset).status == "PASS"

@@ -53,7 +53,7 @@ def test_a_good_dataset_exits_0_and_a_leaked_one_1(real_runs, tiny, tmp_path):
     assert leaked.returncode == 1
     result = json.loads(leaked.stdout)
     failed = {check["name"]: check for check in result["checks"] if check["status"] == "FAIL"}
-    assert sorted(failed) == ["target text in prompt", "text-only probe"]
+    assert sorted(failed) == ["prompts", "target text in prompt", "text-only probe"]
     assert len(failed["target text in prompt"]["details"]) > 490
     assert sheet.is_file()
 
