@@ -28,8 +28,15 @@ _NO_CAPTURE = "No game data"
 _FAILED_ANSWERS = ("API Error:", "Exception:", _NO_CAPTURE)
 _FAILED_ACTION = re.compile(
     r"\b(fail\w*|errors?|exception|invalid|unable|unsuccessful\w*|timed? ?out|refused|disconnected)\b"
-    r"|\b(could|was|were)(n['’]t| not)\b|\bcannot\b"
-    r"|\b(not|no) (connect|execut|press|sent|perform|respon|button|valid)\w*",
+    r"|\b(could|was|were|did)(n['’]t| not)\b|\bcannot\b"
+    r"|(\b(not|no)|n['’]t) (connect|execut|press|sen[dt]|perform|respon|button|valid|success|runn|found|open|ready)\w*"
+    r"|\b(connection|socket|pipe|link|emulator) (was |is |got )?(lost|closed|reset|broken|aborted|dropped)\b"
+    r"|\blost (the )?connection\b|\bbroken pipe\b",
+    re.IGNORECASE,
+)
+_NO_FAILURE = re.compile(
+    r"\b(no|without|zero|0) (any )?(errors?|failures?|exceptions?)\b"
+    r"|\b(errors?|exception) ?[:=] ?(none|null|no|0)\b(?! \w)",
     re.IGNORECASE,
 )
 
@@ -100,7 +107,11 @@ def is_failed_action(result: object) -> bool:
     Nothing recorded is no failure.
     """
     if isinstance(result, str):
-        return bool(_FAILED_ACTION.search(result)) or result.strip().lower() in ("false", "none", "null")
+        return bool(_FAILED_ACTION.search(_NO_FAILURE.sub("", result))) or result.strip().lower() in (
+            "false",
+            "none",
+            "null",
+        )
     if isinstance(result, dict):
         return result.get("success") is False
     return isinstance(result, bool | int | float) and not result
@@ -133,7 +144,7 @@ def _read_buttons(turn: dict[str, Any], answer: dict[str, Any] | None) -> tuple[
     """Return (what was asked for, what of it v1 pressed): of the first three, those that are buttons."""
     asked = turn["button_presses"] if "button_presses" in turn else (answer or {}).get("button_presses")
     asked = [asked] if isinstance(asked, str) and asked.strip() else asked if isinstance(asked, list) else []
-    names = [button.strip().lower() for button in asked[:MAX_PRESSED] if isinstance(button, str)]
+    names = [button.lower() for button in asked[:MAX_PRESSED] if isinstance(button, str)]
     return asked, tuple(name for name in names if name in BUTTONS)
 
 

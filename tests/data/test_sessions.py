@@ -32,7 +32,9 @@ def test_the_real_sessions_have_503_decisions_and_154_turns_without_one(real_run
     ("asked", "status", "pressed"),
     [
         (["up"], "decision", ("up",)),
-        (["UP", " Left "], "decision", ("up", "left")),
+        (["UP", "Left"], "decision", ("up", "left")),
+        (["up", " right"], "decision", ("up",)),  # v1 lower-cased names, and stripped nothing
+        (" right", "invalid_button", ("b",)),
         ("right", "decision", ("right",)),
         (["a", "b", "up", "down"], "decision", ("a", "b", "up")),
         (["select"], "decision", ("select",)),
@@ -105,6 +107,11 @@ def test_a_failed_action_is_no_decision_and_pressed_nothing():
         (False, True), (0, True), ("Failed to press up", True), ("Error: emulator not connected", True),
         ("Invalid button", True), ("Action could not be executed", True), ("Connection timed out", True),
         ("No buttons pressed", True), ("False", True), ({"success": False}, True),
+        ("Pressed a: no errors", False), ("Successfully pressed up without error", False),
+        ("Pressed a, error: none", False), ("Pressed b: menu closed", False), ("0 errors", False),
+        ("Pressed a without errors, then failed", True), ("Not successful", True), ("connection lost", True),
+        ("Lost connection to mGBA", True), ("Game is not running", True), ("Socket closed", True),
+        ("The emulator isn't running", True), ("Did not press a", True), ("Error: no errors were logged", True),
     ],
 )  # fmt: skip
 def test_a_sentence_that_speaks_of_failure_is_a_failed_action(result, failed):
