@@ -35,8 +35,10 @@ class ConvertOptions:
     num_frames: int = field(
         default=4, metadata={"help": "frames a sample shows at most; the last is the target turn's"}
     )
-    min_frames: int = field(default=4, metadata={"help": "with fewer frames than this the first is repeated"})
-    max_gap_s: float = field(default=30.0, metadata={"help": "a longer pause between two turns starts a new window"})
+    min_frames: int | None = field(
+        default=None, metadata={"help": "with fewer frames than this the first is repeated; default: 4, or num_frames"}
+    )
+    max_gap_s: float = field(default=30.0, metadata={"help": "a longer pause between two frames starts a new window"})
     eval_fraction: float = field(default=0.1, metadata={"help": "share of the samples held out, in whole sessions"})
     grid_images: bool = field(default=True, metadata={"help": "write each window as one 2x2 picture too"})
     num_workers: int = field(default=0, metadata={"help": "processes; 0 means one for each core"})
@@ -46,7 +48,11 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         for name, valid, rule in (
             ("num_frames", 1 <= self.num_frames <= 64, "a number from 1 to 64"),
-            ("min_frames", 1 <= self.min_frames <= self.num_frames, f"from 1 to --num_frames ({self.num_frames})"),
+            (
+                "min_frames",
+                self.min_frames is None or 1 <= self.min_frames <= self.num_frames,
+                f"from 1 to --num_frames ({self.num_frames})",
+            ),
             ("max_gap_s", self.max_gap_s >= 0, "seconds, 0 or more"),
             ("eval_fraction", math.isfinite(self.eval_fraction) and 0 <= self.eval_fraction < 1, "from 0 to below 1"),
             ("num_workers", self.num_workers >= 0, "0 (all cores) or more"),
@@ -57,14 +63,15 @@ class ConvertOptions:
 
 def main() -> None:
     (options,) = cli.parse_options(ConvertOptions, description=__doc__)
+    min_frames = min(4, options.num_frames) if options.min_frames is None else options.min_frames
     report = convert_corpus(
         Path(options.eevee_data_dir),
         Path(options.output_dir),
-        window=WindowOptions(options.num_frames, options.min_frames, options.max_gap_s, options.grid_images),
+        window=WindowOptions(options.num_frames, min_frames, options.max_gap_s, options.grid_images),
         eval_fraction=options.eval_fraction,
         num_workers=options.num_workers or num_cores(),
         overwrite=options.overwrite,
-        options=asdict(options),
+        options={**asdict(options), "min_frames": min_frames},
     )
     if options.json:
         json.dump(report, sys.stdout, indent=2, ensure_ascii=False)

@@ -23,8 +23,8 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 class WindowOptions:
     """Which frames a sample shows: up to `num_frames`, the last of them the target turn's.
 
-    Fewer than `min_frames` are filled up by repeating the first. A pause of more than `max_gap_s` seconds between two
-    turns starts a new window.
+    Fewer than `min_frames` are filled up by repeating the first. More than `max_gap_s` seconds between two
+    frames that would be shown one after the other start a new window.
     """
 
     num_frames: int = 4
@@ -76,20 +76,15 @@ class SessionConverter:
             )
         self.previous: collections.deque[str] = collections.deque(maxlen=prompts.MAX_PREVIOUS_BUTTONS)
         self.window: collections.deque[_Shown] = collections.deque(maxlen=options.num_frames)
+        self.last_time: datetime | None = None
+        self.shown_since = 0  # frames without a usable time after the one of `last_time`
         self.grid_encoder = GridEncoder()
         self.buttons: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
 
     def convert(self) -> Iterator[Sample]:
         """Yield the session's samples in turn order, each with its pictures already written; then `result` is whole."""
-        last: datetime | None = None
-        turns_since = 0
         for turn in self.session.turns:
-            turns_since += 1
-            if _is_gap(last, turn.time, max_gap_s=self.options.max_gap_s * turns_since):
-                self.window.clear()
-            if turn.time is not None:
-                last, turns_since = turn.time, 0
             shown = self._show(turn)
             status = turn.decision.status
             if status == DECISION and not shown:
@@ -105,7 +100,7 @@ class SessionConverter:
         self.result.reasons = {name: self.reasons[name] for name in REASONS if self.reasons[name]}
 
     def _show(self, turn: Turn) -> bool:
-        """Append the turn's frame to the window; return whether it has one that decodes."""
+        """Append the turn's frame to the window (emptied after a long pause); tell whether it has one that decodes."""
         for source in turn.frames:
             try:
                 frame = read_frame(_read_bytes(source))
@@ -113,6 +108,11 @@ class SessionConverter:
                 name = "its raw frame" if isinstance(source, str) else source.name
                 self.result.problems.append(f"{self.result.folder} turn {turn.number}: {name} unreadable: {error}")
                 continue
+            self.shown_since += 1
+            if _is_gap(self.last_time, turn.time, max_gap_s=self.options.max_gap_s * self.shown_since):
+                self.window.clear()
+            if turn.time is not None:
+                self.last_time, self.shown_since = turn.time, 0
             self.window.append(_Shown(turn.number, f"frames/{self.id}/{turn.number:04d}.png", frame.png, frame.tile))
             return True
         return False
@@ -200,7 +200,9 @@ def _read_bytes(source: str | Path) -> bytes:
 
 
 def _is_gap(last: datetime | None, now: datetime | None, *, max_gap_s: float) -> bool:
-    """Tell whether two turns are known to lie further apart; a naive and an aware time cannot be compared."""
-    if last is None or now is None or (last.tzinfo is None) != (now.tzinfo is None):
+    """Tell whether two turns are known to lie further apart; of a naive and an aware time the clock's face counts."""
+    if last is None or now is None:
         return False
+    if (last.tzinfo is None) != (now.tzinfo is None):
+        last, now = last.replace(tzinfo=None), now.replace(tzinfo=None)
     return abs((now - last).total_seconds()) > max_gap_s

@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,13 @@ def convert_turns(make_session, tmp_path, turns, *, session=None, **window):
     make_session("s", turns, **(session or {}))
     convert(tmp_path / "runs", tmp_path / "out", **window)
     return list(read_samples(tmp_path / "out" / "train.jsonl"))
+
+
+def run_script(monkeypatch, tmp_path, *flags):
+    """Run the script's main on tmp_path/runs; it writes to tmp_path/out."""
+    folders = ["--eevee_data_dir", os.fspath(tmp_path / "runs"), "--output_dir", os.fspath(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["convert_eevee_data_v2.py", *folders, "--num_workers", "1", *flags])
+    runpy.run_path(str(ROOT / "scripts" / "convert_eevee_data_v2.py"))["main"]()
 
 
 def folder_hashes(folder):
@@ -110,7 +118,8 @@ def test_a_turn_without_its_frame_is_no_frame_of_the_window(make_session, tmp_pa
         (["18:00:00", "garbage", "18:01:00"], [1, 1, 2, 3]),  # 60 s in two turns
         (["18:00:00", "garbage", "18:01:01"], [3, 3, 3, 3]),
         (["18:09:00", "18:00:00", "18:00:01"], [2, 2, 2, 3]),  # the clock was set back
-        (["18:00:00", "18:00:01+00:00", "23:00:00"], [1, 1, 2, 3]),  # cannot be compared
+        (["18:00:00", "18:00:01+00:00", "18:00:02"], [1, 1, 2, 3]),  # the clock's face is compared
+        (["18:00:00", "18:00:01+00:00", "23:00:00"], [3, 3, 3, 3]),
         (["18:00:00+00:00", "20:00:01+02:00", "20:00:09+02:00"], [1, 1, 2, 3]),
         (["", "", ""], [1, 1, 2, 3]),
     ],
@@ -118,6 +127,30 @@ def test_a_turn_without_its_frame_is_no_frame_of_the_window(make_session, tmp_pa
 def test_a_long_pause_starts_a_new_window(make_session, tmp_path, times, frame_turns):
     turns = [turn_record(i + 1, timestamp=f"2025-06-25T{value}") for i, value in enumerate(times)]
     assert convert_turns(make_session, tmp_path, turns)[-1].metadata["frame_turns"] == frame_turns
+
+
+def test_a_window_never_joins_frames_with_a_long_pause_of_missing_ones_between(make_session, tmp_path):
+    turns = [turn_record(i, timestamp=f"2025-06-25T18:{i * 25 // 60:02d}:{i * 25 % 60:02d}") for i in range(1, 25)]
+    samples = convert_turns(make_session, tmp_path, turns, session={"steps": [1, 2, 22, 23, 24]})
+    assert {sample.metadata["turn"]: sample.metadata["frame_turns"] for sample in samples} == {
+        1: [1, 1, 1, 1], 2: [1, 1, 1, 2], 22: [22, 22, 22, 22], 23: [22, 22, 22, 23], 24: [22, 22, 23, 24],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "num_shown"), [(["1"], 1), (["2"], 2), (["6"], 4), (["2", "--min_frames", "1"], 1)])
+def test_min_frames_is_four_or_num_frames_if_that_is_less(make_session, tmp_path, monkeypatch, flags, num_shown):
+    make_session("s", [turn_record(1)])
+    run_script(monkeypatch, tmp_path, "--num_frames", *flags)
+    (sample,) = read_samples(tmp_path / "out" / "train.jsonl")
+    assert sample.metadata["frame_turns"] == [1] * num_shown
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"]["min_frames"] == num_shown
+
+
+@pytest.mark.parametrize("min_frames", ["0", "3"])
+def test_min_frames_above_num_frames_is_refused(make_session, tmp_path, monkeypatch, min_frames):
+    make_session("s", [turn_record(1)])
+    with pytest.raises(PokegemmaError, match=rf"--min_frames {min_frames}: must be from 1 to --num_frames \(2\)"):
+        run_script(monkeypatch, tmp_path, "--num_frames", "2", "--min_frames", min_frames)
 
 
 def test_a_corrupt_frame_is_missing_and_named(make_session, tmp_path):
