@@ -124,8 +124,8 @@ if $demonstration; then
     mkdir -p "$output_dir"
     : >"$mark"
     replace=(--overwrite)
-elif [[ -e $adapter ]]; then
-    $resume || $overwrite || fail "$adapter exists: continue with ./train_gemma3.sh --resume_from_checkpoint," \
+elif [[ -e $adapter || -e $merged || -e $evaluation ]]; then
+    $resume || $overwrite || fail "$output_dir holds an earlier run: continue with ./train_gemma3.sh --resume_from_checkpoint," \
         "start over with --overwrite, or set OUTPUT_DIR to a new folder"
     replace=(--overwrite)
 fi

@@ -378,7 +378,7 @@ def test_an_earlier_run_is_continued_or_replaced_only_when_asked(project):
     (project / "outputs/gemma-3-4b-it/adapter").mkdir(parents=True)
     result = launch(project, DATASET_PATH="data")
     assert (result.returncode, calls_of(project)) == (2, [])
-    assert "outputs/gemma-3-4b-it/adapter exists: continue with" in result.stderr
+    assert "outputs/gemma-3-4b-it holds an earlier run: continue with" in result.stderr
     assert launch(project, "--resume_from_checkpoint", "true", DATASET_PATH="data").returncode == 0
     assert calls_of(project)[-1][1][-1] == "--overwrite"
 

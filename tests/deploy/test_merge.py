@@ -167,6 +167,39 @@ def test_a_base_of_another_shape_is_refused_without_a_record(adapter: Path, tiny
     assert not (tmp_path / "m").exists()
 
 
+def test_the_merged_model_itself_is_not_taken_for_the_base(tiny_model: Path, tmp_path: Path) -> None:
+    """A bfloat16 base, as published: its vectors stay the same in merging, only matrices change."""
+    base = tmp_path / "base"
+    models.load_model(tiny_model, dtype="bfloat16").save_pretrained(base)
+    models.load_processor(tiny_model).save_pretrained(base)
+    shutil.copyfile(tiny_model / "tokenizer.model", base / "tokenizer.model")
+    model = get_peft_model(
+        models.load_model(base), LoraConfig(target_modules=r".*language_model\..*q_proj", init_lora_weights=False)
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    write_run_record(tmp_path / "adapter", stage="train", options={}, base_fingerprint=models.weights_fingerprint(base))
+    merge(tmp_path / "adapter", tmp_path / "m", base=str(base))
+    with pytest.raises(PokegemmaError, match="is not the base of this adapter"):
+        merge(tmp_path / "adapter", tmp_path / "twice", base=str(tmp_path / "m"))
+
+
+def test_a_named_checkpoint_keeps_the_layout_of_its_run(adapter: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint-5"
+    shutil.copytree(adapter, checkpoint, ignore=shutil.ignore_patterns("run.json"))
+    record = {**read_run_record(adapter), "status": "running"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    merge(checkpoint, tmp_path / "m")
+    assert read_run_record(tmp_path / "m")["options"]["layout"] == "frames"
+    with pytest.raises(PokegemmaError, match="did not finish"):
+        read_adapter(tmp_path / "run")
+
+
+def test_an_output_that_holds_the_adapter_is_refused(adapter: Path) -> None:
+    with pytest.raises(PokegemmaError, match="which merging needs"):
+        merge(adapter, adapter.parent, overwrite=True)
+    assert (adapter / "adapter_config.json").is_file()
+
+
 def test_a_quantised_base_is_refused(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
     quantised = tmp_path / "quantised"
     shutil.copytree(tiny_model, quantised)

@@ -302,11 +302,10 @@ def test_full_fine_tuning_resumes_where_it_stopped_and_returns_its_best(
     # The schedule of four steps is kept: only the second checkpoint is there to continue from.
     shutil.copytree(through, resumed, ignore=shutil.ignore_patterns("checkpoint-4"))
     run_training(toy_dataset, tiny_model, resumed, options=options, resume_from_checkpoint="last", **settings)
-    ours, expected = (
-        {entry["step"]: entry["loss"] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
-         if "loss" in entry}
-        for folder in (resumed, through)
-    )  # fmt: skip
+    histories = [
+        json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (resumed, through)
+    ]
+    ours, expected = ([(e["step"], e["loss"]) for e in history if "loss" in e] for history in histories)
     assert ours == expected
 
 
