@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from pokegemma.data.checks import Split
+from pokegemma.data.grids import compose_grid, read_frame
 from pokegemma.data.prompts import MAX_PREVIOUS_BUTTONS, build_context, build_output, build_question
 from pokegemma.data.samples import Sample
 
@@ -75,6 +76,18 @@ def write_dataset(folder: Path, *, num_sessions: int = 6, num_turns: int = 20) -
     train = write_split(folder / "train.jsonl", [sample for samples in sessions[2:] for sample in samples])
     held_out = write_split(folder / "eval.jsonl", [sample for samples in sessions[:2] for sample in samples])
     return train, held_out
+
+
+def with_grids(split: Split) -> list[Sample]:
+    """Return the samples of a split with grid pictures, and write these."""
+    samples = []
+    for sample in split.samples():
+        image = f"grids/{sample.session}_{sample.metadata['turn']:04d}.png"
+        (split.folder / "grids").mkdir(exist_ok=True)
+        tiles = [read_frame((split.folder / name).read_bytes()).tile for name in sample.frames]
+        Image.fromarray(compose_grid(tiles)).save(split.folder / image)
+        samples.append(replace(sample, image=image))
+    return samples
 
 
 def put_leak_back(split: Split, runs: Path, *, keys: tuple[str, ...] = ("reasoning", "observations")) -> Split:

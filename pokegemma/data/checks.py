@@ -110,10 +110,12 @@ def _answer_problems(sample: Sample) -> list[str]:
     except AnswerError as error:
         return [f"output: {error}"]
     problems = []
+    if any("\ud800" <= letter <= "\udfff" for letter in answer.reasoning + answer.context):
+        problems.append("output: its reasoning or context holds text that UTF-8 cannot")
     if not sample.output.startswith(f'{ANSWER_PREFIX}{answer.button}"'):
         problems.append(f'output does not begin with {ANSWER_PREFIX}{answer.button}": {sample.output[:40]!r}')
     pressed = sample.metadata.get("buttons")
-    if pressed is not None and (not isinstance(pressed, list) or pressed[:1] != [answer.button]):
+    if pressed is not None and pressed[:1] != [answer.button]:
         problems.append(f"output says {answer.button!r}, metadata.buttons {pressed!r}")
     unknown = [button for button in sample.previous_buttons if button not in BUTTONS]
     if unknown:

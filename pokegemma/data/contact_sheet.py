@@ -67,6 +67,7 @@ def _write_caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], split: Sp
     draw.text((left + 170, top + 2), f"{split.name} {sample.id}", fill=_FAINT, font=small)
     before = " ".join(sample.previous_buttons) or "none"
     draw.text((left + 170, top + 22), textwrap.shorten(f"before: {before}", 44), fill=_FAINT, font=small)
+    reasoning = reasoning.encode(errors="replace").decode()  # an escaped half of a surrogate pair cannot be drawn
     # A snake_case reasoning has no place to break a line at.
     lines = textwrap.wrap(reasoning, 62, max_lines=4, placeholder=" …")
     lines += textwrap.wrap(f"Goal: {sample.metadata.get('goal') or 'none given'}", 62, max_lines=2, placeholder=" …")

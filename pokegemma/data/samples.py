@@ -50,8 +50,17 @@ class Sample:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
+def _fits_utf8(value: object) -> bool:
+    """Return whether all text in a JSON value can be written: JSON may escape half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
 def _path_problem(path: object) -> str | None:
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str) or not PurePosixPath(path).parts or not _fits_utf8(path):
         return f"{path!r} is not a path"
     pure = PurePosixPath(path)
     if pure.is_absolute() or "\\" in path or ":" in path or "\0" in path:
@@ -70,6 +79,8 @@ def check_record(record: object) -> list[str]:
     for name in ("id", "context", "question", "output"):
         if name in record and not (isinstance(record[name], str) and record[name]):
             problems.append(f"{name!r} is not a text: {str(record[name])[:60]!r}")
+        elif not _fits_utf8(record.get(name)):
+            problems.append(f"{name!r} holds text that UTF-8 cannot: {record[name][:60]!r}")
     frames = record.get("frames", [None])
     if not isinstance(frames, list) or not frames:
         problems.append("'frames' is not a list of paths")
@@ -88,6 +99,11 @@ def check_record(record: object) -> list[str]:
         previous = metadata.get("previous_buttons")
         if not isinstance(previous, list) or not all(isinstance(button, str) for button in previous):
             problems.append("'metadata.previous_buttons' is not a list of buttons")
+        pressed = metadata.get("buttons")
+        if pressed is not None and not (isinstance(pressed, list) and all(isinstance(one, str) for one in pressed)):
+            problems.append("'metadata.buttons' is not a list of buttons")
+        if not _fits_utf8(metadata):
+            problems.append("'metadata' holds text that UTF-8 cannot")
     return problems
 
 

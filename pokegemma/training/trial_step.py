@@ -36,7 +36,7 @@ def _write_step_dataset(split: Split, folder: Path) -> list[Sample]:
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(f"{sample.to_json()}\n" for sample in samples), encoding="utf-8")
     names = {name for sample in samples for name in (*sample.frames, sample.image) if name is not None}
-    for top in sorted({PurePosixPath(name).parts[0] for name in names}):
+    for top in sorted({PurePosixPath(name).parts[0] for name in names} - {"train.jsonl"}):
         (folder / top).symlink_to((split.folder / top).resolve())
     return samples
 
@@ -81,7 +81,10 @@ def check_step(
     name = "one step"
     with tempfile.TemporaryDirectory(prefix="pokegemma_step_") as temporary:
         dataset, output = Path(temporary, "dataset"), Path(temporary, "adapter")
-        samples = _write_step_dataset(train, dataset)
+        try:
+            samples = _write_step_dataset(train, dataset)
+        except OSError as error:
+            return Check(name, "FAIL", f"the samples cannot be written out: {error.strerror}")
         if not samples:
             return skipped(name, NO_SAMPLES)
         options = {

@@ -17,7 +17,7 @@ from pokegemma.data.checks import (
     skipped,
 )
 from pokegemma.data.contact_sheet import write_contact_sheet
-from pokegemma.data.picture_checks import check_pictures, check_windows, scan_pictures
+from pokegemma.data.picture_checks import check_grids, check_pictures, check_windows, scan_pictures
 from pokegemma.data.prompts import Layout
 from pokegemma.environment import detect_hardware
 from pokegemma.errors import PokegemmaError
@@ -102,6 +102,7 @@ def check_dataset(plan: Plan, progress: Progress) -> Iterator[Check]:
         progress=lambda results, total: progress(results, desc="pictures", total=total),
     )
     yield check_pictures(splits, scan)
+    yield check_grids(splits, scan, num_workers=plan.num_workers)
     if held_out is None:
         for name in ("sessions", "identical windows", "text-only probe"):
             yield skipped(name, "needs an eval split")

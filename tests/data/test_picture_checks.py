@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from pokegemma.data.picture_checks import check_pictures, check_windows, scan_pictures
-from tests.datasets import draw_frame, make_sample, write_dataset, write_split
+from pokegemma.data.grids import draw_label
+from pokegemma.data.picture_checks import check_grids, check_pictures, check_windows, scan_pictures
+from tests.datasets import draw_frame, make_sample, with_grids, write_dataset, write_split
 
 
 def scan_and_check(*splits, num_workers=1):
@@ -34,6 +35,11 @@ def test_a_missing_picture_fails_and_names_its_sample(split):
     assert check.details == (
         "train.jsonl:2 (s/2): frames/s/0002.png: not found (paths are relative to the JSONL file)",
     )
+
+
+def test_a_name_too_long_for_a_file_system_fails(tmp_path):
+    split = write_split(tmp_path / "train.jsonl", [make_sample("s", 1, "up", frames=("x" * 300,))], draw=False)
+    assert scan_and_check(split).details[0].endswith("x: File name too long")
 
 
 def test_a_truncated_picture_fails_though_its_header_reads(split):
@@ -97,6 +103,59 @@ def test_worker_processes_find_the_same(tmp_path):
     alone, together = (scan_pictures(splits, num_workers=number) for number in (1, 2))
     assert len(alone.digests) == 479
     assert alone == together
+
+
+def compare_grids(split, *, num_workers=1):
+    return check_grids([split], scan_pictures([split], num_workers=1), num_workers=num_workers)
+
+
+def test_grids_that_show_their_frames_pass_whatever_their_labels(split):
+    assert compare_grids(split).status == "SKIP"
+    split = write_split(split.path, with_grids(split))
+    grid = Image.open(split.folder / "grids/s_0002.png")
+    draw_label(grid, 3)
+    grid.save(split.folder / "grids/s_0002.png")
+    check = compare_grids(split)
+    assert (check.status, check.summary) == (
+        "PASS",
+        "0 of 4 grid pictures compared (of 4) differ from their frames",
+    )
+
+
+def test_a_black_grid_with_labels_passes_as_a_picture_and_fails_against_its_frames(split):
+    split = write_split(split.path, with_grids(split))
+    grid = Image.new("RGB", (480, 320))
+    draw_label(grid, 0)
+    grid.save(split.folder / "grids/s_0003.png")
+    assert scan_and_check(split).status == "PASS"
+    check = compare_grids(split)
+    assert check.status == "FAIL"
+    assert check.details == ("train.jsonl:3 (s/3): grids/s_0003.png: t=0, t=1, t=2, t=3 not as in the frames",)
+
+
+def test_one_stale_tile_and_a_grid_of_another_size_fail(split):
+    split = write_split(split.path, with_grids(split))
+    path = split.folder / "grids/s_0001.png"
+    grid = Image.open(path)
+    grid.putpixel((479, 319), (1, 2, 3))
+    grid.save(path)
+    Image.effect_noise((240, 160), 50).save(split.folder / "grids/s_0004.png")
+    assert compare_grids(split).details == (
+        "train.jsonl:1 (s/1): grids/s_0001.png: t=3 not as in the frames",
+        "train.jsonl:4 (s/4): grids/s_0004.png: 240x160 px, not 480x320",
+    )
+
+
+def test_worker_processes_find_the_same_grids_and_not_all_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr("pokegemma.data.picture_checks.MAX_GRIDS_COMPARED", 110)
+    train, _ = write_dataset(tmp_path, num_turns=30)
+    train = write_split(train.path, with_grids(train))
+    for path in sorted((tmp_path / "grids").iterdir())[:60]:
+        Image.effect_noise((480, 320), 50).save(path)
+    alone, together = compare_grids(train), compare_grids(train, num_workers=2)
+    assert alone == together
+    assert 40 < len(alone.details) < 60
+    assert "of 110 grid pictures compared (of 120)" in alone.summary
 
 
 def test_windows_of_other_names_but_the_same_pixels_are_found(tmp_path):

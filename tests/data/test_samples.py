@@ -49,6 +49,16 @@ def test_a_missing_key_is_named(key):
         ({"metadata": {**METADATA, "turn": True}}, "'metadata.turn' is not a whole number"),
         ({"metadata": {**METADATA, "previous_buttons": "a"}}, "'metadata.previous_buttons' is not a list of buttons"),
         ({"metadata": {**METADATA, "session": ""}}, "'metadata.session' is not a text"),
+        ({"metadata": {**METADATA, "buttons": 5}}, "'metadata.buttons' is not a list of buttons"),
+        ({"metadata": {**METADATA, "buttons": ["a", 5]}}, "'metadata.buttons' is not a list of buttons"),
+        ({"metadata": {**METADATA, "goal": "\ud800"}}, "'metadata' holds text that UTF-8 cannot"),
+        ({"id": "\ud800"}, "'id' holds text that UTF-8 cannot"),
+        ({"context": "\ud800"}, "'context' holds text that UTF-8 cannot"),
+        ({"question": "\ud800"}, "'question' holds text that UTF-8 cannot"),
+        ({"output": "\ud800"}, "'output' holds text that UTF-8 cannot"),
+        ({"frames": ["\ud800.png"]}, "'\\ud800.png' is not a path"),
+        ({"image": "\udfff.png"}, "'\\udfff.png' is not a path"),
+        ({"image": "."}, "'.' is not a path"),
     ],
 )
 def test_a_wrong_value_is_named(change, problem):

@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from pokegemma.data.checks import find_splits
+from pokegemma.data.checks import Split, find_splits
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
 from pokegemma.training.models import make_tiny_gemma3
 from pokegemma.training.trial_step import check_step, longest_samples
-from tests.datasets import make_sample, put_leak_back, write_dataset, write_split
+from pokegemma.training.validation import Plan, check_dataset
+from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, str(ROOT / "scripts" / "sft_pokemon_gemma3.py")]
@@ -84,6 +88,69 @@ def test_a_users_mistake_exits_2_with_one_line(tmp_path):
         assert len(result.stderr.splitlines()) == 1
 
 
+KEYS = ("id", "frames", "image", "context", "question", "output", "metadata")
+METADATA_KEYS = ("session", "turn", "goal", "buttons", "previous_buttons", "more")
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=()), max_size=8),  # lone surrogates, too
+    st.sampled_from(["", "?", ".", "x" * 300, "a/" * 3000, "\ud800", "frames", "train.jsonl", "frames/s2/0001.png/x"]),
+    st.sampled_from(['{"button": "up", "reasoning": "\\\\ud800", "context": ""}', '{"button": "a"}', "[" * 2000]),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=2)),
+    max_leaves=5,
+)
+CHANGES = st.tuples(
+    st.integers(0, 6),
+    st.sampled_from([*KEYS, *(f"metadata.{key}" for key in METADATA_KEYS)]),
+    st.sampled_from("=-"),
+    VALUES,
+)
+GARBAGE = st.one_of(st.binary(max_size=20), st.sampled_from([b"[" * 5000, b"1" * 5000, b"{}", b"\xff\xfe{", b"NaN"]))
+
+
+def mutated_lines(lines, changes):
+    """Yield JSONL lines with values replaced (a number past the last line: in every line) or removed."""
+    for at, line in enumerate(lines):
+        record = json.loads(line)
+        for number, path, how, value in changes:
+            *parents, key = path.split(".")
+            holder = record.get("metadata") if parents else record
+            if number not in (at, len(lines)) or not isinstance(holder, dict):
+                continue
+            holder.pop(key, None)
+            if how == "=":
+                holder[key] = [value] if key == "frames" and isinstance(value, str) else value
+        yield json.dumps(record).encode()
+
+
+@pytest.fixture(scope="module")
+def small_dataset(tmp_path_factory):
+    """Return a folder of nine samples with grid pictures, and the lines of its two files."""
+    folder = tmp_path_factory.mktemp("small")
+    splits = write_dataset(folder, num_sessions=3, num_turns=3)
+    for split in splits:
+        write_split(split.path, with_grids(split))
+    return folder, {split.path: split.path.read_bytes().splitlines() for split in splits}
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(changes=st.lists(CHANGES, max_size=4), garbage=st.none() | GARBAGE)
+def test_no_dataset_however_broken_ends_a_check_with_a_traceback(small_dataset, changes, garbage):
+    folder, files = small_dataset
+    for path, lines in files.items():
+        path.write_bytes(b"\n".join([*mutated_lines(lines, changes), *([] if garbage is None else [garbage])]))
+    plan = Plan(
+        train=Split("train", folder / "train.jsonl"), held_out=Split("eval", folder / "eval.jsonl"), model="",
+        layout="grid", finetuning="lora", max_length=None, batch_size=1, seed=0, num_workers=1,
+        contact_sheet=folder / "sheet.png", output_dir=folder, step_command=None,
+    )  # fmt: skip
+    checks = list(check_dataset(plan, progress=lambda results, **_: results))
+    assert len(checks) == 12
+    json.dumps([asdict(check) for check in checks], ensure_ascii=False).encode()
+
+
 @pytest.mark.slow
 def test_one_step_trains_saves_and_reloads(tmp_path, tiny):
     train, _ = write_dataset(tmp_path, num_sessions=3, num_turns=3)
@@ -108,6 +175,12 @@ def test_a_step_that_is_killed_or_saves_nothing_fails(tmp_path, tiny):
     nothing = step(split, tiny, command=[sys.executable, "-c", ""])
     assert nothing.summary == "training saved no trainer_state.json"
     assert step(write_split(split.path, []), tiny).status == "SKIP"
+
+
+def test_a_step_whose_samples_cannot_be_written_out_fails(tmp_path, tiny):
+    split = write_split(tmp_path / "train.jsonl", [make_sample("s", 1, "up", frames=("x" * 300,))], draw=False)
+    check = step(split, tiny, command=[sys.executable, "-c", ""])
+    assert (check.status, check.summary) == ("FAIL", "the samples cannot be written out: File name too long")
 
 
 def test_the_step_takes_the_longest_samples(tmp_path):
