@@ -106,7 +106,7 @@ def main() -> None:
         print()
         return
     for name, value in result.items():
-        print(f"{name:16}{value}")
+        print(f"{name:20}{value}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pokegemma import cli
 from pokegemma.data.conversion_report import REPORT_FILE
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
+from pokegemma.data.decisions import clean_text
 from pokegemma.errors import PokegemmaError
 
 
@@ -28,7 +29,7 @@ class ConvertOptions:
     eevee_data_dir: str = field(
         metadata={
             "aliases": ["--eevee_runs_dir"],
-            "help": "folder of recorded sessions: runs/, its parent, or one session",
+            "help": "folder of recorded sessions, at any depth: runs/, its parent, or one session",
         }
     )
     output_dir: str = field(default="training_data", metadata={"help": "where the dataset is written"})
@@ -90,7 +91,7 @@ def print_report(report: dict[str, Any], output_dir: Path) -> None:
     reasons = ", ".join(f"{count} {name}" for name, count in report["turns_without_sample"].items() if count) or "none"
     rows = [
         ("sessions", f"{sessions['found']} ({sessions['without_samples']} without samples, "
-                     f"{sessions['unreadable']} unreadable)"),
+                     f"{sessions['unreadable']} unreadable or copies)"),
         ("turns", report["turns"]),
         ("samples", report["samples"]),
         ("turns without a sample", f"{report['turns'] - report['samples']} ({reasons})"),
@@ -101,7 +102,7 @@ def print_report(report: dict[str, Any], output_dir: Path) -> None:
         rows.append((f"  {button}", f"{count} train, {splits['eval']['buttons'][button]} eval"))
     if report["goals_shortened"]:
         rows.append(("goals shortened", f"{report['goals_shortened']} sessions"))
-    rows.append(("written to", f"{output_dir} (details: {REPORT_FILE})"))
+    rows.append(("written to", f"{clean_text(str(output_dir))} (details: {REPORT_FILE})"))
     for name, value in rows:
         print(f"{name:24}{value}")
 

@@ -9,18 +9,20 @@ from typing import Any
 from pokegemma.data.convert import SessionResult
 from pokegemma.data.decisions import REASONS
 from pokegemma.data.prompts import BUTTONS
-from pokegemma.data.sessions import SessionError
+from pokegemma.data.sessions import REPORT_FILE, SessionError
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "conversion_report.json"
 _MAX_PROBLEMS_NAMED = 10
 
 
 def build_report(
     outcomes: Sequence[SessionResult | SessionError], *, held_out: set[str], problems: Sequence[str]
 ) -> dict[str, Any]:
-    """Return conversion_report.json: counts of sessions, turns by what became of them, buttons, and each session."""
+    """Return conversion_report.json: counts of sessions, turns by what became of them, buttons, and each session.
+
+    A session that is a copy of another counts as unreadable, and none of its turns count.
+    """
     results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
     reasons = sum((Counter(result.reasons) for result in results), Counter())
     turns = sum(result.num_turns for result in results)

@@ -2,6 +2,7 @@
 
 import base64
 import collections
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class SessionResult:
 
     session: str
     folder: str
+    digest: str = ""
     numbering: str = "none"
     num_turns: int = 0
     num_samples: int = 0
@@ -67,7 +69,9 @@ class SessionConverter:
         self.session, self.id, self.output, self.options = session, session_id, output, options
         goal = " ".join(session.goal.split())
         self.context = prompts.build_context(goal)
-        self.result = SessionResult(session_id, clean_text(session.folder.name), session.numbering, len(session.turns))
+        self.result = SessionResult(
+            session_id, clean_text(session.folder.name), session.digest, session.numbering, len(session.turns)
+        )
         self.result.goal_shortened = goal not in self.context
         if session.numbering == "ambiguous":
             self.result.problems.append(
@@ -186,6 +190,7 @@ def convert_session(
 
 def _read_bytes(source: str | Path) -> bytes:
     if isinstance(source, str):
+        source = re.sub(r"^\s*data:image/[\w.+-]+;base64,", "", source, flags=re.IGNORECASE)
         try:
             return base64.b64decode("".join(source.split()), validate=True)
         except ValueError as error:

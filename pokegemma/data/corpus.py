@@ -3,8 +3,10 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
+import logging
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -12,6 +14,8 @@ import re
 import shutil
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,6 +31,8 @@ from pokegemma.data.samples import dataset_hash
 from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
 from pokegemma.data.splits import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
+
+logger = logging.getLogger(__name__)
 
 OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", REPORT_FILE, provenance.RUN_FILE)
 _cancelled: multiprocessing.synchronize.Event | None = None
@@ -71,7 +77,7 @@ def convert_corpus(
             _Task(folder, session_id, shards / f"{index:08d}.jsonl", part, window, data_dir)
             for index, (folder, session_id) in enumerate(zip(folders, session_ids(folders), strict=True))
         ]
-        outcomes = _convert_all(tasks, num_workers=num_workers)
+        outcomes = _without_copies(tasks, _convert_all(tasks, num_workers=num_workers))
         results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
         problems = [clean_text(str(outcome)) for outcome in outcomes if isinstance(outcome, SessionError)]
         problems += [clean_text(problem) for result in results for problem in result.problems]
@@ -85,7 +91,10 @@ def convert_corpus(
         report = build_report(outcomes, held_out=held_out, problems=problems)
         (part / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         hashes = {name: dataset_hash(part / name) for name in OUTPUTS[:2] if (part / name).exists()}
-        provenance.write_run_record(part, stage="convert", options=options or {}, dataset_sha256=hashes)
+        cleaned = {
+            name: clean_text(value) if isinstance(value, str) else value for name, value in (options or {}).items()
+        }
+        provenance.write_run_record(part, stage="convert", options=cleaned, dataset_sha256=hashes)
         shutil.rmtree(shards)
         _swap_in(part, output_dir)
     return report
@@ -127,10 +136,51 @@ def _convert_one(task: _Task) -> SessionResult | SessionError:
         return error
 
 
+def _without_copies(
+    tasks: Sequence[_Task], outcomes: Sequence[SessionResult | SessionError]
+) -> list[SessionResult | SessionError]:
+    """Return `outcomes` with each copy of an earlier session as an error, and what was written for it removed."""
+    kept: list[SessionResult | SessionError] = []
+    originals: dict[str, Path] = {}
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        if isinstance(outcome, SessionResult) and outcome.num_turns:
+            folder = task.folder.relative_to(task.data_dir)
+            original = originals.setdefault(outcome.digest, folder)
+            if original is not folder:
+                _remove_session(task)
+                outcome = SessionError(
+                    f"{folder} is a copy of {original}: its {outcome.num_turns} turns are not converted"
+                )
+        kept.append(outcome)
+    return kept
+
+
+def _remove_session(task: _Task) -> None:
+    with open(task.shard, encoding="utf-8") as shard:
+        for line in shard:
+            if image := json.loads(line)["image"]:
+                (task.output / image).unlink()
+    task.shard.unlink()
+    shutil.rmtree(task.output / "frames" / task.session_id)
+
+
 def _start_worker(cancelled: multiprocessing.synchronize.Event) -> None:
     global _cancelled
     _cancelled = cancelled
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets the event
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker would have the parent's handler
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent_id: int) -> None:
+    """End this worker soon after a parent that was killed: an idle worker waits for work for ever.
+
+    A forked worker's sentinel stays open in its siblings, so the parent's id counts too (forkserver: its server's).
+    """
+    parent = multiprocessing.parent_process()
+    while os.getppid() == parent_id and (parent is None or parent.is_alive()):
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _convert_all(tasks: Sequence[_Task], *, num_workers: int) -> list[SessionResult | SessionError]:
@@ -179,6 +229,12 @@ def _join_shards(tasks: Sequence[_Task], held_out: set[str], part: Path) -> None
 
 
 def _check_output(output_dir: Path, folders: Sequence[Path], *, overwrite: bool) -> None:
+    try:
+        output_dir.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # too long a name, a NUL byte, a file among its parents
+        raise PokegemmaError(f"--output_dir {output_dir} could not be written: {error}") from error
     existing = [name for name in OUTPUTS if (output_dir / name).exists()]
     if existing and not overwrite:
         raise PokegemmaError(
@@ -202,8 +258,12 @@ def _part_folder(output_dir: Path) -> Iterator[Path]:
     part = None
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        _remove_stale_parts(output_dir)
         part = Path(tempfile.mkdtemp(prefix=".convert.", suffix=".part", dir=output_dir))
-        yield part
+        with open(part / "lock", "wb") as lock:
+            with contextlib.suppress(OSError):  # not every network file system has locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield part
     except OSError as error:
         raise PokegemmaError(f"--output_dir {output_dir} could not be written: {error}") from error
     finally:
@@ -212,6 +272,17 @@ def _part_folder(output_dir: Path) -> Iterator[Path]:
         if created:
             with contextlib.suppress(OSError):
                 output_dir.rmdir()
+
+
+def _remove_stale_parts(output_dir: Path) -> None:
+    """Remove the hidden folders of conversions that were killed: nobody holds their lock, forked workers included."""
+    for part in sorted(output_dir.glob(".convert.*.part")):
+        with contextlib.suppress(OSError), open(part / "lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (part / "old").exists():
+                logger.warning("%s: a conversion was killed while it replaced a dataset; the old files lie there", part)
+            else:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _swap_in(part: Path, output_dir: Path) -> None:

@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +16,7 @@ from pokegemma.data.steps import number_steps
 from pokegemma.errors import PokegemmaError
 
 SESSION_FILE = "session_data.json"
+REPORT_FILE = "conversion_report.json"  # what tells a converted dataset
 MAX_TURN = 10**9
 _STEP_FILE = re.compile(r"step_(\d{1,9})_grid\.png")
 
@@ -39,43 +42,81 @@ class Turn:
 
 @dataclass(frozen=True)
 class Session:
-    """One recording: every logged turn in order. `numbering` says how step files were matched (`steps.Numbering`)."""
+    """One recording: every logged turn in order.
+
+    `numbering` says how step files were matched (`steps.Numbering`). `digest` is that of the session's id, start and
+    turns as recorded: the same for a copy of the folder, wherever it lies.
+    """
 
     folder: Path
     goal: str
     turns: tuple[Turn, ...]
     numbering: str
+    digest: str
 
 
 def find_sessions(data_dir: Path) -> list[Path]:
-    """Return the session folders at `data_dir`, sorted: itself, or its children, or those of its folder runs/.
+    """Return the session folders at and below `data_dir` at any depth, the least deep first, then by name.
 
-    A folder called session_* counts even without its session_data.json, so that it can be reported.
+    A folder called session_* with no session in it counts even without its session_data.json, so that it can be
+    reported; not so a dataset's own folders. Symbolic links are followed, a folder is looked into once.
 
     Raises:
-        PokegemmaError: there is no such folder, or no session in it.
+        PokegemmaError: there is no such folder, or no session in it, or it cannot be read.
     """
     data_dir = Path(data_dir)
-    sessions = []
     try:
         if not data_dir.is_dir():
             raise PokegemmaError(f"--eevee_data_dir {data_dir}: no such folder")
-        if (data_dir / SESSION_FILE).is_file():
-            return [data_dir]
-        for parent in (data_dir, data_dir / "runs"):
-            children = sorted(parent.iterdir()) if parent.is_dir() else []
-            sessions += [child for child in children if child.is_dir() and _is_session(child)]
+        sessions = _find_sessions(data_dir)
     except OSError as error:
         raise PokegemmaError(f"--eevee_data_dir {data_dir} cannot be read: {error.strerror}") from error
     if not sessions:
         raise PokegemmaError(
             f"--eevee_data_dir {data_dir}: no session in it; expected session_*/{SESSION_FILE} or runs/session_*/..."
         )
-    return sessions
+    return sorted(sessions, key=lambda folder: (len(folder.parts), folder.parts))
 
 
-def _is_session(folder: Path) -> bool:
-    return folder.name.startswith("session_") or (folder / SESSION_FILE).is_file()
+def _find_sessions(data_dir: Path) -> set[Path]:
+    sessions: set[Path] = set()
+    without_file: list[Path] = []
+    seen = {data_dir.resolve()}
+    unread = [(data_dir, False)]
+    while unread:
+        folder, generated = unread.pop()
+        named = folder.name.startswith("session_") and folder != data_dir and not generated
+        try:
+            entries = list(os.scandir(folder))
+        except PermissionError:
+            if not named:
+                raise
+            sessions.add(folder)
+            continue
+        is_dataset = (folder / REPORT_FILE).is_file()
+        if (folder / SESSION_FILE).is_file():
+            sessions.add(folder)
+        elif named and not is_dataset:
+            without_file.append(folder)
+        # A fixed order: which of two links to one folder is looked into never changes.
+        for child in sorted((folder / entry.name for entry in entries if _is_folder(entry)), reverse=True):
+            real = child.resolve()
+            is_circle = real in seen and folder.resolve().is_relative_to(real)
+            if is_circle or child.name.startswith(".convert."):
+                continue
+            if real in seen:
+                if (child / SESSION_FILE).is_file():
+                    sessions.add(child)
+                continue
+            seen.add(real)
+            unread.append((child, generated or (is_dataset and child.name in ("frames", "grid_images"))))
+    above = {parent for folder in sessions for parent in folder.parents}
+    return sessions | {folder for folder in without_file if folder not in above}
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # DirEntry.is_dir() raises for a link to itself.
+    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def read_session(folder: Path, *, data_dir: Path | None = None) -> Session:
@@ -117,7 +158,7 @@ def _read_session(folder: Path, data_dir: Path) -> Session:
             decision = dataclasses.replace(decision, status="frame_missing")
         timestamp = clean_text(raw.get("timestamp")) if isinstance(raw, dict) else ""
         turns.append(Turn(number, decision, timestamp or None, _read_time(timestamp), frames))
-    return Session(folder, _read_goal(record), tuple(turns), numbering.rule)
+    return Session(folder, _read_goal(record), tuple(turns), numbering.rule, _digest(record, raw_turns))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -135,6 +176,14 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise SessionError(f"{name} is not a session: a JSON {type(record).__name__}, not an object")
     return record
+
+
+def _digest(record: dict[str, Any], raw_turns: list[Any]) -> str:
+    content = [record.get("session_id"), record.get("start_time"), raw_turns]
+    try:
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    except RecursionError as error:
+        raise SessionError(f"{SESSION_FILE} is not a session: nested too deeply") from error
 
 
 def _read_numbers(raw_turns: list[Any]) -> list[int | None]:

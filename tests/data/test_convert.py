@@ -475,3 +475,23 @@ def test_the_same_turn_twice_counts_once(make_session, tmp_path):
     make_session("s", turns, steps=[1, 2, 3])
     report = convert(tmp_path / "runs", tmp_path / "out")
     assert (report["samples"], report["turns_without_sample"]["malformed_turn"]) == (3, 1)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/out", "a\0b"])
+def test_an_impossible_output_folder_is_one_line(make_session, tmp_path, name):
+    make_session("s", [turn_record(1)])
+    with pytest.raises(PokegemmaError, match=r"--output_dir .* could not be written: ") as error:
+        convert(tmp_path / "runs", tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_the_script_prints_a_folder_name_that_is_not_utf8(make_session, tmp_path, monkeypatch, capfd):
+    make_session("s", [turn_record(1)])
+    run_script(monkeypatch, tmp_path, "--output_dir", str(tmp_path / os.fsdecode(b"caf\xe9")))
+    assert "caf? (details: conversion_report.json)" in capfd.readouterr().out
+
+
+def test_a_raw_frame_may_be_a_data_url(make_session, tmp_path):
+    raw = {"turn_number": 1, "screenshot_base64": "data:image/png;base64," + raw_frame(1, 200)["screenshot_base64"]}
+    (sample,) = convert_turns(make_session, tmp_path, [turn_record(1)], session={"enhanced_turns": [raw]})
+    assert red_of(tmp_path / "out" / sample.frames[0]) == 200

@@ -1,0 +1,81 @@
+"""A conversion that is killed: its workers end, and the next one clears up."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import raw_frame, turn_record, write_session
+from tests.data.test_convert import convert
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def processes_in_group(group):
+    """Return the live processes of a process group (what has ended and was not waited for is none)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if process_group == str(group) and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(condition, *, timeout_s=30):
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.fixture
+def conversion(tmp_path):
+    """Start a conversion of two long sessions with two workers; return it once both write frames."""
+    for name in ("a", "b"):
+        turns = [turn_record(turn, screenshot_path=f"{name}{turn}") for turn in range(1, 6000)]
+        raw = [raw_frame(1, 5) | {"turn_number": turn} for turn in range(1, 6000)]
+        write_session(tmp_path / "runs" / f"session_{name}", turns, steps=[], enhanced_turns=raw)
+    command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(tmp_path / "runs"),
+               "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2, timeout_s=60)
+        yield process
+    finally:
+        for member in processes_in_group(process.pid):
+            os.kill(member, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_the_workers_of_a_killed_conversion_end_and_the_next_one_removes_its_folder(conversion, tmp_path):
+    assert len(processes_in_group(conversion.pid)) >= 3
+    conversion.kill()
+    conversion.wait()
+    assert wait_until(lambda: not processes_in_group(conversion.pid), timeout_s=10)
+    assert len(list((tmp_path / "out").glob(".convert.*"))) == 1
+    write_session(tmp_path / "small" / "session_a", [turn_record(1)])
+    convert(tmp_path / "small", tmp_path / "out")
+    assert list((tmp_path / "out").glob(".convert.*")) == []
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_sigterm_to_the_parent_ends_all_and_leaves_nothing(conversion, tmp_path):
+    conversion.terminate()
+    assert conversion.wait(timeout=20) == 143
+    assert wait_until(lambda: not processes_in_group(conversion.pid), timeout_s=10)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_the_folder_of_a_conversion_that_runs_is_left_alone(conversion, tmp_path):
+    write_session(tmp_path / "small" / "session_a", [turn_record(1)])
+    convert(tmp_path / "small", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2
