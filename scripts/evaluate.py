@@ -55,10 +55,23 @@ def find_files(dataset_path: str) -> tuple[Path, Path]:
     """Return the JSONL file to evaluate on and the one that the baselines are fitted on."""
     path = Path(dataset_path)
     held_out = path if path.suffix == ".jsonl" else path / "eval.jsonl"
+    if held_out != path and not held_out.is_file() and (path / "train.jsonl").is_file():
+        raise PokegemmaError(
+            f"{held_out} not found: a dataset has one if it has at least two sessions; "
+            f"to measure what was learned by heart, pass --dataset_path {path / 'train.jsonl'}"
+        )
     for file in (held_out, held_out.parent / "train.jsonl"):
         if not file.is_file():
             raise PokegemmaError(f"{file} not found; make it with scripts/convert_eevee_data_v2.py --output_dir {path}")
     return held_out, held_out.parent / "train.jsonl"
+
+
+def check_output(options: EvaluateOptions, dataset: Path) -> None:
+    """Refuse to write where the dataset or the model is: --overwrite removes the whole folder."""
+    output = Path(options.output_dir).resolve()
+    for what, place in (("dataset", dataset.resolve()), ("model", Path(options.model_path).resolve())):
+        if place.exists() and place.is_relative_to(output):
+            raise PokegemmaError(f"--output_dir {options.output_dir} holds the {what}; choose another path")
 
 
 def find_layout(options: EvaluateOptions) -> Layout:
@@ -70,6 +83,7 @@ def find_layout(options: EvaluateOptions) -> Layout:
 def main() -> None:
     (options,) = parse_options(EvaluateOptions, description=__doc__)
     held_out, train = find_files(options.dataset_path)
+    check_output(options, held_out.parent)
     layout, folder = find_layout(options), held_out.parent
     from pokegemma.evaluation import metrics, predict, report
 

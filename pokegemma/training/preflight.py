@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -64,13 +65,18 @@ def check_hardware(hardware: Hardware) -> Check:
 
 
 def check_disk(needs: dict[Path, int | None]) -> Check:
-    """Fail if a disk has less free than what will be written to its folders; None: nobody knows how much.
+    """Fail if a folder is not writable or its disk has less free than will be written; None: nobody knows how much.
 
     A folder that does not exist yet is on the disk of its nearest parent that does.
     """
     disks: dict[int, list[tuple[Path, int | None]]] = {}
     for folder, needed in needs.items():
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        try:  # permissions do not tell: root may write everywhere, but not to /proc or a read-only disk
+            with tempfile.TemporaryDirectory(prefix=".pokegemma_", dir=place):
+                pass
+        except OSError as error:
+            return Check("disk space", "FAIL", f"{place} is not writable ({error.strerror})")
         disks.setdefault(place.stat().st_dev, []).append((place, needed))
     found, full = [], False
     for folders in disks.values():
@@ -234,6 +240,11 @@ def disk_bytes(size: ModelSize, *, finetuning: str, bytes_per_weight: int) -> in
     trained = trained_bytes(size, finetuning=finetuning, bytes_per_weight=bytes_per_weight)
     whole = size.num_weights * bytes_per_weight if finetuning == "full" else 0
     return 3 * (trained + whole) + size.num_weights * 2
+
+
+def step_bytes(size: ModelSize, *, finetuning: str, bytes_per_weight: int) -> int:
+    """Return the disk that the one real step takes: an adapter in float32, or the whole model."""
+    return size.num_weights * bytes_per_weight if finetuning == "full" else size.num_lora_weights(LORA_R) * 4
 
 
 def check_memory(estimate: dict[str, int], hardware: Hardware, *, what: str) -> Check:

@@ -1,5 +1,6 @@
 """All checks in order: the machine, the dataset, the model on both, then one real step. None stops the others."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,15 +123,38 @@ def check_dataset(plan: Plan, progress: Progress) -> Iterator[Check]:
         yield Check("contact sheet", "PASS", f"{number} samples to look at in {plan.contact_sheet}")
 
 
+def disk_needs(
+    model: str,
+    size: preflight.ModelSize,
+    output_dir: Path,
+    *,
+    finetuning: Finetuning,
+    bytes_per_weight: int,
+    step_command: Sequence[str] | None,
+) -> dict[Path, int | None]:
+    """Return the bytes to be written to each folder: the run, a download of the model, the one step (to TMPDIR)."""
+    needs: dict[Path, int | None] = {
+        output_dir: preflight.disk_bytes(size, finetuning=finetuning, bytes_per_weight=bytes_per_weight)
+    }
+    others = {}
+    if not is_on_this_machine(model):
+        others[Path(constants.HF_HUB_CACHE)] = size.num_weights * 2
+    if step_command is not None:
+        temporary = Path(tempfile.gettempdir())
+        others[temporary] = preflight.step_bytes(size, finetuning=finetuning, bytes_per_weight=bytes_per_weight)
+    for folder, num_bytes in others.items():
+        needs[folder] = (needs.get(folder) or 0) + num_bytes
+    return needs
+
+
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
     config, processor = load_config(plan.model), load_processor(plan.model)
     bytes_per_weight = 2 if automatic_dtype(plan.finetuning) == "bfloat16" else 4
     size = preflight.measure_model(config)
-    needs: dict[Path, int | None] = {
-        plan.output_dir: preflight.disk_bytes(size, finetuning=plan.finetuning, bytes_per_weight=bytes_per_weight)
-    }
-    if not is_on_this_machine(plan.model):
-        needs[Path(constants.HF_HUB_CACHE)] = size.num_weights * 2
+    needs = disk_needs(
+        plan.model, size, plan.output_dir, finetuning=plan.finetuning, bytes_per_weight=bytes_per_weight,
+        step_command=plan.step_command,
+    )  # fmt: skip
     yield preflight.check_disk(needs)
     collators = {
         split.name: Gemma3Collator(processor=processor, layout=plan.layout, dataset_folder=split.folder)

@@ -2,6 +2,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,7 +225,9 @@ def workspace(tmp_path_factory):
     Image.fromarray(generator.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / "p.png")
     for name, samples in (("train", TRAIN), ("eval", EVAL)):
         plain = [dataclasses.replace(sample, image=None) for sample in samples]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(dataclasses.asdict(s)) + "\n" for s in plain))
+        lines = "".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in plain)
+        # In a file, half a surrogate pair is no sample.
+        (folder / f"{name}.jsonl").write_text(lines.replace("\\ud83d", ""))
     model = folder / "model"
     model.mkdir()
     make_tiny_gemma3(model, image_size_px=56, num_image_tokens=16)
@@ -260,6 +263,9 @@ def test_script_evaluates_with_the_layout_of_the_model(workspace, tmp_path):
         ({"--batch_size": "0"}, "--batch_size: 0 is not at least 1"),
         ({"--model_path": "./nothing", "--layout": "frames"}, "nothing: no such folder"),
         ({"--output_dir": "."}, "exists; choose another path or pass --overwrite"),
+        ({"--output_dir": "{workspace}", "--overwrite": "true"}, "--output_dir .* holds the dataset"),
+        ({"--output_dir": "{workspace}/model", "--overwrite": "true"}, "--output_dir .* holds the model"),
+        ({"--output_dir": "{workspace}/..", "--overwrite": "true"}, "--output_dir .* holds the dataset"),
     ],
 )
 def test_mistake_of_the_user_is_one_line(workspace, tmp_path, monkeypatch, options, message):
@@ -269,7 +275,7 @@ def test_mistake_of_the_user_is_one_line(workspace, tmp_path, monkeypatch, optio
         "--model_path": str(workspace / "model"),
         "--dataset_path": str(workspace),
         "--output_dir": "out",
-        **options,
+        **{name: value.replace("{workspace}", str(workspace)) for name, value in options.items()},
     }
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *(word for pair in given.items() for word in pair)])
     specification = importlib.util.spec_from_file_location("evaluate", SCRIPT)
@@ -280,3 +286,15 @@ def test_mistake_of_the_user_is_one_line(workspace, tmp_path, monkeypatch, optio
         script.main()
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+    assert (workspace / "eval.jsonl").is_file() and (workspace / "model" / "run.json").is_file()
+
+
+def test_a_dataset_of_one_session_has_nothing_to_evaluate_on_and_says_so(workspace, tmp_path):
+    shutil.copy(workspace / "train.jsonl", tmp_path / "train.jsonl")
+    command = [sys.executable, SCRIPT, "--model_path", workspace / "model", "--dataset_path", tmp_path]
+    done = subprocess.run([*command, "--output_dir", tmp_path / "out"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path}/eval.jsonl not found: a dataset has one if it has at least two sessions; "
+        f"to measure what was learned by heart, pass --dataset_path {tmp_path}/train.jsonl\n"
+    )

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 from transformers import Gemma3Config
@@ -75,6 +76,22 @@ def test_a_disk_must_have_room_for_all_folders_on_it_together(tmp_path):
     assert preflight.check_disk({tmp_path / "not" / "yet": half}).status == "PASS"
     assert preflight.check_disk({tmp_path / "one": half, tmp_path / "two": half}).status == "FAIL"
     assert "unknown" in preflight.check_disk({tmp_path: None}).summary
+
+
+def test_a_folder_that_cannot_be_made_fails_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    check = preflight.check_disk({tmp_path / "file" / "outputs": None})
+    assert (check.status, check.summary) == ("FAIL", f"{tmp_path / 'file'} is not writable (Not a directory)")
+    if Path("/proc").is_dir():
+        assert "/proc is not writable" in preflight.check_disk({Path("/proc/foo"): None}).summary
+    preflight.check_disk({tmp_path: None})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_one_step_takes_the_disk_of_an_adapter_or_a_whole_model():
+    size = ModelSize(num_weights=1000, num_text_weights=800, linears=((10, 10),))
+    assert preflight.step_bytes(size, finetuning="qlora", bytes_per_weight=2) == 4 * 20 * 16
+    assert preflight.step_bytes(size, finetuning="full", bytes_per_weight=2) == 2000
 
 
 def count(folder, tiny, *, max_length=None, max_positions=8192, layout="frames"):

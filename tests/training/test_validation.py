@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pokegemma.data.checks import Split, find_splits
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
-from pokegemma.training.models import make_tiny_gemma3
+from pokegemma.training import preflight
+from pokegemma.training.models import load_config, make_tiny_gemma3
 from pokegemma.training.trial_step import check_step, longest_samples
-from pokegemma.training.validation import Plan, check_dataset
+from pokegemma.training.validation import Plan, check_dataset, disk_needs
 from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +176,17 @@ def test_a_step_that_is_killed_or_saves_nothing_fails(tmp_path, tiny):
     nothing = step(split, tiny, command=[sys.executable, "-c", ""])
     assert nothing.summary == "training saved no trainer_state.json"
     assert step(write_split(split.path, []), tiny).status == "SKIP"
+
+
+@pytest.mark.parametrize("step_command", [None, ["train"]])
+def test_the_place_of_the_one_step_counts_as_disk(tmp_path, tiny, monkeypatch, step_command):
+    output, temporary = tmp_path / "outputs", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    size = preflight.measure_model(load_config(str(tiny)))
+    needs = disk_needs(str(tiny), size, output, finetuning="full", bytes_per_weight=2, step_command=step_command)
+    assert needs[output] == preflight.disk_bytes(size, finetuning="full", bytes_per_weight=2)
+    assert needs.get(temporary) == (None if step_command is None else 2 * size.num_weights)
 
 
 def test_a_step_whose_samples_cannot_be_written_out_fails(tmp_path, tiny):
