@@ -209,7 +209,7 @@ def _convert_all(tasks: Sequence[_Task], *, num_workers: int) -> list[SessionRes
                 raise PokegemmaError("a worker process was killed (out of memory?); try --num_workers 1") from error
             except BaseException:
                 cancelled.set()
-                executor.shutdown(wait=False, cancel_futures=True)
+                executor.shutdown(cancel_futures=True)  # waits: a worker still writing would keep the folder
                 raise
         return [done[index] for index in range(len(tasks))]
 
