@@ -65,9 +65,9 @@ def test_hardware_without_a_gpu_warns_and_a_gpu_out_of_torchs_reach_fails(monkey
 
 def test_a_gpu_with_bfloat16_passes(monkeypatch):
     monkeypatch.setattr(preflight.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(preflight.torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(preflight.torch.cuda, "is_bf16_supported", lambda **_: True)
     assert preflight.check_hardware(hardware(Gpu("H200", 139.0))).status == "PASS"
-    monkeypatch.setattr(preflight.torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(preflight.torch.cuda, "is_bf16_supported", lambda **_: False)
     assert preflight.check_hardware(hardware(Gpu("T4", 15.0))).status == "WARN"
 
 
