@@ -70,6 +70,7 @@ def test_all_checks_run_when_the_model_is_out_of_reach(tmp_path):
     assert result.returncode == 1
     assert [name for name, status in statuses.items() if status == "FAIL"] == ["model access"]
     assert [name for name, status in statuses.items() if status == "SKIP"] == [
+        "grids",
         "token lengths",
         "memory (estimate)",
         "one step",
