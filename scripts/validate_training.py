@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pokegemma.cli import parse_options, run
 from pokegemma.data.checks import Check, find_splits
 from pokegemma.data.prompts import Layout
+from pokegemma.environment import default_finetuning
 from pokegemma.errors import PokegemmaError
 
 MAX_NAMED = 10
@@ -39,7 +40,11 @@ class ValidateOptions:
         default="grid", metadata={"help": "grid: one 2x2 picture a sample; frames: each frame as a picture."}
     )
     finetuning: str = field(
-        default="qlora", metadata={"help": "qlora, lora or full.", "choices": ["qlora", "lora", "full"]}
+        default_factory=default_finetuning,
+        metadata={
+            "help": "qlora, lora or full; default: qlora, or lora without bitsandbytes.",
+            "choices": ["qlora", "lora", "full"],
+        },
     )
     max_length: int | None = field(default=None, metadata={"help": "Most tokens a sample may have."})
     per_device_train_batch_size: int = field(default=2, metadata={"help": "For the memory estimate."})
