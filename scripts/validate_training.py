@@ -40,7 +40,7 @@ class ValidateOptions:
         default="grid", metadata={"help": "grid: one 2x2 picture a sample; frames: each frame as a picture."}
     )
     finetuning: str = field(
-        default_factory=default_finetuning,
+        default=default_finetuning(),
         metadata={
             "help": "qlora, lora or full; default: qlora, or lora without bitsandbytes.",
             "choices": ["qlora", "lora", "full"],

@@ -40,7 +40,7 @@ TRAINING = (
 TABLE = {
     "convert_eevee_data_v2": Calls(
         success="--eevee_data_dir {record_toy_game}/runs --output_dir {out} --num_workers 1",
-        says="sessions                3 (0 without samples, 0 unreadable)",
+        says="sessions                3 (0 without samples, 0 unreadable or copies)",
         writes=("train.jsonl", "eval.jsonl", "frames", "grid_images", "conversion_report.json", "run.json"),
         mistake="--eevee_data_dir missing --output_dir {out}",
         error="--eevee_data_dir missing: no such folder",

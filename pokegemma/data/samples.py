@@ -12,7 +12,6 @@ from pokegemma.errors import PokegemmaError
 
 _FIELDS = ("id", "frames", "image", "context", "question", "output", "metadata")
 _MAX_PROBLEMS_NAMED = 5
-_MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,6 @@ def _path_problem(path: object) -> str | None:
         return f"{path!r} is not a relative path (paths are relative to the JSONL file)"
     if ".." in pure.parts:
         return f"{path!r} leads out of the dataset folder"
-    if any(len(part.encode()) > _MAX_NAME_BYTES for part in pure.parts):
-        return f"{path[:60]!r}... is longer than a file's name can be"
     return None
 
 

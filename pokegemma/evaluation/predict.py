@@ -189,6 +189,13 @@ class Predictor:
         return scores
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
+
+
 def check_pictures(samples: Sequence[Sample], *, layout: Layout, dataset_folder: Path) -> None:
     """Check, before a model is loaded, that every picture that `layout` shows is there.
 
@@ -199,7 +206,7 @@ def check_pictures(samples: Sequence[Sample], *, layout: Layout, dataset_folder:
         paths = {path for sample in samples for path in sample_images(sample, layout)}
     except ValueError as error:
         raise PokegemmaError(str(error)) from error
-    missing = sorted(path for path in paths if not (dataset_folder / path).is_file())
+    missing = sorted(path for path in paths if not _is_file(dataset_folder / path))
     if missing:
         named = ", ".join(missing[:3])
         raise PokegemmaError(f"{dataset_folder}: {len(missing)} of {len(paths)} pictures not found: {named}")

@@ -87,7 +87,7 @@ class ModelOptions(ModelConfig):
         default="sdpa", metadata={"help": "sdpa, eager or flex_attention; flash attention is wrong for Gemma 3."}
     )
     finetuning: Finetuning = field(
-        default_factory=default_finetuning,
+        default=default_finetuning(),  # no factory: HfArgumentParser would take the flag for required
         metadata={
             "help": "qlora: LoRA on nf4 weights; lora: LoRA on unquantised ones; full. Without bitsandbytes lora."
         },
