@@ -464,7 +464,7 @@ def test_a_signal_in_another_step_ends_it_and_its_children(project, number):
     )
     process = subprocess.Popen(
         ["bash", project / "train_gemma3.sh"], env=clean_environ(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
+        text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores SIGHUP, and bash then must
     )  # fmt: skip
     wait_until(lambda: (project / "pids").exists() and (project / "pids").read_text())
     process.send_signal(number)

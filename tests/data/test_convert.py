@@ -335,7 +335,10 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         path.write_text(json.dumps({**data, "turns": big, "enhanced_turns": raw}))
     command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(tmp_path / "runs"),
                "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob(".convert.*/frames/*/*.png")) and time.monotonic() < deadline:
         time.sleep(0.02)
