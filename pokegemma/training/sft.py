@@ -176,7 +176,8 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         Whether training came to its end; False after SIGTERM or SIGINT, which leave a checkpoint only.
 
     Raises:
-        PokegemmaError: the options, the data or the model are at fault; nothing is deleted or written then.
+        PokegemmaError: the options, the data or the model are at fault. An earlier run is deleted only when data and
+            model have been read without one.
     """
     output_dir, base = Path(training.output_dir), model_options.model_name_or_path
     if Path(base).is_dir():  # the adapter names its base: make that hold from anywhere

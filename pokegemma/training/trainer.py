@@ -52,12 +52,9 @@ class PokemonTrainer(SFTTrainer):
             elapsed_s = max(time.perf_counter() - since - self._paused_s, 1e-9)
             logs["tokens_per_second"] = round((self._total_train_tokens - num_tokens) / elapsed_s, 1)
             logs["decisions_per_second"] = round((self._num_decisions - num_decisions) / elapsed_s, 3)
-            self._restart_clock()
+            self._last_log = (time.perf_counter(), self._total_train_tokens, self._num_decisions)
+            self._paused_s = 0.0
         super().log(logs, start_time)
-
-    def _restart_clock(self) -> None:
-        self._last_log = (time.perf_counter(), self._total_train_tokens, self._num_decisions)
-        self._paused_s = 0.0
 
     def prediction_step(
         self,
