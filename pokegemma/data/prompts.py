@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pokegemma.data.samples import Sample
+from pokegemma.data.trajectories import Trajectory
 
 BUTTONS = ("up", "down", "left", "right", "a", "b", "start", "select")
 """The eight buttons, in the order of every table and score vector of the project."""
 
-Layout = Literal["grid", "frames"]
-LAYOUTS: tuple[Layout, ...] = ("grid", "frames")
-"""grid: one 2x2 picture a sample; frames: each frame of the window as a picture of its own."""
+Layout = Literal["grid", "frames", "trajectory"]
+LAYOUTS: tuple[Layout, ...] = ("grid", "frames", "trajectory")
+"""grid: one 2x2 picture a sample; frames: each frame of the window as a picture of its own; trajectory: a stretch of a
+session as one conversation, of which a single decision looks as in frames."""
 
 ANSWER_PREFIX = '{"button": "'
 """What every answer begins with; the button's name follows."""
+
+NEXT_QUESTION = "Next button?"
+"""What every question ends with, and the whole of it where a conversation has told the rest."""
 
 MAX_PREVIOUS_BUTTONS = 8
 MAX_GOAL_TOKENS = 50
@@ -74,7 +79,7 @@ def build_context(goal: str | None) -> str:
 def build_question(previous_buttons: Sequence[str]) -> str:
     """Return the text after the pictures: the buttons pressed before this turn, oldest first."""
     pressed = ", ".join(previous_buttons[-MAX_PREVIOUS_BUTTONS:])
-    return f"Buttons pressed so far: {pressed or 'none'}\nNext button?"
+    return f"Buttons pressed so far: {pressed or 'none'}\n{NEXT_QUESTION}"
 
 
 def build_output(*, button: str, reasoning: str, context: str) -> str:
@@ -110,19 +115,54 @@ def sample_images(sample: Sample, layout: Layout) -> tuple[str, ...]:
     Raises:
         ValueError: `layout` is grid and the sample has no grid picture.
     """
-    if layout == "frames":
+    if layout != "grid":
         return sample.frames
     if sample.image is None:
         raise ValueError(f"{sample.id} has no grid picture (converted with --no_grid_images); use --layout frames")
     return (sample.image,)
 
 
-def build_messages(sample: Sample, layout: Layout, *, with_answer: bool = True) -> list[dict[str, Any]]:
+def build_messages(sample: Sample, layout: Layout) -> list[dict[str, Any]]:
     """Return the conversation for a chat template: context, one image slot a picture, question, and the answer."""
-    content: list[dict[str, str]] = [{"type": "text", "text": sample.context}]
-    content += [{"type": "image"} for _ in sample_images(sample, layout)]
-    content += [{"type": "text", "text": sample.question}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if with_answer:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": sample.output}]})
+    content = [_text(sample.context), *({"type": "image"} for _ in sample_images(sample, layout))]
+    return [_user(*content, _text(sample.question)), _answer(sample)]
+
+
+def trajectory_images(trajectory: Trajectory) -> tuple[str, ...]:
+    """Return the pictures of a stretch: the whole window of the first decision, then each decision's own frame."""
+    first, *others = trajectory.samples
+    return (*first.frames, *(sample.frames[-1] for sample in others))
+
+
+def build_trajectory_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """Return a stretch as a conversation: the first decision as in layout frames, then frame, answer, frame, answer ...
+
+    Earlier answers are the history; a question repeats the buttons only where these answers do not tell them: after
+    turns that are no samples, and turns of several buttons.
+    """
+    messages = build_messages(trajectory.samples[0], "frames")
+    for before, sample in zip(trajectory.samples, trajectory.samples[1:], strict=False):
+        told = (*before.previous_buttons, *parse_buttons(before))[-MAX_PREVIOUS_BUTTONS:]
+        question = NEXT_QUESTION if told == tuple(sample.previous_buttons) else sample.question
+        messages += [_user({"type": "image"}, _text(question)), _answer(sample)]
     return messages
+
+
+def parse_buttons(sample: Sample) -> tuple[str, ...]:
+    """Return the button of a sample's answer as a tuple of one; empty where the answer is none."""
+    try:
+        return (parse_answer(sample.output).button,)
+    except AnswerError:
+        return ()
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _user(*content: dict[str, str]) -> dict[str, Any]:
+    return {"role": "user", "content": list(content)}
+
+
+def _answer(sample: Sample) -> dict[str, Any]:
+    return {"role": "assistant", "content": [_text(sample.output)]}

@@ -1,21 +1,29 @@
 """Samples to Gemma 3 batches: text and pictures in, padded tensors with answer-only labels out."""
 
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from PIL import Image
 from transformers import Gemma3Processor, PreTrainedTokenizerBase
 
 from pokegemma.data import prompts
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
+from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.masks import TRUNK
+from pokegemma.training.pictures import read_pictures
+from pokegemma.training.vision_features import FeatureCache
 
 IGNORED_LABEL = -100
+
+Example = Sample | Trajectory
+Row = dict[str, Any]
+"""A row of the training dataset: {"sample": line of JSONL}, or {"samples": lines, "num_context": int}."""
 
 
 @dataclass(frozen=True)
@@ -56,78 +64,172 @@ class ButtonTokens:
         raise ValueError(f"not an answer: {list(answer[: start + 4])}")
 
 
+@dataclass(frozen=True)
+class TokenRow:
+    """A tokenized conversation: `labelled` says which of `ids` are answers to learn, `num_prompt` how many come before
+    the first answer."""
+
+    ids: list[int]
+    labelled: list[bool]
+    num_prompt: int
+
+
+def read_example(example: Example | Row) -> Example:
+    """Return the sample or the trajectory of a row of the training dataset."""
+    if isinstance(example, Sample | Trajectory):
+        return example
+    if "sample" in example:
+        return Sample.from_json(example["sample"])
+    return Trajectory(tuple(map(Sample.from_json, example["samples"])), num_context=example["num_context"])
+
+
 @dataclass
 class Gemma3Collator:
-    """Make batches of samples for `Gemma3ForConditionalGeneration`.
+    """Make batches for a `Gemma3ForConditionalGeneration` that `vision.accept_compact_batches` has prepared.
 
-    Called with a list of `Sample`s, or of rows {"sample": line of JSONL}, it returns, padded on the right:
+    Called with a list of samples, of trajectories, or of rows of the training dataset, it returns, padded on the right:
 
-    - `input_ids` (batch, length) int64: the chat template's conversation, one BOS, every picture as
+    - `input_ids` (rows, length) int64: the chat template's conversation, one BOS, every picture as
       <start_of_image>, `processor.image_seq_length` soft tokens, <end_of_image>;
-    - `attention_mask` (batch, length) int64: 0 at padding;
-    - `token_type_ids` (batch, length) int64: 1 at soft tokens, which makes attention inside a picture
+    - `attention_mask` (rows, length) int64: 0 at padding;
+    - `token_type_ids` (rows, length) int64: 1 at soft tokens, which makes attention inside a picture
       bidirectional (without it transformers trains causal attention there);
-    - `pixel_values` (pictures of the batch, 3, height, width) float32, in the order of their tokens;
-    - `labels` (batch, length) int64: the answer and its end of turn (`<end_of_turn>` and the newline that the
-      template writes after it), -100 elsewhere.
+    - `pixel_values` (distinct pictures of the batch, 3, height, width) float32, or with a feature cache
+      `image_features` (distinct pictures, tokens, width);
+    - `image_index` (pictures in the text) int64: which of these each is;
+    - `labels` (rows, length) int64: the answers, each with its end of turn (`<end_of_turn>` and the newline that the
+      template writes after it), -100 elsewhere;
+    - where a row holds several samples, `branches` and `position_ids` (rows, length) int64: see `attention_masks`.
 
-    Equal to TRL's DataCollatorForVisionLanguageModeling on a prompt-completion conversation with
-    `completion_only_loss=True`. Nothing is truncated.
+    With one sample a row, and `expand_pictures`, equal to TRL's DataCollatorForVisionLanguageModeling on a
+    prompt-completion conversation with `completion_only_loss=True`. Nothing is truncated.
+
+    Attributes:
+        dataset_folder: what the samples' paths are relative to.
+        samples_per_row: how many samples share a row, and what their conversations begin with.
+        features: where the pictures' soft tokens are; None: pictures are decoded.
     """
 
     processor: Gemma3Processor
     layout: Layout
     dataset_folder: Path
+    samples_per_row: int = 1
+    features: FeatureCache | None = None
 
-    def __call__(self, examples: Sequence[Sample | dict[str, str]]) -> dict[str, torch.Tensor]:
-        samples = [
-            example if isinstance(example, Sample) else Sample.from_json(example["sample"]) for example in examples
-        ]
-        rows = [self._tokenize(sample) for sample in samples]
-        batch = self._pad([prompt + answer for prompt, answer in rows], side="right")
-        labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
-        for row, (prompt, answer) in zip(labels, rows, strict=True):
-            row[len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        return {**batch, "pixel_values": self._pixel_values(samples), "labels": labels}
+    def __call__(self, examples: Sequence[Example | Row]) -> dict[str, torch.Tensor]:
+        parsed = [read_example(example) for example in examples]
+        rows = [self.tokenize(example) for example in parsed]
+        batch = self._rows(rows) if self.samples_per_row == 1 else self._shared_rows(rows)
+        return {**batch, **self.pictures(parsed)}
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Return the same batch without answers and labels, padded on the left, for generation."""
-        rows = [self._tokenize(sample)[0] for sample in samples]
-        return {**self._pad(rows, side="left"), "pixel_values": self._pixel_values(samples)}
+        """Return a row a sample without answer and labels, padded on the left, for generation."""
+        rows = [self.tokenize(sample) for sample in samples]
+        batch = self._pad([row.ids[: row.num_prompt] for row in rows], side="left")
+        return {**batch, **self.pictures(samples)}
 
-    def count_tokens(self, sample: Sample) -> int:
-        """Return the length of a sample in tokens, soft tokens included; reads no picture."""
-        prompt, answer = self._tokenize(sample)
-        return len(prompt) + len(answer)
+    def count_tokens(self, example: Example) -> int:
+        """Return the length of a sample or trajectory in tokens, soft tokens included; reads no picture."""
+        return len(self.tokenize(example).ids)
 
     @functools.cached_property
     def button_tokens(self) -> ButtonTokens:
         return ButtonTokens.of(self.processor.tokenizer)
 
-    def _tokenize(self, sample: Sample) -> tuple[list[int], list[int]]:
-        """Return the tokens of the prompt (what generation starts from) and of the answer with its end of turn."""
-        tokenizer, processor = self.processor.tokenizer, self.processor
+    def picture_paths(self, example: Example) -> tuple[str, ...]:
+        """Return the pictures of a conversation in the order of its text.
+
+        Raises:
+            PokegemmaError: the layout is grid, and the sample has no grid picture.
+        """
+        if isinstance(example, Trajectory):
+            return prompts.trajectory_images(example)
         try:
-            num_images = len(prompts.sample_images(sample, self.layout))
+            return prompts.sample_images(example, self.layout)
         except ValueError as error:
             raise PokegemmaError(str(error)) from error
-        messages = prompts.build_messages(sample, self.layout)
-        prompt = processor.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-        whole = processor.apply_chat_template(messages, tokenize=False)
-        if not whole.startswith(prompt):
-            raise PokegemmaError("the chat template writes a prompt differently when an answer follows")
-        expanded = prompt.replace(processor.boi_token, processor.full_image_sequence)
+
+    def tokenize(self, example: Example) -> TokenRow:
+        """Return the tokens of a conversation.
+
+        Raises:
+            PokegemmaError: its text holds control symbols, or the chat template is not one of Gemma 3's.
+        """
+        tokenizer, processor = self.processor.tokenizer, self.processor
+        num_images = len(self.picture_paths(example))
+        ids: list[int] = []
+        labelled: list[bool] = []
+        pieces = [text.replace(processor.boi_token, processor.full_image_sequence) for text in self._pieces(example)]
+        num_context = example.num_context if isinstance(example, Trajectory) else 0
         # The template has written the BOS already.
-        ids, answer = tokenizer([expanded, whole[len(prompt) :]], add_special_tokens=False)["input_ids"]
+        tokenized = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        for number, piece in enumerate(tokenized):  # prompt, answer, prompt, answer ...
+            ids += piece
+            labelled += [number % 2 == 1 and number // 2 >= num_context] * len(piece)
+        name = example.id if isinstance(example, Sample) else example.samples[0].id
         if ids.count(tokenizer.bos_token_id) != 1:
-            raise PokegemmaError(f"{sample.id}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one")
-        num_soft = (ids + answer).count(tokenizer.image_token_id)
+            raise PokegemmaError(f"{name}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one")
+        num_soft = ids.count(tokenizer.image_token_id)
         if num_soft != num_images * processor.image_seq_length:
             raise PokegemmaError(
-                f"{sample.id}: {num_soft} image tokens for {num_images} pictures of {processor.image_seq_length}; "
+                f"{name}: {num_soft} image tokens for {num_images} pictures of {processor.image_seq_length}; "
                 "its text holds one of the model's control symbols"
             )
-        return ids, answer
+        return TokenRow(ids, labelled, num_prompt=len(tokenized[0]))
+
+    def _pieces(self, example: Example) -> Iterator[str]:
+        """Yield the chat template's text in pieces: what comes before an answer, the answer, what comes before ..."""
+        if isinstance(example, Trajectory):
+            messages = prompts.build_trajectory_messages(example)
+        else:
+            messages = prompts.build_messages(example, self.layout)
+        done = ""
+        for end in range(1, len(messages) + 1):
+            is_prompt = messages[end - 1]["role"] == "user"
+            text = self.processor.apply_chat_template(
+                messages[:end], tokenize=False, add_generation_prompt=is_prompt
+            )
+            if not text.startswith(done):
+                raise PokegemmaError("the chat template writes a turn differently when others follow")
+            yield text[len(done) :]
+            done = text
+
+    def _rows(self, rows: list[TokenRow]) -> dict[str, torch.Tensor]:
+        batch = self._pad([row.ids for row in rows], side="right")
+        return {**batch, "labels": _labels(batch["input_ids"], [row.labelled for row in rows])}
+
+    def _shared_rows(self, rows: list[TokenRow]) -> dict[str, torch.Tensor]:
+        """Return rows of `samples_per_row` samples: what they have in common, then the rest of each as a branch."""
+        all_ids, all_labelled, all_branches, all_positions = [], [], [], []
+        for start in range(0, len(rows), self.samples_per_row):
+            members = rows[start : start + self.samples_per_row]
+            shared = self._num_shared(members)
+            ids, labelled = members[0].ids[:shared], [False] * shared
+            branches, positions = [TRUNK] * shared, [*range(shared)]
+            for number, row in enumerate(members, start=TRUNK + 1):
+                ids = ids + row.ids[shared:]
+                labelled = labelled + row.labelled[shared:]
+                branches += [number] * (len(row.ids) - shared)
+                positions += range(shared, len(row.ids))
+            all_ids.append(ids)
+            all_labelled.append(labelled)
+            all_branches.append(branches)
+            all_positions.append(positions)
+        batch = self._pad(all_ids, side="right")
+        shape = batch["input_ids"].shape
+        batch["labels"] = _labels(batch["input_ids"], all_labelled)
+        for name, values in (("branches", all_branches), ("position_ids", all_positions)):
+            batch[name] = torch.zeros(shape, dtype=torch.long)
+            for row, value in zip(batch[name], values, strict=True):
+                row[: len(value)] = torch.tensor(value)
+        return batch
+
+    def _num_shared(self, rows: list[TokenRow]) -> int:
+        """Return how many tokens rows begin with in common: text only, since other pictures have the same tokens."""
+        columns = zip(*(row.ids[: row.num_prompt] for row in rows), strict=False)
+        picture = self.processor.tokenizer.boi_token_id
+        first = ((at, set(column)) for at, column in enumerate(columns))
+        return next((at for at, tokens in first if len(tokens) > 1 or picture in tokens), rows[0].num_prompt)
 
     def _pad(self, rows: list[list[int]], *, side: Literal["left", "right"]) -> dict[str, torch.Tensor]:
         tokenizer, length = self.processor.tokenizer, max(map(len, rows))
@@ -140,17 +242,29 @@ class Gemma3Collator:
         token_type_ids = (input_ids == tokenizer.image_token_id).long()
         return {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
 
-    def _pixel_values(self, samples: Sequence[Sample]) -> torch.Tensor:
-        paths = [path for sample in samples for path in prompts.sample_images(sample, self.layout)]
-        distinct = list(dict.fromkeys(paths))  # neighbouring windows share frames
-        images = [self._open(path) for path in distinct]
-        # Pan-and-scan would add crops that the prompt has no tokens for.
-        pixels = self.processor.image_processor(images, return_tensors="pt", do_pan_and_scan=False)["pixel_values"]
-        return pixels[[distinct.index(path) for path in paths]]
+    def pictures(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Return `pixel_values` or `image_features`, and `image_index`, of a batch's conversations.
 
-    def _open(self, path: str) -> Image.Image:
-        try:
-            with Image.open(self.dataset_folder / path) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise PokegemmaError(f"{self.dataset_folder / path} cannot be read as a picture: {error}") from error
+        Raises:
+            PokegemmaError: a picture cannot be read, or is not in the feature cache.
+        """
+        paths = [os.path.normpath(os.path.join(self.dataset_folder, path)) for one in examples for path in self.picture_paths(one)]
+        places: dict[str, int] = {}  # neighbouring windows share frames
+        index = torch.tensor([places.setdefault(path, len(places)) for path in paths])
+        if self.features is not None:
+            return {"image_features": self.features.read(list(places)), "image_index": index}
+        return {"pixel_values": read_pictures(self.processor, list(places)), "image_index": index}
+
+
+def expand_pictures(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a batch with `pixel_values` of every picture of the text, as Gemma 3's own forward takes it."""
+    rest = {name: tensor for name, tensor in batch.items() if name != "image_index"}
+    return {**rest, "pixel_values": batch["pixel_values"][batch["image_index"]]}
+
+
+def _labels(input_ids: torch.Tensor, labelled: list[list[bool]]) -> torch.Tensor:
+    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    for row, ids, mask in zip(labels, input_ids, labelled, strict=True):
+        places = torch.tensor(mask).nonzero().squeeze(1)
+        row[places] = ids[places]
+    return labels

@@ -27,6 +27,7 @@ from transformers.utils import cached_file
 
 from pokegemma.data import prompts
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.vision import accept_compact_batches
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ def load_model(
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:  # CUDA's out of memory is a RuntimeError
             raise PokegemmaError(f"{path} does not go to {device}: {str(error).splitlines()[0]}") from error
+    accept_compact_batches(model)
     return model.eval()
 
 

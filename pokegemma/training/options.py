@@ -63,9 +63,44 @@ class DataOptions:
         default=None, metadata={"help": "Folder or JSONL file to evaluate on; default: eval.jsonl beside train.jsonl."}
     )
     layout: Layout = field(
-        default="grid", metadata={"help": "grid: one 2x2 picture a sample; frames: each frame as a picture."}
+        default="grid",
+        metadata={
+            "help": "grid: one 2x2 picture a sample; frames: each frame as a picture; trajectory: a stretch of a "
+            "session as one conversation, frame, answer, frame, answer ..., with loss on every answer."
+        },
+    )
+    max_decisions: int = field(
+        default=16, metadata={"help": "With --layout trajectory: decisions in a conversation; longer sessions are cut."}
+    )
+    overlap_decisions: int = field(
+        default=2,
+        metadata={"help": "With --layout trajectory: where a session is cut, what follows begins with so many decisions "
+        "of what came before, without counting them again."},
+    )
+    samples_per_row: int = field(
+        default=1,
+        metadata={"help": "Samples that share a row and what their prompts begin with; the batch size still counts "
+        "samples. Not with --layout trajectory."},
+    )
+    vision_features: str | None = field(
+        default=None,
+        metadata={"help": "Folder to keep the vision tower's output for each frame in: computed once, then no picture "
+        "is decoded and no tower is run. Not with --train_vision_tower or --train_projector."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir first."})
+
+    def __post_init__(self) -> None:
+        for name in ("max_decisions", "samples_per_row"):
+            if getattr(self, name) < 1:
+                raise PokegemmaError(f"--{name}: {getattr(self, name)} is not at least 1")
+        if self.layout == "trajectory":
+            if self.samples_per_row > 1:
+                raise PokegemmaError(
+                    "--samples_per_row: with --layout trajectory a row is a conversation; use --max_decisions"
+                )
+            self.overlap_decisions = min(self.overlap_decisions, self.max_decisions - 1)
+            if self.overlap_decisions < 0:
+                raise PokegemmaError(f"--overlap_decisions: {self.overlap_decisions} is less than 0")
 
 
 @dataclass

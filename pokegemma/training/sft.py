@@ -1,9 +1,10 @@
 """Fine-tune Gemma 3 on samples: TRL's SFTTrainer with our collator, metrics and interruption."""
 
 import dataclasses
+import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration
 from transformers.trainer_utils import IntervalStrategy
 
-from pokegemma.data import prompts
-from pokegemma.data.samples import dataset_files, dataset_hash, read_samples
+from pokegemma.data.samples import Sample, dataset_files, dataset_hash, read_samples
+from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
-from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.collator import Example, Gemma3Collator, Row
 from pokegemma.training.models import (
     copy_tokenizer_model,
     load_config,
@@ -31,12 +32,13 @@ from pokegemma.training.models import (
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.run_folder import check_output, check_resumed, clear_output
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
+from pokegemma.training.vision import PROJECTOR, TOWER
+from pokegemma.training.vision_features import prepare_cache
 
 logger = logging.getLogger(__name__)
 
 _TEXT_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _TOWER_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-_TOWER, _PROJECTOR = "vision_tower", "multi_modal_projector"
 _MAX_NAMED = 5
 
 
@@ -55,55 +57,75 @@ def eval_file(data: DataOptions, beside_train: Path | None) -> Path | None:
     return path
 
 
-def load_dataset(path: Path, *, cache_dir: Path) -> Dataset:
-    """Return the samples of a JSONL file as a memory-mapped dataset of one column, `sample`.
-
-    A row is a line of JSONL whose paths are absolute, so that files of several folders go through one collator.
+def read_examples(path: Path, data: DataOptions) -> Iterator[Example]:
+    """Yield what a row of training shows: the samples of a JSONL file, or their trajectories. Paths are absolute.
 
     Raises:
         PokegemmaError: a line is not a sample.
     """
     folder = path.parent.resolve()
+    samples = (
+        dataclasses.replace(
+            sample, frames=tuple(str(folder / frame) for frame in sample.frames),
+            image=sample.image and str(folder / sample.image),
+        )
+        for sample in read_samples(path)
+    )  # fmt: skip
+    if data.layout != "trajectory":
+        return samples
+    return cut_trajectories(samples, max_decisions=data.max_decisions, overlap=data.overlap_decisions)
 
-    def rows(path: str, content: str) -> Iterator[dict[str, str]]:  # `content` puts the file's hash into the cache key
-        for sample in read_samples(Path(path)):
-            frames = tuple(str(folder / frame) for frame in sample.frames)
-            image = sample.image and str(folder / sample.image)
-            yield {"sample": dataclasses.replace(sample, frames=frames, image=image).to_json()}
+
+def load_dataset(path: Path, data: DataOptions, *, cache_dir: Path) -> Dataset:
+    """Return the rows of a JSONL file as a memory-mapped dataset; see `collator.Row`.
+
+    Paths are absolute, so that files of several folders go through one collator.
+
+    Raises:
+        PokegemmaError: a line is not a sample.
+    """
+
+    def rows(**cache_key: str) -> Iterator[Row]:
+        for example in read_examples(path, data):
+            if isinstance(example, Sample):
+                yield {"sample": example.to_json()}
+            else:
+                samples = [sample.to_json() for sample in example.samples]
+                yield {"samples": samples, "num_context": example.num_context}
 
     with PartialState().main_process_first():
+        key = {"path": str(path), "content": dataset_hash(path), "options": repr(data)}
         try:
-            return Dataset.from_generator(
-                rows, gen_kwargs={"path": str(path), "content": dataset_hash(path)}, cache_dir=str(cache_dir)
-            )
+            return Dataset.from_generator(rows, gen_kwargs=key, cache_dir=str(cache_dir))
         except DatasetGenerationError as error:
             raise PokegemmaError(str(error.__cause__)) from error
 
 
-def check_lengths(path: Path, collator: Gemma3Collator, *, max_length: int) -> None:
-    """Refuse samples of more than `max_length` tokens, naming them: cutting one would cut pictures or the answer.
+def check_lengths(path: Path, examples: Iterable[Example], collator: Gemma3Collator, *, max_length: int) -> None:
+    """Refuse rows of more than `max_length` tokens, naming them: cutting one would cut pictures or the answer.
 
     Raises:
-        PokegemmaError: there are such samples.
+        PokegemmaError: there are such rows.
     """
-    processor, too_long = collator.processor, []
-    num_image_tokens = processor.image_seq_length + 4  # begin, end and the newlines around
-    for sample in read_samples(path):
-        num_bytes = sum(len(text.encode()) for text in (sample.context, sample.question, sample.output))
-        try:
-            num_images = len(prompts.sample_images(sample, collator.layout))
-        except ValueError as error:
-            raise PokegemmaError(f"{path}: {error}") from error
+    too_long = []
+    num_image_tokens = collator.processor.image_seq_length + 4  # begin, end and the newlines around
+    for example in examples:
+        samples = example.samples if isinstance(example, Trajectory) else (example,)
+        num_bytes = sum(len(text.encode()) for one in samples for text in (one.context, one.question, one.output))
+        num_images = len(collator.picture_paths(example))
         # A token has at least one byte, and the chat template adds fewer than 64: most need not be tokenized.
-        if num_bytes + num_images * num_image_tokens + 64 <= max_length:
+        if num_bytes + num_images * num_image_tokens + 64 * len(samples) <= max_length:
             continue
-        num_tokens = collator.count_tokens(sample)
+        num_tokens = collator.count_tokens(example)
         if num_tokens > max_length:
-            too_long.append(f"{sample.id} ({num_tokens})")
+            too_long.append(f"{samples[0].id} ({num_tokens})")
     if too_long:
+        what, advice = ("samples", "convert with fewer frames")
+        if collator.layout == "trajectory":
+            what, advice = ("trajectories", "lower --max_decisions")
         raise PokegemmaError(
-            f"{path}: {len(too_long)} samples are longer than {max_length} tokens: {', '.join(too_long[:_MAX_NAMED])}"
-            f"{' ...' if len(too_long) > _MAX_NAMED else ''}; raise --max_length, or convert with fewer frames"
+            f"{path}: {len(too_long)} {what} are longer than {max_length} tokens: {', '.join(too_long[:_MAX_NAMED])}"
+            f"{' ...' if len(too_long) > _MAX_NAMED else ''}; raise --max_length, or {advice}"
         )
 
 
@@ -117,9 +139,9 @@ def lora_config(options: ModelOptions) -> LoraConfig:
     text, tower = (named or _TEXT_LINEARS), (named or _TOWER_LINEARS)
     patterns = [rf".*language_model\..*\.({'|'.join(text)})"]
     if options.train_vision_tower:
-        patterns.append(rf".*{_TOWER}\..*\.({'|'.join(tower)})")
+        patterns.append(rf".*{TOWER}\..*\.({'|'.join(tower)})")
     # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
-    in_full = [*(options.lora_modules_to_save or []), *([_PROJECTOR] if options.train_projector else [])]
+    in_full = [*(options.lora_modules_to_save or []), *([PROJECTOR] if options.train_projector else [])]
     return LoraConfig(
         r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, bias="none",
         target_modules="|".join(f"({pattern})" for pattern in patterns), modules_to_save=in_full or None,
@@ -144,7 +166,7 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
             # One storage type for all weights, which FSDP and ZeRO-3 need to shard them.
             bnb_4bit_quant_storage=dtype,
             # A frozen tower saves little memory in 4 bits and loses sight.
-            llm_int8_skip_modules=["lm_head", f"model.{_TOWER}", f"model.{_PROJECTOR}"],
+            llm_int8_skip_modules=["lm_head", f"model.{TOWER}", f"model.{PROJECTOR}"],
         )  # fmt: skip
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
@@ -153,7 +175,7 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
     )  # fmt: skip
     model.config.use_cache = False
     if options.finetuning == "full":
-        frozen = {_TOWER: not options.train_vision_tower, _PROJECTOR: not options.train_projector}
+        frozen = {TOWER: not options.train_vision_tower, PROJECTOR: not options.train_projector}
         for name, weight in model.named_parameters():
             weight.requires_grad = not any(part in name and freeze for part, freeze in frozen.items())
     return model
@@ -164,9 +186,28 @@ def describe_trainable(model: torch.nn.Module) -> str:
     counts = dict.fromkeys(("language model", "vision tower", "projector"), 0)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            part = "vision tower" if _TOWER in name else "projector" if _PROJECTOR in name else "language model"
+            part = "vision tower" if TOWER in name else "projector" if PROJECTOR in name else "language model"
             counts[part] += getattr(weight, "ds_numel", weight.numel())
     return ", ".join(f"{part} {count:,}" for part, count in counts.items())
+
+
+def check_features(data: DataOptions, options: ModelOptions) -> None:
+    """Refuse a feature cache where the weights that make the features are trained: they would be stale after a step.
+
+    Raises:
+        PokegemmaError: they are.
+    """
+    trained = {
+        "--train_vision_tower": options.train_vision_tower,
+        "--train_projector": options.train_projector,
+        "--lora_modules_to_save": any(part in str(options.lora_modules_to_save) for part in (TOWER, PROJECTOR)),
+    }
+    flags = [flag for flag, on in trained.items() if on]
+    if data.vision_features is not None and flags:
+        raise PokegemmaError(
+            f"--vision_features: {flags[0]} trains what makes the features, so they change with every step; "
+            "leave out one of the two"
+        )
 
 
 def train(data: DataOptions, training: TrainingOptions, model_options: ModelOptions) -> bool:
@@ -179,6 +220,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         PokegemmaError: the options, the data or the model are at fault. An earlier run is deleted only when data and
             model have been read without one.
     """
+    check_features(data, model_options)
     output_dir, base = Path(training.output_dir), model_options.model_name_or_path
     if Path(base).is_dir():  # the adapter names its base: make that hold from anywhere
         base = model_options.model_name_or_path = str(Path(base).resolve())
@@ -194,9 +236,12 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     )  # fmt: skip
     processor, config = load_processor(base), load_config(base)
     max_length = training.max_length or config.text_config.max_position_embeddings
+    # Rows name their pictures by absolute paths, so the folder is not used.
+    collator = Gemma3Collator(
+        processor=processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row
+    )
     for path in files.values():
-        collator = Gemma3Collator(processor=processor, layout=data.layout, dataset_folder=path.parent)
-        check_lengths(path, collator, max_length=max_length)
+        check_lengths(path, read_examples(path, data), collator, max_length=max_length)
     options = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
     hashes = {split: {"path": str(path.resolve()), "sha256": dataset_hash(path)} for split, path in files.items()}
     facts = {
@@ -211,9 +256,17 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     model = load_trainable(model_options, training)
     if checkpoint is None:
         clear_output(output_dir)
-    datasets = {split: load_dataset(path, cache_dir=output_dir / "dataset_cache") for split, path in files.items()}
+    if data.vision_features is not None:
+        examples = itertools.chain.from_iterable(read_examples(path, data) for path in files.values())
+        paths = (path for example in examples for path in collator.picture_paths(example))
+        collator.features = prepare_cache(
+            Path(data.vision_features), model, processor, paths, device=training.device,
+            num_workers=training.dataloader_num_workers,
+        )  # fmt: skip
+    cache_dir = output_dir / "dataset_cache"
+    datasets = {split: load_dataset(path, data, cache_dir=cache_dir) for split, path in files.items()}
     for split, dataset in datasets.items():
-        logger.info("%s: %d samples of %s", split, len(dataset), files[split])
+        logger.info("%s: %d rows of %s", split, len(dataset), files[split])
     track(training)
     stop = StopOnSignal()
     try:

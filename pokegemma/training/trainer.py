@@ -22,8 +22,16 @@ logger = logging.getLogger(__name__)
 CURVE_FILE = "loss_curve.png"
 
 
+def find_answers(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (row, start, end) of every answer in labels (rows, length), in reading order, each (answers,) int64."""
+    edges = torch.nn.functional.pad((labels != IGNORED_LABEL).long(), (1, 1)).diff(dim=1)
+    rows, starts = (edges == 1).nonzero(as_tuple=True)
+    return rows, starts, (edges == -1).nonzero(as_tuple=True)[1]
+
+
 class PokemonTrainer(SFTTrainer):
-    """SFTTrainer that also logs `tokens_per_second`, `decisions_per_second` and `eval_button_accuracy`.
+    """SFTTrainer that also logs throughput (`tokens_per_second`, `decisions_per_second`), `eval_button_accuracy`, and
+    `data_wait_share`: the share of the time in which the step waited for its batch.
 
     The collator must be a `Gemma3Collator`. A button counts as right when each of its tokens is the most likely
     one of the whole vocabulary, given the picture and the answer's fixed beginning: what greedy decoding reads.
@@ -41,9 +49,17 @@ class PokemonTrainer(SFTTrainer):
         self._num_decisions = 0
         self._last_log = (time.perf_counter(), 0, 0)  # when, tokens so far, decisions so far
         self._paused_s = 0.0  # evaluating and saving since then
+        self._waited_s = 0.0  # for batches since then
+
+    def get_batch_samples(self, *args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        result = super().get_batch_samples(*args, **options)
+        self._waited_s += time.perf_counter() - began
+        return result
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
-        self._num_decisions += len(inputs["input_ids"]) * self.accelerator.num_processes
+        starts = find_answers(inputs["labels"])[1]
+        self._num_decisions += len(starts) * self.accelerator.num_processes
         return super().training_step(model, inputs, *args, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -52,8 +68,9 @@ class PokemonTrainer(SFTTrainer):
             elapsed_s = max(time.perf_counter() - since - self._paused_s, 1e-9)
             logs["tokens_per_second"] = round((self._total_train_tokens - num_tokens) / elapsed_s, 1)
             logs["decisions_per_second"] = round((self._num_decisions - num_decisions) / elapsed_s, 3)
+            logs["data_wait_share"] = round(self._waited_s / elapsed_s, 4)
             self._last_log = (time.perf_counter(), self._total_train_tokens, self._num_decisions)
-            self._paused_s = 0.0
+            self._paused_s = self._waited_s = 0.0
         super().log(logs, start_time)
 
     def prediction_step(
@@ -66,29 +83,39 @@ class PokemonTrainer(SFTTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        hits = self._button_hits(inputs["labels"], outputs.is_top1)
-        losses, counts = -outputs.log_probs.float().sum(1), outputs.label_mask.sum(1)
-        results = torch.stack([hits, losses, counts.float()], dim=1)  # a row a sample
+        results = self._judge(inputs, outputs)
         self._results.append(self.accelerator.gather_for_metrics(results).cpu())
-        return losses.sum() / counts.sum(), None, None
+        losses, counts = results[:, 2].sum(), results[:, 3].sum()
+        return losses / counts, None, None
 
-    def _button_hits(self, labels: torch.Tensor, is_top1: torch.Tensor) -> torch.Tensor:
-        """Return (batch,) float: 1 where all button tokens are top-1; `is_top1` (batch, length - 1) looks ahead."""
-        hits = []
-        for row, top1 in zip(labels, is_top1, strict=True):
-            places = (row != IGNORED_LABEL).nonzero().squeeze(1)
-            _, start, end = self.data_collator.button_tokens.locate(row[places].tolist())
-            hits.append(top1[places[start:end] - 1].bool().all())
-        return torch.stack(hits).float()
+    def _judge(self, inputs: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
+        """Return (rows of the dataset, 4) float: right buttons, decisions, loss and tokens of each.
+
+        A row of the dataset is a trajectory and a row of the batch, or a sample and an answer of the batch: gathering
+        drops what fills up the last batch by rows of the dataset. `is_top1` and `log_probs` (rows, length - 1) look
+        one token ahead.
+        """
+        labels = inputs["labels"]
+        rows, starts, ends = find_answers(labels)
+        results = []
+        for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            _, first, last = self.data_collator.button_tokens.locate(labels[row, start:end].tolist())
+            right = outputs.is_top1[row, start + first - 1 : start + last - 1].bool().all()
+            loss = -outputs.log_probs[row, start - 1 : end - 1].float().sum()
+            results.append(torch.stack([right.float(), torch.ones_like(loss), loss, torch.full_like(loss, end - start)]))
+        answers = torch.stack(results)
+        if self.data_collator.layout != "trajectory":
+            return answers
+        return torch.zeros(len(labels), 4, device=answers.device).index_add(0, rows, answers)
 
     def evaluation_loop(self, *args: Any, **options: Any) -> Any:
         began, self._results = time.perf_counter(), []
         output = super().evaluation_loop(*args, **options)
         prefix = options.get("metric_key_prefix", "eval")
-        hits, losses, counts = torch.cat(self._results).double().unbind(1)
+        hits, decisions, losses, counts = torch.cat(self._results).double().sum(0)
         # Over all answer tokens: transformers' mean of batch means would depend on how samples fall into batches.
-        output.metrics[f"{prefix}_loss"] = (losses.sum() / counts.sum()).item()
-        output.metrics[f"{prefix}_button_accuracy"] = hits.mean().item()
+        output.metrics[f"{prefix}_loss"] = (losses / counts).item()
+        output.metrics[f"{prefix}_button_accuracy"] = (hits / decisions).item()
         self._paused_s += time.perf_counter() - began
         return output
 

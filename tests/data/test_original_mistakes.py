@@ -8,7 +8,15 @@ import pytest
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
-from pokegemma.data.prompts import MAX_PROMPT_TOKENS, build_messages, build_output, estimate_tokens, parse_answer
+from pokegemma.data.prompts import (
+    MAX_PROMPT_TOKENS,
+    build_context,
+    build_messages,
+    build_output,
+    build_question,
+    estimate_tokens,
+    parse_answer,
+)
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError
 from tests.conftest import failed_turn, turn_record
@@ -27,7 +35,7 @@ def test_the_prompt_holds_nothing_of_the_target_turn(make_session, tmp_path):
     make_session("s", [turn_record(turn, "start" if turn == 3 else "up") for turn in range(1, 5)])
     _, splits = convert(tmp_path)
     for sample in splits["train"]:
-        prompt = json.dumps(build_messages(sample, "grid", with_answer=False))
+        prompt = json.dumps(build_messages(sample, "grid")[:1])
         assert "secret" not in prompt
     # The turn's own button may not show either, nor those of later turns.
     assert splits["train"][2].question == "Buttons pressed so far: up, up\nNext button?"
@@ -145,5 +153,6 @@ def test_the_prompt_of_play_is_the_prompt_of_training(make_session, tmp_path):
     make_session("s", [turn_record(1)])
     _, splits = convert(tmp_path)
     sample = splits["train"][0]
-    assert build_messages(sample, "grid", with_answer=False) == build_messages(sample, "grid")[:1]
+    assert sample.context == build_context("heal your pokemon")
+    assert sample.question == build_question([])
     assert sample.output == build_output(button="up", reasoning="secret-reasoning-1", context="navigation")

@@ -1,0 +1,71 @@
+"""Attention masks of Gemma 3 for rows that transformers builds wrong ones for: several samples or answers in a row.
+
+transformers (5.23) counts the sliding window and the pictures by place in the row, so a sample that does not follow its
+own beginning directly would look too short a way back, and nothing keeps neighbours apart.
+"""
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
+
+from pokegemma.errors import PokegemmaError
+
+TRUNK = 0
+"""The branch that all others continue."""
+
+
+def attention_masks(
+    *,
+    positions: torch.Tensor,
+    branches: torch.Tensor,
+    token_type_ids: torch.Tensor,
+    valid: torch.Tensor,
+    window: int,
+    dtype: torch.dtype,
+    num_queries: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return masks (batch, 1, queries, length) for both kinds of text layer.
+
+    A token sees what stands before it by position, on the trunk or its own branch, and all of its own picture; a
+    sliding layer only the last `window` positions of that. For a plain row, where all is trunk and a token's position
+    is its place, this is what transformers builds.
+
+    Args:
+        positions: (batch, length) int64, within the sample.
+        branches: (batch, length) int64, `TRUNK` or which continuation of it a token belongs to.
+        token_type_ids: (batch, length), 1 at the soft tokens of pictures.
+        valid: (batch, length), 0 at padding.
+        dtype: bool for masks that say where to look, a floating type for masks to add; see `mask_dtype`.
+        num_queries: masks for the last so many tokens of the row only; the others are in a cache.
+    """
+    length = positions.shape[1]
+    queries = slice(length - (num_queries or length), length)
+    picture = get_block_sequence_ids_for_mask(token_type_ids)
+    same_picture = (picture[:, queries, None] == picture[:, None, :]) & (picture[:, queries, None] >= 0)
+    before = positions[:, None, :] <= positions[:, queries, None]
+    related = (branches[:, None, :] == TRUNK) | (branches[:, None, :] == branches[:, queries, None])
+    visible = ((before & related) | same_picture) & valid.bool()[:, None, :]
+    near = positions[:, None, :] > positions[:, queries, None] - window
+    itself = torch.eye(length, dtype=torch.bool, device=positions.device)[queries]  # padding must see something
+
+    def mask(allowed: torch.Tensor) -> torch.Tensor:
+        allowed = (allowed | itself)[:, None]
+        if dtype == torch.bool:
+            return allowed
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+    return {"full_attention": mask(visible), "sliding_attention": mask(visible & near)}
+
+
+def mask_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Return the type of mask that a model's attention takes: bool for sdpa, else the type it computes in.
+
+    Raises:
+        PokegemmaError: it takes neither.
+    """
+    attention, device = model.config.get_text_config()._attn_implementation, model.device.type
+    if attention == "sdpa":
+        return torch.bool
+    if attention != "eager":
+        raise PokegemmaError(f"attention {attention!r} takes no masks of ours; use --attn_implementation sdpa or eager")
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype

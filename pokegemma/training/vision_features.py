@@ -1,0 +1,267 @@
+"""A cache on disk of what the frozen vision tower makes of each frame: encoded once, memory-mapped ever after.
+
+    DIR/key.json                     what the features depend on
+    DIR/chunks/<name>.safetensors    `features` (frames, tokens, width), and the SHA-256 of each frame's file
+
+A frame costs tokens x width x bytes of a number: 1.25 MiB for google/gemma-3-4b-it in bfloat16 at 896 px, 0.31 MiB at 448.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import atomic_file
+from pokegemma.training.pictures import read_pictures
+from pokegemma.training.vision import PROJECTOR, TOWER, encode_pictures
+
+logger = logging.getLogger(__name__)
+
+FRAMES_PER_CHUNK = 128
+"""The unit of work that a killed precompute loses at most, and that workers share out."""
+
+_KEY_FILE, _CHUNKS, _TENSOR = "key.json", "chunks", "features"
+_NUM_HASHING_THREADS = 8
+_NUM_OPEN_CHUNKS = 256
+
+
+def _vision_parameters(model: Gemma3ForConditionalGeneration) -> list[tuple[str, torch.nn.Parameter]]:
+    parts = ((part, getattr(model.model, part)) for part in (TOWER, PROJECTOR))
+    return [(f"{part}.{name}", weight) for part, module in parts for name, weight in module.named_parameters()]
+
+
+def _gathered(model: Gemma3ForConditionalGeneration) -> AbstractContextManager:
+    """Return a context in which tower and projector are whole, also where ZeRO-3 has cut them into shards."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([weight for _, weight in _vision_parameters(model)])
+
+
+def feature_key(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor) -> dict[str, Any]:
+    """Return what soft tokens depend on: every weight of tower and projector, type, size, processor settings."""
+    digest = hashlib.sha256()
+    with _gathered(model):
+        for name, weight in sorted(_vision_parameters(model), key=lambda pair: pair[0]):
+            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    settings = processor.image_processor.to_dict()
+    names = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return {
+        "weights": digest.hexdigest(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "image_size": model.config.vision_config.image_size,
+        "tokens": processor.image_seq_length,
+        "width": model.config.get_text_config().hidden_size,
+        "processor": json.loads(json.dumps({name: settings.get(name) for name in names})),
+    }
+
+
+@dataclass
+class FeatureCache:
+    """The features of one model in a folder; see `open_cache` and `fill_cache`.
+
+    `digests`: the SHA-256 of each known frame's file, by path. It goes to the workers of a DataLoader by value.
+    """
+
+    folder: Path
+    key: dict[str, Any]
+    digests: dict[str, str] = field(default_factory=dict)
+    _places: dict[str, tuple[str, int]] = field(default_factory=dict)  # by digest: chunk and row
+
+    @property
+    def bytes_per_frame(self) -> int:
+        return self.key["tokens"] * self.key["width"] * getattr(torch, self.key["dtype"]).itemsize
+
+    def refresh(self) -> None:
+        """Read which frames the chunks on disk hold.
+
+        Raises:
+            PokegemmaError: a chunk is damaged.
+        """
+        known = {chunk for chunk, _ in self._places.values()}
+        for path in sorted((self.folder / _CHUNKS).glob("*.safetensors")):
+            if path.stem in known:
+                continue
+            try:
+                with safe_open(path, framework="pt") as chunk:
+                    digests, shape = chunk.metadata()["frames"].split(), chunk.get_slice(_TENSOR).get_shape()
+            except (OSError, SafetensorError, KeyError, TypeError) as error:
+                raise PokegemmaError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+            if shape != [len(digests), self.key["tokens"], self.key["width"]]:
+                raise PokegemmaError(f"{path} is damaged (shape {shape}); delete it, and it is made again")
+            self._places |= {digest: (path.stem, row) for row, digest in enumerate(digests)}
+
+    def missing_chunks(self) -> dict[str, list[str]]:
+        """Return the paths of frames without features, in chunks by name; the same for every process that asks."""
+        paths = {digest: path for path, digest in sorted(self.digests.items(), reverse=True)}
+        missing = sorted(digest for digest in paths if digest not in self._places)
+        chunks = {}
+        for start in range(0, len(missing), FRAMES_PER_CHUNK):
+            digests = missing[start : start + FRAMES_PER_CHUNK]
+            name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+            chunks[name] = [paths[digest] for digest in digests]
+        return chunks
+
+    def has_chunk(self, name: str) -> bool:
+        return self._chunk_path(name).is_file()
+
+    def write_chunk(self, name: str, paths: Sequence[str], features: torch.Tensor) -> None:
+        """Write the features (frames, tokens, width) of `paths`; several processes may write the same chunk."""
+        digests = " ".join(self.digests[path] for path in paths)
+        with atomic_file(self._chunk_path(name)) as temporary:
+            save_file({_TENSOR: features.contiguous()}, temporary, metadata={"frames": digests})
+
+    def read(self, paths: Sequence[str]) -> torch.Tensor:
+        """Return the features (pictures, tokens, width) of frames.
+
+        Raises:
+            PokegemmaError: one is not in the cache.
+        """
+        rows = []
+        for path in paths:
+            place = self._places.get(self.digests.get(path, ""))
+            if place is None:
+                raise PokegemmaError(f"{path} is not in the feature cache {self.folder}")
+            rows.append(_open_chunk(self._chunk_path(place[0])).get_slice(_TENSOR)[place[1]])
+        return torch.stack(rows)
+
+    def _chunk_path(self, name: str) -> Path:
+        return self.folder / _CHUNKS / f"{name}.safetensors"
+
+
+@functools.lru_cache(maxsize=_NUM_OPEN_CHUNKS)
+def _open_chunk(path: Path) -> Any:
+    return safe_open(path, framework="pt")  # maps the file: what is not read takes no memory
+
+
+def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
+    """Return the cache in `folder`, made if there is none.
+
+    Raises:
+        PokegemmaError: it was made with another model, size or processor, or the folder holds something else.
+    """
+    path = folder / _KEY_FILE
+    try:
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            different = [name for name in key if found.get(name) != key[name]]
+            if different:
+                values = ", ".join(f"{name} was {found.get(name)}, is {key[name]}" for name in different)
+                raise PokegemmaError(f"--vision_features {folder} is of another model or size ({values}); name another")
+        elif folder.is_dir() and any(entry.name != _CHUNKS for entry in folder.iterdir()):
+            raise PokegemmaError(f"--vision_features {folder} holds something else (no {_KEY_FILE}); name another folder")
+        else:
+            (folder / _CHUNKS).mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as temporary:
+                temporary.write_text(json.dumps(key, indent=2), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PokegemmaError(f"--vision_features {folder} cannot be used: {error}") from error
+    cache = FeatureCache(folder, key)
+    cache.refresh()
+    return cache
+
+
+def hash_frames(paths: Iterable[str], *, progress: bool = True) -> dict[str, str]:
+    """Return the SHA-256 of each frame's file, by path: a frame is known by its content, not by its name.
+
+    Raises:
+        PokegemmaError: a file cannot be read.
+    """
+
+    def digest(path: str) -> str:
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise PokegemmaError(f"{path} cannot be read as a picture: {error.strerror}") from error
+
+    distinct = sorted(set(paths))
+    with ThreadPoolExecutor(_NUM_HASHING_THREADS) as pool:
+        results = tqdm(pool.map(digest, distinct), total=len(distinct), desc="hash frames", disable=not progress)
+        return dict(zip(distinct, results, strict=True))
+
+
+@torch.no_grad()
+def encode_chunk(
+    model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, paths: Sequence[str], *, batch_size: int,
+    num_workers: int,
+) -> torch.Tensor:  # fmt: skip
+    """Return the features (frames, tokens, width) of pictures on the CPU: the same bytes for the same list."""
+    loader = DataLoader(
+        list(paths), batch_size=batch_size, num_workers=num_workers,
+        collate_fn=functools.partial(read_pictures, processor),
+    )  # fmt: skip
+    device = _vision_parameters(model)[0][1].device
+    with torch.autocast(device.type, enabled=False):
+        return torch.cat([encode_pictures(model.model, pixels.to(device, model.dtype)).cpu() for pixels in loader])
+
+
+def fill_cache(
+    cache: FeatureCache, model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, *, batch_size: int,
+    num_workers: int, rank: int = 0, num_ranks: int = 1,
+) -> None:  # fmt: skip
+    """Encode this process's share of the missing chunks; one that was killed continues with the next call."""
+    chunks = cache.missing_chunks()
+    mine = [*chunks][rank::num_ranks]
+    num_frames = sum(map(len, chunks.values()))
+    if num_frames:
+        size_gib = num_frames * cache.bytes_per_frame / 2**30
+        logger.info("encoding %d frames into %s: %.2f GiB", num_frames, cache.folder, size_gib)
+    with _gathered(model), tqdm(total=len(mine), desc="encode frames", unit="chunk", disable=not mine) as bar:
+        for name in mine:
+            if not cache.has_chunk(name):  # else another process has made it since
+                features = encode_chunk(
+                    model, processor, chunks[name], batch_size=batch_size, num_workers=num_workers
+                )
+                cache.write_chunk(name, chunks[name], features)
+            bar.update()
+
+
+def prepare_cache(
+    folder: Path, model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, paths: Iterable[str], *,
+    device: torch.device, batch_size: int = 8, num_workers: int = 0,
+) -> FeatureCache:  # fmt: skip
+    """Return a cache that holds all of `paths`; several processes of one run share the work and wait for each other.
+
+    Only tower and projector go to `device`, for as long as they work: the rest may not fit it whole.
+
+    Raises:
+        PokegemmaError: see `open_cache` and `hash_frames`.
+    """
+    state = PartialState()
+    cache = open_cache(folder, feature_key(model, processor))
+    cache.digests = hash_frames((os.path.normpath(path) for path in paths), progress=state.is_main_process)
+    parts, before = [getattr(model.model, part) for part in (TOWER, PROJECTOR)], model.device
+    for part in parts:
+        part.to(device)
+    fill_cache(
+        cache, model, processor, batch_size=batch_size, num_workers=num_workers, rank=state.process_index,
+        num_ranks=state.num_processes,
+    )  # fmt: skip
+    for part in parts:
+        part.to(before)
+    state.wait_for_everyone()
+    cache.refresh()
+    missing = cache.missing_chunks()
+    if missing:
+        raise PokegemmaError(f"{folder}: {len(missing)} chunks of features are missing; run it again")
+    return cache
