@@ -6,13 +6,15 @@ Writes metrics.json, predictions.jsonl, report.html (one page, no network) and r
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
-from pokegemma.data.prompts import LAYOUTS, Layout
+from pokegemma.data.prompts import LAYOUTS
 from pokegemma.data.samples import dataset_hash, read_samples
+from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
@@ -27,11 +29,25 @@ class EvaluateOptions:
         metadata={"help": "Folder with eval.jsonl and train.jsonl, or a JSONL file that has train.jsonl beside it."}
     )
     output_dir: str = field(metadata={"help": "Folder to make for the report."})
-    layout: Literal["grid", "frames"] | None = field(
+    layout: Literal["grid", "frames", "trajectory"] | None = field(
         default=None, metadata={"help": "How samples are shown. Default: as the model's run.json says, else grid."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Decisions in one forward pass."})
-    max_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, evenly spread."})
+    max_decisions: int | None = field(
+        default=None,
+        metadata={"help": "With --layout trajectory: decisions in a conversation. Default: as in training, else 16."},
+    )
+    overlap_decisions: int | None = field(
+        default=None, metadata={"help": "The same for decisions of the conversation before. Default: else 2."}
+    )
+    vision_features: str | None = field(
+        default=None, metadata={"help": "Folder of the vision tower's features, as in training; made if there is none."}
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "Decisions in one forward pass; with --layout trajectory it is always one."}
+    )
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on about this many, evenly spread; of trajectories on whole ones."}
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = field(
         default="auto", metadata={"help": "auto: bfloat16 on a GPU that has it, else float32."}
     )
@@ -45,7 +61,7 @@ class EvaluateOptions:
     json: bool = field(default=False, metadata={"help": "Print metrics.json instead of the table."})
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_samples", "max_new_tokens"):
+        for name in ("batch_size", "max_samples", "max_new_tokens", "max_decisions"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PokegemmaError(f"--{name}: {value} is not at least 1")
@@ -74,21 +90,37 @@ def check_output(options: EvaluateOptions, dataset: Path) -> None:
             raise PokegemmaError(f"--output_dir {options.output_dir} holds the {what}; choose another path")
 
 
-def find_layout(options: EvaluateOptions) -> Layout:
-    """Return the layout asked for, else the one that the model was trained with."""
-    recorded = (read_run_record(Path(options.model_path)) or {}).get("options", {}).get("layout")
-    return options.layout or (recorded if recorded in LAYOUTS else "grid")
+def resolve_view(options: EvaluateOptions) -> None:
+    """Fill in how samples are shown, where no option says it: as the model was trained."""
+    trained = (read_run_record(Path(options.model_path)) or {}).get("options", {})
+    options.layout = options.layout or (trained.get("layout") if trained.get("layout") in LAYOUTS else "grid")
+    options.max_decisions = options.max_decisions or trained.get("max_decisions") or 16
+    if options.overlap_decisions is None:
+        options.overlap_decisions = min(trained.get("overlap_decisions", 2), options.max_decisions - 1)
+    if not 0 <= options.overlap_decisions < options.max_decisions:
+        raise PokegemmaError(
+            f"--overlap_decisions: {options.overlap_decisions} is not between 0 and {options.max_decisions - 1}"
+        )
 
 
 def main() -> None:
     (options,) = parse_options(EvaluateOptions, description=__doc__)
     held_out, train = find_files(options.dataset_path)
     check_output(options, held_out.parent)
-    layout, folder = find_layout(options), held_out.parent
-    from pokegemma.evaluation import metrics, predict, report
+    resolve_view(options)
+    layout, folder = options.layout, held_out.parent
+    from pokegemma.evaluation import conversation, metrics, predict, report
 
     available = list(read_samples(held_out))
     samples = report.evenly_spread(available, options.max_samples or len(available))
+    stretches: list[Trajectory] = []
+    if layout == "trajectory":
+        stretches = list(
+            cut_trajectories(available, max_decisions=options.max_decisions, overlap=options.overlap_decisions)
+        )
+        share = len(samples) / len(available)
+        stretches = report.evenly_spread(stretches, math.ceil(share * len(stretches)))
+        samples = [sample for stretch in stretches for sample in stretch.counted]
     predict.check_pictures(samples, layout=layout, dataset_folder=folder)
     decisions, fitted = metrics.read_decisions(samples), metrics.read_decisions(read_samples(train))
     with atomic_folder(Path(options.output_dir), stage="evaluate", overwrite=options.overwrite) as output:
@@ -96,12 +128,20 @@ def main() -> None:
             options.model_path, dataset_folder=folder, layout=layout, dtype=options.dtype, device=options.device,
             max_new_tokens=options.max_new_tokens,
         )  # fmt: skip
-        answers, scores = predictor.predict(samples, batch_size=options.batch_size, generate=options.generate)
-        timed = report.evenly_spread(samples, _NUM_LATENCY_SAMPLES)
-        ways = {"generated": predictor.generate, "scored": predictor.score}
-        latency_s = {
-            key: predict.measure_latency(way, timed) for key, way in ways.items() if options.generate or key == "scored"
-        }
+        if options.vision_features is not None:
+            predictor.use_features(Path(options.vision_features), stretches or samples)
+        if layout == "trajectory":
+            said = conversation.predict_trajectories(predictor, stretches, generate=options.generate)
+            answers, scores, latency_s = said.answers, said.scores, said.latency_s
+        else:
+            answers, scores = predictor.predict(samples, batch_size=options.batch_size, generate=options.generate)
+            timed = report.evenly_spread(samples, _NUM_LATENCY_SAMPLES)
+            ways = {"generated": predictor.generate, "scored": predictor.score}
+            latency_s = {
+                key: predict.measure_latency(way, timed)
+                for key, way in ways.items()
+                if options.generate or key == "scored"
+            }
         result = report.build_metrics(
             decisions, fitted, answers=answers, scores=scores, latency_s=latency_s, seed=options.seed
         )
@@ -110,15 +150,14 @@ def main() -> None:
         facts = {
             "model": options.model_path,
             "data": f"{held_out}: {len(samples)} decisions of {len(available)}, {result['num_sessions']} sessions",
-            "layout": layout,
+            "layout": layout + (f", {options.max_decisions} decisions at most" if stretches else ""),
+            "vision": "from the feature cache, not in the latency" if options.vision_features else "encoded here",
             "ran on": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}",
         }
         predictions = report.prediction_lines(samples, decisions, answers, scores)
         examples = report.pick_examples(samples, predictions, layout=layout, folder=folder)
         report.write_report(output, result, predictions, report.render_html(result, facts=facts, examples=examples))
-        write_run_record(
-            output, stage="evaluate", options={**asdict(options), "layout": layout}, dataset_hash=dataset_hash(held_out)
-        )
+        write_run_record(output, stage="evaluate", options=asdict(options), dataset_hash=dataset_hash(held_out))
     if options.json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:

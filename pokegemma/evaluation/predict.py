@@ -12,13 +12,16 @@ import peft
 import torch
 from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
-from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pokegemma.data.prompts import AnswerError, Layout, parse_answer, sample_images
 from pokegemma.data.samples import Sample
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.training import models
-from pokegemma.training.collator import ButtonTokens, Gemma3Collator
+from pokegemma.training.collator import ButtonTokens, Example, Gemma3Collator
+from pokegemma.training.masks import TRUNK, attention_masks, mask_dtype
+from pokegemma.training.vision import encode_pictures
+from pokegemma.training.vision_features import prepare_cache
 
 logger = logging.getLogger(__name__)
 
@@ -38,33 +41,45 @@ class GeneratedAnswer:
     complete: bool
 
 
-def _attention_masks(
-    batch: dict[str, torch.Tensor], positions: torch.Tensor, branch: torch.Tensor, *, window: int, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Return additive masks (batch, 1, length, length) for both kinds of text layer.
+def place_branches(tokens: ButtonTokens) -> tuple[list[int], list[int], list[int]]:
+    """Return (tokens, branch, depth) to append to a prompt so that one pass scores all buttons.
 
-    A token sees what stands before it by position, on the trunk (branch 0) or its own branch, and all of its own
-    picture; a sliding layer only the last `window` positions of that. This is what transformers builds for a plain
-    row, where a token's position is its place in the row.
+    The common beginning of all answers, on the trunk, then every branch that is longer than one token, without its
+    last: a tree, `depth` counting from the end of the prompt.
+    """
+    tails = [branch[:-1] for branch in tokens.branches]
+    start = len(tokens.prefix)
+    added = [*tokens.prefix, *(token for tail in tails for token in tail)]
+    branch = [TRUNK] * start + [number for number, tail in enumerate(tails, TRUNK + 1) for _ in tail]
+    depth = [*range(start), *(start + at for tail in tails for at in range(len(tail)))]
+    return added, branch, depth
+
+
+def read_branches(logits: torch.Tensor, tokens: ButtonTokens) -> torch.Tensor:
+    """Return the probabilities (batch, 8) of the buttons, normalised over the eight.
+
+    A score is the product of the branch's token probabilities, as if the answer had stood in a row of its own.
 
     Args:
-        batch: left-padded; `attention_mask` and `token_type_ids` (batch, length).
-        positions: (batch, length).
-        branch: (length,).
+        logits: (batch, places, vocabulary) at the last token of the trunk, then tail after tail of `place_branches`.
     """
-    picture = get_block_sequence_ids_for_mask(batch["token_type_ids"])
-    same_picture = (picture[:, :, None] == picture[:, None, :]) & (picture[:, :, None] >= 0)
-    before = positions[:, None, :] <= positions[:, :, None]
-    related = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
-    visible = ((before & related) | same_picture) & batch["attention_mask"].bool()[:, None, :]
-    near = positions[:, None, :] > positions[:, :, None] - window
-    itself = torch.eye(len(branch), dtype=torch.bool, device=branch.device)  # a row of padding must see something
+    log_probabilities = logits.float().log_softmax(-1)
+    scores, next_tail = [], 1
+    for branch in tokens.branches:
+        slots = [0, *range(next_tail, next_tail + len(branch) - 1)]
+        next_tail += len(branch) - 1
+        scores.append(log_probabilities[:, slots, list(branch)].sum(-1))
+    return torch.stack(scores, 1).softmax(-1)
 
-    def additive(allowed: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return mask.masked_fill(~(allowed | itself), torch.finfo(dtype).min)[:, None]
 
-    return {"full_attention": additive(visible), "sliding_attention": additive(visible & near)}
+def encoded_pictures(
+    model: Gemma3ForConditionalGeneration, batch: dict[str, torch.Tensor]
+) -> BaseModelOutputWithPooling:
+    """Return the soft tokens of every picture in a batch's text: encoded here, or taken from the feature cache."""
+    features = batch.get("image_features")
+    if features is None:
+        features = encode_pictures(model.model, batch["pixel_values"].to(model.dtype))
+    return BaseModelOutputWithPooling(pooler_output=features[batch["image_index"]])
 
 
 @torch.inference_mode()
@@ -73,47 +88,31 @@ def score_buttons(
 ) -> torch.Tensor:
     """Return the probability (batch, 8) of each of `BUTTONS`, normalised over the eight, in one forward pass.
 
-    The common beginning of all answers follows the prompts, then every branch that is longer than one token,
-    without its last; branches share a row as a tree, each seeing the trunk and itself. So a score is the product
-    of the branch's token probabilities, as if the answer had been written out in a row of its own.
-
     Args:
         batch: left-padded prompts, as `Gemma3Collator.prompts` makes them, on the model's device.
     """
     device = batch["input_ids"].device
-    tails = [branch[:-1] for branch in tokens.branches]
-    added = [*tokens.prefix, *(token for tail in tails for token in tail)]
-    added_ids = torch.tensor(added, dtype=torch.long, device=device).expand(len(batch["input_ids"]), -1)
-    branch_of = [0] * len(tokens.prefix) + [number for number, tail in enumerate(tails, 1) for _ in tail]
-    depth = [*range(len(tokens.prefix)), *(len(tokens.prefix) + at for tail in tails for at in range(len(tail)))]
-
-    prompt_length = batch["input_ids"].shape[1]
+    added, branch_of, depth = (torch.tensor(values, device=device) for values in place_branches(tokens))
+    num_rows, prompt_length = batch["input_ids"].shape
     prompt_positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    added_positions = prompt_positions[:, -1:] + 1 + torch.tensor(depth, dtype=torch.long, device=device)
-    positions = torch.cat([prompt_positions, added_positions], 1)
-    extended = {
-        "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, len(added)), value=1),
-        "token_type_ids": torch.nn.functional.pad(batch["token_type_ids"], (0, len(added)), value=0),
-    }
-    branch = torch.tensor([0] * prompt_length + branch_of, device=device)
-    window = model.config.get_text_config().sliding_window
-    trunk_end = prompt_length + len(tokens.prefix) - 1
+    positions = torch.cat([prompt_positions, prompt_positions[:, -1:] + 1 + depth], 1)
+    masks = attention_masks(
+        positions=positions,
+        branches=torch.nn.functional.pad(branch_of, (prompt_length, 0), value=TRUNK).expand(num_rows, -1),
+        token_type_ids=torch.nn.functional.pad(batch["token_type_ids"], (0, len(added)), value=0),
+        valid=torch.nn.functional.pad(batch["attention_mask"], (0, len(added)), value=1),
+        window=model.config.get_text_config().sliding_window,
+        dtype=mask_dtype(model),
+    )
     logits = model(
-        input_ids=torch.cat([batch["input_ids"], added_ids], 1),
-        pixel_values=batch["pixel_values"].to(model.dtype),
+        input_ids=torch.cat([batch["input_ids"], added.expand(num_rows, -1)], 1),
+        mm_encoder_outputs={"image": encoded_pictures(model, batch)},
         position_ids=positions,
-        attention_mask=_attention_masks(extended, positions, branch, window=window, dtype=model.dtype),
-        logits_to_keep=torch.arange(trunk_end, len(branch), device=device),
+        attention_mask=masks,
+        logits_to_keep=torch.arange(prompt_length + len(tokens.prefix) - 1, positions.shape[1], device=device),
         use_cache=False,
     ).logits
-    log_probabilities = logits.float().log_softmax(-1)
-
-    scores, next_tail = [], 1  # slot 0 of the logits is the trunk's last token, then tail after tail
-    for tail, tokens_of_branch in zip(tails, tokens.branches, strict=True):
-        slots = [0, *range(next_tail, next_tail + len(tail))]
-        next_tail += len(tail)
-        scores.append(log_probabilities[:, slots, list(tokens_of_branch)].sum(-1))
-    return torch.stack(scores, 1).softmax(-1)
+    return read_branches(logits, tokens)
 
 
 @torch.inference_mode()
@@ -125,23 +124,32 @@ def generate_answers(
     max_new_tokens: int,
 ) -> list[GeneratedAnswer]:
     """Return the greedy answer to each of a batch of left-padded prompts on the model's device."""
-    stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    stops = stop_tokens(tokenizer)
     # A config of its own: published checkpoints ask for sampling.
     config = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
-    inputs = {**batch, "pixel_values": batch["pixel_values"].to(model.dtype)}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = {name: batch[name] for name in names}
+    inputs["mm_encoder_outputs"] = {"image": encoded_pictures(model, batch)}
     written = model.generate(**inputs, generation_config=config)
-    answers = []
-    for row in written[:, batch["input_ids"].shape[1] :].tolist():
-        text = tokenizer.decode(row, skip_special_tokens=True)
-        try:
-            button = parse_answer(text).button
-        except AnswerError:
-            button = None
-        answers.append(GeneratedAnswer(text=text, button=button, complete=not set(stops).isdisjoint(row)))
-    return answers
+    return [read_answer(row, tokenizer) for row in written[:, batch["input_ids"].shape[1] :].tolist()]
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer."""
+    return [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+
+
+def read_answer(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> GeneratedAnswer:
+    """Return what a row of generated tokens says."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    try:
+        button = parse_answer(text).button
+    except AnswerError:
+        button = None
+    return GeneratedAnswer(text=text, button=button, complete=not set(stop_tokens(tokenizer)).isdisjoint(tokens))
 
 
 @dataclass(frozen=True)
@@ -175,6 +183,17 @@ class Predictor:
                 progress.update(len(chunk))
         return answers if generate else None, np.concatenate(scores)
 
+    def use_features(self, folder: Path, examples: Sequence[Example]) -> None:
+        """Take the pictures of `examples` from a feature cache from now on, made where it lacks any.
+
+        Raises:
+            PokegemmaError: the cache is of another model, or cannot be written.
+        """
+        collator = self.collator
+        paths = (collator.dataset_folder / path for example in examples for path in collator.picture_paths(example))
+        device = self.model.device
+        collator.features = prepare_cache(folder, self.model, collator.processor, map(str, paths), device=device)
+
     def _prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.model.device) for name, tensor in self.collator.prompts(samples).items()}
 
@@ -183,10 +202,19 @@ class Predictor:
         return generate_answers(self.model, batch, tokenizer, max_new_tokens=self.max_new_tokens)
 
     def _score(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        scores = score_buttons(self.model, batch, self.collator.button_tokens).double().cpu().numpy()
-        if not np.isfinite(scores).all():
-            raise CheckFailedError("the model gives NaN instead of probabilities: its training diverged, or overflowed")
-        return scores
+        return checked_scores(score_buttons(self.model, batch, self.collator.button_tokens))
+
+
+def checked_scores(scores: torch.Tensor) -> np.ndarray:
+    """Return probabilities as float64.
+
+    Raises:
+        CheckFailedError: there are NaNs among them.
+    """
+    values = scores.double().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise CheckFailedError("the model gives NaN instead of probabilities: its training diverged, or overflowed")
+    return values
 
 
 def _is_file(path: Path) -> bool:

@@ -66,12 +66,18 @@ class ButtonTokens:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A tokenized conversation: `labelled` says which of `ids` are answers to learn, `num_prompt` how many come before
-    the first answer."""
+    """A tokenized conversation: `labelled` says which of `ids` are answers to learn.
+
+    `answer_starts`: where answers begin, also those that are not to be learned, the context of a trajectory.
+    """
 
     ids: list[int]
     labelled: list[bool]
-    num_prompt: int
+    answer_starts: list[int]
+
+    @property
+    def num_prompt(self) -> int:
+        return self.answer_starts[0]
 
 
 def read_example(example: Example | Row) -> Example:
@@ -120,13 +126,13 @@ class Gemma3Collator:
         parsed = [read_example(example) for example in examples]
         rows = [self.tokenize(example) for example in parsed]
         batch = self._rows(rows) if self.samples_per_row == 1 else self._shared_rows(rows)
-        return {**batch, **self.pictures(parsed)}
+        return {**batch, **self._pictures(parsed)}
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return a row a sample without answer and labels, padded on the left, for generation."""
         rows = [self.tokenize(sample) for sample in samples]
         batch = self._pad([row.ids[: row.num_prompt] for row in rows], side="left")
-        return {**batch, **self.pictures(samples)}
+        return {**batch, **self._pictures(samples)}
 
     def count_tokens(self, example: Example) -> int:
         """Return the length of a sample or trajectory in tokens, soft tokens included; reads no picture."""
@@ -159,11 +165,13 @@ class Gemma3Collator:
         num_images = len(self.picture_paths(example))
         ids: list[int] = []
         labelled: list[bool] = []
+        starts: list[int] = []
         pieces = [text.replace(processor.boi_token, processor.full_image_sequence) for text in self._pieces(example)]
         num_context = example.num_context if isinstance(example, Trajectory) else 0
         # The template has written the BOS already.
         tokenized = tokenizer(pieces, add_special_tokens=False)["input_ids"]
         for number, piece in enumerate(tokenized):  # prompt, answer, prompt, answer ...
+            starts += [len(ids)] * (number % 2)
             ids += piece
             labelled += [number % 2 == 1 and number // 2 >= num_context] * len(piece)
         name = example.id if isinstance(example, Sample) else example.samples[0].id
@@ -175,7 +183,7 @@ class Gemma3Collator:
                 f"{name}: {num_soft} image tokens for {num_images} pictures of {processor.image_seq_length}; "
                 "its text holds one of the model's control symbols"
             )
-        return TokenRow(ids, labelled, num_prompt=len(tokenized[0]))
+        return TokenRow(ids, labelled, starts)
 
     def _pieces(self, example: Example) -> Iterator[str]:
         """Yield the chat template's text in pieces: what comes before an answer, the answer, what comes before ..."""
@@ -186,9 +194,7 @@ class Gemma3Collator:
         done = ""
         for end in range(1, len(messages) + 1):
             is_prompt = messages[end - 1]["role"] == "user"
-            text = self.processor.apply_chat_template(
-                messages[:end], tokenize=False, add_generation_prompt=is_prompt
-            )
+            text = self.processor.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=is_prompt)
             if not text.startswith(done):
                 raise PokegemmaError("the chat template writes a turn differently when others follow")
             yield text[len(done) :]
@@ -242,15 +248,18 @@ class Gemma3Collator:
         token_type_ids = (input_ids == tokenizer.image_token_id).long()
         return {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
 
-    def pictures(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Return `pixel_values` or `image_features`, and `image_index`, of a batch's conversations.
+    def _pictures(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        return self.read_paths([path for example in examples for path in self.picture_paths(example)])
+
+    def read_paths(self, paths: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return `pixel_values` or `image_features`, and `image_index`, of pictures in the order of a text.
 
         Raises:
             PokegemmaError: a picture cannot be read, or is not in the feature cache.
         """
-        paths = [os.path.normpath(os.path.join(self.dataset_folder, path)) for one in examples for path in self.picture_paths(one)]
         places: dict[str, int] = {}  # neighbouring windows share frames
-        index = torch.tensor([places.setdefault(path, len(places)) for path in paths])
+        full = (os.path.normpath(self.dataset_folder / path) for path in paths)
+        index = torch.tensor([places.setdefault(path, len(places)) for path in full])
         if self.features is not None:
             return {"image_features": self.features.read(list(places)), "image_index": index}
         return {"pixel_values": read_pictures(self.processor, list(places)), "image_index": index}

@@ -74,18 +74,24 @@ class DataOptions:
     )
     overlap_decisions: int = field(
         default=2,
-        metadata={"help": "With --layout trajectory: where a session is cut, what follows begins with so many decisions "
-        "of what came before, without counting them again."},
+        metadata={
+            "help": "With --layout trajectory: where a session is cut, the rest begins with so many decisions of the "
+            "part before, which are not counted again."
+        },
     )
     samples_per_row: int = field(
         default=1,
-        metadata={"help": "Samples that share a row and what their prompts begin with; the batch size still counts "
-        "samples. Not with --layout trajectory."},
+        metadata={
+            "help": "Samples that share a row and what their prompts begin with; the batch size still counts "
+            "samples. Not with --layout trajectory."
+        },
     )
     vision_features: str | None = field(
         default=None,
-        metadata={"help": "Folder to keep the vision tower's output for each frame in: computed once, then no picture "
-        "is decoded and no tower is run. Not with --train_vision_tower or --train_projector."},
+        metadata={
+            "help": "Folder to keep the vision tower's output for each frame in: computed once, then no picture "
+            "is decoded and no tower is run. Not with --train_vision_tower or --train_projector."
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir first."})
 

@@ -102,7 +102,8 @@ class PokemonTrainer(SFTTrainer):
             _, first, last = self.data_collator.button_tokens.locate(labels[row, start:end].tolist())
             right = outputs.is_top1[row, start + first - 1 : start + last - 1].bool().all()
             loss = -outputs.log_probs[row, start - 1 : end - 1].float().sum()
-            results.append(torch.stack([right.float(), torch.ones_like(loss), loss, torch.full_like(loss, end - start)]))
+            one, num_tokens = torch.ones_like(loss), torch.full_like(loss, end - start)
+            results.append(torch.stack([right.float(), one, loss, num_tokens]))
         answers = torch.stack(results)
         if self.data_collator.layout != "trajectory":
             return answers

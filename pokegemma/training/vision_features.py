@@ -3,7 +3,7 @@
     DIR/key.json                     what the features depend on
     DIR/chunks/<name>.safetensors    `features` (frames, tokens, width), and the SHA-256 of each frame's file
 
-A frame costs tokens x width x bytes of a number: 1.25 MiB for google/gemma-3-4b-it in bfloat16 at 896 px, 0.31 MiB at 448.
+A frame costs tokens x width x bytes of a number: 1.25 MiB for google/gemma-3-4b-it in bfloat16, 0.31 MiB at 448 px.
 """
 
 import functools
@@ -168,7 +168,9 @@ def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
                 values = ", ".join(f"{name} was {found.get(name)}, is {key[name]}" for name in different)
                 raise PokegemmaError(f"--vision_features {folder} is of another model or size ({values}); name another")
         elif folder.is_dir() and any(entry.name != _CHUNKS for entry in folder.iterdir()):
-            raise PokegemmaError(f"--vision_features {folder} holds something else (no {_KEY_FILE}); name another folder")
+            raise PokegemmaError(
+                f"--vision_features {folder} holds something else (no {_KEY_FILE}); name another folder"
+            )
         else:
             (folder / _CHUNKS).mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as temporary:
@@ -229,9 +231,7 @@ def fill_cache(
     with _gathered(model), tqdm(total=len(mine), desc="encode frames", unit="chunk", disable=not mine) as bar:
         for name in mine:
             if not cache.has_chunk(name):  # else another process has made it since
-                features = encode_chunk(
-                    model, processor, chunks[name], batch_size=batch_size, num_workers=num_workers
-                )
+                features = encode_chunk(model, processor, chunks[name], batch_size=batch_size, num_workers=num_workers)
                 cache.write_chunk(name, chunks[name], features)
             bar.update()
 

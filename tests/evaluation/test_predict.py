@@ -152,6 +152,7 @@ def test_answers_are_parsed_and_cut_off_ones_are_marked(predictor, dataset):
     whole = prompts.build_output(button="left", reasoning="a path", context="navigation")
     scripted = _Scripted(tokenizer, [whole + "<end_of_turn>", "up<end_of_turn>", whole[:-4]])
     batch = predictor.collator.prompts(dataset[1])
+    batch["image_features"] = torch.zeros(len(batch.pop("pixel_values")), 4, 128)
     answers = predict.generate_answers(scripted, batch, tokenizer, max_new_tokens=64)
     assert [(answer.button, answer.complete) for answer in answers] == [("left", True), (None, True), (None, False)]
     assert answers[0].text == whole
@@ -172,7 +173,7 @@ def test_an_adapter_folder_is_loaded_onto_its_base(checkpoint, dataset, predicto
             torch.nn.init.normal_(weight, std=0.3)
     adapted.save_pretrained(tmp_path)
     expected = predict.score_buttons(
-        adapted.eval(), predictor.collator.prompts(dataset[1]), predictor.collator.button_tokens
+        adapted.get_base_model().eval(), predictor.collator.prompts(dataset[1]), predictor.collator.button_tokens
     )
     scores = load(tmp_path, dataset).score(dataset[1])
     assert scores == pytest.approx(expected.numpy(), abs=1e-6)

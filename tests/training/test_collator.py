@@ -14,7 +14,7 @@ from pokegemma.data.prompts import BUTTONS, Layout, build_messages, build_output
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models
-from pokegemma.training.collator import ButtonTokens, Gemma3Collator
+from pokegemma.training.collator import ButtonTokens, Gemma3Collator, expand_pictures
 
 MakeCollator = Callable[[str], Gemma3Collator]
 
@@ -59,12 +59,13 @@ def test_batches_equal_those_of_trl_token_by_token_and_in_loss(
     toy_dataset: Path,
     model: Gemma3ForConditionalGeneration,
 ) -> None:
-    ours, theirs = make_collator(layout)(mixed), trl_batch(mixed, layout, processor, toy_dataset)
+    compact = make_collator(layout)(mixed)
+    ours, theirs = expand_pictures(compact), trl_batch(mixed, layout, processor, toy_dataset)
     for key in ("input_ids", "attention_mask", "token_type_ids", "labels", "pixel_values"):
         assert torch.equal(ours[key], theirs[key]), key
     assert set(ours) == {"input_ids", "attention_mask", "token_type_ids", "labels", "pixel_values"}
     with torch.no_grad():
-        assert model(**ours).loss.item() == model(**theirs).loss.item()
+        assert model(**ours).loss.item() == model(**theirs).loss.item() == model(**compact).loss.item()
 
 
 def test_loss_is_on_the_answer_and_its_end_of_turn_only(
@@ -91,7 +92,7 @@ def test_image_tokens_and_types_follow_the_number_of_pictures(mixed: list[Sample
     soft = batch["input_ids"] == collator.processor.tokenizer.image_token_id
     assert soft.sum(dim=1).tolist() == [1 * 4, 4 * 4, 2 * 4]
     assert torch.equal(batch["token_type_ids"], soft.long())
-    assert batch["pixel_values"].shape == (7, 3, 56, 56)
+    assert expand_pictures(batch)["pixel_values"].shape == (7, 3, 56, 56)
 
 
 @pytest.mark.parametrize("layout", ["grid", "frames"])
@@ -127,7 +128,7 @@ def test_prompts_are_the_training_rows_up_to_the_answer_padded_on_the_left(
 ) -> None:
     collator = make_collator("frames")
     training, prompts = collator(mixed), collator.prompts(mixed)
-    assert set(prompts) == {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
+    assert set(prompts) == {"input_ids", "attention_mask", "token_type_ids", "pixel_values", "image_index"}
     assert torch.equal(prompts["pixel_values"], training["pixel_values"])
     for row, labels, prompt, mask in zip(
         training["input_ids"], training["labels"], prompts["input_ids"], prompts["attention_mask"], strict=True

@@ -202,21 +202,23 @@ def test_samples_that_are_too_long_are_named_and_refused(toy_dataset: Path, tiny
     processor = models.load_processor(tiny_model)
     collator = Gemma3Collator(processor=processor, layout="grid", dataset_folder=toy_dataset)
     path = toy_dataset / "train.jsonl"
-    sft.check_lengths(path, collator, max_length=1000)
+    examples = list(sft.read_samples(path))
+    sft.check_lengths(path, examples, collator, max_length=1000)
     with pytest.raises(
         PokegemmaError, match=r"40 samples are longer than 50 tokens: \S+/1 \(\d+\).* \.\.\.; raise --max"
     ):
-        sft.check_lengths(path, collator, max_length=50)
+        sft.check_lengths(path, examples, collator, max_length=50)
 
 
 def test_the_length_check_agrees_with_the_collator(toy_dataset: Path, tiny_model: Path) -> None:
     processor = models.load_processor(tiny_model)
     collator = Gemma3Collator(processor=processor, layout="frames", dataset_folder=toy_dataset)
     path = toy_dataset / "train.jsonl"
-    longest = max(collator.count_tokens(sample) for sample in sft.read_samples(path))
-    sft.check_lengths(path, collator, max_length=longest)
+    examples = list(sft.read_samples(path))
+    longest = max(map(collator.count_tokens, examples))
+    sft.check_lengths(path, examples, collator, max_length=longest)
     with pytest.raises(PokegemmaError, match=f"longer than {longest - 1} tokens"):
-        sft.check_lengths(path, collator, max_length=longest - 1)
+        sft.check_lengths(path, examples, collator, max_length=longest - 1)
 
 
 def test_without_grid_pictures_the_grid_layout_is_refused(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
