@@ -37,9 +37,9 @@ def encode_pictures(model: Gemma3Model, pixel_values: torch.Tensor) -> torch.Ten
 def _prepare(model: Gemma3Model, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     index, features, branches = (kwargs.pop(name, None) for name in EXTRA_INPUTS)
     if index is not None:
-        features = encode_pictures(model, kwargs.pop("pixel_values"))[index]
-    if features is not None:
-        kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+        pixels = kwargs.pop("pixel_values", None)
+        features = encode_pictures(model, pixels) if features is None else features
+        kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features[index])}
     if branches is not None:
         kwargs["attention_mask"] = attention_masks(
             positions=kwargs["position_ids"], branches=branches, token_type_ids=kwargs["token_type_ids"],
@@ -53,7 +53,7 @@ def accept_compact_batches(model: Gemma3ForConditionalGeneration) -> None:
     """Let a model take the batches of `Gemma3Collator` beside its own inputs.
 
     - `image_index` (slots,) int64: which of `pixel_values` each picture of the text is;
-    - `image_features` (slots, tokens, width): soft tokens in the place of `pixel_values`;
+    - `image_features` (pictures, tokens, width): soft tokens in the place of `pixel_values`;
     - `branches` (batch, length) int64, with `position_ids`: rows of several samples, see `attention_masks`.
 
     A hook within the forward pass and not a step before it: so DDP, FSDP2, ZeRO-3 and PEFT see one forward pass, and
