@@ -1,0 +1,88 @@
+"""A conversation with a growing cache says what a row of its own would say."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pokegemma.data.samples import read_samples
+from pokegemma.data.trajectories import Trajectory, cut_trajectories
+from pokegemma.evaluation import predict
+from pokegemma.evaluation.conversation import predict_trajectories
+from pokegemma.evaluation.predict import Predictor
+from pokegemma.training import models
+from pokegemma.training.collator import Gemma3Collator
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def predictor(request: pytest.FixtureRequest, tiny_model: Path, toy_dataset: Path) -> Predictor:
+    processor = models.load_processor(tiny_model)
+    collator = Gemma3Collator(processor=processor, layout="trajectory", dataset_folder=toy_dataset)
+    model = models.load_model(tiny_model, attn_implementation=request.param)
+    return Predictor(model=model, collator=collator, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def trajectories(toy_dataset: Path) -> list[Trajectory]:
+    return list(cut_trajectories(read_samples(toy_dataset / "train.jsonl"), max_decisions=7, overlap=2))[:3]
+
+
+def whole_rows(predictor: Predictor, trajectories: list[Trajectory]) -> list[dict[str, torch.Tensor]]:
+    """Return the prompt before every counted answer as a row of its own, as without a cache."""
+    tokenizer, batches = predictor.collator.processor.tokenizer, []
+    for trajectory in trajectories:
+        row, paths = predictor.collator.tokenize(trajectory), predictor.collator.picture_paths(trajectory)
+        for start in row.answer_starts[trajectory.num_context :]:
+            ids = torch.tensor([row.ids[:start]])
+            types = (ids == tokenizer.image_token_id).long()
+            pictures = predictor.collator.read_paths(paths[: int(types.sum()) // 4])
+            batches.append(
+                {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types, **pictures}
+            )
+    return batches
+
+
+def test_scores_and_answers_are_those_of_whole_rows(predictor: Predictor, trajectories: list[Trajectory]) -> None:
+    said = predict_trajectories(predictor, trajectories)
+    tokenizer, tokens = predictor.collator.processor.tokenizer, predictor.collator.button_tokens
+    rows = whole_rows(predictor, trajectories)
+    assert len(rows) == len(said.answers) == len(said.scores) == sum(len(one.counted) for one in trajectories)
+    assert max(row["input_ids"].shape[1] for row in rows) > 4 * 64  # far beyond the sliding window
+    for row, scores, answer in zip(rows, said.scores, said.answers, strict=True):
+        expected = predict.score_buttons(predictor.model, row, tokens)[0].numpy()
+        assert scores == pytest.approx(expected, abs=1e-5)
+        assert answer == predict.generate_answers(predictor.model, row, tokenizer, max_new_tokens=12)[0]
+
+
+def test_each_frame_is_encoded_once(predictor: Predictor, trajectories: list[Trajectory]) -> None:
+    shown = []
+    tower = predictor.model.model.vision_tower
+    handle = tower.register_forward_pre_hook(
+        lambda module, args, kwargs: shown.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    predict_trajectories(predictor, trajectories[:1], generate=False)
+    handle.remove()
+    assert len(shown) == len(trajectories[0].samples)
+    assert shown[1:] == [1] * (len(shown) - 1)
+
+
+def test_every_decision_has_a_latency(predictor: Predictor, trajectories: list[Trajectory]) -> None:
+    said = predict_trajectories(predictor, trajectories[:2], generate=False)
+    assert said.answers is None
+    assert list(said.latency_s) == ["scored"]
+    assert len(said.latency_s["scored"]) == sum(len(one.counted) for one in trajectories[:2])
+    assert min(said.latency_s["scored"]) > 0
+    assert np.allclose(said.scores.sum(1), 1)
+
+
+def test_the_probability_of_a_branch_is_the_product_of_its_tokens(predictor: Predictor) -> None:
+    tokens = predictor.collator.button_tokens
+    added, branches, depth = predict.place_branches(tokens)
+    assert added[: len(tokens.prefix)] == list(tokens.prefix)
+    assert depth[: len(tokens.prefix)] == list(range(len(tokens.prefix)))
+    for number, group in itertools.groupby(range(len(tokens.prefix), len(added)), key=lambda at: branches[at]):
+        places = list(group)
+        assert [added[at] for at in places] == list(tokens.branches[number - 1][:-1])
+        assert [depth[at] for at in places] == [len(tokens.prefix) + at for at in range(len(places))]
