@@ -37,8 +37,10 @@ class ValidateOptions:
         default="google/gemma-3-4b-it", metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
     )
     layout: Layout = field(
-        default="grid", metadata={"help": "grid: one 2x2 picture a sample; frames: each frame as a picture."}
+        default="grid", metadata={"help": "grid: one 2x2 picture a sample; frames: each frame; trajectory: sessions."}
     )
+    max_decisions: int = field(default=16, metadata={"help": "With --layout trajectory: decisions in a conversation."})
+    overlap_decisions: int = field(default=2, metadata={"help": "The same: of these, from the conversation before."})
     finetuning: str = field(
         default=default_finetuning(),
         metadata={
@@ -58,7 +60,12 @@ class ValidateOptions:
     json: bool = field(default=False, metadata={"help": "Print JSON, with every bad record, instead of the table."})
 
     def __post_init__(self) -> None:
-        for name, least in (("max_length", 1), ("per_device_train_batch_size", 1), ("num_workers", 0), ("seed", 0)):
+        self.overlap_decisions = min(self.overlap_decisions, self.max_decisions - 1)
+        at_least = {
+            "max_decisions": 1, "overlap_decisions": 0, "max_length": 1, "per_device_train_batch_size": 1,
+            "num_workers": 0, "seed": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PokegemmaError(f"--{name}: {value} is less than {least}")
@@ -82,6 +89,7 @@ def main() -> int:
 
     plan = Plan(
         train=train, held_out=held_out, model=options.model_name_or_path, layout=options.layout,
+        max_decisions=options.max_decisions, overlap_decisions=options.overlap_decisions,
         finetuning=options.finetuning, max_length=options.max_length, seed=options.seed,
         batch_size=options.per_device_train_batch_size, num_workers=options.num_workers or os.cpu_count() or 1,
         contact_sheet=Path(options.contact_sheet or train.folder / "contact_sheet.png"),

@@ -18,6 +18,11 @@ class Trajectory:
     num_context: int = 0
 
     @property
+    def id(self) -> str:
+        """The first decision's."""
+        return self.samples[0].id
+
+    @property
     def counted(self) -> tuple[Sample, ...]:
         """The decisions that this stretch trains or judges: every one of a session is in exactly one stretch."""
         return self.samples[self.num_context :]

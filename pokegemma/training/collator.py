@@ -174,13 +174,14 @@ class Gemma3Collator:
             starts += [len(ids)] * (number % 2)
             ids += piece
             labelled += [number % 2 == 1 and number // 2 >= num_context] * len(piece)
-        name = example.id if isinstance(example, Sample) else example.samples[0].id
         if ids.count(tokenizer.bos_token_id) != 1:
-            raise PokegemmaError(f"{name}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one")
+            raise PokegemmaError(
+                f"{example.id}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one"
+            )
         num_soft = ids.count(tokenizer.image_token_id)
         if num_soft != num_images * processor.image_seq_length:
             raise PokegemmaError(
-                f"{name}: {num_soft} image tokens for {num_images} pictures of {processor.image_seq_length}; "
+                f"{example.id}: {num_soft} image tokens for {num_images} pictures of {processor.image_seq_length}; "
                 "its text holds one of the model's control symbols"
             )
         return TokenRow(ids, labelled, starts)

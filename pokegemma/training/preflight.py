@@ -14,10 +14,11 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from pokegemma.data.checks import NO_SAMPLES, Check, Split, skipped
 from pokegemma.data.prompts import MAX_PROMPT_TOKENS
+from pokegemma.data.trajectories import Trajectory
 from pokegemma.environment import Hardware
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import package_versions
-from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.collator import Example, Gemma3Collator
 
 GIB = 2**30
 
@@ -105,6 +106,7 @@ def check_token_lengths(
     *,
     max_positions: int,
     max_length: int | None,
+    rows: Callable[[Split], Iterable[tuple[str, Example]]] = Split.located,
     progress: Progress | None = None,
 ) -> tuple[Check, TokenLengths | None]:
     """Fail if a sample is longer than the model's positions or `max_length`; warn if a prompt is over its budget.
@@ -115,6 +117,7 @@ def check_token_lengths(
         collators: by the name of the split.
         max_positions: `max_position_embeddings` of the text model.
         max_length: the limit of the training run, or None for `max_positions`.
+        rows: gives what a row shows, and where it is: samples, or trajectories.
     """
     name = "token lengths"
     limit = min(max_positions, max_length or max_positions)
@@ -128,22 +131,23 @@ def check_token_lengths(
         def count(text: str, tokenizer=tokenizer) -> int:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-        located = split.located()
-        for where, sample in progress(located, f"tokens of {split.name}") if progress else located:
+        located = rows(split)
+        for where, example in progress(located, f"tokens of {split.name}") if progress else located:
             num_samples += 1
             try:
-                num_tokens = collator.count_tokens(sample)
+                num_tokens = collator.count_tokens(example)
             except PokegemmaError as error:
-                too_long.append(f"{where} ({sample.id}): {error}")
+                too_long.append(f"{where} ({example.id}): {error}")
                 continue
-            num_text = count(sample.context) + count(sample.question)
+            samples = example.samples if isinstance(example, Trajectory) else (example,)
+            num_text = count(samples[0].context) + count(samples[0].question)
             total += num_tokens
             longest, longest_text = max(longest, num_tokens), max(longest_text, num_text)
-            longest_answer = max(longest_answer, count(sample.output))
+            longest_answer = max(longest_answer, sum(count(sample.output) for sample in samples))
             if num_tokens > limit:
-                too_long.append(f"{where} ({sample.id}): {num_tokens} tokens, more than {limit}")
+                too_long.append(f"{where} ({example.id}): {num_tokens} tokens, more than {limit}")
             if num_text > MAX_PROMPT_TOKENS:
-                wordy.append(f"{where} ({sample.id}): {num_text} tokens of prompt text, over {MAX_PROMPT_TOKENS}")
+                wordy.append(f"{where} ({example.id}): {num_text} tokens of prompt text, over {MAX_PROMPT_TOKENS}")
     if not num_samples:
         return skipped(name, NO_SAMPLES), None
     lengths = TokenLengths(longest, longest_text, longest_answer, total, num_samples)
@@ -204,7 +208,7 @@ def estimate_memory(
       two moments of `bytes_per_weight` for each weight of the language model.
     - activations: the input of every layer (tokens * width), and within the one layer that is being recomputed
       8 widths, 4 widths of the queries and 6 of the MLP a token, in float32 because of adapters and gradients.
-    - vision tower: the same for SigLIP over image patches; TRL differentiates it even where it is frozen.
+    - vision tower: one layer of SigLIP over image patches, since a frozen tower keeps nothing for a backward pass.
     - logits: answer tokens * vocabulary in float32, three times (logits, probabilities, gradient).
     - runtime: 1 GiB for CUDA, libraries and Python.
     """
@@ -215,14 +219,13 @@ def estimate_memory(
     query_width = text.num_attention_heads * text.head_dim
     layer = tokens * (8 * text.hidden_size + 4 * query_width + 6 * text.intermediate_size) * 4
     patches = batch_size * images_per_sample * (vision.image_size // vision.patch_size) ** 2
-    tower_layer = patches * (8 * vision.hidden_size + 6 * vision.intermediate_size) * 4
     return {
         "weights": int(quantised * 0.516) + (size.num_weights - quantised) * bytes_per_weight,
         "trained weights, gradients, optimizer": trained_bytes(
             size, finetuning=finetuning, bytes_per_weight=bytes_per_weight, lora_r=lora_r
         ),
         "activations": tokens * text.hidden_size * bytes_per_weight * text.num_hidden_layers + layer,
-        "vision tower": patches * vision.hidden_size * bytes_per_weight * vision.num_hidden_layers + tower_layer,
+        "vision tower": patches * (8 * vision.hidden_size + 6 * vision.intermediate_size) * 4,
         "logits": batch_size * (lengths.longest_answer + 2) * text.vocab_size * 4 * 3,
         "runtime": GIB,
     }

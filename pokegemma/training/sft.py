@@ -118,7 +118,7 @@ def check_lengths(path: Path, examples: Iterable[Example], collator: Gemma3Colla
             continue
         num_tokens = collator.count_tokens(example)
         if num_tokens > max_length:
-            too_long.append(f"{samples[0].id} ({num_tokens})")
+            too_long.append(f"{example.id} ({num_tokens})")
     if too_long:
         what, advice = ("samples", "convert with fewer frames")
         if collator.layout == "trajectory":

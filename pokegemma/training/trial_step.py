@@ -5,6 +5,7 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -13,6 +14,7 @@ from peft import PeftModel
 from pokegemma.data.checks import NO_SAMPLES, Check, Split, skipped
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
+from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.models import load_model, load_processor
@@ -30,9 +32,21 @@ def longest_samples(split: Split, *, number: int = _STEP_SAMPLES) -> list[Sample
     return [sample for *_, sample in longest]
 
 
-def _write_step_dataset(split: Split, folder: Path) -> list[Sample]:
-    """Write the longest samples as a dataset whose picture folders are links to the real ones."""
-    samples = longest_samples(split)
+def longest_trajectory(split: Split, *, max_decisions: int) -> list[Sample]:
+    """Return the decisions of the stretch with the most text."""
+    cut = cut_trajectories(split.samples(), max_decisions=max_decisions, overlap=0)
+    texts = (sum(len(one.question + one.output) for one in trajectory.samples) for trajectory in cut)
+    number, _ = max(enumerate(texts), key=lambda pair: pair[1], default=(0, 0))
+    cut = cut_trajectories(split.samples(), max_decisions=max_decisions, overlap=0)
+    return [sample for trajectory in islice(cut, number, number + 1) for sample in trajectory.samples]
+
+
+def _write_step_dataset(split: Split, folder: Path, *, layout: Layout, max_decisions: int) -> list[Sample]:
+    """Write the longest row of training as a dataset whose picture folders are links to the real ones."""
+    if layout == "trajectory":
+        samples = longest_trajectory(split, max_decisions=max_decisions)
+    else:
+        samples = longest_samples(split)
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(f"{sample.to_json()}\n" for sample in samples), encoding="utf-8")
     names = {name for sample in samples for name in (*sample.frames, sample.image) if name is not None}
@@ -71,6 +85,7 @@ def check_step(
     finetuning: str,
     max_length: int | None,
     seed: int,
+    max_decisions: int = 16,
 ) -> Check:
     """Load, train one step on the longest samples, save, reload: fail if any of it does, or nothing was learned.
 
@@ -82,13 +97,14 @@ def check_step(
     with tempfile.TemporaryDirectory(prefix="pokegemma_step_") as temporary:
         dataset, output = Path(temporary, "dataset"), Path(temporary, "adapter")
         try:
-            samples = _write_step_dataset(train, dataset)
+            samples = _write_step_dataset(train, dataset, layout=layout, max_decisions=max_decisions)
         except OSError as error:
             return Check(name, "FAIL", f"the samples cannot be written out: {error.strerror}")
         if not samples:
             return skipped(name, NO_SAMPLES)
         options = {
             "dataset_path": dataset, "output_dir": output, "model_name_or_path": model, "layout": layout,
+            "max_decisions": max_decisions,
             "finetuning": finetuning, "seed": seed, "max_steps": 1, "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "logging_steps": 1,
             "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "dataloader_num_workers": 0,

@@ -20,10 +20,11 @@ from pokegemma.data.checks import (
 from pokegemma.data.contact_sheet import write_contact_sheet
 from pokegemma.data.picture_checks import check_grids, check_pictures, check_windows, scan_pictures
 from pokegemma.data.prompts import Layout
+from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.environment import detect_hardware
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import preflight
-from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.collator import Example, Gemma3Collator
 from pokegemma.training.model_access import check_model_access, is_on_this_machine
 from pokegemma.training.models import load_config, load_processor
 from pokegemma.training.options import Finetuning, automatic_dtype
@@ -48,10 +49,20 @@ class Plan:
     contact_sheet: Path
     output_dir: Path
     step_command: Sequence[str] | None
+    max_decisions: int = 16
+    overlap_decisions: int = 2
 
     @property
     def splits(self) -> list[Split]:
         return [split for split in (self.train, self.held_out) if split is not None]
+
+    def rows(self, split: Split) -> Iterator[tuple[str, Example]]:
+        """Yield what a row of training shows, and where it is in the file."""
+        if self.layout != "trajectory":
+            yield from split.located()
+            return
+        cut = cut_trajectories(split.samples(), max_decisions=self.max_decisions, overlap=self.overlap_decisions)
+        yield from ((split.path.name, trajectory) for trajectory in cut)
 
 
 def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
@@ -83,8 +94,8 @@ def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
         yield skipped("one step", "needs the model")
     else:
         yield check_step(
-            plan.step_command, plan.train, model=plan.model, layout=plan.layout, finetuning=plan.finetuning,
-            max_length=plan.max_length, seed=plan.seed,
+            plan.step_command, plan.train, model=plan.model, layout=plan.layout, max_decisions=plan.max_decisions,
+            finetuning=plan.finetuning, max_length=plan.max_length, seed=plan.seed,
         )  # fmt: skip
 
 
@@ -165,13 +176,16 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
         collators,
         max_positions=config.text_config.max_position_embeddings,
         max_length=plan.max_length,
+        rows=plan.rows,
         progress=lambda located, name: progress(located, desc=name),
     )
     yield check
     if lengths is None:
         yield skipped("memory (estimate)", "needs the token lengths")
         return
-    images = 1 if plan.layout == "grid" else max(len(s.frames) for split in plan.splits for s in split.samples())
+    images = max(
+        len(collators[split.name].picture_paths(example)) for split in plan.splits for _, example in plan.rows(split)
+    )
     estimate = preflight.estimate_memory(
         config, size, finetuning=plan.finetuning, lengths=lengths, images_per_sample=images,
         batch_size=plan.batch_size, bytes_per_weight=bytes_per_weight,

@@ -15,7 +15,7 @@ from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
 from pokegemma.training import preflight
 from pokegemma.training.models import load_config, make_tiny_gemma3
-from pokegemma.training.trial_step import check_step, longest_samples
+from pokegemma.training.trial_step import check_step, longest_samples, longest_trajectory
 from pokegemma.training.validation import Plan, check_dataset, disk_needs
 from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split
 
@@ -194,6 +194,21 @@ def test_a_step_whose_samples_cannot_be_written_out_fails(tmp_path, tiny):
     split = write_split(tmp_path / "train.jsonl", [make_sample("s", 1, "up", frames=("x" * 300,))], draw=False)
     check = step(split, tiny, command=[sys.executable, "-c", ""])
     assert (check.status, check.summary) == ("FAIL", "the samples cannot be written out: File name too long")
+
+
+@pytest.mark.slow
+def test_one_step_on_a_trajectory(tmp_path, tiny):
+    train, _ = write_dataset(tmp_path, num_sessions=3, num_turns=3)
+    check = step(train, tiny, layout="trajectory", max_decisions=2)
+    assert check.status == "PASS", check
+
+
+def test_the_step_takes_the_longest_trajectory(tmp_path):
+    turns = [("s", 1, 1), ("s", 2, 1), ("t", 1, 2), ("t", 2, 2), ("t", 3, 1)]
+    samples = [make_sample(session, turn, "up", ["up"] * length) for session, turn, length in turns]
+    split = write_split(tmp_path / "train.jsonl", samples, draw=False)
+    assert [sample.id for sample in longest_trajectory(split, max_decisions=2)] == ["t/1", "t/2"]
+    assert len(longest_trajectory(split, max_decisions=9)) == 3
 
 
 def test_the_step_takes_the_longest_samples(tmp_path):
