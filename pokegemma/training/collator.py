@@ -105,7 +105,8 @@ class Gemma3Collator:
     - `image_index` (pictures in the text) int64: which of these each is;
     - `labels` (rows, length) int64: the answers, each with its end of turn (`<end_of_turn>` and the newline that the
       template writes after it), -100 elsewhere;
-    - where a row holds several samples, `branches` and `position_ids` (rows, length) int64: see `attention_masks`.
+    - where a row holds several samples or a trajectory, `branches` and `position_ids` (rows, length) int64: see
+      `attention_masks`.
 
     With one sample a row, and `expand_pictures`, equal to TRL's DataCollatorForVisionLanguageModeling on a
     prompt-completion conversation with `completion_only_loss=True`. Nothing is truncated.
@@ -125,7 +126,8 @@ class Gemma3Collator:
     def __call__(self, examples: Sequence[Example | Row]) -> dict[str, torch.Tensor]:
         parsed = [read_example(example) for example in examples]
         rows = [self.tokenize(example) for example in parsed]
-        batch = self._rows(rows) if self.samples_per_row == 1 else self._shared_rows(rows)
+        plain = self.samples_per_row == 1 and self.layout != "trajectory"
+        batch = self._rows(rows) if plain else self._shared_rows(rows)
         return {**batch, **self._pictures(parsed)}
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
@@ -210,8 +212,8 @@ class Gemma3Collator:
         all_ids, all_labelled, all_branches, all_positions = [], [], [], []
         for start in range(0, len(rows), self.samples_per_row):
             members = rows[start : start + self.samples_per_row]
-            shared = self._num_shared(members)
-            ids, labelled = members[0].ids[:shared], [False] * shared
+            shared = self._num_shared(members) if len(members) > 1 else len(members[0].ids)
+            ids, labelled = members[0].ids[:shared], members[0].labelled[:shared]
             branches, positions = [TRUNK] * shared, [*range(shared)]
             for number, row in enumerate(members, start=TRUNK + 1):
                 ids = ids + row.ids[shared:]

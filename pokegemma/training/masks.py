@@ -40,21 +40,40 @@ def attention_masks(
     """
     length = positions.shape[1]
     queries = slice(length - (num_queries or length), length)
-    picture = get_block_sequence_ids_for_mask(token_type_ids)
-    same_picture = (picture[:, queries, None] == picture[:, None, :]) & (picture[:, queries, None] >= 0)
-    before = positions[:, None, :] <= positions[:, queries, None]
-    related = (branches[:, None, :] == TRUNK) | (branches[:, None, :] == branches[:, queries, None])
-    visible = ((before & related) | same_picture) & valid.bool()[:, None, :]
-    near = positions[:, None, :] > positions[:, queries, None] - window
+    keys = {"positions": positions, "branches": branches, "pictures": number_pictures(token_type_ids)}
+    asking = {name: vector[:, queries] for name, vector in keys.items()}
+    is_token = valid.bool()[:, None, :]
     itself = torch.eye(length, dtype=torch.bool, device=positions.device)[queries]  # padding must see something
 
-    def mask(allowed: torch.Tensor) -> torch.Tensor:
-        allowed = (allowed | itself)[:, None]
+    def mask(window: int | None) -> torch.Tensor:
+        allowed = ((visible_keys(asking, keys, window=window) & is_token) | itself)[:, None]
         if dtype == torch.bool:
             return allowed
         return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
-    return {"full_attention": mask(visible), "sliding_attention": mask(visible & near)}
+    return {"full_attention": mask(None), "sliding_attention": mask(window)}
+
+
+def number_pictures(token_type_ids: torch.Tensor) -> torch.Tensor:
+    """Return (batch, length) int64: which picture of its row a soft token belongs to, -1 elsewhere."""
+    return get_block_sequence_ids_for_mask(token_type_ids)
+
+
+def visible_keys(
+    queries: dict[str, torch.Tensor], keys: dict[str, torch.Tensor], *, window: int | None
+) -> torch.Tensor:
+    """Return (..., queries, keys) bool: which keys a query sees, in a layer that looks back `window` positions, or all.
+
+    Args:
+        queries: `positions`, `branches` and `pictures`, each (..., queries).
+        keys: the same, (..., keys).
+    """
+    asking = {name: vector[..., :, None] for name, vector in queries.items()}
+    asked = {name: vector[..., None, :] for name, vector in keys.items()}
+    related = (asked["branches"] == TRUNK) | (asked["branches"] == asking["branches"])
+    same_picture = (asked["pictures"] == asking["pictures"]) & (asking["pictures"] >= 0)
+    visible = ((asked["positions"] <= asking["positions"]) & related) | same_picture
+    return visible if window is None else visible & (asked["positions"] > asking["positions"] - window)
 
 
 def mask_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -64,7 +83,7 @@ def mask_dtype(model: PreTrainedModel) -> torch.dtype:
         PokegemmaError: it takes neither.
     """
     attention, device = model.config.get_text_config()._attn_implementation, model.device.type
-    if attention == "sdpa":
+    if attention in ("sdpa", "blockwise"):
         return torch.bool
     if attention != "eager":
         raise PokegemmaError(f"attention {attention!r} takes no masks of ours; use --attn_implementation sdpa or eager")

@@ -10,6 +10,7 @@ import torch
 from transformers import Gemma3ForConditionalGeneration, Gemma3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from pokegemma.training import block_attention
 from pokegemma.training.masks import attention_masks, mask_dtype
 
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
@@ -41,11 +42,15 @@ def _prepare(model: Gemma3Model, args: tuple, kwargs: dict[str, Any]) -> tuple[t
         features = encode_pictures(model, pixels) if features is None else features
         kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features[index])}
     if branches is not None:
-        kwargs["attention_mask"] = attention_masks(
-            positions=kwargs["position_ids"], branches=branches, token_type_ids=kwargs["token_type_ids"],
-            valid=kwargs["attention_mask"], window=model.config.get_text_config().sliding_window,
-            dtype=mask_dtype(model),
-        )  # fmt: skip
+        text = model.config.get_text_config()
+        row = {
+            "positions": kwargs["position_ids"], "branches": branches, "token_type_ids": kwargs["token_type_ids"],
+            "valid": kwargs["attention_mask"], "window": text.sliding_window,
+        }  # fmt: skip
+        if text._attn_implementation == block_attention.NAME:
+            kwargs["attention_mask"] = block_attention.block_masks(**row)
+        else:
+            kwargs["attention_mask"] = attention_masks(**row, dtype=mask_dtype(model))
     return args, kwargs
 
 
@@ -59,4 +64,7 @@ def accept_compact_batches(model: Gemma3ForConditionalGeneration) -> None:
     A hook within the forward pass and not a step before it: so DDP, FSDP2, ZeRO-3 and PEFT see one forward pass, and
     have gathered their weights.
     """
+    text = model.config.get_text_config()
+    if text._attn_implementation == "sdpa":
+        text._attn_implementation = block_attention.NAME
     model.model.register_forward_pre_hook(_prepare, with_kwargs=True)

@@ -24,7 +24,7 @@ from pokegemma.data.prompts import (
 )
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
-from pokegemma.training import models, sft
+from pokegemma.training import block_attention, models, sft
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import ModelOptions, TrainingOptions
 from pokegemma.training.trainer import PokemonTrainer
@@ -206,15 +206,19 @@ def test_masks_of_a_plain_row_would_make_a_shared_one_wrong(
     assert abs(loss_and_gradients(model, batch)[0] - expected("frames")[0]) > 1e-3
 
 
+@pytest.mark.parametrize("queries_per_block", [512, 50])
 @pytest.mark.parametrize("num_context", [0, 2])
 def test_a_trajectory_says_what_its_decisions_say_one_by_one(
     num_context: int,
+    queries_per_block: int,
     samples: list[Sample],
     make_collator: MakeCollator,
     processor: Gemma3Processor,
     tiny_model: Path,
     toy_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(block_attention, "QUERIES_PER_BLOCK", queries_per_block)
     trajectory = Trajectory(next(cut_trajectories(samples, max_decisions=6, overlap=0)).samples, num_context)
     parts = [Trajectory(trajectory.samples[: end + 1]) for end in range(num_context, 6)]
     conversations = [(build_trajectory_messages(part), trajectory_images(part)) for part in parts]
@@ -232,7 +236,7 @@ def test_a_trajectory_of_one_decision_is_the_sample_in_frames(
     frames = make_collator("frames")(samples[:3])
     for row in ([Trajectory((sample,)) for sample in samples[:3]], samples[:3]):
         batch = make_collator("trajectory")(row)
-        assert all(torch.equal(value, frames[name]) for name, value in batch.items())
+        assert all(torch.equal(batch[name], value) for name, value in frames.items())
 
 
 def trainer_options(folder: Path) -> dict[str, object]:
