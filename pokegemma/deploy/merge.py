@@ -18,6 +18,7 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training.collator import IGNORED_LABEL, Gemma3Collator
+from pokegemma.training.image_size import adapter_image_size, describe_image_size
 from pokegemma.training.models import (
     Dtype,
     copy_tokenizer_model,
@@ -184,8 +185,10 @@ def merge(
     check_base(base, run)
     layout = run.get("options", {}).get("layout", "grid")
     with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
-        processor = load_processor(base)
-        model: Any = load_model(base, dtype="float32", device=device)
+        image_size = adapter_image_size(adapter)
+        processor = load_processor(base, image_size)
+        model: Any = load_model(base, image_size_px=image_size, dtype="float32", device=device)
+        logger.info("image size: %s", describe_image_size(model.config))
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
         _check_disk(output, int(1.02 * num_bytes) + 64 * 2**20)
         logits: dict[str, torch.Tensor] = {}
@@ -208,6 +211,7 @@ def merge(
         except SafetensorError as error:
             raise PokegemmaError(f"{output} could not be written: {error}") from error
         processor.save_pretrained(folder)
+        processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, which older converters read
         copy_tokenizer_model(base, folder)
         del model
         verification = None
@@ -224,7 +228,7 @@ def merge(
             check(verification)
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
-            folder, stage="merge", options=options,
+            folder, stage="merge", options=options, image_size_px=processor.image_processor.size["height"],
             training=run or None, verification=verification and vars(verification),
         )  # fmt: skip
     return verification
