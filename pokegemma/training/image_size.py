@@ -62,9 +62,9 @@ def _gathered(weight: torch.nn.Parameter) -> contextlib.AbstractContextManager:
     """Return a context in which a weight is whole: under DeepSpeed ZeRO-3 each process holds a share of it."""
     if not hasattr(weight, "ds_id"):
         return contextlib.nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters([weight])
+    return deepspeed.zero.GatheredParameters([weight])
 
 
 def _resize_embeddings(embeddings: SiglipVisionEmbeddings, image_size_px: int) -> None:

@@ -1,9 +1,10 @@
 """Pictures of another size: the model is that of a config of that size, with interpolated position embeddings."""
 
-import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from pokegemma.evaluation.predict import load_predictor
 from pokegemma.provenance import read_run_record
 from pokegemma.training import models, sft
 from pokegemma.training.collator import Gemma3Collator
-from pokegemma.training.image_size import describe_image_size, interpolate_positions, resize_config
+from pokegemma.training.image_size import adapter_image_size, describe_image_size, interpolate_positions, resize_config
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK: dict[str, Any] = {
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 2, "eval_strategy": "no",
     "save_steps": 2, "dataloader_num_workers": 0, "learning_rate": 1e-2, "warmup_steps": 0, "use_cpu": True,
@@ -263,13 +265,40 @@ def test_full_fine_tuning_writes_a_checkpoint_that_says_its_size(
 
 
 def test_an_adapter_without_a_processor_goes_onto_its_base_as_it_is(adapter: Path, tmp_path: Path) -> None:
-    from pokegemma.training.image_size import adapter_image_size
-
     assert adapter_image_size(adapter) == 112
     assert adapter_image_size(tmp_path) is None
 
 
-def test_the_step_before_training_is_made_at_the_size(base: Path, toy_dataset: Path) -> None:
-    from pokegemma.training.validation import Plan
+@pytest.mark.slow
+def test_check_train_merge_and_evaluate_agree_on_the_size(base: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    dataset, size = ("--dataset_path", toy_dataset), ("--image_size", 112)
+    adapter, merged, evaluation = tmp_path / "adapter", tmp_path / "merged", tmp_path / "evaluation"
+    model = ("--model_name_or_path", base, "--finetuning", "lora")
+    checks = json.loads(run("validate_training.py", *dataset, *model, *size, "--output_dir", tmp_path, "--json",
+                            "--contact_sheet", tmp_path / "sheet.png"))["checks"]  # fmt: skip
+    summaries = {check["name"]: check["summary"] for check in checks if check["status"] != "FAIL"}
+    assert "saved, reloaded" in summaries["one step"]
+    run("sft_pokemon_gemma3.py", *dataset, *model, *size, "--output_dir", adapter, "--max_steps", 2,
+        "--eval_strategy", "no", "--dataloader_num_workers", 0, "--gradient_accumulation_steps", 1)  # fmt: skip
+    lengths = [batch["input_ids"].shape[1] for batch in all_batches(adapter, toy_dataset)]
+    assert f"longest sample {max(lengths)} of" in summaries["token lengths"]
+    run("merge_qlora.py", "--lora_path", adapter, "--output_path", merged, "--verify", "--num_samples", 2)
+    printed = run("evaluate.py", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3,
+                  "--no_generate")  # fmt: skip
+    assert "image size: 112 px (64 tokens a picture)" in printed
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert (metrics["image_size_px"], metrics["image_tokens"]) == (112, 64)
+    assert "112 px (64 tokens a picture)" in (evaluation / "report.html").read_text()
 
-    assert {field.name: field.default for field in dataclasses.fields(Plan)}["image_size"] is None
+
+def run(script: str, *arguments: object) -> str:
+    """Run a script of the project; return what it printed to stdout."""
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, f"{script}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    return result.stdout
+
+
+def all_batches(folder: Path, dataset: Path) -> list[dict[str, torch.Tensor]]:
+    files = (dataset / "train.jsonl", dataset / "eval.jsonl")
+    return [batch_of(folder, sample, dataset) for file in files for sample in read_samples(file)]
