@@ -18,6 +18,7 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training.collator import IGNORED_LABEL, Gemma3Collator
+from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.image_size import adapter_image_size, describe_image_size
 from pokegemma.training.models import (
     Dtype,
@@ -211,8 +212,8 @@ def merge(
         except SafetensorError as error:
             raise PokegemmaError(f"{output} could not be written: {error}") from error
         processor.save_pretrained(folder)
-        processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, which older converters read
         copy_tokenizer_model(base, folder)
+        write_converter_files(processor, folder)
         del model
         verification = None
         if samples:

@@ -22,6 +22,7 @@ from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
 from pokegemma.training.collator import Example, Gemma3Collator, Row
+from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.models import (
     copy_tokenizer_model,
     load_config,
@@ -298,7 +299,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
             trainer.save_state()
             if trainer.is_world_process_zero() and not model_options.use_peft:
                 copy_tokenizer_model(base, output_dir)
-                processor.image_processor.save_pretrained(output_dir)
+                write_converter_files(processor, output_dir)
         record(
             "interrupted" if stop.stopped else "completed", global_step=state.global_step,
             best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric,

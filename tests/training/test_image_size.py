@@ -231,6 +231,17 @@ def test_stock_transformers_loads_the_merged_checkpoint_at_its_size(
         torch.testing.assert_close(model(**collator([sample])).logits, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_tokenizer_of_a_merged_checkpoint_is_that_of_its_base(adapter: Path, base: Path, tmp_path: Path) -> None:
+    merge(adapter, tmp_path / "merged")
+    ours, other = (AutoProcessor.from_pretrained(folder).tokenizer for folder in (tmp_path / "merged", base))
+    text = "<start_of_turn>user\n\nup\n<start_of_image><image_soft_token><end_of_turn>\n"
+    ids = ours(text, add_special_tokens=False)["input_ids"]
+    assert ids == other(text, add_special_tokens=False)["input_ids"]
+    for skip in (True, False):
+        assert ours.decode(ids, skip_special_tokens=skip) == other.decode(ids, skip_special_tokens=skip)
+    assert ours.decode(ids, skip_special_tokens=True) == "user\n\nup\n\n"
+
+
 def test_every_file_of_the_merged_checkpoint_says_the_size(adapter: Path, tmp_path: Path) -> None:
     merge(adapter, tmp_path / "merged")
     check_files(tmp_path / "merged", size=112, num_tokens=64)
@@ -249,6 +260,9 @@ def check_files(folder: Path, *, size: int, num_tokens: int) -> None:
         assert image_processor["size"] == {"height": size, "width": size}
         assert image_processor["image_seq_length"] == num_tokens
         assert image_processor["image_mean"] == image_processor["image_std"] == [0.5, 0.5, 0.5]
+    tokens = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"].values()
+    special = {token["content"]: token["special"] for token in tokens}
+    assert special["<start_of_turn>"] and special["<image_soft_token>"] and not special["\n\n"]
     pooled = size // config["vision_config"]["patch_size"] // math.isqrt(num_tokens)
     assert pooled == 1  # what llama.cpp's converter works out and writes as the projector's scale factor
 
