@@ -111,6 +111,11 @@ def test_interpolation_keeps_what_is_the_same_everywhere_and_what_rises_evenly()
     assert torch.equal(interpolate_positions(half, 8), half)
 
 
+def test_interpolation_of_bfloat16_is_rounded_only_at_its_end() -> None:
+    weight = torch.randn(256, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(interpolate_positions(weight, 8), interpolate_positions(weight.float(), 8).bfloat16())
+
+
 def test_every_old_position_has_a_say_in_a_much_smaller_picture() -> None:
     """Without antialiasing, a fourth of the size would read 4 of every 16 cells in the middle only."""
     weight = torch.zeros(256, 1, requires_grad=False)
