@@ -19,6 +19,7 @@ from pokegemma.data.samples import Sample
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.training import models
 from pokegemma.training.collator import ButtonTokens, Example, Gemma3Collator
+from pokegemma.training.image_size import adapter_image_size
 from pokegemma.training.masks import TRUNK, attention_masks, mask_dtype
 from pokegemma.training.vision import encode_pictures
 from pokegemma.training.vision_features import prepare_cache
@@ -279,7 +280,7 @@ def load_predictor(
     else:
         try:
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            bare = models.load_model(base, dtype=dtype, device=where)
+            bare = models.load_model(base, image_size_px=adapter_image_size(folder), dtype=dtype, device=where)
             # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
             model = peft.PeftModel.from_pretrained(bare, str(folder)).get_base_model().eval()
         except (OSError, KeyError, ValueError, RuntimeError) as error:

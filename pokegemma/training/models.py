@@ -27,6 +27,7 @@ from transformers.utils import cached_file
 
 from pokegemma.data import prompts
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.image_size import resize_config, resize_model, resize_processor
 from pokegemma.training.vision import accept_compact_batches
 
 logger = logging.getLogger(__name__)
@@ -91,11 +92,11 @@ def _load(what: str, path: str | Path, function: Any, **options: Any) -> Any:
         ) from error
 
 
-def load_config(path: str | Path) -> Gemma3Config:
-    """Return the config of a Gemma 3 vision-language checkpoint.
+def load_config(path: str | Path, image_size_px: int | None = None) -> Gemma3Config:
+    """Return the config of a Gemma 3 vision-language checkpoint, for pictures of `image_size_px` (None: its own).
 
     Raises:
-        PokegemmaError: there is none at `path`, or it is of another architecture.
+        PokegemmaError: there is none at `path`, or it is of another architecture, or the size does not fit.
     """
     config = _load("config", path, PreTrainedConfig.get_config_dict)[0]
     if not config:
@@ -105,28 +106,36 @@ def load_config(path: str | Path) -> Gemma3Config:
             f"{path}: model type {config.get('model_type')!r} is not a Gemma 3 with vision ('gemma3'); "
             "take google/gemma-3-4b-it, 12b or 27b"
         )
-    return _load("config", path, Gemma3Config.from_pretrained)
+    config = _load("config", path, Gemma3Config.from_pretrained)
+    if image_size_px is not None:
+        resize_config(config, image_size_px)
+    return config
 
 
-def load_processor(path: str | Path) -> Gemma3Processor:
+def load_processor(path: str | Path, image_size_px: int | None = None) -> Gemma3Processor:
     """Return the processor of a checkpoint, with the PIL image processor (torchvision is optional).
+
+    An adapter's folder has its own, which says the size of its pictures.
 
     Raises:
         PokegemmaError: it could not be loaded, or has no chat template.
     """
     if not (Path(path) / "adapter_config.json").is_file():  # an adapter's folder has a processor and no config
-        load_config(path)
+        config = load_config(path, image_size_px)
     processor = _load("processor", path, Gemma3Processor.from_pretrained)
     # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be saved.
     processor.image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
     if not processor.chat_template:
         raise PokegemmaError(f"{path}: the processor has no chat template; take an instruction-tuned (-it) checkpoint")
+    if image_size_px is not None:
+        resize_processor(processor, config)
     return processor
 
 
 def load_model(
     path: str | Path,
     *,
+    image_size_px: int | None = None,
     dtype: Dtype = "float32",
     device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
@@ -134,20 +143,23 @@ def load_model(
 ) -> Gemma3ForConditionalGeneration:
     """Return a checkpoint in eval mode, on `device` (None: left where transformers puts it).
 
+    Its pictures have `image_size_px` (None: the checkpoint's own size); the position embeddings are interpolated.
     `options` go to `from_pretrained` (a quantization_config, say).
 
     Raises:
-        PokegemmaError: it could not be loaded, or the attention would be causal inside images.
+        PokegemmaError: it could not be loaded, the size does not fit, or attention would be causal inside images.
     """
     if attn_implementation.startswith("flash"):
         raise PokegemmaError(
             f"attention {attn_implementation!r} is causal inside images for Gemma 3; use sdpa, eager or flex_attention"
         )
-    load_config(path)
+    load_config(path, image_size_px)
     model = _load(
         "model", path, Gemma3ForConditionalGeneration.from_pretrained,
         dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **options,
     )  # fmt: skip
+    if image_size_px is not None:
+        resize_model(model, image_size_px)
     if device is not None:
         try:
             model = model.to(device)

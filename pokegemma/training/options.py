@@ -135,6 +135,10 @@ class ModelOptions(ModelConfig):
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Also train SigLIP."})
     train_projector: bool = field(default=False, metadata={"help": "Also train the projector, in full."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Pixels a side of a picture: at 448 it has 64 tokens, not 256. Default: the model's (896)."},
+    )
     use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
 from pokegemma.training.collator import Example, Gemma3Collator, Row
+from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.models import (
     copy_tokenizer_model,
     load_config,
@@ -171,7 +172,8 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
     model = load_model(
-        options.model_name_or_path, dtype=options.dtype, attn_implementation=options.attn_implementation, **extra,
+        options.model_name_or_path, image_size_px=options.image_size, dtype=options.dtype,
+        attn_implementation=options.attn_implementation, **extra,
     )  # fmt: skip
     model.config.use_cache = False
     if options.finetuning == "full":
@@ -234,7 +236,10 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         output_dir, sources=[*files.values(), Path(base)], overwrite=data.overwrite,
         resume=training.resume_from_checkpoint,
     )  # fmt: skip
-    processor, config = load_processor(base), load_config(base)
+    if model_options.image_size == load_config(base).vision_config.image_size:
+        model_options.image_size = None  # the checkpoint's own: the same run as without the option
+    config = load_config(base, model_options.image_size)
+    processor = load_processor(base, model_options.image_size)
     max_length = training.max_length or config.text_config.max_position_embeddings
     # Rows name their pictures by absolute paths, so the folder is not used.
     collator = Gemma3Collator(
@@ -247,6 +252,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     facts = {
         "base_model": base, "base_fingerprint": weights_fingerprint(base), "seed": training.seed,
         "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
+        "image_size_px": config.vision_config.image_size, "image_tokens": config.mm_tokens_per_image,
     }  # fmt: skip
     if checkpoint is not None:
         check_resumed(checkpoint, options=options, facts=facts)
@@ -293,6 +299,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
             trainer.save_state()
             if trainer.is_world_process_zero() and not model_options.use_peft:
                 copy_tokenizer_model(base, output_dir)
+                write_converter_files(processor, output_dir)
         record(
             "interrupted" if stop.stopped else "completed", global_step=state.global_step,
             best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric,

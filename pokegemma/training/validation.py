@@ -51,6 +51,7 @@ class Plan:
     step_command: Sequence[str] | None
     max_decisions: int = 16
     overlap_decisions: int = 2
+    image_size: int | None = None
 
     @property
     def splits(self) -> list[Split]:
@@ -95,7 +96,7 @@ def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
     else:
         yield check_step(
             plan.step_command, plan.train, model=plan.model, layout=plan.layout, max_decisions=plan.max_decisions,
-            finetuning=plan.finetuning, max_length=plan.max_length, seed=plan.seed,
+            finetuning=plan.finetuning, image_size=plan.image_size, max_length=plan.max_length, seed=plan.seed,
         )  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def disk_needs(
 
 
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
-    config, processor = load_config(plan.model), load_processor(plan.model)
+    config, processor = load_config(plan.model, plan.image_size), load_processor(plan.model, plan.image_size)
     bytes_per_weight = 2 if automatic_dtype(plan.finetuning) == "bfloat16" else 4
     size = preflight.measure_model(config)
     needs = disk_needs(
