@@ -46,7 +46,7 @@ for argument in "$@"; do
     case ${name//-/_} in
         __output_dir) fail "$name: set OUTPUT_DIR instead; merging and evaluation must know it, too" ;;
         __dataset_path | __eval_dataset_path) fail "$name: set DATASET_PATH, EVAL_DATASET_PATH instead; other steps read them" ;;
-        __model_name_or_path) fail "$name: set MODEL_NAME instead; the check before training reads it, too" ;;
+        __model_name_or_path | __model_name) fail "$name: set MODEL_NAME instead; the check before training reads it, too" ;;
         __layout) fail "$name: set LAYOUT instead; evaluation must use the same" ;;
         __finetuning | __max_length | __image_size | __max_decisions | __overlap_decisions) if [[ $name != "$argument" ]]; then check_options+=("$name" "${argument#*=}"); fi ;;
         __resume_from_checkpoint) resume=true ;;

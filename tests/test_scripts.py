@@ -56,6 +56,14 @@ TABLE = {
         mistake="--model_path {tiny_model} --dataset_path missing --output_dir {out}",
         error="missing/eval.jsonl not found",
     ),
+    "find_batch_size": Calls(
+        success="--dataset_path {toy_dataset} --model_name {tiny_model} --finetuning lora --dataloader_num_workers 0 "
+        "--effective_batch_size 1 --gradient_checkpointing true --trial_steps 2 --output {out}/batch.json",
+        says="take BATCH_SIZE=1 GRAD_ACCUM=1: 1 samples a step",
+        writes=("batch.json",),
+        mistake="--dataset_path missing --model_name {tiny_model}",
+        error="missing not found",
+    ),
     "make_tiny_model": Calls(
         success="--output_dir {out}",
         says="tiny Gemma 3 checkpoint in ",
@@ -93,7 +101,7 @@ TABLE = {
         error="missing not found",
     ),
 }
-SLOW = {"evaluate", "merge_qlora", "sft_pokemon_gemma3"}
+SLOW = {"evaluate", "find_batch_size", "merge_qlora", "sft_pokemon_gemma3"}
 
 
 def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

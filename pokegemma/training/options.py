@@ -114,7 +114,8 @@ class ModelOptions(ModelConfig):
     """What to train. The defaults fit google/gemma-3-4b-it on a GPU with 24 GB."""
 
     model_name_or_path: str = field(
-        default=DEFAULT_MODEL, metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
+        default=DEFAULT_MODEL,
+        metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder.", "aliases": ["--model_name"]},
     )
     dtype: str = field(
         default="auto",

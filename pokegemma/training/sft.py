@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration
+from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.data.samples import Sample, dataset_files, dataset_hash, read_samples
@@ -212,8 +212,17 @@ def check_features(data: DataOptions, options: ModelOptions) -> None:
         )
 
 
-def train(data: DataOptions, training: TrainingOptions, model_options: ModelOptions) -> bool:
+def train(
+    data: DataOptions,
+    training: TrainingOptions,
+    model_options: ModelOptions,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> bool:
     """Train, and write the adapter (or the model), processor, curves and run.json to `training.output_dir`.
+
+    Args:
+        callbacks: more of them, called before ours.
 
     Returns:
         Whether training came to its end; False after SIGTERM or SIGINT, which leave a checkpoint only.
@@ -278,7 +287,8 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     try:
         trainer = PokemonTrainer(
             model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
-            data_collator=collator, processing_class=processor, callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
+            data_collator=collator, processing_class=processor,
+            callbacks=[*callbacks, stop, EvaluateAtEnd(), CurvePlotter()],
             peft_config=lora_config(model_options) if model_options.use_peft else None,
         )  # fmt: skip
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
