@@ -77,6 +77,13 @@ TABLE = {
         mistake="--output_dir {out} --num_turns 0",
         error="--num_turns: 0 is not between 1 and 10000",
     ),
+    "setup_wandb": Calls(
+        success="--dry_run",
+        says='    "name": "eval/button_accuracy",',
+        writes=(),
+        mistake="--fixed lora_rank=8",
+        error=f"{ROOT / 'wandb_config.yaml'}: sweep parameter lora_rank is no flag of scripts/sft_pokemon_gemma3.py",
+    ),
     "sft_pokemon_gemma3": Calls(
         success=f"--model_name_or_path {{tiny_model}} --dataset_path {{toy_dataset}} --output_dir {{out}} {TRAINING}",
         says="training done, result in {out}",

@@ -130,14 +130,14 @@ def map_on_cluster(
         num_workers = min(_num_workers(num_workers, num_gpus=num_gpus), len(items))
         try:
             if address.startswith(CLIENT):  # Ray Data does not run in a client: let it run on the cluster
-                stream = ray.remote(num_cpus=0)(_Stream).remote(job, items, num_workers, num_gpus)
-                rows = iter(lambda: ray.get(stream.next.remote()), None)
+                rows = _run_remotely(job, items, num_workers, num_gpus)
             else:
                 rows = _run(job, items, num_workers, num_gpus)
-            for index, result in rows:
-                if isinstance(result, _Failure):
-                    raise result.error
-                yield index, result
+            with contextlib.closing(rows):  # before Ray is shut down: what is left of it would end this process
+                for index, result in rows:
+                    if isinstance(result, _Failure):
+                        raise result.error
+                    yield index, result
         except ray.exceptions.RayError as error:
             raise _explained(error) from error
 
@@ -154,11 +154,20 @@ def _run(job: Job, items: Sequence[tuple[int, Any]], num_workers: int, num_gpus:
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Worker, fn_constructor_args=(job,), num_cpus=1, num_gpus=num_gpus,
-            compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
             max_restarts=_MAX_ATTEMPTS - 1, max_task_retries=_MAX_ATTEMPTS - 1,
         )  # fmt: skip
-        for row in dataset.iter_rows():
-            yield row["index"], pickle.loads(row["result"])
+        with contextlib.closing(iter(dataset.iter_rows())) as results:
+            for row in results:
+                yield row["index"], pickle.loads(row["result"])
+
+
+def _run_remotely(*arguments: Any) -> Iterator[tuple[int, Any]]:
+    import ray
+
+    stream = ray.remote(num_cpus=0)(_Stream).remote(*arguments)
+    while (row := ray.get(stream.next.remote())) is not None:
+        yield row
 
 
 class _Stream:
