@@ -241,7 +241,7 @@ def test_a_command_of_readme_exists(words: list[str]) -> None:
 
 
 def test_flags_in_the_text_of_readme_exist() -> None:
-    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | {"--num_processes", "--logdir"}
+    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | {"--num_processes", "--logdir", "--with"}
     assert set(re.findall(r"(?<![\w-])--[A-Za-z]\w*", README)) - known == set()
 
 
