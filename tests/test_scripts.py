@@ -85,6 +85,13 @@ TABLE = {
         mistake="--output_dir {out} --num_turns 0",
         error="--num_turns: 0 is not between 1 and 10000",
     ),
+    "setup_wandb": Calls(
+        success="--dry_run",
+        says='    "name": "eval/button_accuracy",',
+        writes=(),
+        mistake="--fixed lora_rank=8",
+        error=f"{ROOT / 'wandb_config.yaml'}: sweep parameter lora_rank is no flag of scripts/sft_pokemon_gemma3.py",
+    ),
     "sft_pokemon_gemma3": Calls(
         success=f"--model_name_or_path {{tiny_model}} --dataset_path {{toy_dataset}} --output_dir {{out}} {TRAINING}",
         says="training done, result in {out}",
@@ -242,7 +249,7 @@ def test_a_command_of_readme_exists(words: list[str]) -> None:
 
 
 def test_flags_in_the_text_of_readme_exist() -> None:
-    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | {"--num_processes", "--logdir"}
+    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | {"--num_processes", "--logdir", "--with"}
     assert set(re.findall(r"(?<![\w-])--[A-Za-z]\w*", README)) - known == set()
 
 

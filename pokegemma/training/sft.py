@@ -3,13 +3,11 @@
 import dataclasses
 import itertools
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
@@ -32,6 +30,7 @@ from pokegemma.training.models import (
 )
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.run_folder import check_output, check_resumed, clear_output
+from pokegemma.training.tracking import track
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
 from pokegemma.training.vision import PROJECTOR, TOWER
 from pokegemma.training.vision_features import prepare_cache
@@ -282,7 +281,7 @@ def train(
     datasets = {split: load_dataset(path, data, cache_dir=cache_dir) for split, path in files.items()}
     for split, dataset in datasets.items():
         logger.info("%s: %d rows of %s", split, len(dataset), files[split])
-    track(training)
+    track(training.report_to)
     stop = StopOnSignal()
     try:
         trainer = PokemonTrainer(
@@ -316,16 +315,3 @@ def train(
         )  # fmt: skip
     trainer.accelerator.end_training()
     return not stop.stopped
-
-
-def track(training: TrainingOptions) -> None:
-    """Give Weights & Biases the settings of wandb_config.yaml; what the environment sets already wins."""
-    path = Path(__file__).resolve().parents[2] / "wandb_config.yaml"
-    if "wandb" not in training.report_to or not path.is_file():
-        return
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for name in ("project", "entity", "tags", "mode"):
-        value = settings.get(name)
-        if value:
-            text = ",".join(value) if isinstance(value, list) else str(value)
-            os.environ.setdefault(f"WANDB_{name.upper()}", text)
