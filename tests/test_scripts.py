@@ -78,6 +78,13 @@ TABLE = {
         mistake="--lora_path missing --output_path {out}",
         error="missing: no such folder",
     ),
+    "precompute_features": Calls(
+        success="--dataset_path {toy_dataset} --model_name_or_path {tiny_model} --vision_features {out}",
+        says="{out}: 50 frames, 0.00 MiB each, 0.00 GiB",
+        writes=("key.json", "chunks"),
+        mistake="--dataset_path missing --vision_features {out}",
+        error="missing not found",
+    ),
     "record_toy_game": Calls(
         success="--output_dir {out} --num_sessions 3 --num_turns 6",
         says="{out}/runs: 3 sessions, 18 turns",

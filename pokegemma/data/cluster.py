@@ -93,11 +93,11 @@ def list_names(folder: Path) -> frozenset[str]:
 
 @functools.cache
 def code_versions() -> dict[str, str]:
-    """Return the versions of what the bytes of a result depend on."""
+    """Return the versions of what the bytes of a result depend on; torch is not loaded for it."""
     package, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    libraries = {name: importlib.metadata.version(name) for name in ("pillow", "numpy")}
+    libraries = {name: importlib.metadata.version(name) for name in ("pillow", "numpy", "torch", "transformers")}
     return {"pokegemma": digest.hexdigest()[:12], **libraries, "zlib": zlib.ZLIB_RUNTIME_VERSION}
 
 

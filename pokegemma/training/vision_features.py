@@ -29,6 +29,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
+from pokegemma.training.models import Dtype, default_device, load_model, load_processor
 from pokegemma.training.pictures import read_pictures
 from pokegemma.training.vision import PROJECTOR, TOWER, encode_pictures
 
@@ -75,6 +76,18 @@ def feature_key(model: Gemma3ForConditionalGeneration, processor: Gemma3Processo
     }
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Frames that are encoded together: the SHA-256 of each one's file, and a path to it."""
+
+    digests: tuple[str, ...]
+    paths: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()[:32]
+
+
 @dataclass
 class FeatureCache:
     """The features of one model in a folder; see `open_cache` and `fill_cache`.
@@ -110,25 +123,20 @@ class FeatureCache:
                 raise PokegemmaError(f"{path} is damaged (shape {shape}); delete it, and it is made again")
             self._places |= {digest: (path.stem, row) for row, digest in enumerate(digests)}
 
-    def missing_chunks(self) -> dict[str, list[str]]:
-        """Return the paths of frames without features, in chunks by name; the same for every process that asks."""
+    def missing_chunks(self) -> list[Chunk]:
+        """Return the frames without features in chunks: the same for every process that asks."""
         paths = {digest: path for path, digest in sorted(self.digests.items(), reverse=True)}
         missing = sorted(digest for digest in paths if digest not in self._places)
-        chunks = {}
-        for start in range(0, len(missing), FRAMES_PER_CHUNK):
-            digests = missing[start : start + FRAMES_PER_CHUNK]
-            name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-            chunks[name] = [paths[digest] for digest in digests]
-        return chunks
+        parts = (missing[start : start + FRAMES_PER_CHUNK] for start in range(0, len(missing), FRAMES_PER_CHUNK))
+        return [Chunk(tuple(part), tuple(paths[digest] for digest in part)) for part in parts]
 
-    def has_chunk(self, name: str) -> bool:
-        return self._chunk_path(name).is_file()
+    def has(self, chunk: Chunk) -> bool:
+        return self._chunk_path(chunk.name).is_file()
 
-    def write_chunk(self, name: str, paths: Sequence[str], features: torch.Tensor) -> None:
-        """Write the features (frames, tokens, width) of `paths`; several processes may write the same chunk."""
-        digests = " ".join(self.digests[path] for path in paths)
-        with atomic_file(self._chunk_path(name)) as temporary:
-            save_file({_TENSOR: features.contiguous()}, temporary, metadata={"frames": digests})
+    def write(self, chunk: Chunk, features: torch.Tensor) -> None:
+        """Write the features (frames, tokens, width) of a chunk; several processes may write the same one."""
+        with atomic_file(self._chunk_path(chunk.name)) as temporary:
+            save_file({_TENSOR: features.contiguous()}, temporary, metadata={"frames": " ".join(chunk.digests)})
 
     def read(self, paths: Sequence[str]) -> torch.Tensor:
         """Return the features (pictures, tokens, width) of frames.
@@ -202,38 +210,59 @@ def hash_frames(paths: Iterable[str], *, progress: bool = True) -> dict[str, str
         return dict(zip(distinct, results, strict=True))
 
 
-@torch.no_grad()
-def encode_chunk(
-    model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, paths: Sequence[str], *, batch_size: int,
-    num_workers: int,
-) -> torch.Tensor:  # fmt: skip
-    """Return the features (frames, tokens, width) of pictures on the CPU: the same bytes for the same list."""
-    loader = DataLoader(
-        list(paths), batch_size=batch_size, num_workers=num_workers,
-        collate_fn=functools.partial(read_pictures, processor),
-    )  # fmt: skip
-    device = _vision_parameters(model)[0][1].device
-    with torch.autocast(device.type, enabled=False):
-        return torch.cat([encode_pictures(model.model, pixels.to(device, model.dtype)).cpu() for pixels in loader])
+@dataclass(frozen=True)
+class Encoder:
+    """What turns frames into features and puts them into a cache."""
+
+    cache: FeatureCache
+    model: Gemma3ForConditionalGeneration
+    processor: Gemma3Processor
+    batch_size: int = 8
+    num_workers: int = 0
+
+    def fill(self, chunk: Chunk) -> None:
+        """Encode a chunk, unless another process has done so since: the same bytes for the same chunk."""
+        if not self.cache.has(chunk):
+            self.cache.write(chunk, self._encode(chunk.paths))
+
+    @torch.no_grad()
+    def _encode(self, paths: Sequence[str]) -> torch.Tensor:
+        loader = DataLoader(
+            list(paths), batch_size=self.batch_size, num_workers=self.num_workers,
+            collate_fn=functools.partial(read_pictures, self.processor),
+        )  # fmt: skip
+        device = _vision_parameters(self.model)[0][1].device
+        parts = []
+        with torch.autocast(device.type, enabled=False):
+            for pixels in loader:
+                parts.append(encode_pictures(self.model.model, pixels.to(device, self.model.dtype)).cpu())
+        return torch.cat(parts)
 
 
-def fill_cache(
-    cache: FeatureCache, model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, *, batch_size: int,
-    num_workers: int, rank: int = 0, num_ranks: int = 1,
-) -> None:  # fmt: skip
-    """Encode this process's share of the missing chunks; one that was killed continues with the next call."""
-    chunks = cache.missing_chunks()
-    mine = [*chunks][rank::num_ranks]
-    num_frames = sum(map(len, chunks.values()))
-    if num_frames:
-        size_gib = num_frames * cache.bytes_per_frame / 2**30
-        logger.info("encoding %d frames into %s: %.2f GiB", num_frames, cache.folder, size_gib)
-    with _gathered(model), tqdm(total=len(mine), desc="encode frames", unit="chunk", disable=not mine) as bar:
-        for name in mine:
-            if not cache.has_chunk(name):  # else another process has made it since
-                features = encode_chunk(model, processor, chunks[name], batch_size=batch_size, num_workers=num_workers)
-                cache.write_chunk(name, chunks[name], features)
-            bar.update()
+def load_encoder(
+    base: str, folder: Path, *, image_size: int | None, dtype: Dtype, batch_size: int, num_workers: int,
+    num_threads: int,
+) -> Encoder:  # fmt: skip
+    """Return an encoder on this process's device, with the cache of `folder`.
+
+    Args:
+        num_threads: on a CPU; sums come out differently with another number, and so would the bytes.
+    """
+    torch.set_num_threads(num_threads)
+    processor = load_processor(base, image_size_px=image_size)
+    model = load_model(base, dtype=dtype, device=default_device(), image_size_px=image_size)
+    return Encoder(open_cache(folder, feature_key(model, processor)), model, processor, batch_size, num_workers)
+
+
+def fill_chunk(chunk: Chunk, encoder: Encoder) -> None:
+    """Encode a chunk, as work for `workers.map_items`."""
+    encoder.fill(chunk)
+
+
+def describe_work(cache: FeatureCache, chunks: Sequence[Chunk]) -> str:
+    """Return how many frames are to be encoded, and what they take on the disk."""
+    num_frames = sum(len(chunk.paths) for chunk in chunks)
+    return f"{num_frames} frames to encode into {cache.folder}: {num_frames * cache.bytes_per_frame / 2**30:.2f} GiB"
 
 
 def prepare_cache(
@@ -242,7 +271,8 @@ def prepare_cache(
 ) -> FeatureCache:  # fmt: skip
     """Return a cache that holds all of `paths`; several processes of one run share the work and wait for each other.
 
-    Only tower and projector go to `device`, for as long as they work: the rest may not fit it whole.
+    One that was killed continues with the next call. Only tower and projector go to `device`, for as long as they
+    work: the rest may not fit it whole.
 
     Raises:
         PokegemmaError: see `open_cache` and `hash_frames`.
@@ -250,13 +280,17 @@ def prepare_cache(
     state = PartialState()
     cache = open_cache(folder, feature_key(model, processor))
     cache.digests = hash_frames((os.path.normpath(path) for path in paths), progress=state.is_main_process)
+    chunks = cache.missing_chunks()
+    if chunks and state.is_main_process:
+        logger.info("%s", describe_work(cache, chunks))
+    mine = chunks[state.process_index :: state.num_processes]
+    encoder = Encoder(cache, model, processor, batch_size, num_workers)
     parts, before = [getattr(model.model, part) for part in (TOWER, PROJECTOR)], model.device
     for part in parts:
         part.to(device)
-    fill_cache(
-        cache, model, processor, batch_size=batch_size, num_workers=num_workers, rank=state.process_index,
-        num_ranks=state.num_processes,
-    )  # fmt: skip
+    with _gathered(model):
+        for chunk in tqdm(mine, desc="encode frames", unit="chunk", disable=not mine):
+            encoder.fill(chunk)
     for part in parts:
         part.to(before)
     state.wait_for_everyone()

@@ -20,7 +20,7 @@ from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.pictures import read_pictures
 from pokegemma.training.vision import encode_pictures
-from pokegemma.training.vision_features import FeatureCache, feature_key, fill_cache, hash_frames, open_cache
+from pokegemma.training.vision_features import Encoder, FeatureCache, feature_key, hash_frames, open_cache
 
 CPU = torch.device("cpu")
 
@@ -46,8 +46,10 @@ def new_cache(folder: Path, model: Gemma3ForConditionalGeneration, processor: ob
     return cache
 
 
-def fill(cache: FeatureCache, model: object, processor: object, **share: int) -> None:
-    fill_cache(cache, model, processor, batch_size=4, num_workers=0, **share)
+def fill(cache: FeatureCache, model: object, processor: object, *, rank: int = 0, num_ranks: int = 1) -> None:
+    encoder = Encoder(cache, model, processor, batch_size=4)
+    for chunk in cache.missing_chunks()[rank::num_ranks]:
+        encoder.fill(chunk)
     cache.refresh()
 
 
@@ -65,7 +67,7 @@ def test_a_frame_is_known_by_its_content(model, processor, frames, tmp_path) -> 
     copy = tmp_path / "copy.png"
     shutil.copy(frames[0], copy)
     cache = new_cache(tmp_path / "cache", model, processor, [frames[0], frames[-1], str(copy)])
-    assert sum(map(len, cache.missing_chunks().values())) == 2
+    assert [len(chunk.paths) for chunk in cache.missing_chunks()] == [2]
     fill(cache, model, processor)
     assert torch.equal(cache.read([str(copy)]), cache.read([frames[0]]))
 
@@ -81,7 +83,7 @@ def test_a_killed_precompute_continues_and_ends_with_the_same_files(model, proce
     again = new_cache(tmp_path / "killed", model, processor, frames)
     assert again.missing_chunks() == missing
     fill(again, model, processor)
-    assert again.missing_chunks() == {}
+    assert again.missing_chunks() == []
     files = [sorted((tmp_path / name / "chunks").glob("*.safetensors")) for name in ("whole", "killed")]
     assert [path.name for path in files[0]] == [path.name for path in files[1]]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
@@ -109,7 +111,7 @@ def test_two_processes_fill_a_cache_at_once(num_ranks, model, tiny_model, proces
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     two = new_cache(tmp_path / "two", model, processor, frames)
-    assert two.missing_chunks() == {}
+    assert two.missing_chunks() == []
     assert torch.equal(two.read(frames), alone.read(frames))
     assert not list((tmp_path / "two").rglob("*.part"))
 
