@@ -58,6 +58,7 @@ def advice(data: DataOptions, training: TrainingOptions, model: ModelOptions) ->
             data.vision_features is None and not (model.train_vision_tower or model.train_projector),
             "--vision_features DIR",
         ),
+        (model.image_size is None, "--image_size 448"),
         (model.train_vision_tower, "leave out --train_vision_tower"),
         (model.attn_implementation == "eager", "--attn_implementation sdpa"),
         (training.dataloader_num_workers > 0 and training.device.type == "cpu", "--dataloader_num_workers 0"),

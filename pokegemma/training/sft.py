@@ -240,8 +240,9 @@ def train(
         logger.warning("no eval.jsonl: training without evaluation, the last checkpoint counts as the best")
         training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
     files = {split: path for split, path in (("train", train_path), ("eval", eval_path)) if path is not None}
+    features = [] if data.vision_features is None else [Path(data.vision_features)]
     checkpoint = check_output(
-        output_dir, sources=[*files.values(), Path(base)], overwrite=data.overwrite,
+        output_dir, sources=[*files.values(), Path(base), *features], overwrite=data.overwrite,
         resume=training.resume_from_checkpoint,
     )  # fmt: skip
     if model_options.image_size == load_config(base).vision_config.image_size:

@@ -265,8 +265,9 @@ def test_advice_leaves_out_what_is_set_already() -> None:
     data = DataOptions(dataset_path="d", layout="frames", vision_features="f")
     model = ModelOptions(finetuning="lora")
     given = advice(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model)
-    assert given == ["--finetuning qlora", "--layout grid", "a smaller model, or more memory"]
-    data, model = DataOptions(dataset_path="d"), ModelOptions(finetuning="qlora", train_projector=True)
+    assert given == ["--finetuning qlora", "--layout grid", "--image_size 448", "a smaller model, or more memory"]
+    data = DataOptions(dataset_path="d")
+    model = ModelOptions(finetuning="qlora", train_projector=True, image_size=448)
     given = advice(data, TrainingOptions(use_cpu=True, gradient_checkpointing=False, dataloader_num_workers=2), model)
     assert given == ["--gradient_checkpointing true", "--dataloader_num_workers 0", "a smaller model, or more memory"]
     data = DataOptions(dataset_path="d", layout="trajectory", max_decisions=6)
