@@ -1,9 +1,9 @@
 """Attention masks of Gemma 3 for rows that transformers builds wrong ones for: several samples or answers in a row.
 
 For samples packed one after the other, transformers (5.23) remaps places to positions within the sample before it asks
-which picture a token belongs to, but only for sliding layers, and looks pictures up by place: from the second sample on
-those are the first sample's pictures. https://github.com/huggingface/transformers/pull/46850 made it so; we know of no report of
-it (https://github.com/huggingface/trl/issues/4339 asks for packing with pictures, which TRL refuses). A beginning that several
+which picture a token belongs to, but in sliding layers only, and looks pictures up by place: from the second sample on
+it finds the first one's pictures. https://github.com/huggingface/transformers/pull/46850 made it so; we know of no
+report (TRL refuses to pack pictures: https://github.com/huggingface/trl/issues/4339). And a beginning that several
 samples share cannot be said there at all.
 """
 
