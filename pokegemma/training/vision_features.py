@@ -281,6 +281,7 @@ def prepare_cache(
     cache = open_cache(folder, feature_key(model, processor))
     cache.digests = hash_frames((os.path.normpath(path) for path in paths), progress=state.is_main_process)
     chunks = cache.missing_chunks()
+    state.wait_for_everyone()  # all must share out the same chunks, before one of them writes the first
     if chunks and state.is_main_process:
         logger.info("%s", describe_work(cache, chunks))
     mine = chunks[state.process_index :: state.num_processes]
