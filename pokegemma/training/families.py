@@ -87,8 +87,8 @@ FAMILIES = {
         projector="embed_vision",
         tower_linears=_TEXT_LINEARS, tower_suffix=r"\.linear", token_types="mm_token_type_ids", end_of_turn="<turn|>",
         layer_classes=("Gemma4TextDecoderLayer", "Gemma4VisionEncoderLayer"),
-        untrained=("audio_tower", "embed_audio"), attention={"audio_config": "eager"}, empty_thought="<|channel>thought\n<channel|>",
-        has_tokenizer_model=False, no_flash="its full-attention heads are wider than the kernels allow",
+        untrained=("audio_tower", "embed_audio"), attention={"audio_config": "eager"},
+        empty_thought="<|channel>thought\n<channel|>", has_tokenizer_model=False, no_flash="its full-attention heads are wider than the kernels allow",
         inexact="a picture's tokens follow from its shape, its masks differ between kinds of layer",
     ),
 }  # fmt: skip

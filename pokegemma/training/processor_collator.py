@@ -1,7 +1,8 @@
 """Samples to batches of Gemma 3n and Gemma 4, with the expansion of pictures that their own processors do."""
 
 import functools
-import os
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,17 @@ from transformers import Gemma3Processor, ProcessorMixin
 from pokegemma.data import prompts
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
+from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.collator import IGNORED_LABEL, ButtonTokens, Gemma3Collator
+from pokegemma.training.collator import (
+    IGNORED_LABEL,
+    ButtonTokens,
+    Example,
+    Gemma3Collator,
+    Row,
+    TokenRow,
+    read_example,
+)
 from pokegemma.training.families import FAMILIES, Family
 
 
@@ -24,10 +34,10 @@ from pokegemma.training.families import FAMILIES, Family
 class ProcessorCollator:
     """Make batches of samples for Gemma 3n or Gemma 4, by the contract of `Gemma3Collator`.
 
-    Called with a list of `Sample`s, or of rows {"sample": line of JSONL}, it returns, padded on the right:
+    Called with a list of samples, of trajectories, or of rows of the training dataset, it returns, padded on the right:
 
-    - `input_ids`, `attention_mask`, `labels` (batch, length) int64, as `Gemma3Collator`'s;
-    - `token_type_ids` (Gemma 3n) or `mm_token_type_ids` (Gemma 4) (batch, length) int64: 1 at soft tokens of pictures;
+    - `input_ids`, `attention_mask`, `labels` (rows, length) int64, as `Gemma3Collator`'s;
+    - `token_type_ids` (Gemma 3n) or `mm_token_type_ids` (Gemma 4) (rows, length) int64: 1 at soft tokens of pictures;
     - what the image processor makes of the pictures, in the order of their tokens: `pixel_values`, for Gemma 3n
       (pictures, 3, height, width), for Gemma 4 (pictures, patches, patch's values) float32, with
       `image_position_ids` (pictures, patches, 2) int64, -1 at padding.
@@ -40,26 +50,25 @@ class ProcessorCollator:
     layout: Layout
     dataset_folder: Path
 
-    def __call__(self, examples: Sequence[Sample | dict[str, str]]) -> dict[str, torch.Tensor]:
-        samples = [
-            example if isinstance(example, Sample) else Sample.from_json(example["sample"]) for example in examples
-        ]
-        rows = [self._tokenize(sample) for sample in samples]
-        batch = self._pad([prompt + answer for prompt, answer in rows], side="right")
+    def __call__(self, examples: Sequence[Example | Row]) -> dict[str, torch.Tensor]:
+        parsed = [read_example(example) for example in examples]
+        rows = [self.tokenize(example) for example in parsed]
+        batch = self._pad([row.ids for row in rows], side="right")
         labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
-        for row, (prompt, answer) in zip(labels, rows, strict=True):
-            row[len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        return {**batch, **self._pictures(samples), "labels": labels}
+        for at, row in enumerate(rows):
+            places = torch.tensor(row.labelled).nonzero().squeeze(1)
+            labels[at, places] = batch["input_ids"][at, places]
+        return {**batch, **self.pictures(parsed), "labels": labels}
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Return the same batch without answers and labels, padded on the left, for generation."""
-        rows = [self._tokenize(sample)[0] for sample in samples]
-        return {**self._pad(rows, side="left"), **self._pictures(samples)}
+        """Return a row a sample without answer and labels, padded on the left, for generation."""
+        rows = [self.tokenize(sample) for sample in samples]
+        batch = self._pad([row.ids[: row.num_prompt] for row in rows], side="left")
+        return {**batch, **self.pictures(samples)}
 
-    def count_tokens(self, sample: Sample) -> int:
-        """Return the length of a sample in tokens, soft tokens included; of pictures, reads the sizes alone."""
-        prompt, answer = self._tokenize(sample)
-        return len(prompt) + len(answer)
+    def count_tokens(self, example: Example) -> int:
+        """Return the length of a conversation in tokens; of its pictures, reads the sizes alone."""
+        return len(self.tokenize(example).ids)
 
     @functools.cached_property
     def button_tokens(self) -> ButtonTokens:
@@ -70,46 +79,75 @@ class ProcessorCollator:
         names = {cls.__name__ for cls in type(self.processor).__mro__}
         return next(family for family in FAMILIES.values() if family.processor in names)
 
-    def _paths(self, sample: Sample) -> list[str]:
+    def picture_paths(self, example: Example) -> tuple[str, ...]:
+        """Return the pictures of a conversation in the order of its text.
+
+        Raises:
+            PokegemmaError: the layout is grid, and the sample has no grid picture.
+        """
+        if isinstance(example, Trajectory):
+            return prompts.trajectory_images(example)
         try:
-            return list(prompts.sample_images(sample, self.layout))
+            return prompts.sample_images(example, self.layout)
         except ValueError as error:
             raise PokegemmaError(str(error)) from error
 
-    def _split(self, sample: Sample) -> tuple[str, str]:
-        """Return the text of the prompt, which generation starts from, and of the answer with its end of turn."""
-        messages = prompts.build_messages(sample, self.layout)
-        prompt = self.processor.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-        whole = self.processor.apply_chat_template(messages, tokenize=False)
-        common = os.path.commonprefix([prompt, whole])
-        # Large Gemma 4 are asked for an answer after an empty thought, which their template leaves out once it is
-        # given: the answer is trained where generation will write it.
-        if prompt[len(common) :] not in ("", self._family.empty_thought):
-            raise PokegemmaError("the chat template writes a prompt differently when an answer follows")
-        return prompt, whole[len(common) :]
+    def tokenize(self, example: Example) -> TokenRow:
+        """Return the tokens of a conversation.
 
-    def _tokenize(self, sample: Sample) -> tuple[list[int], list[int]]:
-        processor, tokenizer = self.processor, self.processor.tokenizer
-        prompt, answer = self._split(sample)
-        texts, counts = prompt.split(processor.image_token), self._count_soft_tokens(sample)
-        if len(texts) != len(counts) + 1 or processor.image_token in answer:
-            raise PokegemmaError(f"{sample.id}: its text holds one of the model's control symbols")
-        sizes = {"num_soft_tokens_per_image": counts}
-        pictures = [processor.replace_image_token(sizes, image_idx=number) for number in range(len(counts))]
-        expanded = "".join(text + picture for text, picture in zip(texts, [*pictures, ""], strict=True))
+        Raises:
+            PokegemmaError: its text holds control symbols, a picture cannot be read, or the chat template is not one
+                of the family's.
+        """
+        tokenizer = self.processor.tokenizer
+        name = example.id if isinstance(example, Sample) else example.samples[0].id
+        counts = self._count_soft_tokens(example)
+        pieces = self._expand(list(self._pieces(example)), counts, name=name)
         # The template has written the BOS already.
-        ids, answer_ids = tokenizer([expanded, answer], add_special_tokens=False)["input_ids"]
+        tokenized = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        num_context = example.num_context if isinstance(example, Trajectory) else 0
+        ids: list[int] = []
+        labelled: list[bool] = []
+        for number, piece in enumerate(tokenized):  # prompt, answer, prompt, answer ...
+            ids += piece
+            labelled += [number % 2 == 1 and number // 2 >= num_context] * len(piece)
         if ids.count(tokenizer.bos_token_id) != 1:
-            raise PokegemmaError(f"{sample.id}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one")
+            raise PokegemmaError(f"{name}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one")
         if ids.count(tokenizer.image_token_id) != sum(counts):
-            raise PokegemmaError(
-                f"{sample.id}: {ids.count(tokenizer.image_token_id)} image tokens for pictures of {counts}"
-            )
-        return ids, answer_ids
+            raise PokegemmaError(f"{name}: {ids.count(tokenizer.image_token_id)} image tokens, not {sum(counts)}")
+        return TokenRow(ids, labelled, num_prompt=len(tokenized[0]))
 
-    def _count_soft_tokens(self, sample: Sample) -> list[int]:
+    def _pieces(self, example: Example) -> Iterator[str]:
+        """Yield the chat template's text in pieces: what comes before an answer, the answer, what comes before ..."""
+        if isinstance(example, Trajectory):
+            messages = prompts.build_trajectory_messages(example)
+        else:
+            messages = prompts.build_messages(example, self.layout)
+        done = ""
+        for end in range(1, len(messages) + 1):
+            is_prompt = messages[end - 1]["role"] == "user"
+            text = self.processor.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=is_prompt)
+            if not text.startswith(done) and not is_prompt:
+                # Large Gemma 4 are asked for an answer after an empty thought, which their template leaves out once
+                # the answer is given: it is learned where generation will write it.
+                done = done.removesuffix(self._family.empty_thought)
+            if not text.startswith(done):
+                raise PokegemmaError("the chat template writes a turn differently when others follow")
+            yield text[len(done) :]
+            done = text
+
+    def _expand(self, pieces: list[str], counts: list[int], *, name: str) -> list[str]:
+        """Replace the one token that the template writes for a picture by what the processor makes of it."""
+        processor = self.processor
+        if sum(piece.count(processor.image_token) for piece in pieces) != len(counts):
+            raise PokegemmaError(f"{name}: its text holds one of the model's control symbols")
+        sizes, number = {"num_soft_tokens_per_image": counts}, itertools.count()
+        token = re.compile(re.escape(processor.image_token))
+        return [token.sub(lambda _: processor.replace_image_token(sizes, image_idx=next(number)), p) for p in pieces]
+
+    def _count_soft_tokens(self, example: Example) -> list[int]:
         sizes = []
-        for path in self._paths(sample):
+        for path in self.picture_paths(example):
             with self._opened(path) as image:
                 sizes.append((image.height, image.width))
         return self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
@@ -125,8 +163,9 @@ class ProcessorCollator:
         types = (input_ids == tokenizer.image_token_id).long()
         return {"input_ids": input_ids, "attention_mask": attention_mask, self._family.token_types: types}
 
-    def _pictures(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        paths = [path for sample in samples for path in self._paths(sample)]
+    def pictures(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Return what the image processor makes of every picture of the text of a batch's conversations."""
+        paths = [path for example in examples for path in self.picture_paths(example)]
         distinct = list(dict.fromkeys(paths))  # neighbouring windows share frames
         images = []
         for path in distinct:

@@ -42,9 +42,7 @@ class Gemma4PictureProcessor(Gemma4Processor):
         self.video_token = self.audio_token = None
         self.boa_token = self.eoa_token = ""  # None would be refused, even without audio
         # Not Gemma4Processor's, which insists on the processors of audio and video.
-        ProcessorMixin.__init__(
-            self, image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template
-        )
+        ProcessorMixin.__init__(self, image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template)
 
     @classmethod
     def from_pretrained(cls, path: str, **options: Any) -> "Gemma4PictureProcessor":
