@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import Gemma3ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
-from pokegemma.training.collator import IGNORED_LABEL, Gemma3Collator
+from pokegemma.training.collator import IGNORED_LABEL
 from pokegemma.training.models import (
     Dtype,
     copy_tokenizer_model,
@@ -26,6 +26,7 @@ from pokegemma.training.models import (
     load_processor,
     weights_fingerprint,
 )
+from pokegemma.training.processor_collator import Collator, make_collator
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def _check_disk(path: Path, num_bytes: int) -> None:
         )
 
 
-def _attach(model: Gemma3ForConditionalGeneration, base: str, adapter: Path) -> PeftModel:
+def _attach(model: PreTrainedModel, base: str, adapter: Path) -> PeftModel:
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError, SafetensorError) as error:
@@ -114,7 +115,7 @@ def _attach(model: Gemma3ForConditionalGeneration, base: str, adapter: Path) -> 
 
 
 @torch.no_grad()
-def _answer_logits(model: torch.nn.Module, collator: Gemma3Collator, samples: list[Sample]) -> torch.Tensor:
+def _answer_logits(model: torch.nn.Module, collator: Collator, samples: list[Sample]) -> torch.Tensor:
     """Return the logits of every answer token, (tokens, vocabulary) float32, on the CPU."""
     rows = []
     for sample in samples:
@@ -190,7 +191,7 @@ def merge(
         _check_disk(output, int(1.02 * num_bytes) + 64 * 2**20)
         logits: dict[str, torch.Tensor] = {}
         samples: list[Sample] = []
-        collator = Gemma3Collator(processor=processor, layout=layout, dataset_folder=Path())
+        collator = make_collator(processor, layout=layout, dataset_folder=Path())
         if verify_on is not None:
             collator.dataset_folder = verify_on.parent
             samples = list(islice(read_samples(verify_on), num_samples))

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,30 @@ class Family:
 
     @property
     def text_linears(self) -> tuple[str, ...]:
+        """Linear layers of the language model that an adapter has."""
         return _TEXT_LINEARS
+
+    @property
+    def not_quantised(self) -> list[str]:
+        """What QLoRA keeps in full precision: a frozen tower saves little memory in 4 bits and loses sight."""
+        parts = (TOWER, self.projector, *self.untrained)
+        return ["lm_head", *(f"model.{part}" for part in parts), *self.unquantised]
+
+    def adapted(self, *, named: Sequence[str], train_vision_tower: bool) -> str:
+        """Return a regex of the layers that get an adapter: `named` ones, or all linear ones, of the trained parts.
+
+        Raises:
+            PokegemmaError: the tower has none.
+        """
+        patterns = [rf".*language_model\..*\.({'|'.join(named or self.text_linears)})"]
+        if train_vision_tower:
+            if not self.tower_linears:
+                raise PokegemmaError(
+                    f"--train_vision_tower: the tower of {self.name} has no linear layers for LoRA; "
+                    "use --finetuning full, or leave it out"
+                )
+            patterns.append(rf".*{TOWER}\..*\.({'|'.join(named or self.tower_linears)}){self.tower_suffix}")
+        return "|".join(f"({pattern})" for pattern in patterns)
 
 
 FAMILIES = {
@@ -88,7 +111,8 @@ FAMILIES = {
         tower_linears=_TEXT_LINEARS, tower_suffix=r"\.linear", token_types="mm_token_type_ids", end_of_turn="<turn|>",
         layer_classes=("Gemma4TextDecoderLayer", "Gemma4VisionEncoderLayer"),
         untrained=("audio_tower", "embed_audio"), attention={"audio_config": "eager"},
-        empty_thought="<|channel>thought\n<channel|>", has_tokenizer_model=False, no_flash="its full-attention heads are wider than the kernels allow",
+        empty_thought="<|channel>thought\n<channel|>", has_tokenizer_model=False,
+        no_flash="its full-attention heads are wider than the kernels allow",
         inexact="a picture's tokens follow from its shape, its masks differ between kinds of layer",
     ),
 }  # fmt: skip

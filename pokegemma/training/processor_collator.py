@@ -16,7 +16,6 @@ from transformers import Gemma3Processor, ProcessorMixin
 from pokegemma.data import prompts
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
-from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.collator import (
     IGNORED_LABEL,
@@ -34,7 +33,7 @@ from pokegemma.training.families import FAMILIES, Family
 class ProcessorCollator:
     """Make batches of samples for Gemma 3n or Gemma 4, by the contract of `Gemma3Collator`.
 
-    Called with a list of samples, of trajectories, or of rows of the training dataset, it returns, padded on the right:
+    Called with a list of samples, or of rows of the training dataset, it returns, padded on the right:
 
     - `input_ids`, `attention_mask`, `labels` (rows, length) int64, as `Gemma3Collator`'s;
     - `token_type_ids` (Gemma 3n) or `mm_token_type_ids` (Gemma 4) (rows, length) int64: 1 at soft tokens of pictures;
@@ -75,7 +74,7 @@ class ProcessorCollator:
         return ButtonTokens.of(self.processor.tokenizer)
 
     @functools.cached_property
-    def _family(self) -> Family:
+    def family(self) -> Family:
         names = {cls.__name__ for cls in type(self.processor).__mro__}
         return next(family for family in FAMILIES.values() if family.processor in names)
 
@@ -85,8 +84,6 @@ class ProcessorCollator:
         Raises:
             PokegemmaError: the layout is grid, and the sample has no grid picture.
         """
-        if isinstance(example, Trajectory):
-            return prompts.trajectory_images(example)
         try:
             return prompts.sample_images(example, self.layout)
         except ValueError as error:
@@ -100,43 +97,31 @@ class ProcessorCollator:
                 of the family's.
         """
         tokenizer = self.processor.tokenizer
-        name = example.id if isinstance(example, Sample) else example.samples[0].id
         counts = self._count_soft_tokens(example)
-        pieces = self._expand(list(self._pieces(example)), counts, name=name)
+        pieces = self._expand(self._split(example), counts, name=example.id)
         # The template has written the BOS already.
-        tokenized = tokenizer(pieces, add_special_tokens=False)["input_ids"]
-        num_context = example.num_context if isinstance(example, Trajectory) else 0
-        ids: list[int] = []
-        labelled: list[bool] = []
-        for number, piece in enumerate(tokenized):  # prompt, answer, prompt, answer ...
-            ids += piece
-            labelled += [number % 2 == 1 and number // 2 >= num_context] * len(piece)
+        prompt, answer = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        ids = [*prompt, *answer]
         if ids.count(tokenizer.bos_token_id) != 1:
-            raise PokegemmaError(f"{name}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one")
+            raise PokegemmaError(f"{example.id}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one")
         if ids.count(tokenizer.image_token_id) != sum(counts):
-            raise PokegemmaError(f"{name}: {ids.count(tokenizer.image_token_id)} image tokens, not {sum(counts)}")
-        return TokenRow(ids, labelled, num_prompt=len(tokenized[0]))
+            raise PokegemmaError(f"{example.id}: {ids.count(tokenizer.image_token_id)} image tokens, not {sum(counts)}")
+        return TokenRow(ids, [False] * len(prompt) + [True] * len(answer), num_prompt=len(prompt))
 
-    def _pieces(self, example: Example) -> Iterator[str]:
-        """Yield the chat template's text in pieces: what comes before an answer, the answer, what comes before ..."""
-        if isinstance(example, Trajectory):
-            messages = prompts.build_trajectory_messages(example)
-        else:
-            messages = prompts.build_messages(example, self.layout)
-        done = ""
-        for end in range(1, len(messages) + 1):
-            is_prompt = messages[end - 1]["role"] == "user"
-            text = self.processor.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=is_prompt)
-            if not text.startswith(done) and not is_prompt:
-                # Large Gemma 4 are asked for an answer after an empty thought, which their template leaves out once
-                # the answer is given: it is learned where generation will write it.
-                done = done.removesuffix(self._family.empty_thought)
-            if not text.startswith(done):
-                raise PokegemmaError("the chat template writes a turn differently when others follow")
-            yield text[len(done) :]
-            done = text
+    def _split(self, sample: Sample) -> tuple[str, str]:
+        """Return the text that generation starts from, and that of the answer with its end of turn."""
+        messages = prompts.build_messages(sample, self.layout)
+        prompt = self.processor.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+        whole, given = self.processor.apply_chat_template(messages, tokenize=False), prompt
+        if not whole.startswith(given):
+            # Large Gemma 4 are asked for an answer after an empty thought, which their template leaves out once the
+            # answer is given: it is learned where generation will write it.
+            given = prompt.removesuffix(self.family.empty_thought)
+        if not whole.startswith(given):
+            raise PokegemmaError("the chat template writes a prompt differently when an answer follows")
+        return prompt, whole[len(given) :]
 
-    def _expand(self, pieces: list[str], counts: list[int], *, name: str) -> list[str]:
+    def _expand(self, pieces: Sequence[str], counts: list[int], *, name: str) -> list[str]:
         """Replace the one token that the template writes for a picture by what the processor makes of it."""
         processor = self.processor
         if sum(piece.count(processor.image_token) for piece in pieces) != len(counts):
@@ -161,7 +146,7 @@ class ProcessorCollator:
             input_ids[at, place] = torch.tensor(row)
             attention_mask[at, place] = 1
         types = (input_ids == tokenizer.image_token_id).long()
-        return {"input_ids": input_ids, "attention_mask": attention_mask, self._family.token_types: types}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, self.family.token_types: types}
 
     def pictures(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return what the image processor makes of every picture of the text of a batch's conversations."""
@@ -191,7 +176,13 @@ def make_collator(processor: ProcessorMixin, *, layout: Layout, dataset_folder: 
     """Return the collator of the processor's family.
 
     `options` are `Gemma3Collator`'s own; other families have none.
+
+    Raises:
+        PokegemmaError: the layout is a trajectory, whose evaluation keeps a cache by Gemma 3's rules.
     """
     if isinstance(processor, Gemma3Processor):
         return Gemma3Collator(processor=processor, layout=layout, dataset_folder=dataset_folder, **options)
-    return ProcessorCollator(processor=processor, layout=layout, dataset_folder=dataset_folder)
+    collator = ProcessorCollator(processor=processor, layout=layout, dataset_folder=dataset_folder)
+    if layout == "trajectory":
+        raise PokegemmaError(f"--layout trajectory is for Gemma 3 alone, not {collator.family.name}; use grid or frames")
+    return collator

@@ -14,22 +14,25 @@ from accelerate import PartialState
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.data.samples import Sample, dataset_files, dataset_hash, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
-from pokegemma.training.collator import Example, Gemma3Collator, Row
+from pokegemma.training.collator import Example, Row
+from pokegemma.training.families import FAMILIES, Family, require_exact, set_fsdp_layers
 from pokegemma.training.models import (
     copy_tokenizer_model,
     load_config,
     load_model,
     load_processor,
+    read_family,
     weights_fingerprint,
 )
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.processor_collator import Collator, make_collator
 from pokegemma.training.run_folder import check_output, check_resumed, clear_output
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
 from pokegemma.training.vision import PROJECTOR, TOWER
@@ -37,8 +40,6 @@ from pokegemma.training.vision_features import prepare_cache
 
 logger = logging.getLogger(__name__)
 
-_TEXT_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_TOWER_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _MAX_NAMED = 5
 
 
@@ -101,7 +102,7 @@ def load_dataset(path: Path, data: DataOptions, *, cache_dir: Path) -> Dataset:
             raise PokegemmaError(str(error.__cause__)) from error
 
 
-def check_lengths(path: Path, examples: Iterable[Example], collator: Gemma3Collator, *, max_length: int) -> None:
+def check_lengths(path: Path, examples: Iterable[Example], collator: Collator, *, max_length: int) -> None:
     """Refuse rows of more than `max_length` tokens, naming them: cutting one would cut pictures or the answer.
 
     Raises:
@@ -129,33 +130,30 @@ def check_lengths(path: Path, examples: Iterable[Example], collator: Gemma3Colla
         )
 
 
-def lora_config(options: ModelOptions) -> LoraConfig:
+def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> LoraConfig:
     """Return the adapter's config: a regex, because bare names such as q_proj would also match SigLIP.
 
     `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
     """
     given = options.lora_target_modules or []  # ModelConfig makes a list of one a string
     named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
-    text, tower = (named or _TEXT_LINEARS), (named or _TOWER_LINEARS)
-    patterns = [rf".*language_model\..*\.({'|'.join(text)})"]
-    if options.train_vision_tower:
-        patterns.append(rf".*{TOWER}\..*\.({'|'.join(tower)})")
     # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
-    in_full = [*(options.lora_modules_to_save or []), *([PROJECTOR] if options.train_projector else [])]
+    in_full = [*(options.lora_modules_to_save or []), *([family.projector] if options.train_projector else [])]
     return LoraConfig(
         r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, bias="none",
-        target_modules="|".join(f"({pattern})" for pattern in patterns), modules_to_save=in_full or None,
+        target_modules=family.adapted(named=named, train_vision_tower=options.train_vision_tower),
+        modules_to_save=in_full or None,
         use_rslora=options.use_rslora, use_dora=options.use_dora, task_type="CAUSAL_LM",
     )  # fmt: skip
 
 
-def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3ForConditionalGeneration:
+def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrainedModel:
     """Return the base model: quantised for QLoRA, with the right parts frozen for full fine-tuning.
 
     Raises:
         PokegemmaError: the model cannot be loaded.
     """
-    extra: dict[str, Any] = {}
+    family, extra = read_family(options.model_name_or_path), dict[str, Any]()
     if options.finetuning == "qlora":
         if training.deepspeed_plugin is not None:
             raise PokegemmaError("--finetuning qlora does not work with DeepSpeed; use lora, or multi_gpu.yaml")
@@ -165,8 +163,7 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
             bnb_4bit_use_double_quant=options.use_bnb_nested_quant, bnb_4bit_compute_dtype=dtype,
             # One storage type for all weights, which FSDP and ZeRO-3 need to shard them.
             bnb_4bit_quant_storage=dtype,
-            # A frozen tower saves little memory in 4 bits and loses sight.
-            llm_int8_skip_modules=["lm_head", f"model.{TOWER}", f"model.{PROJECTOR}"],
+            llm_int8_skip_modules=family.not_quantised,
         )  # fmt: skip
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
@@ -175,18 +172,19 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
     )  # fmt: skip
     model.config.use_cache = False
     if options.finetuning == "full":
-        frozen = {TOWER: not options.train_vision_tower, PROJECTOR: not options.train_projector}
+        frozen = {TOWER: not options.train_vision_tower, family.projector: not options.train_projector}
+        frozen |= dict.fromkeys(family.untrained, True)
         for name, weight in model.named_parameters():
             weight.requires_grad = not any(part in name and freeze for part, freeze in frozen.items())
     return model
 
 
-def describe_trainable(model: torch.nn.Module) -> str:
+def describe_trainable(model: torch.nn.Module, family: Family = FAMILIES["gemma3"]) -> str:
     """Return how many weights are trained in each part of the model, for the log."""
     counts = dict.fromkeys(("language model", "vision tower", "projector"), 0)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            part = "vision tower" if TOWER in name else "projector" if PROJECTOR in name else "language model"
+            part = "vision tower" if TOWER in name else "projector" if family.projector in name else "language model"
             counts[part] += getattr(weight, "ds_numel", weight.numel())
     return ", ".join(f"{part} {count:,}" for part, count in counts.items())
 
@@ -234,11 +232,14 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         output_dir, sources=[*files.values(), Path(base)], overwrite=data.overwrite,
         resume=training.resume_from_checkpoint,
     )  # fmt: skip
-    processor, config = load_processor(base), load_config(base)
+    processor, config, family = load_processor(base), load_config(base), read_family(base)
+    for option, used in (("--vision_features", data.vision_features), ("--samples_per_row", data.samples_per_row > 1)):
+        if used:
+            require_exact(config, option)
     max_length = training.max_length or config.text_config.max_position_embeddings
     # Rows name their pictures by absolute paths, so the folder is not used.
-    collator = Gemma3Collator(
-        processor=processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row
+    collator = make_collator(
+        processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row
     )
     for path in files.values():
         check_lengths(path, read_examples(path, data), collator, max_length=max_length)
@@ -254,6 +255,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         logger.warning("a learning rate of %g is high for full fine-tuning; 1e-5 is usual", training.learning_rate)
 
     model = load_trainable(model_options, training)
+    set_fsdp_layers(model, family)
     if checkpoint is None:
         clear_output(output_dir)
     if data.vision_features is not None:
@@ -273,11 +275,11 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         trainer = PokemonTrainer(
             model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
             data_collator=collator, processing_class=processor, callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
-            peft_config=lora_config(model_options) if model_options.use_peft else None,
+            peft_config=lora_config(model_options, family) if model_options.use_peft else None,
         )  # fmt: skip
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
         raise PokegemmaError(" ".join(str(error).split())[:300]) from error
-    logger.info("trained weights: %s", describe_trainable(trainer.model))
+    logger.info("trained weights: %s", describe_trainable(trainer.model, family))
 
     def record(status: str, **results: Any) -> None:
         if trainer.is_world_process_zero():

@@ -16,8 +16,8 @@ from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.models import load_model, load_processor
+from pokegemma.training.processor_collator import Collator, make_collator
 
 _STEP_SAMPLES = 4
 _STEP_TIMEOUT_S = 3600
@@ -55,7 +55,7 @@ def _write_step_dataset(split: Split, folder: Path, *, layout: Layout, max_decis
     return samples
 
 
-def _compare(folder: Path, model_path: str, samples: list[Sample], collator: Gemma3Collator, finetuning: str) -> float:
+def _compare(folder: Path, model_path: str, samples: list[Sample], collator: Collator, finetuning: str) -> float:
     """Reload what was saved and return the largest difference of a logit to the base model's on one sample."""
     batch = collator(samples[:1])
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,7 +130,7 @@ def check_step(
         if not losses or not math.isfinite(losses[0]):
             return Check(name, "FAIL", f"the loss is {losses[0] if losses else 'missing'}", log)
         try:
-            collator = Gemma3Collator(processor=load_processor(model), layout=layout, dataset_folder=dataset)
+            collator = make_collator(load_processor(model), layout=layout, dataset_folder=dataset)
             difference = _compare(output, model, samples, collator, finetuning)
         except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
             return Check(name, "FAIL", f"what was saved does not load: {' '.join(str(error).split())[:300]}", log)
