@@ -30,7 +30,7 @@ def score_by_rows(model: PreTrainedModel, batch: dict[str, torch.Tensor], tokens
 def _log_probabilities(
     model: PreTrainedModel, batch: dict[str, torch.Tensor], added: tuple[int, ...], *, num_kept: int
 ) -> torch.Tensor:
-    """Return the log probabilities (batch, num_kept, vocabulary) of what follows the last tokens of prompt + `added`."""
+    """Return the log probabilities (batch, num_kept, vocabulary) after the last tokens of prompt + `added`."""
     inputs = dict(batch)
     new = torch.tensor(added, dtype=torch.long, device=model.device).expand(len(batch["input_ids"]), -1)
     inputs["input_ids"] = torch.cat([batch["input_ids"], new], 1)

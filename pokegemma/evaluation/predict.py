@@ -133,9 +133,11 @@ def generate_answers(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    inputs = {name: batch[name] for name in names}
-    inputs["mm_encoder_outputs"] = {"image": encoded_pictures(model, batch)}
+    if family_of(model.config).inexact:
+        inputs = {**batch, "pixel_values": batch["pixel_values"].to(model.dtype)}
+    else:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        inputs["mm_encoder_outputs"] = {"image": encoded_pictures(model, batch)}
     written = model.generate(**inputs, generation_config=config)
     return [read_answer(row, tokenizer) for row in written[:, batch["input_ids"].shape[1] :].tolist()]
 

@@ -20,7 +20,6 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.training.collator import (
     IGNORED_LABEL,
     ButtonTokens,
-    Example,
     Gemma3Collator,
     Row,
     TokenRow,
@@ -49,15 +48,15 @@ class ProcessorCollator:
     layout: Layout
     dataset_folder: Path
 
-    def __call__(self, examples: Sequence[Example | Row]) -> dict[str, torch.Tensor]:
-        parsed = [read_example(example) for example in examples]
-        rows = [self.tokenize(example) for example in parsed]
+    def __call__(self, examples: Sequence[Sample | Row]) -> dict[str, torch.Tensor]:
+        samples = [read_example(example) for example in examples]
+        rows = [self.tokenize(sample) for sample in samples]
         batch = self._pad([row.ids for row in rows], side="right")
         labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
         for at, row in enumerate(rows):
             places = torch.tensor(row.labelled).nonzero().squeeze(1)
             labels[at, places] = batch["input_ids"][at, places]
-        return {**batch, **self.pictures(parsed), "labels": labels}
+        return {**batch, **self.pictures(samples), "labels": labels}
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return a row a sample without answer and labels, padded on the left, for generation."""
@@ -65,9 +64,9 @@ class ProcessorCollator:
         batch = self._pad([row.ids[: row.num_prompt] for row in rows], side="left")
         return {**batch, **self.pictures(samples)}
 
-    def count_tokens(self, example: Example) -> int:
+    def count_tokens(self, sample: Sample) -> int:
         """Return the length of a conversation in tokens; of its pictures, reads the sizes alone."""
-        return len(self.tokenize(example).ids)
+        return len(self.tokenize(sample).ids)
 
     @functools.cached_property
     def button_tokens(self) -> ButtonTokens:
@@ -78,18 +77,18 @@ class ProcessorCollator:
         names = {cls.__name__ for cls in type(self.processor).__mro__}
         return next(family for family in FAMILIES.values() if family.processor in names)
 
-    def picture_paths(self, example: Example) -> tuple[str, ...]:
+    def picture_paths(self, sample: Sample) -> tuple[str, ...]:
         """Return the pictures of a conversation in the order of its text.
 
         Raises:
             PokegemmaError: the layout is grid, and the sample has no grid picture.
         """
         try:
-            return prompts.sample_images(example, self.layout)
+            return prompts.sample_images(sample, self.layout)
         except ValueError as error:
             raise PokegemmaError(str(error)) from error
 
-    def tokenize(self, example: Example) -> TokenRow:
+    def tokenize(self, sample: Sample) -> TokenRow:
         """Return the tokens of a conversation.
 
         Raises:
@@ -97,15 +96,15 @@ class ProcessorCollator:
                 of the family's.
         """
         tokenizer = self.processor.tokenizer
-        counts = self._count_soft_tokens(example)
-        pieces = self._expand(self._split(example), counts, name=example.id)
+        counts = self._count_soft_tokens(sample)
+        pieces = self._expand(self._split(sample), counts, name=sample.id)
         # The template has written the BOS already.
         prompt, answer = tokenizer(pieces, add_special_tokens=False)["input_ids"]
         ids = [*prompt, *answer]
-        if ids.count(tokenizer.bos_token_id) != 1:
-            raise PokegemmaError(f"{example.id}: the prompt has {ids.count(tokenizer.bos_token_id)} BOS tokens, not one")
-        if ids.count(tokenizer.image_token_id) != sum(counts):
-            raise PokegemmaError(f"{example.id}: {ids.count(tokenizer.image_token_id)} image tokens, not {sum(counts)}")
+        for token, expected in ((tokenizer.bos_token, 1), (tokenizer.image_token, sum(counts))):
+            found = ids.count(tokenizer.convert_tokens_to_ids(token))
+            if found != expected:
+                raise PokegemmaError(f"{sample.id}: {token} is there {found} times, not {expected}")
         return TokenRow(ids, [False] * len(prompt) + [True] * len(answer), num_prompt=len(prompt))
 
     def _split(self, sample: Sample) -> tuple[str, str]:
@@ -130,9 +129,9 @@ class ProcessorCollator:
         token = re.compile(re.escape(processor.image_token))
         return [token.sub(lambda _: processor.replace_image_token(sizes, image_idx=next(number)), p) for p in pieces]
 
-    def _count_soft_tokens(self, example: Example) -> list[int]:
+    def _count_soft_tokens(self, sample: Sample) -> list[int]:
         sizes = []
-        for path in self.picture_paths(example):
+        for path in self.picture_paths(sample):
             with self._opened(path) as image:
                 sizes.append((image.height, image.width))
         return self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
@@ -148,9 +147,9 @@ class ProcessorCollator:
         types = (input_ids == tokenizer.image_token_id).long()
         return {"input_ids": input_ids, "attention_mask": attention_mask, self.family.token_types: types}
 
-    def pictures(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    def pictures(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return what the image processor makes of every picture of the text of a batch's conversations."""
-        paths = [path for example in examples for path in self.picture_paths(example)]
+        paths = [path for sample in samples for path in self.picture_paths(sample)]
         distinct = list(dict.fromkeys(paths))  # neighbouring windows share frames
         images = []
         for path in distinct:
@@ -184,5 +183,5 @@ def make_collator(processor: ProcessorMixin, *, layout: Layout, dataset_folder: 
         return Gemma3Collator(processor=processor, layout=layout, dataset_folder=dataset_folder, **options)
     collator = ProcessorCollator(processor=processor, layout=layout, dataset_folder=dataset_folder)
     if layout == "trajectory":
-        raise PokegemmaError(f"--layout trajectory is for Gemma 3 alone, not {collator.family.name}; use grid or frames")
+        raise PokegemmaError(f"--layout trajectory is for Gemma 3 alone, not {collator.family.name}; take grid, frames")
     return collator
