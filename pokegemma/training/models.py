@@ -199,7 +199,7 @@ def weights_fingerprint(path: str | Path) -> str:
                 values = weights.get_slice(name)
                 shape = values.get_shape()
                 digest.update(f"{name}{shape}".encode())
-                beginning = values[:] if len(shape) < 2 else values[:1]
+                beginning = weights.get_tensor(name) if len(shape) < 2 else values[:1]  # a scalar has no slices
                 digest.update(beginning.float().numpy().tobytes())
     return digest.hexdigest()
 

@@ -22,7 +22,6 @@ from pokegemma.training.collator import (
     ButtonTokens,
     Gemma3Collator,
     Row,
-    TokenRow,
     read_example,
 )
 from pokegemma.training.families import FAMILIES, Family
@@ -51,22 +50,21 @@ class ProcessorCollator:
     def __call__(self, examples: Sequence[Sample | Row]) -> dict[str, torch.Tensor]:
         samples = [read_example(example) for example in examples]
         rows = [self.tokenize(sample) for sample in samples]
-        batch = self._pad([row.ids for row in rows], side="right")
+        batch = self._pad([prompt + answer for prompt, answer in rows], side="right")
         labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
-        for at, row in enumerate(rows):
-            places = torch.tensor(row.labelled).nonzero().squeeze(1)
-            labels[at, places] = batch["input_ids"][at, places]
+        for row, (prompt, answer) in zip(labels, rows, strict=True):
+            row[len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
         return {**batch, **self.pictures(samples), "labels": labels}
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return a row a sample without answer and labels, padded on the left, for generation."""
         rows = [self.tokenize(sample) for sample in samples]
-        batch = self._pad([row.ids[: row.num_prompt] for row in rows], side="left")
+        batch = self._pad([prompt for prompt, _ in rows], side="left")
         return {**batch, **self.pictures(samples)}
 
     def count_tokens(self, sample: Sample) -> int:
         """Return the length of a conversation in tokens; of its pictures, reads the sizes alone."""
-        return len(self.tokenize(sample).ids)
+        return sum(map(len, self.tokenize(sample)))
 
     @functools.cached_property
     def button_tokens(self) -> ButtonTokens:
@@ -88,8 +86,8 @@ class ProcessorCollator:
         except ValueError as error:
             raise PokegemmaError(str(error)) from error
 
-    def tokenize(self, sample: Sample) -> TokenRow:
-        """Return the tokens of a conversation.
+    def tokenize(self, sample: Sample) -> tuple[list[int], list[int]]:
+        """Return the tokens of what generation starts from, and of the answer with its end of turn.
 
         Raises:
             PokegemmaError: its text holds control symbols, a picture cannot be read, or the chat template is not one
@@ -105,7 +103,7 @@ class ProcessorCollator:
             found = ids.count(tokenizer.convert_tokens_to_ids(token))
             if found != expected:
                 raise PokegemmaError(f"{sample.id}: {token} is there {found} times, not {expected}")
-        return TokenRow(ids, [False] * len(prompt) + [True] * len(answer), num_prompt=len(prompt))
+        return prompt, answer
 
     def _split(self, sample: Sample) -> tuple[str, str]:
         """Return the text that generation starts from, and that of the answer with its end of turn."""
