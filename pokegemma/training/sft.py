@@ -254,6 +254,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     if model_options.finetuning == "full" and training.learning_rate > 1e-4:
         logger.warning("a learning rate of %g is high for full fine-tuning; 1e-5 is usual", training.learning_rate)
 
+    adapter = lora_config(model_options, family) if model_options.use_peft else None
     model = load_trainable(model_options, training)
     set_fsdp_layers(model, family)
     if checkpoint is None:
@@ -275,7 +276,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         trainer = PokemonTrainer(
             model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
             data_collator=collator, processing_class=processor, callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
-            peft_config=lora_config(model_options, family) if model_options.use_peft else None,
+            peft_config=adapter,
         )  # fmt: skip
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
         raise PokegemmaError(" ".join(str(error).split())[:300]) from error
