@@ -102,10 +102,10 @@ def make_tiny_gemma3n(
     config = Gemma3nConfig(
         text_config={
             "vocab_size": len(tokenizer), "vocab_size_per_layer_input": offset, "hidden_size": 128,
-            "hidden_size_per_layer_input": 32, "intermediate_size": 256, "num_hidden_layers": 4,
+            "hidden_size_per_layer_input": 64, "intermediate_size": 256, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_kv_shared_layers": 2,
             "layer_types": _LAYERS, "sliding_window": sliding_window, "max_position_embeddings": 8192,
-            "laurel_rank": 32, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0], **_SPECIAL,
+            "laurel_rank": 64, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0], **_SPECIAL,
         },
         vision_config={
             "architecture": "mobilenetv5_300m_enc", "hidden_size": 2048, "vocab_size": 2, "vocab_offset": offset,
@@ -149,7 +149,7 @@ def make_tiny_gemma4(
     kind = (
         {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision", "attention_k_eq_v": True}
         if large
-        else {"hidden_size_per_layer_input": 32, "num_kv_shared_layers": 2}
+        else {"hidden_size_per_layer_input": 64, "num_kv_shared_layers": 2}
     )
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _GEMMA4_TOKENS.items()}
     vocabulary = 64 * -(-len(tokenizer) // 64)
