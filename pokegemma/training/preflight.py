@@ -210,7 +210,8 @@ def estimate_memory(
       two moments of `bytes_per_weight` for each weight of the language model.
     - activations: the input of every layer (tokens * width), and within the one layer that is being recomputed
       8 widths, 4 widths of the queries and 6 of the MLP a token, in float32 because of adapters and gradients.
-    - vision tower: one layer of SigLIP over image patches, since a frozen tower keeps nothing for a backward pass.
+    - vision tower: one layer of SigLIP over image patches, since a frozen tower keeps nothing for a backward pass;
+      of other families also the input of every layer, which TRL differentiates.
     - logits: answer tokens * vocabulary in float32, three times (logits, probabilities, gradient).
     - runtime: 1 GiB for CUDA, libraries and Python.
     """

@@ -22,7 +22,7 @@ from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
 from pokegemma.training.collator import Example, Row
-from pokegemma.training.families import FAMILIES, Family, require_exact, set_fsdp_layers
+from pokegemma.training.families import FAMILIES, Family, check_checkpointing, require_exact, set_fsdp_layers
 from pokegemma.training.models import (
     copy_tokenizer_model,
     load_config,
@@ -179,6 +179,15 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrain
     return model
 
 
+def is_reentrant(training: TrainingOptions, *, adapter: bool) -> bool:
+    """Return whether gradient checkpointing will be reentrant: as asked, or as TRL does with adapters under ZeRO-3."""
+    if not training.gradient_checkpointing:
+        return False
+    deepspeed = training.deepspeed_plugin
+    zero3 = adapter and deepspeed is not None and deepspeed.zero_stage == 3
+    return zero3 or bool((training.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+
+
 def describe_trainable(model: torch.nn.Module, family: Family = FAMILIES["gemma3"]) -> str:
     """Return how many weights are trained in each part of the model, for the log."""
     counts = dict.fromkeys(("language model", "vision tower", "projector"), 0)
@@ -254,6 +263,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     if model_options.finetuning == "full" and training.learning_rate > 1e-4:
         logger.warning("a learning rate of %g is high for full fine-tuning; 1e-5 is usual", training.learning_rate)
 
+    check_checkpointing(config, reentrant=is_reentrant(training, adapter=model_options.use_peft))
     adapter = lora_config(model_options, family) if model_options.use_peft else None
     model = load_trainable(model_options, training)
     set_fsdp_layers(model, family)
