@@ -224,6 +224,14 @@ def set_fsdp_layers(model: torch.nn.Module, family: Family) -> None:
     os.environ[_FSDP_LAYERS] = layers
 
 
+def head_width(config: PreTrainedConfig) -> int:
+    """Return the width of an attention head of the language model: the widest, where layers differ."""
+    text: Any = config.get_text_config()
+    if config.model_type == "gemma4":
+        return max(text.per_layer_config[layer].head_dim for layer in range(text.num_hidden_layers))
+    return text.head_dim
+
+
 def tower_shape(config: PreTrainedConfig) -> dict[str, int]:
     """Return positions a picture, width, inner width and layers of the vision tower, for the memory estimate.
 

@@ -19,7 +19,7 @@ from pokegemma.environment import Hardware
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import package_versions
 from pokegemma.training.collator import Example
-from pokegemma.training.families import family_of, tower_shape
+from pokegemma.training.families import family_of, head_width, tower_shape
 from pokegemma.training.processor_collator import Collator
 
 GIB = 2**30
@@ -220,7 +220,7 @@ def estimate_memory(
     num_linear = sum(inputs * outputs for inputs, outputs in size.linears)
     quantised = num_linear if finetuning == "qlora" else 0
     tokens = batch_size * lengths.longest
-    query_width = text.num_attention_heads * text.head_dim
+    query_width = text.num_attention_heads * head_width(config)
     layer = tokens * (8 * text.hidden_size + 4 * query_width + 6 * inner_width) * 4
     patches = batch_size * images_per_sample * tower["positions"]
     kept = tower["width"] * tower["layers"] if family_of(config).inexact else 0
