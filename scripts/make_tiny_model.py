@@ -26,11 +26,12 @@ class TinyModelOptions:
 def main() -> None:
     (options,) = parse_options(TinyModelOptions, description=__doc__)
     with atomic_folder(Path(options.output_dir), stage="tiny model", overwrite=options.overwrite) as folder:
+        from pokegemma.training.families import FAMILIES
         from pokegemma.training.tiny_models import make_tiny
 
         make_tiny(options.family, folder, seed=options.seed)
         write_run_record(folder, stage="tiny model", options=vars(options), seed=options.seed)
-    print(f"tiny {options.family} checkpoint in {options.output_dir}")
+    print(f"tiny {FAMILIES[options.family].name} checkpoint in {options.output_dir}")
 
 
 if __name__ == "__main__":
