@@ -3,6 +3,7 @@
 #
 #   ./init.sh                  what training needs
 #   ./init.sh --dev            what ./run_tests.sh needs, too
+#   ./init.sh --with ray       also what an extra needs: ray (work on a cluster); may be repeated
 #   ./init.sh --quiet          silent when there is nothing to do
 #   ./init.sh --print-python   print the environment's Python, install nothing
 #
@@ -16,9 +17,21 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 root=$PWD
 
 dev=false quiet=false print_python=false
-for argument in "$@"; do
+extras=()
+while [[ $# -gt 0 ]]; do
+    argument=$1
+    shift
     case $argument in
         --dev) dev=true ;;
+        --with)
+            if [[ ! ${1:-} =~ ^[a-z]+$ || ! -f requirements-$1.txt || $1 == dev ]]; then
+                known=$(ls requirements-*.txt | sed -e 's/requirements-//' -e 's/\.txt//' -e '/^dev$/d' | xargs)
+                echo "error: ./init.sh --with ${1:-}: no such extra; there are: $known" >&2
+                exit 2
+            fi
+            extras+=("$1")
+            shift
+            ;;
         --quiet) quiet=true ;;
         --print-python) print_python=true ;;
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$root/init.sh"; exit 0 ;;
@@ -119,13 +132,20 @@ is_new_enough "$version" || fail "$env_name has Python $version; pokegemma needs
 fingerprint() {  # fingerprint FILE...
     { echo "$root $version"; cat "$@"; } | cksum | tr -d ' '
 }
-stamp=$env_dir/.pokegemma dev_stamp=$env_dir/.pokegemma-dev
+stamp=$env_dir/.pokegemma
+parts=(${extras[@]+"${extras[@]}"})  # bash 3.2, of macOS, takes an empty array for an unset variable
+if $dev; then parts+=(dev); fi
 base_print=$(fingerprint requirements.txt pyproject.toml)
-dev_print=$(fingerprint requirements.txt pyproject.toml requirements-dev.txt)
+
+holds() {  # holds STAMP FINGERPRINT
+    [[ -f $1 && $(cat "$1") == "$2" ]]
+}
 
 is_filled() {
-    [[ -f $stamp && $(cat "$stamp") == "$base_print" ]] || return 1
-    if $dev; then [[ -f $dev_stamp && $(cat "$dev_stamp") == "$dev_print" ]] || return 1; fi
+    holds "$stamp" "$base_print" || return 1
+    for part in ${parts[@]+"${parts[@]}"}; do
+        holds "$stamp-$part" "$(fingerprint requirements.txt pyproject.toml "requirements-$part.txt")" || return 1
+    done
     # -I: the installed package, not the folder that happens to be here.
     "$python" -I -c 'import sys, pokegemma, dotenv, psutil; sys.exit(pokegemma.__path__[0] != sys.argv[1])' \
         "$root/pokegemma" 2>/dev/null
@@ -142,7 +162,7 @@ install() {
 installed=false
 if ! is_filled; then
     installed=true
-    rm -f "$stamp" "$dev_stamp"
+    rm -f "$stamp" "$stamp"-*
     if ! command -v uv >/dev/null && ! "$python" -m pip --version >/dev/null 2>&1; then
         step "Adding pip to $env_dir" "$python" -m ensurepip
     fi
@@ -156,11 +176,15 @@ if ! is_filled; then
     fi
     files=(-r requirements.txt)
     what="requirements.txt"
-    if $dev; then files+=(-r requirements-dev.txt) what="requirements.txt and requirements-dev.txt"; fi
+    for part in ${parts[@]+"${parts[@]}"}; do
+        files+=(-r "requirements-$part.txt") what="$what and requirements-$part.txt"
+    done
     step "Installing $what into $env_dir (the first time: minutes)" install "${files[@]}"
     step "Installing pokegemma itself, editable" install --no-deps -e .
     echo "$base_print" >"$stamp"
-    if $dev; then echo "$dev_print" >"$dev_stamp"; fi
+    for part in ${parts[@]+"${parts[@]}"}; do
+        fingerprint requirements.txt pyproject.toml "requirements-$part.txt" >"$stamp-$part"
+    done
     is_filled || fail "$env_dir was filled, but importing pokegemma from $root with it fails; try: $python -I -c 'import pokegemma'"
 fi
 

@@ -3,7 +3,7 @@
 #
 #   DATASET_PATH=training_data ./train_gemma3n.sh   on your data; results in outputs/gemma-3n-E4B-it
 #
-# Its vision tower needs two more packages: pip install -r requirements-gemma3n.txt
+# Its vision tower needs two more packages: ./init.sh --with gemma3n
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

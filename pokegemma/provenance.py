@@ -52,6 +52,11 @@ def _without_secrets(value: Any) -> Any:
 
 def write_run_record(folder: Path, *, stage: str, options: dict[str, Any], **facts: Any) -> None:
     """Write `folder`/run.json: stage, time, commit, versions, resolved options (secrets left out) and `facts`."""
+    write_record(Path(folder) / RUN_FILE, stage=stage, options=options, **facts)
+
+
+def write_record(path: Path, *, stage: str, options: dict[str, Any], **facts: Any) -> None:
+    """Write the same into a file of another name."""
     record = {
         "stage": stage,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -61,8 +66,8 @@ def write_run_record(folder: Path, *, stage: str, options: dict[str, Any], **fac
         "options": _without_secrets(options),
         **facts,
     }
-    with atomic_file(Path(folder) / RUN_FILE) as path:
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
 def read_run_record(folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ Tokens reach the command by its environment alone: they are never printed, nor a
 
 import io
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,10 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import atomic_file
+
+_QUOTED = re.compile(r"""[^\S\r\n]*('(?:\\'|[^'])*'|"(?:\\"|[^"])*")""")
+_COMMENT_AND_END = re.compile(r"(?:[^\S\r\n]+#[^\r\n]*)?[^\S\r\n]*(?:\r\n|\n|\r)?\Z")
 
 
 def read_settings(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
@@ -38,6 +43,55 @@ def read_settings(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
             merged["HF_TOKEN"] = source["HUGGINGFACE_TOKEN"]
             break
     return merged
+
+
+def check_settings(path: Path) -> None:
+    """Refuse a file of settings that cannot be read or replaced.
+
+    Raises:
+        PokegemmaError: a line of it is not NAME=value, or its folder is not there or not writable.
+    """
+    try:
+        read_settings(path, {})
+    except (OSError, UnicodeDecodeError) as error:
+        raise PokegemmaError(f"{path} cannot be read: {error}") from error
+    if path.is_dir() or not os.access(path.resolve().parent, os.W_OK):
+        raise PokegemmaError(f"{path} cannot be written")
+
+
+def write_settings(path: Path, values: Mapping[str, str]) -> None:
+    """Set `values` in the file: in the lines that have them, else in new ones at its end. All other bytes stay.
+
+    Raises:
+        PokegemmaError: a line of it is not NAME=value, or it cannot be written.
+    """
+    check_settings(path)
+    path = path.resolve()  # a link stays one
+    try:
+        text = path.read_bytes().decode() if path.is_file() else ""
+        pieces, missing = ["\ufeff"] if text.startswith("\ufeff") else [], dict(values)
+        for binding in parse_stream(io.StringIO(text, newline="")):
+            line = binding.original.string
+            pieces.append(_assign(line, values[binding.key]) if binding.key in values else line)
+            missing.pop(binding.key, None)
+        end = "\r\n" if "\r\n" in text else "\n"
+        if missing and text and not text.endswith(("\n", "\r")):
+            pieces.append(end)
+        pieces += [f"{name}={value}{end}" for name, value in missing.items()]
+        with atomic_file(path) as temporary:
+            temporary.touch(mode=0o600)  # it holds tokens
+            temporary.write_bytes("".join(pieces).encode())
+            if path.is_file():
+                temporary.chmod(path.stat().st_mode)
+    except OSError as error:
+        raise PokegemmaError(f"{path} could not be written: {error.strerror}") from error
+
+
+def _assign(line: str, value: str) -> str:
+    """Return the text of one setting with another value; its name, comment and line ending stay."""
+    name, _, rest = line.partition("=")
+    quoted = _QUOTED.match(rest)
+    return f"{name}={value}{_COMMENT_AND_END.search(rest, quoted.end() if quoted else 0).group()}"
 
 
 def main() -> None:

@@ -43,6 +43,13 @@ class ConvertOptions:
     eval_fraction: float = field(default=0.1, metadata={"help": "share of the samples held out, in whole sessions"})
     grid_images: bool = field(default=True, metadata={"help": "write each window as one 2x2 picture too"})
     num_workers: int = field(default=0, metadata={"help": "processes; 0 means one for each core"})
+    ray_address: str | None = field(
+        default=None,
+        metadata={
+            "help": "convert on a Ray cluster whose machines share both folders: host:port, ray://host:port, auto, or "
+            "local (one on this machine)"
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier conversion in output_dir"})
     json: bool = field(default=False, metadata={"help": "print the report as JSON"})
 
@@ -70,7 +77,8 @@ def main() -> None:
         Path(options.output_dir),
         window=WindowOptions(options.num_frames, min_frames, options.max_gap_s, options.grid_images),
         eval_fraction=options.eval_fraction,
-        num_workers=options.num_workers or num_cores(),
+        num_workers=options.num_workers or (num_cores() if options.ray_address in (None, "local") else 0),
+        ray_address=options.ray_address,
         overwrite=options.overwrite,
         options={**asdict(options), "min_frames": min_frames},
     )

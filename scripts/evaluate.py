@@ -110,6 +110,7 @@ def main() -> None:
     resolve_view(options)
     layout, folder = options.layout, held_out.parent
     from pokegemma.evaluation import conversation, metrics, predict, report
+    from pokegemma.training.image_size import describe_image_size
 
     available = list(read_samples(held_out))
     samples = report.evenly_spread(available, options.max_samples or len(available))
@@ -146,11 +147,13 @@ def main() -> None:
             decisions, fitted, answers=answers, scores=scores, latency_s=latency_s, seed=options.seed
         )
         result["num_available"] = len(available)
-        model = predictor.model
+        model, vision = predictor.model, predictor.model.config.vision_config
+        result["image_size_px"], result["image_tokens"] = vision.image_size, model.config.mm_tokens_per_image
         facts = {
             "model": options.model_path,
             "data": f"{held_out}: {len(samples)} decisions of {len(available)}, {result['num_sessions']} sessions",
             "layout": layout + (f", {options.max_decisions} decisions at most" if stretches else ""),
+            "image size": describe_image_size(model.config),
             "vision": "from the feature cache, not in the latency" if options.vision_features else "encoded here",
             "ran on": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}",
         }
@@ -162,6 +165,7 @@ def main() -> None:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
         print(f"{report.format_table(result)}\n{report.headline_sentence(result)}")
+        print(f"image size: {facts['image size']}")
         print(f"report: {Path(options.output_dir) / report.REPORT_FILE}")
 
 

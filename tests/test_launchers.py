@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -293,7 +294,7 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     make_dataset(project)
     (project / ".env").write_text("DATASET_PATH=\"data\"  # mine\nOUTPUT_DIR='my runs'\nMAX_STEPS=5\nLAYOUT=grid\n")
     result = launch(
-        project, "--finetuning", "lora", "--max_length=900", LAYOUT="frames", BATCH_SIZE="2",
+        project, "--finetuning", "lora", "--max_length=900", "--image-size", "448", LAYOUT="frames", BATCH_SIZE="2",
         GRAD_ACCUM="3", LEARNING_RATE="1e-4", EVAL_DATASET_PATH="other",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -303,12 +304,13 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     assert calls["validate_training"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs",
         "--contact_sheet", "my runs/contact_sheet.png", "--finetuning", "lora", "--max_length", "900",
+        "--image-size", "448",
         "--per_device_train_batch_size", "2",
     ]  # fmt: skip
     assert calls["sft_pokemon_gemma3"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs/adapter", "--max_steps", "5",
         "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3", "--learning_rate", "1e-4",
-        "--finetuning", "lora", "--max_length=900",
+        "--finetuning", "lora", "--max_length=900", "--image-size", "448",
     ]  # fmt: skip
     assert calls["merge_qlora"] == ["--lora_path", "my runs/adapter", "--output_path", "my runs/merged", "--verify"]
     assert calls["evaluate"] == [
@@ -536,7 +538,8 @@ def bare_project(tmp_path: Path) -> Path:
     """What init.sh needs of the project, and an empty folder of commands, `bin`, to be put first in PATH."""
     folder = tmp_path / "bare project"
     folder.mkdir()
-    for name in ("init.sh", ".env.example", "requirements.txt", "requirements-dev.txt", "pyproject.toml"):
+    requirements = sorted(path.name for path in ROOT.glob("requirements*.txt"))
+    for name in ("init.sh", ".env.example", *requirements, "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "pokegemma", folder / "pokegemma", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "scripts").mkdir()
@@ -643,6 +646,47 @@ def test_init_fills_the_active_environment_once(bare_project, variable):
         requirements.write("# changed\n")
     assert init(bare_project, **variables).returncode == 0
     assert "install" in calls.read_text()
+
+
+def test_init_installs_an_extra_once_and_keeps_it_apart_from_the_test_tools(bare_project):
+    environment = make_environment(bare_project, pip=RECORD_PIP)
+    calls = bare_project.parent / "calls"
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": str(calls)}
+    assert init(bare_project, "--with", "ray", **variables).returncode == 0
+    assert "-r requirements.txt -r requirements-ray.txt\n" in calls.read_text()
+
+    calls.write_text("")
+    for arguments in (["--with", "ray"], [], ["--with", "ray", "--quiet"]):
+        assert init(bare_project, *arguments, **variables).returncode == 0
+    assert calls.read_text() == ""
+
+    assert init(bare_project, "--dev", "--with", "ray", **variables).returncode == 0
+    assert "-r requirements.txt -r requirements-ray.txt -r requirements-dev.txt\n" in calls.read_text()
+
+    calls.write_text("")
+    with (bare_project / "requirements-ray.txt").open("a") as requirements:
+        requirements.write("# changed\n")
+    assert init(bare_project, "--dev", **variables).returncode == 0
+    assert calls.read_text() == ""
+    assert init(bare_project, "--with", "ray", **variables).returncode == 0
+    assert "-r requirements-ray.txt" in calls.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["--with"], ["--with", "nothing"], ["--with", "dev"], ["--with", "--dev"]])
+def test_init_refuses_an_extra_that_is_not_there(bare_project, arguments):
+    result = init(bare_project, *arguments)
+    assert result.returncode == 2
+    name = " ".join(arguments[1:])
+    assert result.stderr.startswith(f"error: ./init.sh --with {name}: no such extra; there are: ")
+    assert " ray" in result.stderr and "dev" not in result.stderr.split("there are")[1]
+    assert not (bare_project / ".venv").exists()
+
+
+def test_every_extra_has_its_pins():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert set(extras) == {path.stem.split("-")[1] for path in ROOT.glob("requirements-*.txt")} - {"dev"}
+    assert [name for name in extras if f"--with {name}" not in (ROOT / "run_tests.sh").read_text()] == []
 
 
 def test_init_leaves_no_stamp_when_an_installation_fails(bare_project):

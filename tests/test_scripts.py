@@ -56,6 +56,14 @@ TABLE = {
         mistake="--model_path {tiny_model} --dataset_path missing --output_dir {out}",
         error="missing/eval.jsonl not found",
     ),
+    "find_batch_size": Calls(
+        success="--dataset_path {toy_dataset} --model_name {tiny_model} --finetuning lora --dataloader_num_workers 0 "
+        "--effective_batch_size 1 --gradient_checkpointing true --trial_steps 2 --output {out}/batch.json",
+        says="take BATCH_SIZE=1 GRAD_ACCUM=1: 1 samples a step",
+        writes=("batch.json",),
+        mistake="--dataset_path missing --model_name {tiny_model}",
+        error="missing not found",
+    ),
     "make_tiny_model": Calls(
         success="--output_dir {out}",
         says="tiny Gemma 3 checkpoint in ",
@@ -77,6 +85,13 @@ TABLE = {
         mistake="--output_dir {out} --num_turns 0",
         error="--num_turns: 0 is not between 1 and 10000",
     ),
+    "setup_wandb": Calls(
+        success="--dry_run",
+        says='    "name": "eval/button_accuracy",',
+        writes=(),
+        mistake="--fixed lora_rank=8",
+        error=f"{ROOT / 'wandb_config.yaml'}: sweep parameter lora_rank is no flag of scripts/sft_pokemon_gemma3.py",
+    ),
     "sft_pokemon_gemma3": Calls(
         success=f"--model_name_or_path {{tiny_model}} --dataset_path {{toy_dataset}} --output_dir {{out}} {TRAINING}",
         says="training done, result in {out}",
@@ -93,7 +108,7 @@ TABLE = {
         error="missing not found",
     ),
 }
-SLOW = {"evaluate", "merge_qlora", "sft_pokemon_gemma3"}
+SLOW = {"evaluate", "find_batch_size", "merge_qlora", "sft_pokemon_gemma3"}
 
 
 def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -234,7 +249,7 @@ def test_a_command_of_readme_exists(words: list[str]) -> None:
 
 
 def test_flags_in_the_text_of_readme_exist() -> None:
-    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | {"--num_processes", "--logdir"}
+    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | {"--num_processes", "--logdir", "--with"}
     assert set(re.findall(r"(?<![\w-])--[A-Za-z]\w*", README)) - known == set()
 
 

@@ -177,7 +177,8 @@ def convert_session(
     """
     session = read_session(folder, data_dir=data_dir)
     converter = SessionConverter(session, session_id, output=output, options=options)
-    (output / "frames" / session_id).mkdir(parents=True, exist_ok=True)
+    for folder in (output / "frames", output / "frames" / session_id):  # not `output`: it may have been removed
+        folder.mkdir(exist_ok=True)
     if options.grid_images:
         (output / "grid_images").mkdir(exist_ok=True)
     with open(shard, "w", encoding="utf-8") as file:

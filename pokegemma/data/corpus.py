@@ -1,27 +1,18 @@
 """Convert a folder of recorded sessions into a dataset: the sessions in parallel, the files in a fixed order."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
 import logging
-import multiprocessing
-import multiprocessing.synchronize
 import os
 import re
 import shutil
-import signal
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from pokegemma import provenance
 from pokegemma.data.conversion_report import REPORT_FILE, build_report, explain_nothing, log_problems
@@ -30,12 +21,12 @@ from pokegemma.data.decisions import clean_text
 from pokegemma.data.samples import dataset_hash
 from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
 from pokegemma.data.splits import choose_eval_sessions
+from pokegemma.data.workers import is_cancelled, map_items
 from pokegemma.errors import CheckFailedError, PokegemmaError
 
 logger = logging.getLogger(__name__)
 
 OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", REPORT_FILE, provenance.RUN_FILE)
-_cancelled: multiprocessing.synchronize.Event | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +46,14 @@ def convert_corpus(
     window: WindowOptions,
     eval_fraction: float,
     num_workers: int,
+    ray_address: str | None = None,
     overwrite: bool = False,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Convert every session at `data_dir` and return the report; the files are the same for any `num_workers`.
+    """Convert every session at `data_dir` and return the report; the files are the same for any number of workers.
 
     Args:
+        num_workers: processes; with `ray_address` workers of that cluster, 0 for one each CPU.
         options: what run.json records as the resolved options.
 
     Raises:
@@ -77,7 +70,12 @@ def convert_corpus(
             _Task(folder, session_id, shards / f"{index:08d}.jsonl", part, window, data_dir)
             for index, (folder, session_id) in enumerate(zip(folders, session_ids(folders), strict=True))
         ]
-        outcomes = _without_copies(tasks, _convert_all(tasks, num_workers=num_workers))
+        # The largest first, so that no worker is left alone with one at the end.
+        results_in_order = map_items(
+            _convert_one, tasks, num_workers=num_workers, ray_address=ray_address, folders=(data_dir, part),
+            size=lambda task: _num_bytes(task.folder / SESSION_FILE), label="converting", unit="session",
+        )  # fmt: skip
+        outcomes = _without_copies(tasks, list(results_in_order))
         results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
         problems = [clean_text(str(outcome)) for outcome in outcomes if isinstance(outcome, SessionError)]
         problems += [clean_text(problem) for result in results for problem in result.problems]
@@ -121,7 +119,7 @@ def session_ids(folders: Sequence[Path]) -> list[str]:
     return ids
 
 
-def _convert_one(task: _Task) -> SessionResult | SessionError:
+def _convert_one(task: _Task, _: None) -> SessionResult | SessionError:
     try:
         return convert_session(
             task.folder,
@@ -130,7 +128,7 @@ def _convert_one(task: _Task) -> SessionResult | SessionError:
             output=task.output,
             options=task.options,
             data_dir=task.data_dir,
-            cancelled=lambda: _cancelled is not None and _cancelled.is_set(),
+            cancelled=is_cancelled,
         )
     except SessionError as error:
         return error
@@ -162,56 +160,6 @@ def _remove_session(task: _Task) -> None:
                 (task.output / image).unlink()
     task.shard.unlink()
     shutil.rmtree(task.output / "frames" / task.session_id)
-
-
-def _start_worker(cancelled: multiprocessing.synchronize.Event) -> None:
-    global _cancelled
-    _cancelled = cancelled
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which sets the event
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker would have the parent's handler
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent_id: int) -> None:
-    """End this worker soon after a parent that was killed: an idle worker waits for work for ever.
-
-    A forked worker's sentinel stays open in its siblings, so the parent's id counts too (forkserver: its server's).
-    """
-    parent = multiprocessing.parent_process()
-    while os.getppid() == parent_id and (parent is None or parent.is_alive()):
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _convert_all(tasks: Sequence[_Task], *, num_workers: int) -> list[SessionResult | SessionError]:
-    """Return what became of each session, in the order of `tasks`."""
-    num_workers = min(num_workers, len(tasks))
-    with tqdm(total=len(tasks), desc="converting", unit="session") as progress:
-        if num_workers <= 1:
-            outcomes = []
-            for task in tasks:
-                outcomes.append(_convert_one(task))
-                progress.update()
-            return outcomes
-        cancelled = multiprocessing.Event()
-        with concurrent.futures.ProcessPoolExecutor(
-            num_workers, initializer=_start_worker, initargs=(cancelled,)
-        ) as executor:
-            # The largest first, so that no worker is left alone with one at the end.
-            order = sorted(range(len(tasks)), key=lambda index: -_num_bytes(tasks[index].folder / SESSION_FILE))
-            futures = {executor.submit(_convert_one, tasks[index]): index for index in order}
-            done: dict[int, SessionResult | SessionError] = {}
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    done[futures[future]] = future.result()
-                    progress.update()
-            except BrokenProcessPool as error:
-                raise PokegemmaError("a worker process was killed (out of memory?); try --num_workers 1") from error
-            except BaseException:
-                cancelled.set()
-                executor.shutdown(cancel_futures=True)  # waits: a worker still writing would keep the folder
-                raise
-        return [done[index] for index in range(len(tasks))]
 
 
 def _num_bytes(path: Path) -> int:
@@ -268,6 +216,10 @@ def _part_folder(output_dir: Path) -> Iterator[Path]:
         raise PokegemmaError(f"--output_dir {output_dir} could not be written: {error}") from error
     finally:
         if part is not None:
+            # A worker on another machine may still write: under the old name it cannot.
+            gone = part.with_name(f"{part.stem}.gone.part")
+            with contextlib.suppress(OSError):
+                part = part.rename(gone)
             shutil.rmtree(part, ignore_errors=True)
         if created:
             with contextlib.suppress(OSError):

@@ -18,6 +18,8 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training.collator import IGNORED_LABEL
+from pokegemma.training.converter_files import write_converter_files
+from pokegemma.training.image_size import adapter_image_size, describe_image_size
 from pokegemma.training.models import (
     Dtype,
     copy_tokenizer_model,
@@ -185,8 +187,10 @@ def merge(
     check_base(base, run)
     layout = run.get("options", {}).get("layout", "grid")
     with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
-        processor = load_processor(base)
-        model: Any = load_model(base, dtype="float32", device=device)
+        image_size = adapter_image_size(adapter)
+        processor = load_processor(base, image_size)
+        model: Any = load_model(base, image_size_px=image_size, dtype="float32", device=device)
+        logger.info("image size: %s", describe_image_size(model.config))
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
         _check_disk(output, int(1.02 * num_bytes) + 64 * 2**20)
         logits: dict[str, torch.Tensor] = {}
@@ -210,6 +214,7 @@ def merge(
             raise PokegemmaError(f"{output} could not be written: {error}") from error
         processor.save_pretrained(folder)
         copy_tokenizer_model(base, folder)
+        write_converter_files(processor, folder)
         del model
         verification = None
         if samples:
@@ -225,7 +230,7 @@ def merge(
             check(verification)
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
-            folder, stage="merge", options=options,
+            folder, stage="merge", options=options, image_size_px=processor.image_processor.size["height"],
             training=run or None, verification=verification and vars(verification),
         )  # fmt: skip
     return verification

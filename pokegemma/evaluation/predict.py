@@ -21,6 +21,7 @@ from pokegemma.evaluation.plain_scores import score_by_rows
 from pokegemma.training import models
 from pokegemma.training.collator import ButtonTokens, Example
 from pokegemma.training.families import FAMILIES, family_of, require_exact
+from pokegemma.training.image_size import adapter_image_size
 from pokegemma.training.masks import TRUNK, attention_masks, mask_dtype
 from pokegemma.training.processor_collator import Collator, make_collator
 from pokegemma.training.vision import encode_pictures
@@ -287,7 +288,7 @@ def load_predictor(
     else:
         try:
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            bare = models.load_model(base, dtype=dtype, device=where)
+            bare = models.load_model(base, image_size_px=adapter_image_size(folder), dtype=dtype, device=where)
             # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
             model = peft.PeftModel.from_pretrained(bare, str(folder)).get_base_model().eval()
         except (OSError, KeyError, ValueError, RuntimeError) as error:

@@ -169,7 +169,7 @@ def require_packages(family: Family, *, where: str) -> None:
     if family is FAMILIES["gemma3n"] and not is_timm_available():
         raise PokegemmaError(
             f"{where}: the vision tower of {family.name} needs timm and torchvision; "
-            "install them with: pip install -r requirements-gemma3n.txt"
+            "install them with: ./init.sh --with gemma3n"
         )
 
 
@@ -202,8 +202,8 @@ def check_checkpointing(config: PreTrainedConfig, *, reentrant: bool) -> None:
     """
     if reentrant and getattr(config.get_text_config(), "num_kv_shared_layers", 0):
         raise PokegemmaError(
-            f"reentrant gradient checkpointing, which adapters need under DeepSpeed ZeRO-3, gives {family_of(config).name} "
-            "wrong gradients (its layers share keys and values); use accelerate_configs/fsdp2.yaml, or "
+            "reentrant gradient checkpointing, which adapters need under DeepSpeed ZeRO-3, gives "
+            f"{family_of(config).name} wrong gradients (its layers share keys and values); use accelerate_configs/fsdp2.yaml, or "
             "--gradient_checkpointing false"
         )
 

@@ -100,4 +100,5 @@ def check_model_access(model: str) -> Check:
         return Check(name, "FAIL", f"{model}: {problems[0]}", tuple(problems))
     config = load_config(model)
     layers, width = config.text_config.num_hidden_layers, config.text_config.hidden_size
-    return Check(name, "PASS", f"{model}: {family_of(config).name}, {layers} layers, {width} wide; config, weights and processor whole")
+    found = f"{family_of(config).name}, {layers} layers, {width} wide"
+    return Check(name, "PASS", f"{model}: {found}; config, weights and processor whole")

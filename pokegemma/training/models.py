@@ -32,7 +32,8 @@ from transformers.utils import cached_file
 
 from pokegemma.data import prompts
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.families import Family, attention_of_parts, find_family, require_packages
+from pokegemma.training.families import Family, attention_of_parts, find_family, require_exact, require_packages
+from pokegemma.training.image_size import resize_config, resize_model, resize_processor
 from pokegemma.training.processors import Gemma4PictureProcessor, load_gemma3n_processor
 from pokegemma.training.vision import accept_compact_batches
 
@@ -111,14 +112,19 @@ def read_family(path: str | Path) -> Family:
     return find_family(config.get("model_type"), where=str(path))
 
 
-def load_config(path: str | Path) -> PreTrainedConfig:
-    """Return the config of a Gemma 3, 3n or 4 vision-language checkpoint.
+def load_config(path: str | Path, image_size_px: int | None = None) -> PreTrainedConfig:
+    """Return the config of a Gemma 3, 3n or 4 with vision, for pictures of `image_size_px` (None: its own).
 
     Raises:
-        PokegemmaError: there is none at `path`, it is of another architecture, or needs packages that are missing.
+        PokegemmaError: there is none at `path`, it is of another architecture, needs packages that are missing, or
+            the size does not fit.
     """
     require_packages(read_family(path), where=str(path))
-    return _load("config", path, AutoConfig.from_pretrained)
+    config = _load("config", path, AutoConfig.from_pretrained)
+    if image_size_px is not None:
+        require_exact(config, "--image_size")
+        resize_config(config, image_size_px)
+    return config
 
 
 def _processor_loader(path: str | Path) -> Callable[[str], Any]:
@@ -132,24 +138,31 @@ def _processor_loader(path: str | Path) -> Callable[[str], Any]:
     )
 
 
-def load_processor(path: str | Path) -> Any:
+def load_processor(path: str | Path, image_size_px: int | None = None) -> Any:
     """Return the processor of a checkpoint, with the PIL image processor (torchvision is optional).
+
+    An adapter's folder has its own, which says the size of its pictures.
 
     Raises:
         PokegemmaError: it could not be loaded, or has no chat template.
     """
+    if not (Path(path) / "adapter_config.json").is_file() and image_size_px is not None:
+        config = load_config(path, image_size_px)
     processor = _load("processor", path, _processor_loader(path))
     if isinstance(processor, Gemma3Processor):
         # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be saved.
         processor.image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
     if not processor.chat_template:
         raise PokegemmaError(f"{path}: the processor has no chat template; take an instruction-tuned (-it) checkpoint")
+    if image_size_px is not None:
+        resize_processor(processor, config)
     return processor
 
 
 def load_model(
     path: str | Path,
     *,
+    image_size_px: int | None = None,
     dtype: Dtype = "float32",
     device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
@@ -157,16 +170,19 @@ def load_model(
 ) -> PreTrainedModel:
     """Return a checkpoint in eval mode, on `device` (None: left where transformers puts it).
 
+    Its pictures have `image_size_px` (None: the checkpoint's own size); the position embeddings are interpolated.
     `options` go to `from_pretrained` (a quantization_config, say).
 
     Raises:
-        PokegemmaError: it could not be loaded, or the attention would be wrong.
+        PokegemmaError: it could not be loaded, the size does not fit, or attention would be wrong.
     """
-    attention = attention_of_parts(load_config(path), attn_implementation)
+    attention = attention_of_parts(load_config(path, image_size_px), attn_implementation)
     model = _load(
         "model", path, AutoModelForImageTextToText.from_pretrained,
         dtype=getattr(torch, dtype), attn_implementation=attention, **options,
     )  # fmt: skip
+    if image_size_px is not None:
+        resize_model(model, image_size_px)
     if device is not None:
         try:
             model = model.to(device)

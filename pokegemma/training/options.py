@@ -114,7 +114,8 @@ class ModelOptions(ModelConfig):
     """What to train. The defaults fit google/gemma-3-4b-it on a GPU with 24 GB."""
 
     model_name_or_path: str = field(
-        default=DEFAULT_MODEL, metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
+        default=DEFAULT_MODEL,
+        metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder.", "aliases": ["--model_name"]},
     )
     dtype: str = field(
         default="auto",
@@ -135,6 +136,10 @@ class ModelOptions(ModelConfig):
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Also train SigLIP."})
     train_projector: bool = field(default=False, metadata={"help": "Also train the projector, in full."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Pixels a side of a picture: at 448 it has 64 tokens, not 256. Default: the model's (896)."},
+    )
     use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
 
     def __post_init__(self) -> None:

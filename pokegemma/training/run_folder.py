@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _FIXED_OPTIONS = (
     "layout",
+    "image_size",
     "finetuning",
     "lora_r",
     "lora_alpha",
@@ -81,7 +82,7 @@ def clear_output(folder: Path) -> None:
 
 
 def check_resumed(checkpoint: Path, *, options: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Refuse to continue a run on another base model, with other data, layout or adapter.
+    """Refuse to continue a run on another base model, with other data, layout, picture size or adapter.
 
     Raises:
         PokegemmaError: one of them is not that of the run's run.json.

@@ -3,18 +3,16 @@
 import dataclasses
 import itertools
 import logging
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.data.samples import Sample, dataset_files, dataset_hash, read_samples
@@ -22,6 +20,7 @@ from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
 from pokegemma.training.collator import Example, Row
+from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.families import FAMILIES, Family, check_checkpointing, require_exact, set_fsdp_layers
 from pokegemma.training.models import (
     copy_tokenizer_model,
@@ -34,6 +33,7 @@ from pokegemma.training.models import (
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.processor_collator import Collator, make_collator
 from pokegemma.training.run_folder import check_output, check_resumed, clear_output
+from pokegemma.training.tracking import track
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
 from pokegemma.training.vision import PROJECTOR, TOWER
 from pokegemma.training.vision_features import prepare_cache
@@ -168,7 +168,8 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrain
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
     model = load_model(
-        options.model_name_or_path, dtype=options.dtype, attn_implementation=options.attn_implementation, **extra,
+        options.model_name_or_path, image_size_px=options.image_size, dtype=options.dtype,
+        attn_implementation=options.attn_implementation, **extra,
     )  # fmt: skip
     model.config.use_cache = False
     if options.finetuning == "full":
@@ -217,8 +218,17 @@ def check_features(data: DataOptions, options: ModelOptions) -> None:
         )
 
 
-def train(data: DataOptions, training: TrainingOptions, model_options: ModelOptions) -> bool:
+def train(
+    data: DataOptions,
+    training: TrainingOptions,
+    model_options: ModelOptions,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> bool:
     """Train, and write the adapter (or the model), processor, curves and run.json to `training.output_dir`.
+
+    Args:
+        callbacks: more of them, called before ours.
 
     Returns:
         Whether training came to its end; False after SIGTERM or SIGINT, which leave a checkpoint only.
@@ -241,15 +251,16 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
         output_dir, sources=[*files.values(), Path(base)], overwrite=data.overwrite,
         resume=training.resume_from_checkpoint,
     )  # fmt: skip
-    processor, config, family = load_processor(base), load_config(base), read_family(base)
+    if model_options.image_size == getattr(load_config(base).vision_config, "image_size", None):
+        model_options.image_size = None  # the checkpoint's own: the same run as without the option
+    config, family = load_config(base, model_options.image_size), read_family(base)
+    processor = load_processor(base, model_options.image_size)
     for option, used in (("--vision_features", data.vision_features), ("--samples_per_row", data.samples_per_row > 1)):
         if used:
             require_exact(config, option)
     max_length = training.max_length or config.text_config.max_position_embeddings
     # Rows name their pictures by absolute paths, so the folder is not used.
-    collator = make_collator(
-        processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row
-    )
+    collator = make_collator(processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row)
     for path in files.values():
         check_lengths(path, read_examples(path, data), collator, max_length=max_length)
     options = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
@@ -257,6 +268,7 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     facts = {
         "base_model": base, "base_fingerprint": weights_fingerprint(base), "seed": training.seed,
         "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
+        "image_size_px": config.vision_config.image_size, "image_tokens": config.mm_tokens_per_image,
     }  # fmt: skip
     if checkpoint is not None:
         check_resumed(checkpoint, options=options, facts=facts)
@@ -280,12 +292,13 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
     datasets = {split: load_dataset(path, data, cache_dir=cache_dir) for split, path in files.items()}
     for split, dataset in datasets.items():
         logger.info("%s: %d rows of %s", split, len(dataset), files[split])
-    track(training)
+    track(training.report_to)
     stop = StopOnSignal()
     try:
         trainer = PokemonTrainer(
             model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
-            data_collator=collator, processing_class=processor, callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
+            data_collator=collator, processing_class=processor,
+            callbacks=[*callbacks, stop, EvaluateAtEnd(), CurvePlotter()],
             peft_config=adapter,
         )  # fmt: skip
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
@@ -306,22 +319,10 @@ def train(data: DataOptions, training: TrainingOptions, model_options: ModelOpti
             trainer.save_state()
             if trainer.is_world_process_zero() and not model_options.use_peft:
                 copy_tokenizer_model(base, output_dir)
+                write_converter_files(processor, output_dir)
         record(
             "interrupted" if stop.stopped else "completed", global_step=state.global_step,
             best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric,
         )  # fmt: skip
     trainer.accelerator.end_training()
     return not stop.stopped
-
-
-def track(training: TrainingOptions) -> None:
-    """Give Weights & Biases the settings of wandb_config.yaml; what the environment sets already wins."""
-    path = Path(__file__).resolve().parents[2] / "wandb_config.yaml"
-    if "wandb" not in training.report_to or not path.is_file():
-        return
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for name in ("project", "entity", "tags", "mode"):
-        value = settings.get(name)
-        if value:
-            text = ",".join(value) if isinstance(value, list) else str(value)
-            os.environ.setdefault(f"WANDB_{name.upper()}", text)

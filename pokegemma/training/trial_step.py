@@ -55,14 +55,22 @@ def _write_step_dataset(split: Split, folder: Path, *, layout: Layout, max_decis
     return samples
 
 
-def _compare(folder: Path, model_path: str, samples: list[Sample], collator: Collator, finetuning: str) -> float:
+def _compare(
+    folder: Path,
+    model_path: str,
+    samples: list[Sample],
+    collator: Collator,
+    *,
+    finetuning: str,
+    image_size: int | None,
+) -> float:
     """Reload what was saved and return the largest difference of a logit to the base model's on one sample."""
     batch = collator(samples[:1])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     batch = {key: value.to(device) for key, value in batch.items() if key != "labels"}
     with torch.inference_mode():
-        base = load_model(model_path, dtype=dtype, device=device)
+        base = load_model(model_path, image_size_px=image_size, dtype=dtype, device=device)
         before = base(**batch, logits_to_keep=32).logits.float().cpu()
         if finetuning == "full":
             del base
@@ -86,6 +94,7 @@ def check_step(
     max_length: int | None,
     seed: int,
     max_decisions: int = 16,
+    image_size: int | None = None,
 ) -> Check:
     """Load, train one step on the longest samples, save, reload: fail if any of it does, or nothing was learned.
 
@@ -109,6 +118,7 @@ def check_step(
             "gradient_accumulation_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "logging_steps": 1,
             "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "dataloader_num_workers": 0,
             **({"max_length": max_length} if max_length else {}),
+            **({"image_size": image_size} if image_size else {}),
         }  # fmt: skip
         arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         try:
@@ -130,8 +140,9 @@ def check_step(
         if not losses or not math.isfinite(losses[0]):
             return Check(name, "FAIL", f"the loss is {losses[0] if losses else 'missing'}", log)
         try:
-            collator = make_collator(load_processor(model), layout=layout, dataset_folder=dataset)
-            difference = _compare(output, model, samples, collator, finetuning)
+            processor = load_processor(model, image_size)
+            collator = make_collator(processor, layout=layout, dataset_folder=dataset)
+            difference = _compare(output, model, samples, collator, finetuning=finetuning, image_size=image_size)
         except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
             return Check(name, "FAIL", f"what was saved does not load: {' '.join(str(error).split())[:300]}", log)
     if not difference:

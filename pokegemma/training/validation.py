@@ -52,6 +52,7 @@ class Plan:
     step_command: Sequence[str] | None
     max_decisions: int = 16
     overlap_decisions: int = 2
+    image_size: int | None = None
 
     @property
     def splits(self) -> list[Split]:
@@ -96,7 +97,7 @@ def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
     else:
         yield check_step(
             plan.step_command, plan.train, model=plan.model, layout=plan.layout, max_decisions=plan.max_decisions,
-            finetuning=plan.finetuning, max_length=plan.max_length, seed=plan.seed,
+            finetuning=plan.finetuning, image_size=plan.image_size, max_length=plan.max_length, seed=plan.seed,
         )  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def disk_needs(
 
 
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
-    config, processor = load_config(plan.model), load_processor(plan.model)
+    config, processor = load_config(plan.model, plan.image_size), load_processor(plan.model, plan.image_size)
     bytes_per_weight = 2 if automatic_dtype(plan.finetuning) == "bfloat16" else 4
     size = preflight.measure_model(config)
     needs = disk_needs(
@@ -169,8 +170,7 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
     )  # fmt: skip
     yield preflight.check_disk(needs)
     collators = {
-        split.name: make_collator(processor, layout=plan.layout, dataset_folder=split.folder)
-        for split in plan.splits
+        split.name: make_collator(processor, layout=plan.layout, dataset_folder=split.folder) for split in plan.splits
     }
     check, lengths = preflight.check_token_lengths(
         plan.splits,

@@ -37,7 +37,7 @@ def test_a_model_that_sees_nothing_is_refused_with_one_that_does(model_type: str
 @pytest.mark.skipif(is_timm_available(), reason="timm is here")
 def test_gemma_3n_without_timm_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma3n"}')
-    with pytest.raises(PokegemmaError, match=r"timm and torchvision.*requirements-gemma3n.txt"):
+    with pytest.raises(PokegemmaError, match=r"timm and torchvision.*--with gemma3n"):
         models.load_config(tmp_path)
 
 

@@ -1,0 +1,509 @@
+"""Time training steps of stock TRL and ours on the same samples, in one run, and compare their losses step by step.
+
+    python benchmarks/train_throughput.py
+
+Each row is a process of its own, so that its peak memory is its own; the rows take turns. On a CPU the model has the
+proportions of Gemma-3-4B (a quarter of its width, and a tower that costs as much of the language model's work for a
+picture); on a GPU it has the real shape in bfloat16. Weights are random: they cost the same time as trained ones.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pokegemma import cli
+from pokegemma.data.convert import WindowOptions
+from pokegemma.data.corpus import convert_corpus
+from pokegemma.data.prompts import build_messages
+from pokegemma.data.samples import read_samples
+from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.play.toy_recorder import record_sessions
+from pokegemma.provenance import git_commit, package_versions
+
+LOSS_TOLERANCE = {"cpu": 1e-4, "cuda": 5e-2}
+"""Largest difference of a step's loss to stock TRL's: float32 on a CPU, bfloat16 on a GPU."""
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What is trained on, and how often each row is timed."""
+
+    dataset_path: str | None = field(default=None, metadata={"help": "folder with train.jsonl; default: the toy game"})
+    samples_per_step: int = field(default=4, metadata={"help": "samples of a forward pass (and of an optimizer step)"})
+    max_decisions: int = field(default=8, metadata={"help": "decisions of a trajectory, which is a step"})
+    num_steps: int = field(default=3, metadata={"help": "steps that are timed, after one that is not"})
+    repeats: int = field(default=2, metadata={"help": "how often each row is run"})
+    rows: str | None = field(default=None, metadata={"help": "only rows whose name holds this; stock TRL always runs"})
+    row: str | None = field(default=None, metadata={"help": "internal: run one row (JSON) and print what it measured"})
+    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train. `checkpointing` is TRL's default, gradient checkpointing."""
+
+    name: str
+    stock: bool = False
+    layout: str = "frames"
+    cached: bool = False
+    checkpointing: bool = True
+    samples_per_row: int = 1
+    image_scale: int = 1
+
+    @property
+    def comparable(self) -> bool:
+        """Whether each step shows what the first row's shows, so that losses must be equal."""
+        return self.layout == "frames" and self.image_scale == 1
+
+
+ROWS = (
+    Row("stock TRL, four images", stock=True),
+    Row("stock TRL, four images, no checkpointing", stock=True, checkpointing=False),
+    Row("frames"),
+    Row("frames, cached"),
+    Row("frames, cached, no checkpointing", cached=True, checkpointing=False),
+    Row("frames, cached, 4 a row", cached=True, samples_per_row=4),
+    Row("frames, cached, 4 a row, no checkpointing", cached=True, samples_per_row=4, checkpointing=False),
+    Row("grid", layout="grid"),
+    Row("grid, cached, no checkpointing", layout="grid", cached=True, checkpointing=False),
+    Row("grid, cached, 4 a row, no checkpointing", layout="grid", cached=True, samples_per_row=4, checkpointing=False),
+    Row("trajectory", layout="trajectory"),
+    Row("trajectory, cached", layout="trajectory", cached=True),
+    Row("trajectory, cached, no checkpointing", layout="trajectory", cached=True, checkpointing=False),
+    Row("frames, half the image size", image_scale=2),
+    Row("frames, half the image size, cached, no checkpointing", image_scale=2, cached=True, checkpointing=False),
+    Row(
+        "trajectory, half the image size, cached, no checkpointing",
+        layout="trajectory", image_scale=2, cached=True, checkpointing=False,
+    ),
+)  # fmt: skip
+ROWS = tuple(replace(row, cached=row.cached or "cached" in row.name) for row in ROWS)
+
+
+def shapes(*, on_gpu: bool) -> dict[str, Any]:
+    """Return the config of the model: Gemma-3-4B's, or one of its proportions that two CPU cores can train."""
+    if on_gpu:
+        text = {
+            "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256, "vocab_size": 262208,
+        }  # fmt: skip
+        vision = {
+            "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+            "image_size": 896,
+        }  # fmt: skip
+    else:
+        text = {
+            "hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 128, "query_pre_attn_scalar": 128,
+        }  # fmt: skip
+        vision = {
+            "hidden_size": 384, "intermediate_size": 1434, "num_hidden_layers": 6, "num_attention_heads": 6,
+            "image_size": 448,
+        }  # fmt: skip
+    kinds = [
+        "full_attention" if number % 6 == 5 else "sliding_attention" for number in range(text["num_hidden_layers"])
+    ]
+    if not on_gpu:
+        kinds[-1] = "full_attention"
+    return {"text": {**text, "sliding_window": 1024, "layer_types": kinds}, "vision": {**vision, "patch_size": 14}}
+
+
+def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
+    """Return (model, processor): random weights, the same for each call, in float32 or on a GPU in bfloat16."""
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, set_seed
+
+    from pokegemma.training import models
+
+    on_gpu = torch.cuda.is_available()
+    shape = shapes(on_gpu=on_gpu)
+    shape["vision"]["image_size"] //= image_scale
+    size, num_tokens = shape["vision"]["image_size"], 256 // image_scale**2
+    if not (folder / "config.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        models.make_tiny_gemma3(folder, image_size_px=size, num_image_tokens=num_tokens)
+    config = Gemma3Config.from_pretrained(folder)
+    for part, values in (("text_config", shape["text"]), ("vision_config", shape["vision"])):
+        for name, value in values.items():
+            setattr(getattr(config, part), name, value)
+    config._attn_implementation = "sdpa"
+    set_seed(0)
+    with torch.device("cuda" if on_gpu else "cpu"):
+        torch.set_default_dtype(torch.bfloat16 if on_gpu else torch.float32)
+        model = Gemma3ForConditionalGeneration(config)
+        torch.set_default_dtype(torch.float32)
+    models._make_teachable(model)
+    model.config.use_cache = False
+    return model, models.load_processor(folder)
+
+
+class PeakMemory:
+    """The highest memory since `start`, above what was in use then: the step's own, not the weights'."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.cuda = torch.cuda.is_available()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again
+            self.before = self._status("VmRSS")
+
+    def peak_mib(self) -> float:
+        import torch
+
+        high = torch.cuda.max_memory_allocated() if self.cuda else self._status("VmHWM")
+        return (high - self.before) / 2**20
+
+    def _status(self, name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
+def stock_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions, arguments: dict[str, Any]) -> Any:
+    """Return TRL's SFTTrainer with its own collator; pictures are opened as it asks for them."""
+    from datasets import Dataset, Image, Sequence
+    from trl import SFTConfig, SFTTrainer
+
+    from pokegemma.training import sft
+    from pokegemma.training.options import ModelOptions
+
+    folder = Path(options.dataset_path)
+    rows = []
+    for sample in islice(read_samples(folder / "train.jsonl"), (options.num_steps + 1) * options.samples_per_step):
+        user, answer = build_messages(sample, "frames")
+        rows.append(
+            {"prompt": [user], "completion": [answer], "images": [str(folder / path) for path in sample.frames]}
+        )
+    dataset = Dataset.from_list(rows).cast_column("images", Sequence(Image()))
+    # What TRL cannot do without: its default max_length of 1024 would cut the pictures.
+    config = SFTConfig(**arguments, max_length=None)
+    return SFTTrainer(
+        model=model, args=config, train_dataset=dataset, processing_class=processor,
+        peft_config=sft.lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
+    )  # fmt: skip
+
+
+def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions, arguments: dict[str, Any]) -> Any:
+    """Return our trainer on the same samples in the same order."""
+    import itertools
+
+    import torch
+    from datasets import Dataset
+
+    from pokegemma.training import sft
+    from pokegemma.training.collator import Gemma3Collator
+    from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+    from pokegemma.training.trainer import PokemonTrainer
+    from pokegemma.training.vision import accept_compact_batches
+    from pokegemma.training.vision_features import prepare_cache
+
+    accept_compact_batches(model)
+    path = Path(options.dataset_path) / "train.jsonl"
+    data = DataOptions(dataset_path=str(path), layout=row.layout, max_decisions=options.max_decisions)
+    trajectories = row.layout == "trajectory"
+    number = (options.num_steps + 1) * (1 if trajectories else options.samples_per_step)
+    examples = list(itertools.islice(sft.read_examples(path, data), number))
+    if trajectories:
+        arguments["per_device_train_batch_size"] = 1
+        rows = [
+            {"samples": [sample.to_json() for sample in one.samples], "num_context": one.num_context}
+            for one in examples
+        ]
+    else:
+        rows = [{"sample": one.to_json()} for one in examples]
+    collator = Gemma3Collator(
+        processor=processor, layout=row.layout, dataset_folder=Path(), samples_per_row=row.samples_per_row
+    )
+    if row.cached:
+        paths = (picture for one in examples for picture in collator.picture_paths(one))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder = Path(options.dataset_path).parent / f"features_{row.image_scale}"
+        collator.features = prepare_cache(folder, model, processor, paths, device=device)
+    return PokemonTrainer(
+        model=model, args=TrainingOptions(**arguments), train_dataset=Dataset.from_list(rows), data_collator=collator,
+        processing_class=processor, peft_config=sft.lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
+    )  # fmt: skip
+
+
+def run_row(row: Row, options: BenchmarkOptions) -> dict[str, Any]:
+    """Train a few steps and return losses, seconds a step, decisions and tokens a step, tower calls, peak memory."""
+    import torch
+    from torch.utils.data import SequentialSampler
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import TrainerCallback
+
+    folder = Path(options.dataset_path).parent
+    model, processor = make_model(folder / f"processor_{row.image_scale}", image_scale=row.image_scale)
+    arguments = {
+        "output_dir": str(folder / "out"), "max_steps": options.num_steps + 1, "learning_rate": 1e-4,
+        "per_device_train_batch_size": options.samples_per_step, "gradient_accumulation_steps": 1, "warmup_steps": 0,
+        "lr_scheduler_type": "constant", "logging_steps": 1, "report_to": "none", "save_strategy": "no", "seed": 0,
+        "use_cpu": not torch.cuda.is_available(), "bf16": torch.cuda.is_available(),
+        "gradient_checkpointing": row.checkpointing,
+    }  # fmt: skip
+    if not row.stock:
+        arguments |= {"eval_strategy": "no", "dataloader_num_workers": 2 if torch.cuda.is_available() else 0}
+    build = stock_trainer if row.stock else our_trainer
+    trainer = build(row, model, processor, options, arguments)
+    trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)  # the same order for all
+    ends: list[float] = []
+    towers = {"calls": 0, "pictures": 0}
+    decisions: list[int] = []
+    tokens: list[int] = []
+    counter = FlopCounterMode(display=False)
+
+    def see_tower(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        towers["calls"] += 1
+        towers["pictures"] += len(kwargs["pixel_values"])
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 0:
+                counter.__enter__()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if state.global_step == 1:
+                counter.__exit__(None, None, None)
+            ends.append(time.perf_counter())
+
+    training_step = trainer.training_step
+
+    def count_and_train(inner: Any, inputs: dict[str, Any], *rest: Any, **others: Any) -> Any:
+        starts = torch.nn.functional.pad((inputs["labels"] != -100).long(), (1, 0)).diff(dim=1)
+        decisions.append(int((starts == 1).sum()))
+        tokens.append(int(inputs["attention_mask"].sum()))
+        return training_step(inner, inputs, *rest, **others)
+
+    trainer.training_step = count_and_train
+    tower = next(module for name, module in trainer.model.named_modules() if name.endswith("vision_tower"))
+    tower.register_forward_pre_hook(see_tower, with_kwargs=True)
+    trainer.add_callback(Clock())
+    memory = PeakMemory()
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "losses": losses, "step_s": [b - a for a, b in pairwise(ends)], "decisions": decisions[1:],
+        "tokens": tokens[1:], "tower_calls": towers["calls"] / len(losses),
+        "pictures": towers["pictures"] / sum(decisions),
+        "teraflop": counter.get_total_flops() / 1e12 / decisions[0], "peak_mib": memory.peak_mib(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "on_gpu": torch.cuda.is_available(),
+    }  # fmt: skip
+
+
+def stock_loss_of_trajectory(options: BenchmarkOptions) -> float:
+    """Return the loss of the first trajectory by stock parts: a row for each decision, with all that came before it."""
+    import torch
+    from PIL import Image
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    from pokegemma.data.prompts import build_trajectory_messages, trajectory_images
+    from pokegemma.data.trajectories import Trajectory, cut_trajectories
+
+    folder = Path(options.dataset_path)
+    model, processor = make_model(folder.parent / "processor_1", image_scale=1)
+    collator = DataCollatorForVisionLanguageModeling(processor=processor, max_length=None, completion_only_loss=True)
+    samples = read_samples(folder / "train.jsonl")
+    trajectory = next(cut_trajectories(samples, max_decisions=options.max_decisions, overlap=0))
+    total, number = 0.0, 0
+    for end in range(1, len(trajectory.samples) + 1):
+        part = Trajectory(trajectory.samples[:end])
+        messages = build_trajectory_messages(part)
+        images = [Image.open(folder / path).convert("RGB") for path in trajectory_images(part)]
+        batch = collator([{"prompt": messages[:-1], "completion": messages[-1:], "images": images}])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+        num_tokens = int((batch["labels"] != -100).sum())
+        with torch.no_grad():
+            total += model(**batch).loss.item() * num_tokens
+        number += num_tokens
+    return total / number
+
+
+def proportions() -> dict[str, float]:
+    """Return the tower's FLOPs for a picture in units of the language model's for a token: the 4B's, and this one's.
+
+    Forward, linear layers and attention within a picture; without attention between tokens and the LM head.
+    """
+    result = {}
+    for name, on_gpu in (("Gemma-3-4B", True), ("this model", False)):
+        shape = shapes(on_gpu=on_gpu)
+        text, vision = shape["text"], shape["vision"]
+        width, heads = text["hidden_size"], text["head_dim"]
+        attention = 2 * width * heads * (text["num_attention_heads"] + text["num_key_value_heads"])
+        token = 2 * text["num_hidden_layers"] * (attention + 3 * width * text["intermediate_size"])
+        patches, inner = (vision["image_size"] // 14) ** 2, vision["hidden_size"]
+        layer = 4 * inner**2 + 2 * inner * vision["intermediate_size"]
+        picture = vision["num_hidden_layers"] * (2 * patches * layer + 4 * patches**2 * inner)
+        result[name] = picture / token
+    return result
+
+
+def matrix_rate() -> float | None:
+    """Return the chip's teraFLOP a second at a large bfloat16 matrix product; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(5):
+        a @ b
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(20):
+        a @ b
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (time.perf_counter() - began) / 1e12
+
+
+def call(options: BenchmarkOptions, task: dict[str, Any]) -> Any:
+    """Run one task in a process of its own and return what it measured."""
+    given = {**asdict(options), "row": json.dumps(task), "json": True, "rows": None}
+    arguments = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PokegemmaError(f"{task}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_task(options: BenchmarkOptions) -> Any:
+    """Do what `call` asked for."""
+    task = json.loads(options.row)
+    if task == "trajectory loss":
+        return stock_loss_of_trajectory(options)
+    if task == "matrix rate":
+        return matrix_rate()
+    return run_row(Row(**task), options)
+
+
+def record_dataset(folder: Path) -> Path:
+    """Record and convert sessions of the toy game: four frames a sample, the longest of a session its trajectory."""
+    record_sessions(folder / "recorded", num_sessions=8, seed=0, num_turns=24)
+    convert_corpus(
+        folder / "recorded" / "runs", folder / "dataset", window=WindowOptions(), eval_fraction=0.1, num_workers=2
+    )
+    return folder / "dataset"
+
+
+def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
+    """Run all rows by turns and return what each measured, with its ratio to the first."""
+    chosen = [row for row in ROWS if row is ROWS[0] or options.rows is None or options.rows in row.name]
+    with tqdm(total=len(chosen) * (options.repeats + 1), desc="rows") as progress:
+        for row in chosen:  # once unmeasured where it makes features, so that no row pays for them
+            if row.cached:
+                call(replace(options, num_steps=options.num_steps), asdict(row))
+            progress.update()
+        runs: dict[str, list[dict[str, Any]]] = {row.name: [] for row in chosen}
+        for _ in range(options.repeats):
+            for row in chosen:
+                runs[row.name].append(call(options, asdict(row)))
+                progress.update()
+    results = []
+    for row in chosen:
+        measured = runs[row.name]
+        seconds = [step for run in measured for step in run["step_s"]]
+        per_step = [number for run in measured for number in run["decisions"]]
+        rates = sorted(number / step for number, step in zip(per_step, seconds, strict=True))
+        first = measured[0]
+        results.append(
+            {
+                "name": row.name, "comparable": row.comparable, "losses": first["losses"],
+                "decisions_per_second": statistics.median(rates), "slowest": rates[0], "fastest": rates[-1],
+                "peak_mib": statistics.median(run["peak_mib"] for run in measured),
+                "tokens_a_decision": sum(first["tokens"]) / sum(first["decisions"]),
+                **{name: first[name] for name in ("tower_calls", "pictures", "teraflop", "device", "on_gpu")},
+            }
+        )  # fmt: skip
+    for result in results:
+        result["ratio"] = result["decisions_per_second"] / results[0]["decisions_per_second"]
+    return results
+
+
+def check_losses(results: list[dict[str, Any]], trajectory_loss: float | None) -> float:
+    """Return the largest difference of a step's loss to stock TRL's.
+
+    Raises:
+        CheckFailedError: it is too large: then the rows do not learn the same.
+    """
+    tolerance = LOSS_TOLERANCE["cuda" if results[0]["on_gpu"] else "cpu"]
+    worst = 0.0
+    for result in results:
+        pairs = []
+        if result["comparable"]:
+            pairs = list(zip(result["losses"], results[0]["losses"], strict=True))
+        elif result["name"] in ("trajectory", "trajectory, cached", "trajectory, cached, no checkpointing"):
+            pairs = [(result["losses"][0], trajectory_loss)]
+        for ours, expected in pairs:
+            worst = max(worst, abs(ours - expected))
+            if not abs(ours - expected) <= tolerance:
+                raise CheckFailedError(f"{result['name']}: loss {ours} where stock TRL has {expected}")
+    return worst
+
+
+def format_table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        "| | decisions/s | ratio | peak MiB of a step | tokens a decision | tower calls a step | pictures a decision | "
+        "teraFLOP a decision |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        lines.append(
+            f"| {one['name']} | {one['decisions_per_second']:.3g} ({one['slowest']:.3g}-{one['fastest']:.3g}) | "
+            f"{one['ratio']:.1f} | {one['peak_mib']:.0f} | {one['tokens_a_decision']:.0f} | {one['tower_calls']:.0f} | "
+            f"{one['pictures']:.1f} | {one['teraflop']:.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    (options,) = cli.parse_options(BenchmarkOptions, description=__doc__)
+    if options.row is not None:
+        print(json.dumps(run_task(options)))
+        return
+    with tempfile.TemporaryDirectory(prefix="pokegemma_benchmark_") as temporary:
+        if options.dataset_path is None:
+            options = replace(options, dataset_path=str(record_dataset(Path(temporary))))
+        else:  # features and processors go beside it
+            linked = Path(temporary) / "dataset"
+            linked.symlink_to(Path(options.dataset_path).resolve())
+            options = replace(options, dataset_path=str(linked))
+        results = measure(options)
+        needs_loss = any(one["name"].startswith("trajectory") for one in results)
+        worst = check_losses(results, call(options, "trajectory loss") if needs_loss else None)
+        rate = call(options, "matrix rate")
+    record = {
+        "rows": results, "largest_loss_difference": worst, "tower_to_token": proportions(),
+        "matrix_teraflops_per_s": rate, "commit": git_commit(), "versions": package_versions(),
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores", "options": asdict(options),
+    }  # fmt: skip
+    if options.json:
+        print(json.dumps(record, indent=2))
+        return
+    print(format_table(results))
+    print(f"\nlosses equal stock TRL's step by step, largest difference {worst:.1e}")
+    print(", ".join(f"{name}: a picture costs the tower {value:.0f} tokens" for name, value in proportions().items()))
+    if rate:
+        for one in results:
+            share = one["teraflop"] * one["decisions_per_second"] / rate
+            print(f"{one['name']}: {100 * share:.0f} % of {rate:.0f} teraFLOP/s")
+    print(f"{record['machine']}, commit {record['commit']}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,50 @@
+"""Options of the search for a batch size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from pokegemma.errors import PokegemmaError
+
+
+@dataclass
+class SearchOptions:
+    """How to search for the batch size."""
+
+    effective_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Samples an optimizer step, over all processes; default: batch size x accumulation as given."
+        },
+    )
+    memory_limit_gib: float | None = field(
+        default=None, metadata={"help": "Memory to stay within; default: the GPU's, or what the machine has free."}
+    )
+    headroom: float = field(default=0.1, metadata={"help": "Share of the memory to leave unused."})
+    trial_steps: int = field(default=3, metadata={"help": "Optimizer steps of a trial; the first is not timed."})
+    output: str = field(default="batch_size_results.json", metadata={"help": "JSON file to write."})
+    write_env: bool = field(default=False, metadata={"help": "Write BATCH_SIZE and GRAD_ACCUM into --env_path."})
+    env_path: str = field(default=".env", metadata={"help": "File for --write_env; its other lines stay."})
+
+    def __post_init__(self) -> None:
+        if self.effective_batch_size is not None and self.effective_batch_size < 1:
+            raise PokegemmaError(f"--effective_batch_size: {self.effective_batch_size} is less than 1")
+        if self.memory_limit_gib is not None and not self.memory_limit_gib > 0:
+            raise PokegemmaError(f"--memory_limit_gib: {self.memory_limit_gib} is not more than 0")
+        if not 0 <= self.headroom < 1:
+            raise PokegemmaError(f"--headroom: {self.headroom} is not a share from 0 to less than 1")
+        if self.trial_steps < 2:
+            raise PokegemmaError(f"--trial_steps: {self.trial_steps} leaves none to time after the first")
+
+
+def is_checkpointing_given(arguments: Sequence[str]) -> bool:
+    """Return whether flags, or the YAML file that they name, say if gradients are checkpointed: parsed values don't."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    names = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    if "--config" in words:
+        settings = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text(encoding="utf-8"))
+        names |= set(settings or ())
+    # Newer transformers call it activation_checkpointing, which wins over the old name.
+    return not names.isdisjoint({"gradient_checkpointing", "no_gradient_checkpointing", "activation_checkpointing"})

@@ -1,0 +1,119 @@
+"""Run SigLIP at another picture size: interpolated position embeddings; config, projector and processor follow.
+
+The projector pools the same square of patches into a token as before, so that a token is made of as much as the
+language model has learned to read. Pictures of 448 px instead of 896 px have 64 tokens instead of 256.
+"""
+
+import contextlib
+import json
+import math
+from pathlib import Path
+
+import torch
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor
+from transformers.image_utils import SizeDict
+from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
+from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
+
+from pokegemma.errors import PokegemmaError
+
+
+def describe_image_size(config: Gemma3Config) -> str:
+    """Return the size of a model's pictures, for people."""
+    if config.model_type != "gemma3":
+        return "the model's own size"
+    return f"{config.vision_config.image_size} px ({config.mm_tokens_per_image} tokens a picture)"
+
+
+def resize_config(config: Gemma3Config, image_size_px: int) -> None:
+    """Make a config say another picture size.
+
+    Raises:
+        PokegemmaError: patches, or the squares of them that become a token, do not fill a picture of that size.
+    """
+    vision = config.vision_config
+    patches_per_side = vision.image_size // vision.patch_size
+    pooled_px = vision.patch_size * (patches_per_side // math.isqrt(config.mm_tokens_per_image))
+    if image_size_px < 1 or image_size_px % pooled_px:
+        below = max(int(image_size_px) // pooled_px, 0) * pooled_px
+        nearest = [f"{size} px" for size in (below, below + pooled_px) if size]
+        raise PokegemmaError(
+            f"--image_size {image_size_px}: not a multiple of {pooled_px} px, which become one token; "
+            f"take {' or '.join(nearest)}"
+        )
+    vision.image_size = int(image_size_px)
+    config.mm_tokens_per_image = (vision.image_size // pooled_px) ** 2
+
+
+def interpolate_positions(weight: torch.Tensor, patches_per_side: int) -> torch.Tensor:
+    """Return position embeddings (patches, width) of a square picture for another number of patches.
+
+    Bicubic, computed in float32 on the CPU: training and merging get the same from any machine.
+    """
+    side = math.isqrt(len(weight))
+    grid = weight.detach().float().cpu().T.reshape(1, -1, side, side)
+    # A patch of a smaller picture covers several of the larger one's, and antialiasing lets all of them have a say;
+    # without it bicubic reads the same 4 x 4 neighbours however far apart the new places are.
+    shrinks = patches_per_side < side
+    grid = torch.nn.functional.interpolate(
+        grid, size=(patches_per_side, patches_per_side), mode="bicubic", antialias=shrinks
+    )
+    return grid[0].flatten(1).T.to(device=weight.device, dtype=weight.dtype).contiguous()
+
+
+def _gathered(weight: torch.nn.Parameter) -> contextlib.AbstractContextManager:
+    """Return a context in which a weight is whole: under DeepSpeed ZeRO-3 each process holds a share of it."""
+    if not hasattr(weight, "ds_id"):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([weight])
+
+
+def _resize_embeddings(embeddings: SiglipVisionEmbeddings, image_size_px: int) -> None:
+    old = embeddings.position_embedding.weight
+    patches_per_side = image_size_px // embeddings.patch_size
+    with _gathered(old):
+        resized = interpolate_positions(old, patches_per_side)
+    embeddings.image_size = image_size_px
+    embeddings.num_patches = embeddings.num_positions = patches_per_side**2
+    # A new parameter: ZeRO-3 shares it out in deepspeed.initialize, as it does an adapter's.
+    embeddings.position_embedding = torch.nn.Embedding.from_pretrained(resized, freeze=not old.requires_grad)
+    embeddings.position_ids = torch.arange(patches_per_side**2, device=embeddings.position_ids.device)[None]
+
+
+def resize_model(model: Gemma3ForConditionalGeneration, image_size_px: int) -> None:
+    """Make a loaded model take pictures of another size; its own size changes nothing.
+
+    Raises:
+        PokegemmaError: the size does not fit.
+    """
+    if image_size_px == model.config.vision_config.image_size:
+        return
+    resize_config(model.config, image_size_px)
+    for module in model.modules():
+        if isinstance(module, SiglipVisionEmbeddings):
+            _resize_embeddings(module, model.config.vision_config.image_size)
+        elif isinstance(module, Gemma3MultiModalProjector):  # kernel_size and avg_pool stay
+            module.patches_per_image = model.config.vision_config.image_size // model.config.vision_config.patch_size
+            module.tokens_per_side = math.isqrt(model.config.mm_tokens_per_image)
+
+
+def resize_processor(processor: Gemma3Processor, config: Gemma3Config) -> None:
+    """Make a processor write the tokens, and cut pictures to the size, that `config` says."""
+    tokenizer, num_tokens, size = processor.tokenizer, config.mm_tokens_per_image, config.vision_config.image_size
+    processor.image_seq_length = num_tokens
+    processor.full_image_sequence = (
+        f"\n\n{tokenizer.boi_token}{tokenizer.image_token * num_tokens}{tokenizer.eoi_token}\n\n"
+    )
+    processor.image_processor.size = SizeDict(height=size, width=size)
+    # Published checkpoints say it here, too, and llama.cpp's converter believes this one.
+    processor.image_processor.image_seq_length = num_tokens
+
+
+def adapter_image_size(adapter: Path) -> int | None:
+    """Return the picture size that an adapter was trained at, None where its folder has no processor of Gemma 3."""
+    path = adapter / "processor_config.json"
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")).get("processor_class") != "Gemma3Processor":
+        return None
+    return Gemma3ImageProcessorPil.from_pretrained(str(adapter)).size["height"]

@@ -1,0 +1,72 @@
+"""What trials of a batch size train on: the longest rows of a dataset, which need the most memory."""
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pokegemma.data.samples import Sample, dataset_files
+from pokegemma.data.trajectories import Trajectory
+from pokegemma.training.collator import Example
+from pokegemma.training.models import load_processor
+from pokegemma.training.options import DataOptions, ModelOptions
+from pokegemma.training.processor_collator import Collator, make_collator
+from pokegemma.training.sft import read_examples
+
+
+def longest_first(examples: Iterator[Example], collator: Collator, *, number: int) -> list[tuple[int, Example]]:
+    """Return the `number` examples with the most tokens, each with its count, the longest first."""
+    counted = ((collator.count_tokens(example), example) for example in examples)
+    return heapq.nlargest(number, counted, key=lambda pair: pair[0])
+
+
+def _relocate(sample: Sample, *, step: int, row: int, source: Path) -> Sample:
+    """Return a sample whose pictures lie below row_N, and whose session is that of one row in one step."""
+
+    def below(path: str) -> str:
+        return f"row_{row}/{Path(path).relative_to(source).as_posix()}"
+
+    return dataclasses.replace(
+        sample, frames=tuple(map(below, sample.frames)), image=sample.image and below(sample.image),
+        metadata={**sample.metadata, "session": f"{sample.session} step {step} row {row}"},
+    )  # fmt: skip
+
+
+def write_rows(examples: Sequence[Example], folder: Path, *, source: Path, step_rows: int, num_steps: int) -> None:
+    """Write `num_steps` times the same `step_rows` rows as train.jsonl in `folder`, examples repeated if too few.
+
+    Every step sees the same rows in the same order: the first forward pass of each is the largest there can be. Each
+    row has a link of its own to the pictures in `source`, since a batch of training rarely has one twice, and the
+    collator would read it once. All decisions of a trajectory count, also those that only were context.
+    """
+    folder.mkdir()
+    for row in range(step_rows):
+        (folder / f"row_{row}").symlink_to(source)
+    with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
+        for step in range(num_steps):
+            for row, example in enumerate(itertools.islice(itertools.cycle(examples), step_rows)):
+                for sample in example.samples if isinstance(example, Trajectory) else (example,):
+                    file.write(f"{_relocate(sample, step=step, row=row, source=source).to_json()}\n")
+
+
+def write_trial_dataset(
+    data: DataOptions, model: ModelOptions, folder: Path, *, step_rows: int, num_steps: int
+) -> list[int]:
+    """Write what a trial trains on into `folder`, and return the tokens of its different rows, the longest first.
+
+    Raises:
+        PokegemmaError: dataset or processor cannot be read.
+    """
+    path, _ = dataset_files(Path(data.dataset_path))
+    processor = load_processor(model.model_name_or_path)
+    collator = make_collator(processor, layout=data.layout, dataset_folder=Path())
+    examples = tqdm(read_examples(path, data), "count tokens", leave=False, disable=None)
+    longest = longest_first(examples, collator, number=step_rows)
+    write_rows(
+        [example for _, example in longest], folder, source=path.parent.resolve(), step_rows=step_rows,
+        num_steps=num_steps,
+    )  # fmt: skip
+    return [num_tokens for num_tokens, _ in longest]

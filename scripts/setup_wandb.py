@@ -1,0 +1,60 @@
+"""Make the Weights & Biases project and sweep of wandb_config.yaml.
+
+    python scripts/setup_wandb.py --dry_run
+
+Without --dry_run it creates both and prints the command of an agent, which runs trials until it is stopped; run agents
+in the project's folder, on as many machines as you like. --trial_offline trains one trial here, without an account.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pokegemma import cli
+from pokegemma.errors import PokegemmaError
+
+
+@dataclass(frozen=True)
+class SetupOptions:
+    """Which sweep, and what to do with it."""
+
+    wandb_config: str | None = field(
+        default=None, metadata={"help": "another file than the project's wandb_config.yaml"}
+    )
+    fixed: list[str] = field(
+        default_factory=list,
+        metadata={"help": "training flags that every trial gets: --fixed max_steps=20 layout=frames"},
+    )
+    dry_run: bool = field(default=False, metadata={"help": "check the sweep and print it as JSON; create nothing"})
+    trial_offline: bool = field(
+        default=False, metadata={"help": "draw one configuration at random and train with it, W&B offline"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the draw"})
+
+    def __post_init__(self) -> None:
+        if self.dry_run and self.trial_offline:
+            raise PokegemmaError("--dry_run and --trial_offline contradict each other")
+
+
+def main() -> None:
+    (options,) = cli.parse_options(SetupOptions, description=__doc__)
+    from pokegemma.training import sweeps, tracking
+
+    path = Path(options.wandb_config) if options.wandb_config else tracking.CONFIG_FILE
+    settings = tracking.read_tracking(path)
+    sweep = sweeps.read_sweep(settings, fixed=options.fixed, source=str(path))
+    project, entity = settings.get("project") or "pokegemma", settings.get("entity")
+    if options.dry_run:
+        json.dump({"project": project, "entity": entity, **sweep}, sys.stdout, indent=2)
+        print()
+    elif options.trial_offline:
+        run, value = sweeps.run_trial_offline(sweep, seed=options.seed, project=project)
+        print(f"{sweep['metric']['name']} {value:.4f}")
+        print(f"upload: wandb sync {run}")
+    else:
+        print(sweeps.create_sweep(sweep, project=project, entity=entity))
+
+
+if __name__ == "__main__":
+    cli.run(main)
