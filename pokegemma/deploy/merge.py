@@ -19,7 +19,7 @@ from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training.collator import IGNORED_LABEL
 from pokegemma.training.converter_files import write_converter_files
-from pokegemma.training.image_size import adapter_image_size, describe_image_size
+from pokegemma.training.image_size import adapter_image_size, describe_image_size, picture_facts
 from pokegemma.training.models import (
     Dtype,
     copy_tokenizer_model,
@@ -215,6 +215,7 @@ def merge(
         processor.save_pretrained(folder)
         copy_tokenizer_model(base, folder)
         write_converter_files(processor, folder)
+        image_size_px = picture_facts(model.config)["image_size_px"]
         del model
         verification = None
         if samples:
@@ -230,7 +231,7 @@ def merge(
             check(verification)
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
-            folder, stage="merge", options=options, image_size_px=processor.image_processor.size["height"],
+            folder, stage="merge", options=options, image_size_px=image_size_px,
             training=run or None, verification=verification and vars(verification),
         )  # fmt: skip
     return verification

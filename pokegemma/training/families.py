@@ -203,8 +203,8 @@ def check_checkpointing(config: PreTrainedConfig, *, reentrant: bool) -> None:
     if reentrant and getattr(config.get_text_config(), "num_kv_shared_layers", 0):
         raise PokegemmaError(
             "reentrant gradient checkpointing, which adapters need under DeepSpeed ZeRO-3, gives "
-            f"{family_of(config).name} wrong gradients (its layers share keys and values); use accelerate_configs/fsdp2.yaml, or "
-            "--gradient_checkpointing false"
+            f"{family_of(config).name} wrong gradients (its layers share keys and values); "
+            "use accelerate_configs/fsdp2.yaml, or --gradient_checkpointing false"
         )
 
 

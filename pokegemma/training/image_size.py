@@ -10,12 +10,26 @@ import math
 from pathlib import Path
 
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    PreTrainedConfig,
+)
 from transformers.image_utils import SizeDict
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from pokegemma.errors import PokegemmaError
+
+
+def picture_facts(config: PreTrainedConfig) -> dict[str, int | None]:
+    """Return size and tokens of a model's pictures, for records; None for families other than Gemma 3."""
+    return {
+        "image_size_px": getattr(config.vision_config, "image_size", None),
+        "image_tokens": getattr(config, "mm_tokens_per_image", None),
+    }
 
 
 def describe_image_size(config: Gemma3Config) -> str:

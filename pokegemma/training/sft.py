@@ -22,6 +22,7 @@ from pokegemma.provenance import write_run_record
 from pokegemma.training.collator import Example, Row
 from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.families import FAMILIES, Family, check_checkpointing, require_exact, set_fsdp_layers
+from pokegemma.training.image_size import picture_facts
 from pokegemma.training.models import (
     copy_tokenizer_model,
     load_config,
@@ -268,7 +269,7 @@ def train(
     facts = {
         "base_model": base, "base_fingerprint": weights_fingerprint(base), "seed": training.seed,
         "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
-        "image_size_px": config.vision_config.image_size, "image_tokens": config.mm_tokens_per_image,
+        **picture_facts(config),
     }  # fmt: skip
     if checkpoint is not None:
         check_resumed(checkpoint, options=options, facts=facts)
