@@ -199,25 +199,16 @@ def stock_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOption
 
 def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions, arguments: dict[str, Any]) -> Any:
     """Return our trainer on the same samples in the same order."""
-    import itertools
-
-    import torch
     from datasets import Dataset
 
     from pokegemma.training import sft
-    from pokegemma.training.collator import Gemma3Collator
-    from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+    from pokegemma.training.options import ModelOptions, TrainingOptions
     from pokegemma.training.trainer import PokemonTrainer
     from pokegemma.training.vision import accept_compact_batches
-    from pokegemma.training.vision_features import prepare_cache
 
     accept_compact_batches(model)
-    path = Path(options.dataset_path) / "train.jsonl"
-    data = DataOptions(dataset_path=str(path), layout=row.layout, max_decisions=options.max_decisions)
-    trajectories = row.layout == "trajectory"
-    number = (options.num_steps + 1) * (1 if trajectories else options.samples_per_step)
-    examples = list(itertools.islice(sft.read_examples(path, data), number))
-    if trajectories:
+    examples, collator = our_examples(row, processor, options)
+    if row.layout == "trajectory":
         arguments["per_device_train_batch_size"] = 1
         rows = [
             {"samples": [sample.to_json() for sample in one.samples], "num_context": one.num_context}
@@ -225,18 +216,50 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
         ]
     else:
         rows = [{"sample": one.to_json()} for one in examples]
-    collator = Gemma3Collator(
-        processor=processor, layout=row.layout, dataset_folder=Path(), samples_per_row=row.samples_per_row
-    )
     if row.cached:
-        paths = (picture for one in examples for picture in collator.picture_paths(one))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder = Path(options.dataset_path).parent / f"features_{row.image_scale}"
-        collator.features = prepare_cache(folder, model, processor, paths, device=device)
+        collator.features = open_features(row, model, collator, examples, options)
     return PokemonTrainer(
         model=model, args=TrainingOptions(**arguments), train_dataset=Dataset.from_list(rows), data_collator=collator,
         processing_class=processor, peft_config=sft.lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
     )  # fmt: skip
+
+
+def our_examples(row: Row, processor: Any, options: BenchmarkOptions) -> tuple[list[Any], Any]:
+    """Return the samples or trajectories of all steps, and the collator that shows them."""
+    from pokegemma.training import sft
+    from pokegemma.training.collator import Gemma3Collator
+    from pokegemma.training.options import DataOptions
+
+    path = Path(options.dataset_path) / "train.jsonl"
+    data = DataOptions(dataset_path=str(path), layout=row.layout, max_decisions=options.max_decisions)
+    number = (options.num_steps + 1) * (1 if row.layout == "trajectory" else options.samples_per_step)
+    collator = Gemma3Collator(
+        processor=processor, layout=row.layout, dataset_folder=Path(), samples_per_row=row.samples_per_row
+    )
+    return list(islice(sft.read_examples(path, data), number)), collator
+
+
+def open_features(row: Row, model: Any, collator: Any, examples: list[Any], options: BenchmarkOptions) -> Any:
+    """Return the feature cache of a row's pictures."""
+    import torch
+
+    from pokegemma.training.vision_features import prepare_cache
+
+    paths = (picture for one in examples for picture in collator.picture_paths(one))
+    folder = Path(options.dataset_path).parent / f"features_{row.image_scale}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return prepare_cache(folder, model, collator.processor, paths, device=device)
+
+
+def time_features(row: Row, options: BenchmarkOptions) -> tuple[int, float]:
+    """Fill the cache for a row; return how many frames that took, and how many seconds with hashing and reading."""
+    folder = Path(options.dataset_path).parent
+    model, processor = make_model(folder / f"processor_{row.image_scale}", image_scale=row.image_scale)
+    examples, collator = our_examples(row, processor, options)
+    chunks = folder / f"features_{row.image_scale}" / "chunks"
+    before, began = set(chunks.glob("*")), time.perf_counter()
+    cache = open_features(row, model, collator, examples, options)
+    return (len(set(cache.digests.values())) if set(chunks.glob("*")) - before else 0), time.perf_counter() - began
 
 
 def run_row(row: Row, options: BenchmarkOptions) -> dict[str, Any]:
@@ -385,6 +408,8 @@ def call(options: BenchmarkOptions, task: dict[str, Any]) -> Any:
 def run_task(options: BenchmarkOptions) -> Any:
     """Do what `call` asked for."""
     task = json.loads(options.row)
+    if "features of" in task:
+        return time_features(Row(**task["features of"]), options)
     if task == "trajectory loss":
         return stock_loss_of_trajectory(options)
     if task == "matrix rate":
@@ -405,9 +430,10 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
     """Run all rows by turns and return what each measured, with its ratio to the first."""
     chosen = [row for row in ROWS if row is ROWS[0] or options.rows is None or options.rows in row.name]
     with tqdm(total=len(chosen) * (options.repeats + 1), desc="rows") as progress:
-        for row in chosen:  # once unmeasured where it makes features, so that no row pays for them
+        encoding = {}  # before any row, in processes of their own, so that no row pays for it
+        for row in chosen:
             if row.cached:
-                call(replace(options, num_steps=options.num_steps), asdict(row))
+                encoding[row.name] = call(options, {"features of": asdict(row)})
             progress.update()
         runs: dict[str, list[dict[str, Any]]] = {row.name: [] for row in chosen}
         for _ in range(options.repeats):
@@ -432,6 +458,9 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
         )  # fmt: skip
     for result in results:
         result["ratio"] = result["decisions_per_second"] / results[0]["decisions_per_second"]
+    for name, (num_frames, seconds) in encoding.items():
+        if num_frames:
+            print(f"features for {name!r}: {num_frames} frames in {seconds:.1f} s", file=sys.stderr)
     return results
 
 
