@@ -32,6 +32,7 @@ if [[ -z ${POKEGEMMA_PYTHON:-} ]]; then
 fi
 python=$POKEGEMMA_PYTHON
 unset POKEGEMMA_PYTHON
+launcher=${LAUNCHER:-./train_gemma3.sh}  # train_gemma3n.sh sets this and DEFAULT_MODEL
 
 # --- what to do
 
@@ -60,11 +61,12 @@ if [[ -z ${DATASET_PATH:-} ]]; then
     [[ -z ${MODEL_NAME:-} ]] ||
         fail "MODEL_NAME=$MODEL_NAME, but DATASET_PATH is not set: set it to what scripts/convert_eevee_data_v2.py wrote"
     [[ -z ${EVAL_DATASET_PATH:-} ]] || fail "EVAL_DATASET_PATH=$EVAL_DATASET_PATH, but DATASET_PATH is not set"
+    [[ -z ${DEFAULT_MODEL:-} ]] || fail "DATASET_PATH is not set; $launcher has no demonstration, ./train_gemma3.sh has"
     demonstration=true
     output_dir=${OUTPUT_DIR:-outputs/toy}
     model=$output_dir/base_model dataset=$output_dir/dataset
 else
-    model=${MODEL_NAME:-google/gemma-3-4b-it} dataset=$DATASET_PATH
+    model=${MODEL_NAME:-${DEFAULT_MODEL:-google/gemma-3-4b-it}} dataset=$DATASET_PATH
     output_dir=${OUTPUT_DIR:-outputs/$(basename "$model")}
     [[ -e $dataset ]] || fail "DATASET_PATH=$dataset: not found"
     # Evaluation is hours away: what it needs is looked for now.
@@ -75,7 +77,7 @@ else
             if compgen -G "$sessions/session_*" >/dev/null; then
                 echo "error: DATASET_PATH=$dataset holds recorded sessions, not samples. Convert them first:" >&2
                 echo "    $python scripts/convert_eevee_data_v2.py --eevee_data_dir $sessions --output_dir training_data" >&2
-                echo "    DATASET_PATH=training_data ./train_gemma3.sh" >&2
+                echo "    DATASET_PATH=training_data $launcher" >&2
                 exit 2
             fi
         done
@@ -125,7 +127,7 @@ if $demonstration; then
     : >"$mark"
     replace=(--overwrite)
 elif [[ -e $adapter || -e $merged || -e $evaluation ]]; then
-    $resume || $overwrite || fail "$output_dir holds an earlier run: continue with ./train_gemma3.sh --resume_from_checkpoint," \
+    $resume || $overwrite || fail "$output_dir holds an earlier run: continue with $launcher --resume_from_checkpoint," \
         "start over with --overwrite, or set OUTPUT_DIR to a new folder"
     replace=(--overwrite)
 fi
@@ -199,7 +201,7 @@ run_step() {  # run_step NAME "what it does" RESULT command...
     if [[ $step_name == train ]] && [[ $status -eq 0 || -n $stop_status ]] &&
         grep -qs '"status": "interrupted"' "$adapter/run.json"; then
         echo "training was stopped after $((SECONDS - started)) s; its checkpoint is in $adapter" >&2
-        echo "continue, with the same variables and arguments: ./train_gemma3.sh --resume_from_checkpoint" >&2
+        echo "continue, with the same variables and arguments: $launcher --resume_from_checkpoint" >&2
         exit "${stop_status:-143}"
     fi
     if [[ -n $stop_status && $status -eq 0 ]]; then

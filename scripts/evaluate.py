@@ -110,7 +110,7 @@ def main() -> None:
     resolve_view(options)
     layout, folder = options.layout, held_out.parent
     from pokegemma.evaluation import conversation, metrics, predict, report
-    from pokegemma.training.image_size import describe_image_size
+    from pokegemma.training.image_size import describe_image_size, picture_facts
 
     available = list(read_samples(held_out))
     samples = report.evenly_spread(available, options.max_samples or len(available))
@@ -147,8 +147,8 @@ def main() -> None:
             decisions, fitted, answers=answers, scores=scores, latency_s=latency_s, seed=options.seed
         )
         result["num_available"] = len(available)
-        model, vision = predictor.model, predictor.model.config.vision_config
-        result["image_size_px"], result["image_tokens"] = vision.image_size, model.config.mm_tokens_per_image
+        model = predictor.model
+        result |= picture_facts(model.config)
         facts = {
             "model": options.model_path,
             "data": f"{held_out}: {len(samples)} decisions of {len(available)}, {result['num_sessions']} sessions",

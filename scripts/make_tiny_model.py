@@ -1,6 +1,7 @@
-"""Make a tiny random Gemma 3 that loads wherever the published ones do, to try the pipeline without a GPU.
+"""Make a tiny random Gemma that loads wherever the published ones do, to try the pipeline without a GPU.
 
 python scripts/make_tiny_model.py --output_dir outputs/tiny_gemma3
+python scripts/make_tiny_model.py --family gemma4 --output_dir outputs/tiny_gemma4
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from pokegemma.provenance import write_run_record
 @dataclass
 class TinyModelOptions:
     output_dir: str = field(metadata={"help": "Folder to write the checkpoint to."})
+    family: str = field(
+        default="gemma3",
+        metadata={"help": "gemma3, gemma3n (needs timm) or gemma4.", "choices": ["gemma3", "gemma3n", "gemma4"]},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the weights and of the tokenizer's corpus."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing folder."})
 
@@ -21,11 +26,12 @@ class TinyModelOptions:
 def main() -> None:
     (options,) = parse_options(TinyModelOptions, description=__doc__)
     with atomic_folder(Path(options.output_dir), stage="tiny model", overwrite=options.overwrite) as folder:
-        from pokegemma.training.models import make_tiny_gemma3
+        from pokegemma.training.families import FAMILIES
+        from pokegemma.training.tiny_models import make_tiny
 
-        make_tiny_gemma3(folder, seed=options.seed)
+        make_tiny(options.family, folder, seed=options.seed)
         write_run_record(folder, stage="tiny model", options=vars(options), seed=options.seed)
-    print(f"tiny Gemma 3 checkpoint in {options.output_dir}")
+    print(f"tiny {FAMILIES[options.family].name} checkpoint in {options.output_dir}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCHERS = ["init.sh", "train_gemma3.sh", "run_tests.sh", ".ci/run"]
+LAUNCHERS = ["init.sh", "train_gemma3.sh", "train_gemma3n.sh", "run_tests.sh", ".ci/run"]
 CONFIGS = ["cpu_mps", "deepspeed_zero3", "fsdp2", "multi_gpu", "single_gpu"]
 STEPS = ["record_toy_game", "convert_eevee_data_v2", "make_tiny_model", "validate_training", "merge_qlora", "evaluate"]
 SECRET = "hf_secret value#1"
@@ -62,7 +62,7 @@ def project(tmp_path: Path) -> Path:
     (folder / "scripts").mkdir(parents=True)
     for name in ("accelerate_configs", "pokegemma"):
         (folder / name).symlink_to(ROOT / name)
-    for name in ("train_gemma3.sh", "scripts/describe_environment.py", ".env.example"):
+    for name in ("train_gemma3.sh", "train_gemma3n.sh", "scripts/describe_environment.py", ".env.example"):
         shutil.copy(ROOT / name, folder / name)
     for name in [*STEPS, "sft_pokemon_gemma3"]:
         (folder / "scripts" / f"{name}.py").write_text(RECORDER)
@@ -90,9 +90,11 @@ def clean_environ(**changes: str) -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if k not in names}, **changes}
 
 
-def launch(project: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+def launch(
+    project: Path, *arguments: str, launcher: str = "train_gemma3.sh", **variables: str
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        ["bash", project / "train_gemma3.sh", *arguments],
+        ["bash", project / launcher, *arguments],
         env=clean_environ(**variables), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
@@ -118,7 +120,7 @@ def test_launcher_is_executable_and_parses(name):
     subprocess.run(["bash", "-n", ROOT / name], check=True)
 
 
-@pytest.mark.parametrize("name", ["init.sh", "train_gemma3.sh"])
+@pytest.mark.parametrize("name", ["init.sh", "train_gemma3.sh", "train_gemma3n.sh"])
 def test_help_names_the_command_and_installs_nothing(name, tmp_path):
     shutil.copy(ROOT / name, tmp_path)
     help_text = subprocess.run(["bash", tmp_path / name, "--help"], capture_output=True, text=True, check=True).stdout
@@ -383,6 +385,33 @@ def test_an_earlier_run_is_continued_or_replaced_only_when_asked(project):
     assert "outputs/gemma-3-4b-it holds an earlier run: continue with" in result.stderr
     assert launch(project, "--resume_from_checkpoint", "true", DATASET_PATH="data").returncode == 0
     assert calls_of(project)[-1][1][-1] == "--overwrite"
+
+
+def test_gemma_3n_goes_through_the_same_steps_into_a_folder_of_its_own(project):
+    make_dataset(project)
+    result = launch(project, "--lora_r", "4", launcher="train_gemma3n.sh", DATASET_PATH="data")
+    assert result.returncode == 0, result.stderr
+    calls = {name: arguments for name, arguments, _ in calls_of(project)}
+    assert list(calls) == ["validate_training", "sft_pokemon_gemma3", "merge_qlora", "evaluate"]
+    assert calls["validate_training"][:2] == ["--model_name_or_path", "google/gemma-3n-E4B-it"]
+    assert " ".join(calls["sft_pokemon_gemma3"]) == (
+        "--model_name_or_path google/gemma-3n-E4B-it --dataset_path data "
+        "--output_dir outputs/gemma-3n-E4B-it/adapter --lora_r 4"
+    )
+    again = launch(project, launcher="train_gemma3n.sh", DATASET_PATH="data")
+    assert again.returncode == 2 and "continue with ./train_gemma3n.sh --resume_from_checkpoint" in again.stderr
+
+
+def test_the_gemma_3n_launcher_takes_another_model_by_name(project):
+    make_dataset(project)
+    launch(project, launcher="train_gemma3n.sh", DATASET_PATH="data", MODEL_NAME="google/gemma-3n-E2B-it")
+    assert calls_of(project)[0][1][1] == "google/gemma-3n-E2B-it"
+
+
+def test_the_gemma_3n_launcher_has_no_demonstration(project):
+    result = launch(project, launcher="train_gemma3n.sh")
+    assert (result.returncode, calls_of(project)) == (2, [])
+    assert "DATASET_PATH is not set; ./train_gemma3n.sh has no demonstration" in result.stderr
 
 
 def stub_gpus(project: Path, count: int) -> str:

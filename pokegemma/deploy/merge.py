@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import Gemma3ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
-from pokegemma.training.collator import IGNORED_LABEL, Gemma3Collator
+from pokegemma.training.collator import IGNORED_LABEL
 from pokegemma.training.converter_files import write_converter_files
-from pokegemma.training.image_size import adapter_image_size, describe_image_size
+from pokegemma.training.image_size import adapter_image_size, describe_image_size, picture_facts
 from pokegemma.training.models import (
     Dtype,
     copy_tokenizer_model,
@@ -28,6 +28,7 @@ from pokegemma.training.models import (
     load_processor,
     weights_fingerprint,
 )
+from pokegemma.training.processor_collator import Collator, make_collator
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def _check_disk(path: Path, num_bytes: int) -> None:
         )
 
 
-def _attach(model: Gemma3ForConditionalGeneration, base: str, adapter: Path) -> PeftModel:
+def _attach(model: PreTrainedModel, base: str, adapter: Path) -> PeftModel:
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError, SafetensorError) as error:
@@ -116,7 +117,7 @@ def _attach(model: Gemma3ForConditionalGeneration, base: str, adapter: Path) -> 
 
 
 @torch.no_grad()
-def _answer_logits(model: torch.nn.Module, collator: Gemma3Collator, samples: list[Sample]) -> torch.Tensor:
+def _answer_logits(model: torch.nn.Module, collator: Collator, samples: list[Sample]) -> torch.Tensor:
     """Return the logits of every answer token, (tokens, vocabulary) float32, on the CPU."""
     rows = []
     for sample in samples:
@@ -194,7 +195,7 @@ def merge(
         _check_disk(output, int(1.02 * num_bytes) + 64 * 2**20)
         logits: dict[str, torch.Tensor] = {}
         samples: list[Sample] = []
-        collator = Gemma3Collator(processor=processor, layout=layout, dataset_folder=Path())
+        collator = make_collator(processor, layout=layout, dataset_folder=Path())
         if verify_on is not None:
             collator.dataset_folder = verify_on.parent
             samples = list(islice(read_samples(verify_on), num_samples))
@@ -214,6 +215,7 @@ def merge(
         processor.save_pretrained(folder)
         copy_tokenizer_model(base, folder)
         write_converter_files(processor, folder)
+        image_size_px = picture_facts(model.config)["image_size_px"]
         del model
         verification = None
         if samples:
@@ -229,7 +231,7 @@ def merge(
             check(verification)
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
-            folder, stage="merge", options=options, image_size_px=processor.image_processor.size["height"],
+            folder, stage="merge", options=options, image_size_px=image_size_px,
             training=run or None, verification=verification and vars(verification),
         )  # fmt: skip
     return verification

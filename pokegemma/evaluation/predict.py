@@ -17,10 +17,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from pokegemma.data.prompts import AnswerError, Layout, parse_answer, sample_images
 from pokegemma.data.samples import Sample
 from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.evaluation.plain_scores import score_by_rows
 from pokegemma.training import models
-from pokegemma.training.collator import ButtonTokens, Example, Gemma3Collator
+from pokegemma.training.collator import ButtonTokens, Example
+from pokegemma.training.families import FAMILIES, family_of, require_exact
 from pokegemma.training.image_size import adapter_image_size
 from pokegemma.training.masks import TRUNK, attention_masks, mask_dtype
+from pokegemma.training.processor_collator import Collator, make_collator
 from pokegemma.training.vision import encode_pictures
 from pokegemma.training.vision_features import prepare_cache
 
@@ -131,16 +134,19 @@ def generate_answers(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    inputs = {name: batch[name] for name in names}
-    inputs["mm_encoder_outputs"] = {"image": encoded_pictures(model, batch)}
+    if "image_index" not in batch:  # another family's, as its own forward takes it
+        inputs = {**batch, "pixel_values": batch["pixel_values"].to(model.dtype)}
+    else:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        inputs["mm_encoder_outputs"] = {"image": encoded_pictures(model, batch)}
     written = model.generate(**inputs, generation_config=config)
     return [read_answer(row, tokenizer) for row in written[:, batch["input_ids"].shape[1] :].tolist()]
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer."""
-    return [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    ends = {tokenizer.convert_tokens_to_ids(family.end_of_turn) for family in FAMILIES.values()}
+    return [tokenizer.eos_token_id, *sorted(ends - {tokenizer.unk_token_id})]  # a tokenizer knows its own family's
 
 
 def read_answer(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> GeneratedAnswer:
@@ -158,7 +164,7 @@ class Predictor:
     """A loaded model together with the way its samples are shown to it."""
 
     model: Gemma3ForConditionalGeneration
-    collator: Gemma3Collator
+    collator: Collator
     max_new_tokens: int = 256
 
     def generate(self, samples: Sequence[Sample]) -> list[GeneratedAnswer]:
@@ -188,8 +194,9 @@ class Predictor:
         """Take the pictures of `examples` from a feature cache from now on, made where it lacks any.
 
         Raises:
-            PokegemmaError: the cache is of another model, or cannot be written.
+            PokegemmaError: the cache is of another model, cannot be written, or is for Gemma 3 alone.
         """
+        require_exact(self.model.config, "--vision_features")
         collator = self.collator
         paths = (collator.dataset_folder / path for example in examples for path in collator.picture_paths(example))
         device = self.model.device
@@ -203,7 +210,8 @@ class Predictor:
         return generate_answers(self.model, batch, tokenizer, max_new_tokens=self.max_new_tokens)
 
     def _score(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        return checked_scores(score_buttons(self.model, batch, self.collator.button_tokens))
+        score = score_by_rows if family_of(self.model.config).inexact else score_buttons
+        return checked_scores(score(self.model, batch, self.collator.button_tokens))
 
 
 def checked_scores(scores: torch.Tensor) -> np.ndarray:
@@ -287,5 +295,5 @@ def load_predictor(
             raise PokegemmaError(f"{folder}: the adapter could not be loaded: {str(error)[:300]}") from error
         processor = models.load_processor(folder if (folder / "processor_config.json").is_file() else base)
     logger.info("%s on %s in %s", model_path, where, dtype)
-    collator = Gemma3Collator(processor=processor, layout=layout, dataset_folder=Path(dataset_folder))
+    collator = make_collator(processor, layout=layout, dataset_folder=Path(dataset_folder))
     return Predictor(model=model, collator=collator, max_new_tokens=max_new_tokens)

@@ -3,16 +3,20 @@
 import json
 from pathlib import Path
 
-from transformers import Gemma3Processor
+from transformers import Gemma3Processor, ProcessorMixin
 
 
-def write_converter_files(processor: Gemma3Processor, folder: Path) -> None:
+def write_converter_files(processor: ProcessorMixin, folder: Path) -> None:
     """Add to a saved checkpoint what converting it to GGUF takes beside tokenizer.model.
 
     - preprocessor_config.json: newer converters read processor_config.json, others know this one only.
     - `added_tokens_decoder` in tokenizer_config.json: it tells control tokens from text. Without it <start_of_turn>
       becomes plain text, which llama.cpp cuts into letters, in every prompt.
+
+    Of other families than Gemma 3 nothing is converted here, so their files stay as they are.
     """
+    if not isinstance(processor, Gemma3Processor):
+        return
     processor.image_processor.save_pretrained(folder)
     added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     path = folder / "tokenizer_config.json"

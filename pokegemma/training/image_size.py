@@ -5,11 +5,18 @@ language model has learned to read. Pictures of 448 px instead of 896 px have 64
 """
 
 import contextlib
+import json
 import math
 from pathlib import Path
 
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    PreTrainedConfig,
+)
 from transformers.image_utils import SizeDict
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
@@ -17,8 +24,18 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 from pokegemma.errors import PokegemmaError
 
 
+def picture_facts(config: PreTrainedConfig) -> dict[str, int | None]:
+    """Return size and tokens of a model's pictures, for records; None for families other than Gemma 3."""
+    return {
+        "image_size_px": getattr(config.vision_config, "image_size", None),
+        "image_tokens": getattr(config, "mm_tokens_per_image", None),
+    }
+
+
 def describe_image_size(config: Gemma3Config) -> str:
     """Return the size of a model's pictures, for people."""
+    if config.model_type != "gemma3":
+        return "the model's own size"
     return f"{config.vision_config.image_size} px ({config.mm_tokens_per_image} tokens a picture)"
 
 
@@ -109,7 +126,8 @@ def resize_processor(processor: Gemma3Processor, config: Gemma3Config) -> None:
 
 
 def adapter_image_size(adapter: Path) -> int | None:
-    """Return the picture size that an adapter was trained at, None where its folder has no processor to say so."""
-    if not (adapter / "processor_config.json").is_file():
+    """Return the picture size that an adapter was trained at, None where its folder has no processor of Gemma 3."""
+    path = adapter / "processor_config.json"
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")).get("processor_class") != "Gemma3Processor":
         return None
     return Gemma3ImageProcessorPil.from_pretrained(str(adapter)).size["height"]

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from pokegemma.data.checks import Check
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.families import family_of
 from pokegemma.training.models import load_config, load_processor
 
 _GIB = 2**30
@@ -99,4 +100,5 @@ def check_model_access(model: str) -> Check:
         return Check(name, "FAIL", f"{model}: {problems[0]}", tuple(problems))
     config = load_config(model)
     layers, width = config.text_config.num_hidden_layers, config.text_config.hidden_size
-    return Check(name, "PASS", f"{model}: Gemma 3, {layers} layers, {width} wide; config, weights and processor whole")
+    found = f"{family_of(config).name}, {layers} layers, {width} wide"
+    return Check(name, "PASS", f"{model}: {found}; config, weights and processor whole")

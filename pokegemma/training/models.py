@@ -1,4 +1,4 @@
-"""Load Gemma 3 checkpoints, and make a tiny one with every part of the real ones."""
+"""Load checkpoints of Gemma 3, 3n and 4, and make a tiny Gemma 3 with every part of the real ones."""
 
 import hashlib
 import io
@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessorPil,
@@ -21,13 +24,17 @@ from transformers import (
     GemmaTokenizer,
     GenerationConfig,
     PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
     set_seed,
 )
 from transformers.utils import cached_file
 
 from pokegemma.data import prompts
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.families import Family, attention_of_parts, find_family, require_exact, require_packages
 from pokegemma.training.image_size import resize_config, resize_model, resize_processor
+from pokegemma.training.processors import Gemma4PictureProcessor, load_gemma3n_processor
 from pokegemma.training.vision import accept_compact_batches
 
 logger = logging.getLogger(__name__)
@@ -59,6 +66,7 @@ CHAT_TEMPLATE = """\
 """What Gemma 3's published template writes for user and model turns."""
 
 _CONTROL_SYMBOLS = ["<mask>", "[multimodal]", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"]
+_PICTURE_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 _NEWLINES = ["\n" * count for count in range(1, 5)]
 _LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 _VOCABULARY_SIZE = 1024
@@ -92,27 +100,45 @@ def _load(what: str, path: str | Path, function: Any, **options: Any) -> Any:
         ) from error
 
 
-def load_config(path: str | Path, image_size_px: int | None = None) -> Gemma3Config:
-    """Return the config of a Gemma 3 vision-language checkpoint, for pictures of `image_size_px` (None: its own).
+def read_family(path: str | Path) -> Family:
+    """Return the family of a checkpoint with vision, from its config alone.
 
     Raises:
-        PokegemmaError: there is none at `path`, or it is of another architecture, or the size does not fit.
+        PokegemmaError: there is no config at `path`, or it is of another architecture.
     """
     config = _load("config", path, PreTrainedConfig.get_config_dict)[0]
     if not config:
         raise PokegemmaError(f"{path}: no config.json in it, so it is no model")
-    if config.get("model_type") != "gemma3":
-        raise PokegemmaError(
-            f"{path}: model type {config.get('model_type')!r} is not a Gemma 3 with vision ('gemma3'); "
-            "take google/gemma-3-4b-it, 12b or 27b"
-        )
-    config = _load("config", path, Gemma3Config.from_pretrained)
+    return find_family(config.get("model_type"), where=str(path))
+
+
+def load_config(path: str | Path, image_size_px: int | None = None) -> PreTrainedConfig:
+    """Return the config of a Gemma 3, 3n or 4 with vision, for pictures of `image_size_px` (None: its own).
+
+    Raises:
+        PokegemmaError: there is none at `path`, it is of another architecture, needs packages that are missing, or
+            the size does not fit.
+    """
+    require_packages(read_family(path), where=str(path))
+    config = _load("config", path, AutoConfig.from_pretrained)
     if image_size_px is not None:
+        require_exact(config, "--image_size")
         resize_config(config, image_size_px)
     return config
 
 
-def load_processor(path: str | Path, image_size_px: int | None = None) -> Gemma3Processor:
+def _processor_loader(path: str | Path) -> Callable[[str], Any]:
+    """Return what loads the processor of a checkpoint, or that in the folder of an adapter, which has no config."""
+    if (Path(path) / "adapter_config.json").is_file():
+        name = _load("processor", path, ProcessorMixin.get_processor_dict)[0].get("processor_class")
+    else:
+        name = read_family(path).processor
+    return {"Gemma3nProcessor": load_gemma3n_processor, "Gemma4Processor": Gemma4PictureProcessor.from_pretrained}.get(
+        name, Gemma3Processor.from_pretrained
+    )
+
+
+def load_processor(path: str | Path, image_size_px: int | None = None) -> Any:
     """Return the processor of a checkpoint, with the PIL image processor (torchvision is optional).
 
     An adapter's folder has its own, which says the size of its pictures.
@@ -120,11 +146,12 @@ def load_processor(path: str | Path, image_size_px: int | None = None) -> Gemma3
     Raises:
         PokegemmaError: it could not be loaded, or has no chat template.
     """
-    if not (Path(path) / "adapter_config.json").is_file():  # an adapter's folder has a processor and no config
+    if not (Path(path) / "adapter_config.json").is_file() and image_size_px is not None:
         config = load_config(path, image_size_px)
-    processor = _load("processor", path, Gemma3Processor.from_pretrained)
-    # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be saved.
-    processor.image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
+    processor = _load("processor", path, _processor_loader(path))
+    if isinstance(processor, Gemma3Processor):
+        # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be saved.
+        processor.image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
     if not processor.chat_template:
         raise PokegemmaError(f"{path}: the processor has no chat template; take an instruction-tuned (-it) checkpoint")
     if image_size_px is not None:
@@ -140,23 +167,19 @@ def load_model(
     device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
     **options: Any,
-) -> Gemma3ForConditionalGeneration:
+) -> PreTrainedModel:
     """Return a checkpoint in eval mode, on `device` (None: left where transformers puts it).
 
     Its pictures have `image_size_px` (None: the checkpoint's own size); the position embeddings are interpolated.
     `options` go to `from_pretrained` (a quantization_config, say).
 
     Raises:
-        PokegemmaError: it could not be loaded, the size does not fit, or attention would be causal inside images.
+        PokegemmaError: it could not be loaded, the size does not fit, or attention would be wrong.
     """
-    if attn_implementation.startswith("flash"):
-        raise PokegemmaError(
-            f"attention {attn_implementation!r} is causal inside images for Gemma 3; use sdpa, eager or flex_attention"
-        )
-    load_config(path, image_size_px)
+    attention = attention_of_parts(load_config(path, image_size_px), attn_implementation)
     model = _load(
-        "model", path, Gemma3ForConditionalGeneration.from_pretrained,
-        dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **options,
+        "model", path, AutoModelForImageTextToText.from_pretrained,
+        dtype=getattr(torch, dtype), attn_implementation=attention, **options,
     )  # fmt: skip
     if image_size_px is not None:
         resize_model(model, image_size_px)
@@ -165,7 +188,8 @@ def load_model(
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:  # CUDA's out of memory is a RuntimeError
             raise PokegemmaError(f"{path} does not go to {device}: {str(error).splitlines()[0]}") from error
-    accept_compact_batches(model)
+    if isinstance(model, Gemma3ForConditionalGeneration):
+        accept_compact_batches(model)
     return model.eval()
 
 
@@ -191,7 +215,7 @@ def weights_fingerprint(path: str | Path) -> str:
                 values = weights.get_slice(name)
                 shape = values.get_shape()
                 digest.update(f"{name}{shape}".encode())
-                beginning = values[:] if len(shape) < 2 else values[:1]
+                beginning = weights.get_tensor(name) if len(shape) < 2 else values[:1]  # a scalar has no slices
                 digest.update(beginning.float().numpy().tobytes())
     return digest.hexdigest()
 
@@ -199,11 +223,18 @@ def weights_fingerprint(path: str | Path) -> str:
 def copy_tokenizer_model(source: str | Path, folder: Path) -> None:
     """Copy SentencePiece's tokenizer.model, which `save_pretrained` leaves out and llama.cpp needs, into `folder`.
 
+    Gemma 4 has none: nothing is copied.
+
     Raises:
-        PokegemmaError: the checkpoint `source` has none.
+        PokegemmaError: the checkpoint `source` has none, and its family does.
     """
-    path = _load("tokenizer.model", source, cached_file, filename="tokenizer.model")
-    shutil.copyfile(path, folder / "tokenizer.model")
+    needed = read_family(source).has_tokenizer_model
+    path = _load(
+        "tokenizer.model", source, cached_file, filename="tokenizer.model",
+        _raise_exceptions_for_missing_entries=needed,
+    )  # fmt: skip
+    if path is not None:
+        shutil.copyfile(path, folder / "tokenizer.model")
 
 
 def _corpus(seed: int) -> list[str]:
@@ -223,17 +254,24 @@ def _corpus(seed: int) -> list[str]:
     return [piece for line in lines for piece in line.split("\n")]
 
 
-def _train_tokenizer(folder: Path, *, seed: int) -> GemmaTokenizer:
+def train_tokenizer(
+    folder: Path, *, seed: int, control_symbols: list[str] = _CONTROL_SYMBOLS, tokens: dict[str, str] = _PICTURE_TOKENS
+) -> GemmaTokenizer:
+    """Write a tiny SentencePiece tokenizer to `folder` and return it.
+
+    Args:
+        control_symbols: part of SentencePiece's vocabulary.
+        tokens: special tokens by transformers' names; those that are no control symbols get the ids that follow.
+    """
     model = io.BytesIO()  # not files: their paths would be kept in tokenizer.model
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_corpus(seed)), model_writer=model, model_type="bpe", vocab_size=_VOCABULARY_SIZE,
         pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
-        unk_piece="<unk>", user_defined_symbols=[*_CONTROL_SYMBOLS, *_NEWLINES], byte_fallback=True,
+        unk_piece="<unk>", user_defined_symbols=[*control_symbols, *_NEWLINES], byte_fallback=True,
         normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
         character_coverage=1.0, num_threads=1, minloglevel=2,
     )  # fmt: skip
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     tokenizer = GemmaTokenizer.from_pretrained(folder, extra_special_tokens=tokens)
     tokenizer.save_pretrained(folder)
     # transformers takes every user-defined symbol of tokenizer.model for a special token, and notes the path it
@@ -286,7 +324,7 @@ def make_tiny_gemma3(
         sliding_window: tokens that the five other text layers look back.
     """
     set_seed(seed)
-    tokenizer = _train_tokenizer(folder, seed=seed)
+    tokenizer = train_tokenizer(folder, seed=seed)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<end_of_turn>", "<end_of_image>")}
     special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     config = Gemma3Config(

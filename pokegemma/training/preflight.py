@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from packaging.requirements import Requirement
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from pokegemma.data.checks import NO_SAMPLES, Check, Split, skipped
 from pokegemma.data.prompts import MAX_PROMPT_TOKENS
@@ -18,7 +18,9 @@ from pokegemma.data.trajectories import Trajectory
 from pokegemma.environment import Hardware
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import package_versions
-from pokegemma.training.collator import Example, Gemma3Collator
+from pokegemma.training.collator import Example
+from pokegemma.training.families import family_of, head_width, tower_shape
+from pokegemma.training.processor_collator import Collator
 
 GIB = 2**30
 
@@ -102,7 +104,7 @@ class TokenLengths:
 
 def check_token_lengths(
     splits: Iterable[Split],
-    collators: dict[str, Gemma3Collator],
+    collators: dict[str, Collator],
     *,
     max_positions: int,
     max_length: int | None,
@@ -173,10 +175,10 @@ class ModelSize:
         return sum(rank * (inputs + outputs) for inputs, outputs in self.linears)
 
 
-def measure_model(config: Gemma3Config) -> ModelSize:
+def measure_model(config: PreTrainedConfig) -> ModelSize:
     """Count the weights of a model without loading any."""
     with torch.device("meta"):
-        model = Gemma3ForConditionalGeneration(config).model
+        model = AutoModelForImageTextToText.from_config(config).model
     modules = model.language_model.modules()
     return ModelSize(
         num_weights=sum(weight.numel() for weight in model.parameters()),
@@ -188,7 +190,7 @@ def measure_model(config: Gemma3Config) -> ModelSize:
 
 
 def estimate_memory(
-    config: Gemma3Config,
+    config: PreTrainedConfig,
     size: ModelSize,
     *,
     finetuning: str,
@@ -208,24 +210,27 @@ def estimate_memory(
       two moments of `bytes_per_weight` for each weight of the language model.
     - activations: the input of every layer (tokens * width), and within the one layer that is being recomputed
       8 widths, 4 widths of the queries and 6 of the MLP a token, in float32 because of adapters and gradients.
-    - vision tower: one layer of SigLIP over image patches, since a frozen tower keeps nothing for a backward pass.
+    - vision tower: one layer of SigLIP over image patches, since a frozen tower keeps nothing for a backward pass;
+      of other families also the input of every layer, which TRL differentiates.
     - logits: answer tokens * vocabulary in float32, three times (logits, probabilities, gradient).
     - runtime: 1 GiB for CUDA, libraries and Python.
     """
-    text, vision = config.text_config, config.vision_config
+    text, tower = config.text_config, tower_shape(config)
+    inner_width = text.intermediate_size if isinstance(text.intermediate_size, int) else max(text.intermediate_size)
     num_linear = sum(inputs * outputs for inputs, outputs in size.linears)
     quantised = num_linear if finetuning == "qlora" else 0
     tokens = batch_size * lengths.longest
-    query_width = text.num_attention_heads * text.head_dim
-    layer = tokens * (8 * text.hidden_size + 4 * query_width + 6 * text.intermediate_size) * 4
-    patches = batch_size * images_per_sample * (vision.image_size // vision.patch_size) ** 2
+    query_width = text.num_attention_heads * head_width(config)
+    layer = tokens * (8 * text.hidden_size + 4 * query_width + 6 * inner_width) * 4
+    patches = batch_size * images_per_sample * tower["positions"]
+    kept = tower["width"] * tower["layers"] if family_of(config).inexact else 0
     return {
         "weights": int(quantised * 0.516) + (size.num_weights - quantised) * bytes_per_weight,
         "trained weights, gradients, optimizer": trained_bytes(
             size, finetuning=finetuning, bytes_per_weight=bytes_per_weight, lora_r=lora_r
         ),
         "activations": tokens * text.hidden_size * bytes_per_weight * text.num_hidden_layers + layer,
-        "vision tower": patches * (8 * vision.hidden_size + 6 * vision.intermediate_size) * 4,
+        "vision tower": patches * ((8 * tower["width"] + 6 * tower["inner_width"]) * 4 + kept * bytes_per_weight),
         "logits": batch_size * (lengths.longest_answer + 2) * text.vocab_size * 4 * 3,
         "runtime": GIB,
     }

@@ -12,23 +12,27 @@ from accelerate import PartialState
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.data.samples import Sample, dataset_files, dataset_hash, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
-from pokegemma.training.collator import Example, Gemma3Collator, Row
+from pokegemma.training.collator import Example, Row
 from pokegemma.training.converter_files import write_converter_files
+from pokegemma.training.families import FAMILIES, Family, check_checkpointing, require_exact, set_fsdp_layers
+from pokegemma.training.image_size import picture_facts
 from pokegemma.training.models import (
     copy_tokenizer_model,
     load_config,
     load_model,
     load_processor,
+    read_family,
     weights_fingerprint,
 )
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.processor_collator import Collator, make_collator
 from pokegemma.training.run_folder import check_output, check_resumed, clear_output
 from pokegemma.training.tracking import track
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
@@ -37,8 +41,6 @@ from pokegemma.training.vision_features import prepare_cache
 
 logger = logging.getLogger(__name__)
 
-_TEXT_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_TOWER_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _MAX_NAMED = 5
 
 
@@ -101,7 +103,7 @@ def load_dataset(path: Path, data: DataOptions, *, cache_dir: Path) -> Dataset:
             raise PokegemmaError(str(error.__cause__)) from error
 
 
-def check_lengths(path: Path, examples: Iterable[Example], collator: Gemma3Collator, *, max_length: int) -> None:
+def check_lengths(path: Path, examples: Iterable[Example], collator: Collator, *, max_length: int) -> None:
     """Refuse rows of more than `max_length` tokens, naming them: cutting one would cut pictures or the answer.
 
     Raises:
@@ -129,33 +131,30 @@ def check_lengths(path: Path, examples: Iterable[Example], collator: Gemma3Colla
         )
 
 
-def lora_config(options: ModelOptions) -> LoraConfig:
+def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> LoraConfig:
     """Return the adapter's config: a regex, because bare names such as q_proj would also match SigLIP.
 
     `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
     """
     given = options.lora_target_modules or []  # ModelConfig makes a list of one a string
     named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
-    text, tower = (named or _TEXT_LINEARS), (named or _TOWER_LINEARS)
-    patterns = [rf".*language_model\..*\.({'|'.join(text)})"]
-    if options.train_vision_tower:
-        patterns.append(rf".*{TOWER}\..*\.({'|'.join(tower)})")
     # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
-    in_full = [*(options.lora_modules_to_save or []), *([PROJECTOR] if options.train_projector else [])]
+    in_full = [*(options.lora_modules_to_save or []), *([family.projector] if options.train_projector else [])]
     return LoraConfig(
         r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, bias="none",
-        target_modules="|".join(f"({pattern})" for pattern in patterns), modules_to_save=in_full or None,
+        target_modules=family.adapted(named=named, train_vision_tower=options.train_vision_tower),
+        modules_to_save=in_full or None,
         use_rslora=options.use_rslora, use_dora=options.use_dora, task_type="CAUSAL_LM",
     )  # fmt: skip
 
 
-def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3ForConditionalGeneration:
+def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrainedModel:
     """Return the base model: quantised for QLoRA, with the right parts frozen for full fine-tuning.
 
     Raises:
         PokegemmaError: the model cannot be loaded.
     """
-    extra: dict[str, Any] = {}
+    family, extra = read_family(options.model_name_or_path), dict[str, Any]()
     if options.finetuning == "qlora":
         if training.deepspeed_plugin is not None:
             raise PokegemmaError("--finetuning qlora does not work with DeepSpeed; use lora, or multi_gpu.yaml")
@@ -165,8 +164,7 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
             bnb_4bit_use_double_quant=options.use_bnb_nested_quant, bnb_4bit_compute_dtype=dtype,
             # One storage type for all weights, which FSDP and ZeRO-3 need to shard them.
             bnb_4bit_quant_storage=dtype,
-            # A frozen tower saves little memory in 4 bits and loses sight.
-            llm_int8_skip_modules=["lm_head", f"model.{TOWER}", f"model.{PROJECTOR}"],
+            llm_int8_skip_modules=family.not_quantised,
         )  # fmt: skip
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
@@ -176,18 +174,28 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> Gemma3Fo
     )  # fmt: skip
     model.config.use_cache = False
     if options.finetuning == "full":
-        frozen = {TOWER: not options.train_vision_tower, PROJECTOR: not options.train_projector}
+        frozen = {TOWER: not options.train_vision_tower, family.projector: not options.train_projector}
+        frozen |= dict.fromkeys(family.untrained, True)
         for name, weight in model.named_parameters():
             weight.requires_grad = not any(part in name and freeze for part, freeze in frozen.items())
     return model
 
 
-def describe_trainable(model: torch.nn.Module) -> str:
+def is_reentrant(training: TrainingOptions, *, adapter: bool) -> bool:
+    """Return whether gradient checkpointing will be reentrant: as asked, or as TRL does with adapters under ZeRO-3."""
+    if not training.gradient_checkpointing:
+        return False
+    deepspeed = training.deepspeed_plugin
+    zero3 = adapter and deepspeed is not None and deepspeed.zero_stage == 3
+    return zero3 or bool((training.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+
+
+def describe_trainable(model: torch.nn.Module, family: Family = FAMILIES["gemma3"]) -> str:
     """Return how many weights are trained in each part of the model, for the log."""
     counts = dict.fromkeys(("language model", "vision tower", "projector"), 0)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            part = "vision tower" if TOWER in name else "projector" if PROJECTOR in name else "language model"
+            part = "vision tower" if TOWER in name else "projector" if family.projector in name else "language model"
             counts[part] += getattr(weight, "ds_numel", weight.numel())
     return ", ".join(f"{part} {count:,}" for part, count in counts.items())
 
@@ -245,15 +253,16 @@ def train(
         output_dir, sources=[*files.values(), Path(base), *features], overwrite=data.overwrite,
         resume=training.resume_from_checkpoint,
     )  # fmt: skip
-    if model_options.image_size == load_config(base).vision_config.image_size:
+    if model_options.image_size == getattr(load_config(base).vision_config, "image_size", None):
         model_options.image_size = None  # the checkpoint's own: the same run as without the option
-    config = load_config(base, model_options.image_size)
+    config, family = load_config(base, model_options.image_size), read_family(base)
     processor = load_processor(base, model_options.image_size)
+    for option, used in (("--vision_features", data.vision_features), ("--samples_per_row", data.samples_per_row > 1)):
+        if used:
+            require_exact(config, option)
     max_length = training.max_length or config.text_config.max_position_embeddings
     # Rows name their pictures by absolute paths, so the folder is not used.
-    collator = Gemma3Collator(
-        processor=processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row
-    )
+    collator = make_collator(processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row)
     for path in files.values():
         check_lengths(path, read_examples(path, data), collator, max_length=max_length)
     options = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
@@ -261,14 +270,17 @@ def train(
     facts = {
         "base_model": base, "base_fingerprint": weights_fingerprint(base), "seed": training.seed,
         "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
-        "image_size_px": config.vision_config.image_size, "image_tokens": config.mm_tokens_per_image,
+        **picture_facts(config),
     }  # fmt: skip
     if checkpoint is not None:
         check_resumed(checkpoint, options=options, facts=facts)
     if model_options.finetuning == "full" and training.learning_rate > 1e-4:
         logger.warning("a learning rate of %g is high for full fine-tuning; 1e-5 is usual", training.learning_rate)
 
+    check_checkpointing(config, reentrant=is_reentrant(training, adapter=model_options.use_peft))
+    adapter = lora_config(model_options, family) if model_options.use_peft else None
     model = load_trainable(model_options, training)
+    set_fsdp_layers(model, family)
     if checkpoint is None:
         clear_output(output_dir)
     if data.vision_features is not None:
@@ -289,11 +301,11 @@ def train(
             model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
             data_collator=collator, processing_class=processor,
             callbacks=[*callbacks, stop, EvaluateAtEnd(), CurvePlotter()],
-            peft_config=lora_config(model_options) if model_options.use_peft else None,
+            peft_config=adapter,
         )  # fmt: skip
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
         raise PokegemmaError(" ".join(str(error).split())[:300]) from error
-    logger.info("trained weights: %s", describe_trainable(trainer.model))
+    logger.info("trained weights: %s", describe_trainable(trainer.model, family))
 
     def record(status: str, **results: Any) -> None:
         if trainer.is_world_process_zero():

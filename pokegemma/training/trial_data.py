@@ -10,13 +10,14 @@ from tqdm import tqdm
 
 from pokegemma.data.samples import Sample, dataset_files
 from pokegemma.data.trajectories import Trajectory
-from pokegemma.training.collator import Example, Gemma3Collator
+from pokegemma.training.collator import Example
 from pokegemma.training.models import load_processor
 from pokegemma.training.options import DataOptions, ModelOptions
+from pokegemma.training.processor_collator import Collator, make_collator
 from pokegemma.training.sft import read_examples
 
 
-def longest_first(examples: Iterator[Example], collator: Gemma3Collator, *, number: int) -> list[tuple[int, Example]]:
+def longest_first(examples: Iterator[Example], collator: Collator, *, number: int) -> list[tuple[int, Example]]:
     """Return the `number` examples with the most tokens, each with its count, the longest first."""
     counted = ((collator.count_tokens(example), example) for example in examples)
     return heapq.nlargest(number, counted, key=lambda pair: pair[0])
@@ -61,7 +62,7 @@ def write_trial_dataset(
     """
     path, _ = dataset_files(Path(data.dataset_path))
     processor = load_processor(model.model_name_or_path, model.image_size)
-    collator = Gemma3Collator(processor=processor, layout=data.layout, dataset_folder=Path())
+    collator = make_collator(processor, layout=data.layout, dataset_folder=Path())
     examples = tqdm(read_examples(path, data), "count tokens", leave=False, disable=None)
     longest = longest_first(examples, collator, number=step_rows)
     write_rows(

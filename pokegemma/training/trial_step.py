@@ -16,8 +16,8 @@ from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.models import load_model, load_processor
+from pokegemma.training.processor_collator import Collator, make_collator
 
 _STEP_SAMPLES = 4
 _STEP_TIMEOUT_S = 3600
@@ -59,7 +59,7 @@ def _compare(
     folder: Path,
     model_path: str,
     samples: list[Sample],
-    collator: Gemma3Collator,
+    collator: Collator,
     *,
     finetuning: str,
     image_size: int | None,
@@ -141,7 +141,7 @@ def check_step(
             return Check(name, "FAIL", f"the loss is {losses[0] if losses else 'missing'}", log)
         try:
             processor = load_processor(model, image_size)
-            collator = Gemma3Collator(processor=processor, layout=layout, dataset_folder=dataset)
+            collator = make_collator(processor, layout=layout, dataset_folder=dataset)
             difference = _compare(output, model, samples, collator, finetuning=finetuning, image_size=image_size)
         except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
             return Check(name, "FAIL", f"what was saved does not load: {' '.join(str(error).split())[:300]}", log)

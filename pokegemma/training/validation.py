@@ -24,10 +24,11 @@ from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.environment import detect_hardware
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import preflight
-from pokegemma.training.collator import Example, Gemma3Collator
+from pokegemma.training.collator import Example
 from pokegemma.training.model_access import check_model_access, is_on_this_machine
 from pokegemma.training.models import load_config, load_processor
 from pokegemma.training.options import Finetuning, automatic_dtype
+from pokegemma.training.processor_collator import make_collator
 from pokegemma.training.trial_step import check_step
 
 Progress = Callable[..., Iterable]
@@ -169,8 +170,7 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
     )  # fmt: skip
     yield preflight.check_disk(needs)
     collators = {
-        split.name: Gemma3Collator(processor=processor, layout=plan.layout, dataset_folder=split.folder)
-        for split in plan.splits
+        split.name: make_collator(processor, layout=plan.layout, dataset_folder=split.folder) for split in plan.splits
     }
     check, lengths = preflight.check_token_lengths(
         plan.splits,

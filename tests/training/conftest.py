@@ -1,12 +1,15 @@
 """Fixtures for the model side: a collator per layout over the toy dataset."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import Gemma3Processor
+from transformers.utils import is_timm_available
 
 from pokegemma.data.samples import Sample, read_samples
+from pokegemma.training import tiny_models
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.models import load_processor
 
@@ -24,3 +27,25 @@ def make_collator(processor: Gemma3Processor, toy_dataset: Path) -> Callable[[st
 @pytest.fixture(scope="session")
 def samples(toy_dataset: Path) -> list[Sample]:
     return list(read_samples(toy_dataset / "train.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that makes a tiny checkpoint of another family once: gemma3n (by timm), gemma4, gemma4_large.
+
+    Pictures of 16 tokens for Gemma 3n, at most 70 for Gemma 4; a window shorter than a sample.
+    """
+
+    @functools.cache
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"tiny_{name}")
+        if name == "gemma3n":
+            if not is_timm_available():
+                pytest.skip("Gemma 3n's tower needs timm and torchvision (requirements-gemma3n.txt)")
+            tiny_models.make_tiny_gemma3n(folder, image_size_px=64, num_image_tokens=16, sliding_window=64)
+        else:
+            large = name == "gemma4_large"
+            tiny_models.make_tiny_gemma4(folder, max_image_tokens=70, sliding_window=64, large=large)
+        return folder
+
+    return make

@@ -180,7 +180,7 @@ def test_button_tokens_tell_the_eight_buttons_apart(processor: Gemma3Processor) 
 
 def test_button_tokens_of_a_tokenizer_that_splits_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_VOCABULARY_SIZE", 330)
-    tokenizer = models._train_tokenizer(tmp_path, seed=0)
+    tokenizer = models.train_tokenizer(tmp_path, seed=0)
     tokens = ButtonTokens.of(tokenizer)
     lengths = {button: len(branch) for button, branch in zip(BUTTONS, tokens.branches, strict=True)}
     assert lengths["start"] > 1 and lengths["select"] > 1  # both begin with s

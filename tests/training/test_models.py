@@ -92,7 +92,7 @@ def test_the_fingerprint_reads_sharded_checkpoints(tiny_model: Path, tmp_path: P
 
 def test_what_is_no_gemma_3_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(PokegemmaError, match="'llama' is not a Gemma 3 with vision"):
+    with pytest.raises(PokegemmaError, match="'llama' is not a Gemma 3, 3n or 4 with vision"):
         models.load_model(tmp_path)
 
 
