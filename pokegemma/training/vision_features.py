@@ -29,7 +29,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
-from pokegemma.training.models import Dtype, default_device, load_model, load_processor
+from pokegemma.training.families import require_exact
+from pokegemma.training.models import Dtype, default_device, load_config, load_model, load_processor
 from pokegemma.training.pictures import read_pictures
 from pokegemma.training.vision import PROJECTOR, TOWER, encode_pictures
 
@@ -247,8 +248,12 @@ def load_encoder(
 
     Args:
         num_threads: on a CPU; sums come out differently with another number, and so would the bytes.
+
+    Raises:
+        PokegemmaError: the model is none of Gemma 3's, or the cache is another model's.
     """
     torch.set_num_threads(num_threads)
+    require_exact(load_config(base), "--vision_features")
     processor = load_processor(base, image_size_px=image_size)
     model = load_model(base, dtype=dtype, device=default_device(), image_size_px=image_size)
     return Encoder(open_cache(folder, feature_key(model, processor)), model, processor, batch_size, num_workers)
