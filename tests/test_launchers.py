@@ -17,7 +17,9 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCHERS = ["init.sh", "train_gemma3.sh", "train_gemma3n.sh", "run_tests.sh", ".ci/run"]
+LAUNCHERS = [
+    "init.sh", "train_gemma3.sh", "train_gemma3n.sh", "run_tests.sh", ".ci/run", "training_configs/slurm.sbatch"
+]  # fmt: skip
 CONFIGS = ["cpu_mps", "deepspeed_zero3", "fsdp2", "multi_gpu", "single_gpu"]
 STEPS = ["record_toy_game", "convert_eevee_data_v2", "make_tiny_model", "validate_training", "merge_qlora", "evaluate"]
 SECRET = "hf_secret value#1"

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {path.stem: path for path in sorted((ROOT / "scripts").glob("*.py"))}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, (ROOT / "docs/cluster.md").read_text(encoding="utf-8")]
 VARIABLES = re.findall(r"^([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
 
 
@@ -200,8 +201,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 
 
 def readme_commands() -> Iterator[list[str]]:
-    """Yield the words of each command in README's sh blocks; a backslash continues a line, "#" begins a comment."""
-    for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+    """Yield the words of each command in sh blocks of PAGES; a backslash continues a line, "#" begins a comment."""
+    for block in re.findall(r"^```sh\n(.*?)^```", "\n".join(PAGES), re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield words
@@ -212,9 +213,8 @@ COMMANDS = list(readme_commands())
 
 def program_at(words: list[str]) -> int | None:
     """Return the place of the launcher or script in a command, or None where it runs neither."""
-    return next(
-        (at for at, word in enumerate(words) if re.search(r"^\./\w+\.sh$|^(scripts|benchmarks)/.*\.py$", word)), None
-    )
+    program = re.compile(r"^\./\w+\.sh$|\.sbatch$|^(scripts|benchmarks)/.*\.py$")
+    return next((at for at, word in enumerate(words) if program.search(word)), None)
 
 
 def test_readme_names_every_script() -> None:
@@ -246,7 +246,7 @@ def test_a_command_of_readme_exists(words: list[str]) -> None:
     for word in words:
         assert not word.startswith("accelerate_configs/") or (ROOT / word).is_file(), word
     given = {word.partition("=")[0] for word in words[at + 1 :] if word.startswith("--")}
-    if program == "./train_gemma3.sh":
+    if program in ("./train_gemma3.sh", "training_configs/slurm.sbatch"):
         known = flags_of("sft_pokemon_gemma3")
     elif program.startswith("scripts/"):
         known = flags_of(Path(program).stem)

@@ -2,12 +2,11 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pokegemma.errors import PokegemmaError
@@ -15,6 +14,9 @@ from pokegemma.provenance import read_run_record
 from pokegemma.training.options import LAST_CHECKPOINT
 
 logger = logging.getLogger(__name__)
+
+COMPLETE_FILE = "complete"
+"""What a checkpoint-N folder holds once every process has written its part of it; see `PokemonTrainer`."""
 
 _FIXED_OPTIONS = (
     "layout",
@@ -32,12 +34,14 @@ _FIXED_OPTIONS = (
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint in `folder`; one that was cut off while it was written does not count."""
-    checkpoints = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    checkpoints = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE_FILE}")]
     return max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def check_output(folder: Path, *, sources: Sequence[Path], overwrite: bool, resume: str | None) -> Path | None:
-    """Return the checkpoint to continue from, or None; delete nothing.
+    """Return the checkpoint to continue from, or None to begin; delete nothing.
+
+    A run that was killed before its first checkpoint begins again when it is resumed.
 
     Args:
         sources: the files and folders that training reads; `folder` must hold none of them.
@@ -48,13 +52,16 @@ def check_output(folder: Path, *, sources: Sequence[Path], overwrite: bool, resu
     for source in sources:
         if source.resolve().is_relative_to(folder.resolve()):
             raise PokegemmaError(f"--output_dir {folder} holds {source}, which training reads; choose another")
-    last = last_checkpoint(folder)
+    last, record = last_checkpoint(folder), read_run_record(folder) or {}
     if resume is not None:
         checkpoint = last if resume in LAST_CHECKPOINT else Path(resume)
-        if checkpoint is None or not (checkpoint / TRAINER_STATE_NAME).is_file():
-            raise PokegemmaError(f"--resume_from_checkpoint: no checkpoint in {checkpoint or folder}")
+        if checkpoint is None and record.get("stage") == "train" and record.get("status") == "running":
+            logger.warning("%s: killed before its first checkpoint; beginning again", folder)
+        elif checkpoint is None:
+            raise PokegemmaError(f"--resume_from_checkpoint: no checkpoint in {folder}; leave it out to begin")
+        elif not (checkpoint / COMPLETE_FILE).is_file():
+            raise PokegemmaError(f"--resume_from_checkpoint: {checkpoint} is no checkpoint, or was cut off")
         return checkpoint
-    record = read_run_record(folder) or {}
     if record and record.get("stage") != "train":
         raise PokegemmaError(f"{folder} holds the result of another step ({record.get('stage')}); choose another")
     if (last or record) and not overwrite:
@@ -72,8 +79,10 @@ def clear_output(folder: Path) -> None:
         PokegemmaError: the folder cannot be written.
     """
     state = PartialState()
+    state.wait_for_everyone()  # until all have looked for an earlier run
     if state.is_main_process:
         try:
+            _delete_checkpoints(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,15 +90,42 @@ def clear_output(folder: Path) -> None:
     state.wait_for_everyone()
 
 
-def check_resumed(checkpoint: Path, *, options: dict[str, Any], facts: dict[str, Any]) -> None:
+def clear_unfinished(folder: Path) -> None:
+    """Delete what a killed process left half-written in `folder`: in the first process, while the others wait.
+
+    The trainer would count a cut-off checkpoint among those to keep, and delete a whole one in its place.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        checkpoints = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+        cut_off = [path for path in checkpoints if not (path / COMPLETE_FILE).is_file()]
+        for path in cut_off:
+            logger.warning("%s was cut off while it was written; deleted", path)
+        _delete_checkpoints(cut_off)
+        for path in folder.glob(".*.part"):
+            path.unlink(missing_ok=True)
+    state.wait_for_everyone()
+
+
+def _delete_checkpoints(paths: Iterable[Path]) -> None:
+    for path in paths:
+        (path / COMPLETE_FILE).unlink(missing_ok=True)  # first: what is left of it does not count
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_resumed(folder: Path, *, options: dict[str, Any], facts: dict[str, Any]) -> None:
     """Refuse to continue a run on another base model, with other data, layout, picture size or adapter.
+
+    Args:
+        folder: the output folder, or a checkpoint-N in it.
 
     Raises:
         PokegemmaError: one of them is not that of the run's run.json.
     """
-    record = read_run_record(checkpoint)
+    record = read_run_record(folder)
     if record is None:
-        logger.warning("%s: no run.json beside it; whether model and data are the same is not known", checkpoint)
+        logger.warning("%s: no run.json beside it; whether model and data are the same is not known", folder)
         return
     before = {name: record.get("options", {}).get(name) for name in _FIXED_OPTIONS}
     before |= {"base model": record.get("base_fingerprint"), "dataset": (record.get("dataset") or {}).get("sha256")}
@@ -98,4 +134,4 @@ def check_resumed(checkpoint: Path, *, options: dict[str, Any], facts: dict[str,
     changed = [name for name in now if now[name] != before[name]]
     if changed:
         values = ", ".join(f"{name} was {before[name]}, is {now[name]}" for name in changed)
-        raise PokegemmaError(f"--resume_from_checkpoint: not the run of {checkpoint}: {values}")
+        raise PokegemmaError(f"--resume_from_checkpoint: not the run of {folder}: {values}")

@@ -33,7 +33,7 @@ from pokegemma.training.models import (
 )
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.processor_collator import Collator, make_collator
-from pokegemma.training.run_folder import check_output, check_resumed, clear_output
+from pokegemma.training.run_folder import check_output, check_resumed, clear_output, clear_unfinished
 from pokegemma.training.tracking import track
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
 from pokegemma.training.vision import PROJECTOR, TOWER
@@ -272,8 +272,8 @@ def train(
         "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
         **picture_facts(config),
     }  # fmt: skip
-    if checkpoint is not None:
-        check_resumed(checkpoint, options=options, facts=facts)
+    if training.resume_from_checkpoint is not None:
+        check_resumed(checkpoint or output_dir, options=options, facts=facts)
     if model_options.finetuning == "full" and training.learning_rate > 1e-4:
         logger.warning("a learning rate of %g is high for full fine-tuning; 1e-5 is usual", training.learning_rate)
 
@@ -283,6 +283,8 @@ def train(
     set_fsdp_layers(model, family)
     if checkpoint is None:
         clear_output(output_dir)
+    else:
+        clear_unfinished(output_dir)
     if data.vision_features is not None:
         examples = itertools.chain.from_iterable(read_examples(path, data) for path in files.values())
         paths = (path for example in examples for path in collator.picture_paths(example))

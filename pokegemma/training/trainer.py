@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 from trl import SFTTrainer
 
 from pokegemma.outputs import atomic_file
 from pokegemma.training.collator import IGNORED_LABEL
+from pokegemma.training.run_folder import COMPLETE_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,12 @@ class PokemonTrainer(SFTTrainer):
         self._last_log = (time.perf_counter(), 0, 0)  # when, tokens so far, decisions so far
         self._paused_s = 0.0  # evaluating and saving since then
         self._waited_s = 0.0  # for batches since then
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **options)
+        else:  # continued from its last step: transformers would make one more before it looks
+            self.control.should_training_stop = True
 
     def get_batch_samples(self, *args: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -121,8 +128,24 @@ class PokemonTrainer(SFTTrainer):
         return output
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        """Save a checkpoint, mark it complete once every process has written its part, then delete older ones.
+
+        transformers deletes them when the first process is done: killed then, a run could be left with none.
+        """
         began = time.perf_counter()
+        folder = Path(self.args.output_dir)
+        mark = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / COMPLETE_FILE
+        if self.args.should_save:
+            mark.unlink(missing_ok=True)  # an earlier run may have written this one
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(*args, **options)
+        self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark.touch()
+            rotate_checkpoints(
+                folder, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True
+            )
         self._paused_s += time.perf_counter() - began
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

@@ -176,7 +176,7 @@ def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
             if different:
                 values = ", ".join(f"{name} was {found.get(name)}, is {key[name]}" for name in different)
                 raise PokegemmaError(f"--vision_features {folder} is of another model or size ({values}); name another")
-        elif folder.is_dir() and any(entry.name != _CHUNKS for entry in folder.iterdir()):
+        elif folder.is_dir() and any(entry.name != _CHUNKS and entry.suffix != ".part" for entry in folder.iterdir()):
             raise PokegemmaError(
                 f"--vision_features {folder} holds something else (no {_KEY_FILE}); name another folder"
             )

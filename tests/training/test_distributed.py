@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,21 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pokegemma.data.convert import WindowOptions
+from pokegemma.data.corpus import convert_corpus
+from pokegemma.play.toy_recorder import record_sessions
 from pokegemma.training import models
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("loss", "grad_norm", "eval_loss", "eval_button_accuracy")
-BATCH = 4  # samples an optimizer step, over all processes
+BATCH, NUM_STEPS = 4, 10  # samples (or trajectories) an optimizer step, over all processes
+PATHS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shared_rows": {"samples_per_row": 2},
+    "trajectory": {"layout": "trajectory", "max_decisions": 3, "overlap_decisions": 1},
+}
+Launch = tuple[dict[str, list[float]], Path]
+"""What a run logged, and its output folder."""
 
 
 def free_port() -> int:
@@ -35,16 +46,26 @@ def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:
     return path
 
 
-def train(
-    launch: list[str], output: Path, dataset: Path, model: Path, *, num_processes: int, **changes: Any
-) -> dict[str, list[float]]:
-    """Train four steps and return the logged losses."""
+def launcher(name: str, folder: Path, *, num_processes: int) -> list[str]:
+    """Return the command that starts a script under accelerate_configs/`name`.yaml on a CPU."""
+    port = str(free_port())
+    if name == "multi_gpu":  # accelerate has no launcher for DDP on CPUs without MPI; torchrun starts the same
+        start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
+        return [*start, "--master_port", port]
+    config = config_for_cpu(name, folder, num_processes=num_processes)
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    return [*start, "--main_process_port", port]
+
+
+def train(launch: list[str], output: Path, *, num_processes: int, **changes: Any) -> Launch:
+    """Train ten steps; `changes` are options."""
+    # Samples that share a row must be in one forward pass; otherwise gradients of several passes are summed.
+    batch_size = 2 if "samples_per_row" in changes else BATCH // num_processes // 2
     options = {
-        "finetuning": "lora", "lora_dropout": 0.0, "per_device_train_batch_size": BATCH // num_processes // 2,
-        "gradient_accumulation_steps": 2, "max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1,
-        "learning_rate": 2e-3, "warmup_steps": 0, "dataloader_num_workers": 0, "use_cpu": True, "report_to": "none",
-        "model_name_or_path": model, "dataset_path": dataset, "output_dir": output,
-        **changes,
+        "finetuning": "lora", "lora_dropout": 0.0, "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": BATCH // num_processes // batch_size, "max_steps": NUM_STEPS, "eval_steps": 5,
+        "save_steps": 5, "logging_steps": 1, "learning_rate": 2e-3, "warmup_steps": 0, "dataloader_num_workers": 0,
+        "per_device_eval_batch_size": 4, "use_cpu": True, "report_to": "none", "output_dir": output, **changes,
     }  # fmt: skip
     flags = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -55,13 +76,46 @@ def train(
     )
     assert result.returncode == 0, result.stderr[-3000:]
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return {key: [entry[key] for entry in history if key in entry] for key in KEYS}
+    return {key: [entry[key] for entry in history if key in entry] for key in KEYS}, output
 
 
 @pytest.fixture(scope="module")
-def alone(toy_dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    output = tmp_path_factory.mktemp("alone") / "adapter"
-    return train([sys.executable], output, toy_dataset, tiny_model, num_processes=1), output
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset with more frames than a chunk of features, and 21 decisions of two sessions held out."""
+    folder = tmp_path_factory.mktemp("toy")
+    record_sessions(folder / "recorded", num_sessions=15, seed=3, num_turns=11)
+    convert_corpus(
+        folder / "recorded" / "runs", folder / "dataset", window=WindowOptions(), eval_fraction=0.14, num_workers=1
+    )
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Launch]:
+    """Return a function that trains one of PATHS with one process, decoding every picture; once each."""
+    done: dict[str, Launch] = {}
+
+    def run(path: str) -> Launch:
+        if path not in done:
+            output = tmp_path_factory.mktemp("alone") / "adapter"
+            where = {"dataset_path": dataset, "model_name_or_path": tiny_model}
+            done[path] = train([sys.executable], output, num_processes=1, **where, **PATHS[path])
+        return done[path]
+
+    return run
+
+
+def assert_same(ours: Launch, expected: Launch) -> None:
+    values, others = ours[0], expected[0]
+    assert (len(values["loss"]), len(values["eval_loss"])) == (NUM_STEPS, 2)
+    assert values["loss"] == pytest.approx(others["loss"], rel=1e-4)
+    assert values["grad_norm"] == pytest.approx(others["grad_norm"], rel=1e-3)
+    assert values["eval_loss"] == pytest.approx(others["eval_loss"], rel=1e-4)
+    assert values["eval_button_accuracy"] == others["eval_button_accuracy"]
+    weights, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (ours[1], expected[1]))
+    assert weights.keys() == theirs.keys()
+    for key in theirs:
+        torch.testing.assert_close(weights[key].float(), theirs[key], atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.slow
@@ -70,32 +124,29 @@ def alone(toy_dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPath
     [("single_gpu", 1), ("cpu_mps", 1), ("multi_gpu", 2), ("deepspeed_zero3", 2), ("fsdp2", 2)],
 )
 def test_a_config_trains_to_the_same_losses_and_weights_as_one_process(
-    name: str,
-    num_processes: int,
-    alone: tuple[dict[str, list[float]], Path],
-    toy_dataset: Path,
-    tiny_model: Path,
-    tmp_path: Path,
+    name: str, num_processes: int, alone: Callable[[str], Launch], dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     if name == "deepspeed_zero3":
         pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
-    port = str(free_port())
-    if name == "multi_gpu":  # accelerate has no launcher for DDP on CPUs without MPI; torchrun starts the same
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    else:
-        config = config_for_cpu(name, tmp_path, num_processes=num_processes)
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        launch += ["--main_process_port", port]
-    output = tmp_path / "adapter"
-    values = train(launch, output, toy_dataset, tiny_model, num_processes=num_processes)
-    assert values["loss"] == pytest.approx(alone[0]["loss"], rel=1e-4)
-    assert values["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-3)
-    assert values["eval_loss"] == pytest.approx(alone[0]["eval_loss"], rel=1e-4)
-    assert values["eval_button_accuracy"] == alone[0]["eval_button_accuracy"]
-    ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (output, alone[1]))
-    assert ours.keys() == expected.keys()
-    for key in expected:
-        torch.testing.assert_close(ours[key].float(), expected[key], atol=1e-3, rtol=1e-2)
+    launch = launcher(name, tmp_path, num_processes=num_processes)
+    where = {"dataset_path": dataset, "model_name_or_path": tiny_model}
+    assert_same(train(launch, tmp_path / "adapter", num_processes=num_processes, **where), alone("plain"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "path"), [("multi_gpu", "shared_rows"), ("deepspeed_zero3", "trajectory"), ("fsdp2", "trajectory")]
+)
+def test_two_processes_that_share_a_feature_cache_train_as_one_that_decodes_every_picture(
+    name: str, path: str, alone: Callable[[str], Launch], dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    if name == "deepspeed_zero3":
+        pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
+    features, launch = tmp_path / "features", launcher(name, tmp_path, num_processes=2)
+    where = {"dataset_path": dataset, "model_name_or_path": tiny_model, "vision_features": features}
+    ours = train(launch, tmp_path / "adapter", num_processes=2, **where, **PATHS[path])
+    assert len(list((features / "chunks").iterdir())) == 2  # one each
+    assert_same(ours, alone(path))
 
 
 @pytest.mark.slow
@@ -106,12 +157,13 @@ def test_a_sharded_model_trains_at_another_picture_size(
     """Position embeddings are interpolated, then trained and saved, from shares of them."""
     if name == "deepspeed_zero3":
         pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
-    changes = {"image_size": 112, "finetuning": "full", "train_vision_tower": True, "learning_rate": 1e-4}
-    config = config_for_cpu(name, tmp_path, num_processes=2)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    launch += ["--main_process_port", str(free_port())]
-    sharded = train(launch, tmp_path / "sharded", toy_dataset, tiny_model, num_processes=2, **changes)
-    alone = train([sys.executable], tmp_path / "alone", toy_dataset, tiny_model, num_processes=1, **changes)
+    changes = {
+        "image_size": 112, "finetuning": "full", "train_vision_tower": True, "learning_rate": 1e-4, "max_steps": 4,
+        "dataset_path": toy_dataset, "model_name_or_path": tiny_model,
+    }  # fmt: skip
+    launch = launcher(name, tmp_path, num_processes=2)
+    sharded, _ = train(launch, tmp_path / "sharded", num_processes=2, **changes)
+    alone, _ = train([sys.executable], tmp_path / "alone", num_processes=1, **changes)
     assert sharded["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     ours, expected = (load_file(tmp_path / folder / "model.safetensors") for folder in ("sharded", "alone"))
     place = next(key for key in expected if key.endswith("position_embedding.weight"))

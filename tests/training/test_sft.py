@@ -22,7 +22,7 @@ from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training import models, sft
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-from pokegemma.training.run_folder import check_output, last_checkpoint
+from pokegemma.training.run_folder import check_output
 from pokegemma.training.trainer import CURVE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,14 +270,6 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
         check_output(tmp_path, sources=[], overwrite=False, resume="last")
 
 
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-12").mkdir()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-
-
 @pytest.mark.parametrize(
     ("options", "layout", "message"),
     [({"lora_r": 4}, "grid", "lora_r was 16, is 4"), ({}, "frames", "layout was grid, is frames")],
@@ -289,6 +281,19 @@ def test_a_run_is_not_continued_as_another(
     training = TrainingOptions(output_dir=str(finished), resume_from_checkpoint="last", **{**QUICK, "max_steps": 6})
     with pytest.raises(PokegemmaError, match=message):
         sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora", **options))
+
+
+def test_a_finished_run_that_is_resumed_makes_no_further_step(
+    finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "adapter"
+    shutil.copytree(finished, output)
+    (output / "adapter_model.safetensors").write_bytes(b"cut off")
+    options = {"finetuning": "lora"}
+    run_training(toy_dataset, tiny_model, output, options=options, max_steps=4, resume_from_checkpoint="last")
+    assert read_run_record(output)["global_step"] == 4
+    ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (output, finished))
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
 def test_full_fine_tuning_resumes_where_it_stopped_and_returns_its_best(

@@ -146,6 +146,12 @@ def test_the_weights_of_the_language_model_do_not_matter(tiny_model, processor) 
     assert feature_key(model, processor) == key
 
 
+def test_what_a_killed_process_left_of_the_key_is_not_something_else(model, processor, tmp_path) -> None:
+    (tmp_path / ".key.json.123.part").write_text("{")
+    open_cache(tmp_path, feature_key(model, processor))
+    assert (tmp_path / "key.json").is_file()
+
+
 def test_a_folder_with_something_else_is_refused(model, processor, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(PokegemmaError, match="holds something else"):

@@ -1,0 +1,66 @@
+"""What a killed run leaves behind: what counts as a checkpoint, what is deleted, and what begins again."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import write_run_record
+from pokegemma.training.run_folder import check_output, clear_unfinished, last_checkpoint
+
+
+def make_checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
+    """Write a checkpoint with what the trainer needs to continue; a cut-off one lacks the mark alone."""
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    if complete:
+        (checkpoint / "complete").touch()
+    return checkpoint
+
+
+def resume(folder: Path, checkpoint: str = "last") -> Path | None:
+    return check_output(folder, sources=[], overwrite=False, resume=checkpoint)
+
+
+def test_the_last_checkpoint_is_the_newest_that_every_process_has_written(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 2)
+    whole = make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 12, complete=False)
+    assert last_checkpoint(tmp_path) == whole == resume(tmp_path)
+
+
+def test_a_checkpoint_that_was_cut_off_is_refused_by_name(tmp_path: Path) -> None:
+    cut_off = make_checkpoint(tmp_path, 12, complete=False)
+    with pytest.raises(PokegemmaError, match="checkpoint-12 is no checkpoint, or was cut off"):
+        resume(tmp_path, str(cut_off))
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run_record(tmp_path, stage="train", options={}, status="running")
+    make_checkpoint(tmp_path, 2, complete=False)
+    assert resume(tmp_path) is None
+    assert "killed before its first checkpoint; beginning again" in caplog.text
+
+
+@pytest.mark.parametrize(("stage", "status"), [("train", "completed"), ("train", "interrupted"), ("merge", "running")])
+def test_what_is_not_a_killed_run_is_never_begun_again(stage: str, status: str, tmp_path: Path) -> None:
+    write_run_record(tmp_path, stage=stage, options={}, status=status)
+    with pytest.raises(PokegemmaError, match="no checkpoint in"):
+        resume(tmp_path)
+
+
+def test_what_was_cut_off_is_deleted_by_name_and_the_rest_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = make_checkpoint(tmp_path, 10)
+    cut_off = make_checkpoint(tmp_path, 12, complete=False)
+    (tmp_path / ".run.json.123.part").touch()
+    (tmp_path / "run.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        clear_unfinished(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [whole, tmp_path / "run.json"]
+    assert f"{cut_off} was cut off" in caplog.text

@@ -1,0 +1,100 @@
+"""training_configs/slurm.sbatch, with srun and scontrol replaced: two machines, both of them this one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from pokegemma.provenance import read_run_record
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = ROOT / "training_configs/slurm.sbatch"
+STUBS = {
+    "srun": """#!/usr/bin/env bash
+# Run a command once for each machine; the exit status is the worst one, as srun's.
+shift
+tasks=() status=0
+for ((machine = 0; machine < SLURM_JOB_NUM_NODES; machine++)); do
+    SLURM_NODEID=$machine "$@" &
+    tasks+=($!)
+done
+echo "${tasks[@]}" >tasks
+for task in "${tasks[@]}"; do wait "$task" || status=$?; done
+exit "$status"
+""",
+    "scontrol": """#!/usr/bin/env bash
+if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >>scontrol.log; fi
+""",
+}
+OPTIONS = {
+    "finetuning": "lora", "max_steps": 8, "eval_steps": 100, "save_steps": 100, "logging_steps": 1, "report_to": "none",
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "use_cpu": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project folder whose fsdp2.yaml is for a CPU, with the stubs in bin/."""
+    for name in ("accelerate_configs", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    config = yaml.safe_load((ROOT / "accelerate_configs/fsdp2.yaml").read_text())
+    config.update(use_cpu=True, mixed_precision="no")
+    (tmp_path / "accelerate_configs/fsdp2.yaml").write_text(yaml.safe_dump(config))
+    for name, text in STUBS.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+def submit(project: Path, dataset: Path, model: Path, *, job_id: int) -> subprocess.Popen:
+    """Start the job as Slurm does: a copy of its file, what is printed appended to one log."""
+    environment = {
+        **os.environ, "PATH": f"{project / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+        "POKEGEMMA_PYTHON": sys.executable, "ACCELERATE_CONFIG": "fsdp2", "MODEL_NAME": str(model),
+        "DATASET_PATH": str(dataset), "OUTPUT_DIR": str(project / "run"), "SLURM_SUBMIT_DIR": str(project),
+        "SLURM_JOB_ID": str(job_id), "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+    }  # fmt: skip
+    flags = [str(word) for name, value in OPTIONS.items() for word in (f"--{name}", value)]
+    with (project / "slurm.log").open("a") as log:
+        return subprocess.Popen(["bash", str(JOB), *flags], env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.slow
+def test_a_job_on_two_machines_saves_when_its_time_is_up_and_continues_after_requeueing(
+    project: Path, toy_dataset: Path, tiny_model: Path
+) -> None:
+    log = project / "slurm.log"
+    job_id = os.getpid()  # a port follows from it
+    job = submit(project, toy_dataset, tiny_model, job_id=job_id)
+    while "'loss'" not in log.read_text():
+        assert job.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.05)
+    for task in map(int, (project / "tasks").read_text().split()):  # Slurm signals every process of a step
+        for process in [*psutil.Process(task).children(recursive=True), psutil.Process(task)]:
+            process.send_signal(signal.SIGTERM)
+    assert job.wait() == 0, log.read_text()[-3000:]
+    record = read_run_record(project / "run/adapter")
+    assert record["status"] == "interrupted" and 0 < record["global_step"] < 8
+    assert (project / "scontrol.log").read_text() == f"requeue {job_id}\n"
+
+    assert submit(project, toy_dataset, tiny_model, job_id=job_id).wait() == 0, log.read_text()[-3000:]
+    assert read_run_record(project / "run/adapter")["status"] == "completed"
+    state = json.loads((project / "run/adapter/trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [*range(1, 9)]
+    assert (project / "scontrol.log").read_text() == f"requeue {job_id}\n"
+
+
+def test_the_job_names_what_is_not_set() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("DATASET_PATH", "OUTPUT_DIR")}
+    result = subprocess.run(["bash", str(JOB)], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode != 0
+    assert "DATASET_PATH: folder with train.jsonl" in result.stderr
