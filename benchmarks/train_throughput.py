@@ -41,7 +41,7 @@ class BenchmarkOptions:
 
     dataset_path: str | None = field(default=None, metadata={"help": "folder with train.jsonl; default: the toy game"})
     samples_per_step: int = field(default=4, metadata={"help": "samples of a forward pass (and of an optimizer step)"})
-    max_decisions: int = field(default=8, metadata={"help": "decisions of a trajectory, which is a step"})
+    max_decisions: int = field(default=16, metadata={"help": "decisions of a trajectory, which is a step"})
     num_steps: int = field(default=3, metadata={"help": "steps that are timed, after one that is not"})
     repeats: int = field(default=2, metadata={"help": "how often each row is run"})
     rows: str | None = field(default=None, metadata={"help": "only rows whose name holds this; stock TRL always runs"})
@@ -262,8 +262,11 @@ def time_features(row: Row, options: BenchmarkOptions) -> tuple[int, float]:
     return (len(set(cache.digests.values())) if set(chunks.glob("*")) - before else 0), time.perf_counter() - began
 
 
-def run_row(row: Row, options: BenchmarkOptions) -> dict[str, Any]:
-    """Train a few steps and return losses, seconds a step, decisions and tokens a step, tower calls, peak memory."""
+def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, Any]:
+    """Train a few steps and return losses, seconds a step, decisions and tokens a step, tower calls, peak memory.
+
+    `audit`: two steps, of which the first shows the memory and the second, slowed down by counting, the FLOPs.
+    """
     import torch
     from torch.utils.data import SequentialSampler
     from torch.utils.flop_counter import FlopCounterMode
@@ -272,7 +275,7 @@ def run_row(row: Row, options: BenchmarkOptions) -> dict[str, Any]:
     folder = Path(options.dataset_path).parent
     model, processor = make_model(folder / f"processor_{row.image_scale}", image_scale=row.image_scale)
     arguments = {
-        "output_dir": str(folder / "out"), "max_steps": options.num_steps + 1, "learning_rate": 1e-4,
+        "output_dir": str(folder / "out"), "max_steps": 2 if audit else options.num_steps + 1, "learning_rate": 1e-4,
         "per_device_train_batch_size": options.samples_per_step, "gradient_accumulation_steps": 1, "warmup_steps": 0,
         "lr_scheduler_type": "constant", "logging_steps": 1, "report_to": "none", "save_strategy": "no", "seed": 0,
         "use_cpu": not torch.cuda.is_available(), "bf16": torch.cuda.is_available(),
@@ -288,6 +291,7 @@ def run_row(row: Row, options: BenchmarkOptions) -> dict[str, Any]:
     decisions: list[int] = []
     tokens: list[int] = []
     counter = FlopCounterMode(display=False)
+    peak_mib: list[float] = []
 
     def see_tower(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         towers["calls"] += 1
@@ -295,13 +299,15 @@ def run_row(row: Row, options: BenchmarkOptions) -> dict[str, Any]:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 0:
+            if audit and state.global_step == 1:
                 counter.__enter__()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if state.global_step == 1:
+                peak_mib.append(memory.peak_mib())
+            if audit and state.global_step == 2:
                 counter.__exit__(None, None, None)
             ends.append(time.perf_counter())
 
@@ -324,7 +330,7 @@ def run_row(row: Row, options: BenchmarkOptions) -> dict[str, Any]:
         "losses": losses, "step_s": [b - a for a, b in pairwise(ends)], "decisions": decisions[1:],
         "tokens": tokens[1:], "tower_calls": towers["calls"] / len(losses),
         "pictures": towers["pictures"] / sum(decisions),
-        "teraflop": counter.get_total_flops() / 1e12 / decisions[0], "peak_mib": memory.peak_mib(),
+        "teraflop": counter.get_total_flops() / 1e12 / decisions[1] if audit else None, "peak_mib": peak_mib[0],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "on_gpu": torch.cuda.is_available(),
     }  # fmt: skip
@@ -395,11 +401,18 @@ def matrix_rate() -> float | None:
     return 20 * 2 * 8192**3 / (time.perf_counter() - began) / 1e12
 
 
-def call(options: BenchmarkOptions, task: dict[str, Any]) -> Any:
+EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""For glibc: give memory back when it is freed, so that what a process holds is what it uses. Slower, so not for timing."""
+
+
+def call(options: BenchmarkOptions, task: Any, *, environment: dict[str, str] | None = None) -> Any:
     """Run one task in a process of its own and return what it measured."""
     given = {**asdict(options), "row": json.dumps(task), "json": True, "rows": None}
     arguments = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], env={**os.environ, **(environment or {})}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         raise PokegemmaError(f"{task}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -414,7 +427,7 @@ def run_task(options: BenchmarkOptions) -> Any:
         return stock_loss_of_trajectory(options)
     if task == "matrix rate":
         return matrix_rate()
-    return run_row(Row(**task), options)
+    return run_row(Row(**task["row"]), options, audit=task["audit"])
 
 
 def record_dataset(folder: Path) -> Path:
@@ -429,7 +442,7 @@ def record_dataset(folder: Path) -> Path:
 def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
     """Run all rows by turns and return what each measured, with its ratio to the first."""
     chosen = [row for row in ROWS if row is ROWS[0] or options.rows is None or options.rows in row.name]
-    with tqdm(total=len(chosen) * (options.repeats + 1), desc="rows") as progress:
+    with tqdm(total=len(chosen) * (options.repeats + 2), desc="rows") as progress:
         encoding = {}  # before any row, in processes of their own, so that no row pays for it
         for row in chosen:
             if row.cached:
@@ -438,8 +451,12 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
         runs: dict[str, list[dict[str, Any]]] = {row.name: [] for row in chosen}
         for _ in range(options.repeats):
             for row in chosen:
-                runs[row.name].append(call(options, asdict(row)))
+                runs[row.name].append(call(options, {"row": asdict(row), "audit": False}))
                 progress.update()
+        audits = {}
+        for row in chosen:
+            audits[row.name] = call(options, {"row": asdict(row), "audit": True}, environment=EXACT_MEMORY)
+            progress.update()
     results = []
     for row in chosen:
         measured = runs[row.name]
@@ -451,9 +468,9 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
             {
                 "name": row.name, "comparable": row.comparable, "losses": first["losses"],
                 "decisions_per_second": statistics.median(rates), "slowest": rates[0], "fastest": rates[-1],
-                "peak_mib": statistics.median(run["peak_mib"] for run in measured),
+                "peak_mib": audits[row.name]["peak_mib"], "teraflop": audits[row.name]["teraflop"],
                 "tokens_a_decision": sum(first["tokens"]) / sum(first["decisions"]),
-                **{name: first[name] for name in ("tower_calls", "pictures", "teraflop", "device", "on_gpu")},
+                **{name: first[name] for name in ("tower_calls", "pictures", "device", "on_gpu")},
             }
         )  # fmt: skip
     for result in results:

@@ -15,7 +15,7 @@ BUTTONS = ("up", "down", "left", "right", "a", "b", "start", "select")
 Layout = Literal["grid", "frames", "trajectory"]
 LAYOUTS: tuple[Layout, ...] = ("grid", "frames", "trajectory")
 """grid: one 2x2 picture a sample; frames: each frame of the window as a picture of its own; trajectory: a stretch of a
-session as one conversation, of which a single decision looks as in frames."""
+session as one conversation."""
 
 ANSWER_PREFIX = '{"button": "'
 """What every answer begins with; the button's name follows."""
@@ -115,8 +115,10 @@ def sample_images(sample: Sample, layout: Layout) -> tuple[str, ...]:
     Raises:
         ValueError: `layout` is grid and the sample has no grid picture.
     """
-    if layout != "grid":
+    if layout == "frames":
         return sample.frames
+    if layout == "trajectory":  # the first frame of a session fills its window several times
+        return tuple(dict.fromkeys(sample.frames))
     if sample.image is None:
         raise ValueError(f"{sample.id} has no grid picture (converted with --no_grid_images); use --layout frames")
     return (sample.image,)
@@ -129,18 +131,25 @@ def build_messages(sample: Sample, layout: Layout) -> list[dict[str, Any]]:
 
 
 def trajectory_images(trajectory: Trajectory) -> tuple[str, ...]:
-    """Return the pictures of a stretch: the whole window of the first decision, then each decision's own frame."""
+    """Return the pictures of a stretch: the first decision's window, then each decision's own frame.
+
+    A stretch that begins with context needs no window: the context is one.
+    """
     first, *others = trajectory.samples
-    return (*first.frames, *(sample.frames[-1] for sample in others))
+    window = first.frames[-1:] if trajectory.num_context else sample_images(first, "trajectory")
+    return (*window, *(sample.frames[-1] for sample in others))
 
 
 def build_trajectory_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
-    """Return a stretch as a conversation: the first decision as in layout frames, then frame, answer, frame, answer ...
+    """Return a stretch as a conversation: context and frames so far, question, answer, then frame, answer, frame ...
 
     Earlier answers are the history; a question repeats the buttons only where these answers do not tell them: after
     turns that are no samples, and turns of several buttons.
     """
-    messages = build_messages(trajectory.samples[0], "frames")
+    first = trajectory.samples[0]
+    num_images = len(trajectory_images(trajectory)) - len(trajectory.samples) + 1
+    images = [{"type": "image"}] * num_images
+    messages = [_user(_text(first.context), *images, _text(first.question)), _answer(first)]
     for before, sample in zip(trajectory.samples, trajectory.samples[1:], strict=False):
         told = (*before.previous_buttons, *parse_buttons(before))[-MAX_PREVIOUS_BUTTONS:]
         question = NEXT_QUESTION if told == tuple(sample.previous_buttons) else sample.question

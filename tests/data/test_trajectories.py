@@ -69,6 +69,20 @@ def test_a_stretch_shows_a_window_then_frame_answer_frame_answer() -> None:
     assert prompts.trajectory_images(Trajectory((first, second))) == (*first.frames, "frames/a/6.png")
 
 
+def test_a_stretch_that_begins_with_context_needs_no_window() -> None:
+    first, second = decision("a", 5, "up", ("b",)), decision("a", 6, "down", ("b", "up"))
+    trajectory = Trajectory((first, second), num_context=1)
+    assert texts(prompts.build_trajectory_messages(trajectory)[0]) == ["Goal: a", "<image>", first.question]
+    assert prompts.trajectory_images(trajectory) == ("frames/a/5.png", "frames/a/6.png")
+
+
+def test_the_first_frame_of_a_session_is_shown_once() -> None:
+    first, second = decision("a", 1), decision("a", 2, "down", ("up",))
+    assert first.frames == ("frames/a/1.png",) * 4
+    assert prompts.trajectory_images(Trajectory((first, second))) == ("frames/a/1.png", "frames/a/2.png")
+    assert texts(prompts.build_trajectory_messages(Trajectory((first,)))[0]).count("<image>") == 1
+
+
 @pytest.mark.parametrize(
     "previous",
     [("b", "up", "up"), ("b", "up", "a"), ("b",), ("up",)],

@@ -23,7 +23,7 @@ from pokegemma.data.prompts import (
     trajectory_images,
 )
 from pokegemma.data.samples import Sample
-from pokegemma.data.trajectories import Trajectory, cut_trajectories
+from pokegemma.data.trajectories import Trajectory
 from pokegemma.training import block_attention, models, sft
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import ModelOptions, TrainingOptions
@@ -219,8 +219,9 @@ def test_a_trajectory_says_what_its_decisions_say_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(block_attention, "QUERIES_PER_BLOCK", queries_per_block)
-    trajectory = Trajectory(next(cut_trajectories(samples, max_decisions=6, overlap=0)).samples, num_context)
-    parts = [Trajectory(trajectory.samples[: end + 1]) for end in range(num_context, 6)]
+    trajectory = Trajectory(tuple(samples[3:9]), num_context)
+    assert len({sample.session for sample in trajectory.samples}) == 1
+    parts = [Trajectory(trajectory.samples[: end + 1], num_context) for end in range(num_context, 6)]
     conversations = [(build_trajectory_messages(part), trajectory_images(part)) for part in parts]
     stock = loss_and_gradients(with_lora(stock_model(tiny_model)), stock_batch(conversations, processor, toy_dataset))
     model = with_lora(models.load_model(tiny_model))
@@ -233,8 +234,9 @@ def test_a_trajectory_says_what_its_decisions_say_one_by_one(
 def test_a_trajectory_of_one_decision_is_the_sample_in_frames(
     samples: list[Sample], make_collator: MakeCollator
 ) -> None:
-    frames = make_collator("frames")(samples[:3])
-    for row in ([Trajectory((sample,)) for sample in samples[:3]], samples[:3]):
+    chosen = samples[4:7]  # whose windows are full of different frames
+    frames = make_collator("frames")(chosen)
+    for row in ([Trajectory((sample,)) for sample in chosen], chosen):
         batch = make_collator("trajectory")(row)
         assert all(torch.equal(batch[name], value) for name, value in frames.items())
 
