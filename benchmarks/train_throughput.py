@@ -402,7 +402,7 @@ def matrix_rate() -> float | None:
 
 
 EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""For glibc: give memory back when it is freed, so that what a process holds is what it uses. Slower, so not for timing."""
+"""For glibc: give memory back when it is freed, so that a process holds what it uses. Slower: not for timing."""
 
 
 def call(options: BenchmarkOptions, task: Any, *, environment: dict[str, str] | None = None) -> Any:

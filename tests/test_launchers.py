@@ -688,7 +688,8 @@ def test_every_extra_has_its_pins():
     with (ROOT / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
     assert set(extras) == {path.stem.split("-")[1] for path in ROOT.glob("requirements-*.txt")} - {"dev"}
-    assert [name for name in extras if f"--with {name}" not in (ROOT / "run_tests.sh").read_text()] == []
+    untested = [name for name in extras if f"--with {name}" not in (ROOT / "run_tests.sh").read_text()]
+    assert untested == ["gemma3n"]  # torchvision, of which PyPI has none for a CPU build of torch
 
 
 def test_init_leaves_no_stamp_when_an_installation_fails(bare_project):
