@@ -31,7 +31,9 @@ class ToyOptions:
     """How long each layout is trained."""
 
     num_steps: int = field(default=120, metadata={"help": f"optimizer steps of {DECISIONS_A_STEP} decisions"})
-    max_decisions: int = field(default=9, metadata={"help": "decisions of a trajectory; two of them are a step"})
+    max_decisions: int = field(
+        default=4, metadata={"help": f"decisions of a trajectory; {DECISIONS_A_STEP} are a step"}
+    )
     work_dir: str | None = field(default=None, metadata={"help": "keep everything here; default: a temporary folder"})
     layouts: list[str] = field(
         default_factory=lambda: ["frames", "grid", "grid 4 a row", "trajectory"], metadata={"help": "which, in order"}
@@ -55,10 +57,11 @@ def train_and_evaluate(name: str, folder: Path, options: ToyOptions) -> dict[str
         flags["samples_per_row"] = int(rows.split()[0])
     num_steps = options.num_steps
     if layout == "trajectory":  # no overlap: a decision that is shown again would count as none
-        flags |= {"max_decisions": options.max_decisions, "overlap_decisions": 0, "per_device_train_batch_size": 2}
+        batch = DECISIONS_A_STEP // options.max_decisions
+        flags |= {"max_decisions": options.max_decisions, "overlap_decisions": 0, "per_device_train_batch_size": batch}
         samples = list(read_samples(folder / "dataset" / "train.jsonl"))
         cut = list(cut_trajectories(samples, max_decisions=options.max_decisions, overlap=0))
-        num_steps = int(num_steps * DECISIONS_A_STEP / (2 * len(samples) / len(cut)))
+        num_steps = int(num_steps * DECISIONS_A_STEP / (batch * len(samples) / len(cut)))
     adapter, output = folder / f"adapter_{name.replace(' ', '_')}", folder / f"evaluation_{name.replace(' ', '_')}"
     began = time.perf_counter()
     run_script(
