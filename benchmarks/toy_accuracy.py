@@ -31,9 +31,7 @@ class ToyOptions:
     """How long each layout is trained."""
 
     num_steps: int = field(default=120, metadata={"help": f"optimizer steps of {DECISIONS_A_STEP} decisions"})
-    max_decisions: int = field(
-        default=4, metadata={"help": f"decisions of a trajectory; {DECISIONS_A_STEP} are a step"}
-    )
+    max_decisions: int = field(default=4, metadata={"help": "decisions of a trajectory"})
     work_dir: str | None = field(default=None, metadata={"help": "keep everything here; default: a temporary folder"})
     layouts: list[str] = field(
         default_factory=lambda: ["frames", "grid", "grid 4 a row", "trajectory"], metadata={"help": "which, in order"}
