@@ -2,8 +2,8 @@
 
     python benchmarks/toy_accuracy.py
 
-One game, one dataset, one base model with random weights; training_configs/toy.yaml decides the rest. Accuracy is of
-scored buttons on unseen sessions, with 95 % intervals over sessions.
+One game, one dataset, one tiny Gemma 3 with random weights; training_configs/toy.yaml decides the rest. A frame has 112 px
+in every layout: a grid of four has 224. Accuracy is of scored buttons on unseen sessions, with 95 % intervals over sessions.
 """
 
 import json
@@ -21,6 +21,7 @@ from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import git_commit
+from pokegemma.training.models import make_tiny_gemma3
 
 ROOT = Path(__file__).resolve().parents[1]
 DECISIONS_A_STEP = 16
@@ -63,7 +64,7 @@ def train_and_evaluate(name: str, folder: Path, options: ToyOptions) -> dict[str
     adapter, output = folder / f"adapter_{name.replace(' ', '_')}", folder / f"evaluation_{name.replace(' ', '_')}"
     began = time.perf_counter()
     run_script(
-        "sft_pokemon_gemma3", config=ROOT / "training_configs" / "toy.yaml", model_name_or_path=folder / "base",
+        "sft_pokemon_gemma3", config=ROOT / "training_configs" / "toy.yaml", model_name_or_path=folder / ("base_grid" if layout == "grid" else "base"),
         dataset_path=folder / "dataset", output_dir=adapter, max_steps=num_steps, eval_strategy="no",
         save_strategy="no", report_to="none", overwrite=True, **flags,
     )  # fmt: skip
@@ -89,7 +90,9 @@ def main() -> None:
             run_script(
                 "convert_eevee_data_v2", eevee_data_dir=folder / "recorded" / "runs", output_dir=folder / "dataset"
             )
-            run_script("make_tiny_model", output_dir=folder / "base")
+            for name, size_px in (("base", 112), ("base_grid", 224)):
+                (folder / name).mkdir()
+                make_tiny_gemma3(folder / name, image_size_px=size_px, num_image_tokens=(size_px // 14) ** 2)
         results = [train_and_evaluate(name, folder, options) for name in options.layouts]
     if options.json:
         print(json.dumps({"results": results, "options": asdict(options), "commit": git_commit()}, indent=2))
