@@ -2,8 +2,9 @@
 
     python benchmarks/toy_accuracy.py
 
-One game, one dataset, one tiny Gemma 3 with random weights; training_configs/toy.yaml decides the rest. A frame has 112 px
-in every layout: a grid of four has 224. Accuracy is of scored buttons on unseen sessions, with 95 % intervals over sessions.
+One game, one dataset, one tiny Gemma 3 with random weights; training_configs/toy.yaml decides the rest. A frame has
+112 px in every layout: a grid of four has 224. Accuracy is of scored buttons on unseen sessions, with 95 % intervals
+over sessions.
 """
 
 import json
@@ -63,8 +64,9 @@ def train_and_evaluate(name: str, folder: Path, options: ToyOptions) -> dict[str
         num_steps = int(num_steps * DECISIONS_A_STEP / (batch * len(samples) / len(cut)))
     adapter, output = folder / f"adapter_{name.replace(' ', '_')}", folder / f"evaluation_{name.replace(' ', '_')}"
     began = time.perf_counter()
+    base = folder / ("base_grid" if layout == "grid" else "base")
     run_script(
-        "sft_pokemon_gemma3", config=ROOT / "training_configs" / "toy.yaml", model_name_or_path=folder / ("base_grid" if layout == "grid" else "base"),
+        "sft_pokemon_gemma3", config=ROOT / "training_configs" / "toy.yaml", model_name_or_path=base,
         dataset_path=folder / "dataset", output_dir=adapter, max_steps=num_steps, eval_strategy="no",
         save_strategy="no", report_to="none", overwrite=True, **flags,
     )  # fmt: skip
