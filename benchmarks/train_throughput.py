@@ -325,12 +325,15 @@ def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, An
     trainer.add_callback(Clock())
     memory = PeakMemory()
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    losses = [entry["loss"] for entry in history]
+    waits = [entry["data_wait_share"] for entry in history[1:] if "data_wait_share" in entry]
     return {
         "losses": losses, "step_s": [b - a for a, b in pairwise(ends)], "decisions": decisions[1:],
         "tokens": tokens[1:], "tower_calls": towers["calls"] / len(losses),
         "pictures": towers["pictures"] / sum(decisions),
         "teraflop": counter.get_total_flops() / 1e12 / decisions[1] if audit else None, "peak_mib": peak_mib[0],
+        "data_wait": statistics.mean(waits) if waits else None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "on_gpu": torch.cuda.is_available(),
     }  # fmt: skip
@@ -470,7 +473,7 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
                 "decisions_per_second": statistics.median(rates), "slowest": rates[0], "fastest": rates[-1],
                 "peak_mib": audits[row.name]["peak_mib"], "teraflop": audits[row.name]["teraflop"],
                 "tokens_a_decision": sum(first["tokens"]) / sum(first["decisions"]),
-                **{name: first[name] for name in ("tower_calls", "pictures", "device", "on_gpu")},
+                **{name: first[name] for name in ("tower_calls", "pictures", "data_wait", "device", "on_gpu")},
             }
         )  # fmt: skip
     for result in results:
@@ -505,14 +508,15 @@ def check_losses(results: list[dict[str, Any]], trajectory_loss: float | None) -
 def format_table(results: list[dict[str, Any]]) -> str:
     lines = [
         "| | decisions/s | ratio | peak MiB of a step | tokens a decision | tower calls a step | pictures a decision | "
-        "teraFLOP a decision |",
-        "|---|---|---|---|---|---|---|---|",
+        "teraFLOP a decision | waiting for data |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in results:
+        wait = "not logged" if one["data_wait"] is None else f"{100 * one['data_wait']:.1f} %"
         lines.append(
             f"| {one['name']} | {one['decisions_per_second']:.3g} ({one['slowest']:.3g}-{one['fastest']:.3g}) | "
             f"{one['ratio']:.1f} | {one['peak_mib']:.0f} | {one['tokens_a_decision']:.0f} | {one['tower_calls']:.0f} | "
-            f"{one['pictures']:.1f} | {one['teraflop']:.3g} |"
+            f"{one['pictures']:.1f} | {one['teraflop']:.3g} | {wait} |"
         )
     return "\n".join(lines)
 
