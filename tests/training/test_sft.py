@@ -338,6 +338,25 @@ def test_contradicting_model_options_are_refused(options: dict[str, Any], messag
 
 
 @pytest.mark.parametrize(
+    ("view", "flag"), [({"samples_per_row": 2}, "--samples_per_row"), ({"layout": "trajectory"}, "--layout trajectory")]
+)
+def test_rows_with_our_masks_are_refused_for_an_attention_that_takes_none(view: dict[str, Any], flag: str) -> None:
+    data, flex = DataOptions(dataset_path="d", **view), ModelOptions(attn_implementation="flex_attention")
+    with pytest.raises(PokegemmaError, match=f"{flag} needs --attn_implementation sdpa or eager, not flex_attention"):
+        sft.check_fast_paths(data, flex)
+    sft.check_fast_paths(data, ModelOptions(attn_implementation="eager"))
+    sft.check_fast_paths(DataOptions(dataset_path="d"), flex)
+
+
+def test_a_batch_that_is_too_small_for_its_rows_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = DataOptions(dataset_path=str(tmp_path / "missing"), samples_per_row=4)
+    training = TrainingOptions(output_dir=str(tmp_path / "a"), use_cpu=True)
+    with pytest.raises(PokegemmaError, match="missing not found"):
+        sft.train(data, training, ModelOptions(finetuning="lora"))
+    assert "--samples_per_row 4: a forward pass has 2 samples" in caplog.text
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"fp16": True}, {"packing": True}, {"padding_free": True}, {"assistant_only_loss": True},
