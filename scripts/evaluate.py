@@ -92,7 +92,8 @@ def check_output(options: EvaluateOptions, dataset: Path) -> None:
 
 def resolve_view(options: EvaluateOptions) -> None:
     """Fill in how samples are shown, where no option says it: as the model was trained."""
-    trained = (read_run_record(Path(options.model_path)) or {}).get("options", {})
+    record = read_run_record(Path(options.model_path)) or {}
+    trained = (record.get("training") or record).get("options", {})  # a merged model's record holds its adapter's
     options.layout = options.layout or (trained.get("layout") if trained.get("layout") in LAYOUTS else "grid")
     options.max_decisions = options.max_decisions or trained.get("max_decisions") or 16
     if options.overlap_decisions is None:

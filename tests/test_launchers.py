@@ -327,6 +327,18 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     ]
 
 
+def test_a_trajectory_is_checked_as_it_is_trained_and_evaluated_in_its_layout(project):
+    make_dataset(project)
+    cut, fast = ["--max_decisions", "8", "--overlap_decisions=1"], ["--vision_features", "features"]
+    result = launch(project, *cut, *fast, DATASET_PATH="data", LAYOUT="trajectory")
+    assert result.returncode == 0, result.stderr
+    calls = {name: arguments for name, arguments, _ in calls_of(project)}
+    assert all("--layout trajectory" in " ".join(calls[name]) for name in calls if name != "merge_qlora")
+    assert calls["validate_training"][-4:] == ["--max_decisions", "8", "--overlap_decisions", "1"]
+    assert calls["sft_pokemon_gemma3"][-5:] == [*cut, *fast]
+    assert "--vision_features" not in calls["evaluate"]  # merging rounds the tower, where training had float32
+
+
 def test_a_token_reaches_training_and_is_never_printed(project):
     (project / ".env").write_text(f'HUGGINGFACE_TOKEN="{SECRET}"\nWANDB_API_KEY="{SECRET}"\n')
     result = subprocess.run(

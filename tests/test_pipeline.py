@@ -36,10 +36,13 @@ def test_the_real_sessions_give_503_samples_and_154_turns_without_a_decision(dat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["grid", "frames"])
+@pytest.mark.parametrize("layout", ["grid", "frames", "trajectory"])
 def test_the_main_job_runs_on_the_real_sessions(layout: str, dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
     adapter, merged, evaluation = tmp_path / "adapter", tmp_path / "merged", tmp_path / "evaluation"
-    common = ("--dataset_path", dataset, "--layout", layout)
+    view = {"layout": layout}
+    if layout == "trajectory":
+        view |= {"max_decisions": 5, "overlap_decisions": 1}
+    common = ("--dataset_path", dataset, *(word for name, value in view.items() for word in (f"--{name}", value)))
     validation = json.loads(
         run("validate_training.py", *common, "--model_name_or_path", tiny_model, "--skip_step", "--json",
             "--contact_sheet", tmp_path / "sheet.png", "--output_dir", adapter)
@@ -54,6 +57,8 @@ def test_the_main_job_runs_on_the_real_sessions(layout: str, dataset: Path, tiny
     assert "merged against adapter + base" in printed
     run("evaluate.py", "--model_path", merged, "--dataset_path", dataset, "--output_dir", evaluation,
         "--max_samples", 12, "--max_new_tokens", 8)  # fmt: skip
+    evaluated = json.loads((evaluation / "run.json").read_text())["options"]
+    assert {name: evaluated[name] for name in view} == view  # not repeated, but known from the merged model
     metrics = json.loads((evaluation / "metrics.json").read_text())
     assert {row["name"] for row in metrics["rows"]} >= {"model (generated)", "model (scored)", "majority"}
     assert (evaluation / "report.html").stat().st_size > 10_000

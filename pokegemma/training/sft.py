@@ -200,12 +200,20 @@ def describe_trainable(model: torch.nn.Module, family: Family = FAMILIES["gemma3
     return ", ".join(f"{part} {count:,}" for part, count in counts.items())
 
 
-def check_features(data: DataOptions, options: ModelOptions) -> None:
-    """Refuse a feature cache where the weights that make the features are trained: they would be stale after a step.
+def check_fast_paths(data: DataOptions, options: ModelOptions) -> None:
+    """Refuse what would fail or go stale after the first step, before anything is loaded.
+
+    A feature cache where the weights that make the features are trained; rows with masks of ours (several samples or
+    answers) for an attention that takes none.
 
     Raises:
-        PokegemmaError: they are.
+        PokegemmaError: the options contradict each other.
     """
+    rows = "--layout trajectory" if data.layout == "trajectory" else "--samples_per_row"
+    if (data.layout == "trajectory" or data.samples_per_row > 1) and options.attn_implementation not in (
+        "sdpa", "eager"
+    ):  # fmt: skip
+        raise PokegemmaError(f"{rows} needs --attn_implementation sdpa or eager, not {options.attn_implementation}")
     trained = {
         "--train_vision_tower": options.train_vision_tower,
         "--train_projector": options.train_projector,
@@ -238,7 +246,12 @@ def train(
         PokegemmaError: the options, the data or the model are at fault. An earlier run is deleted only when data and
             model have been read without one.
     """
-    check_features(data, model_options)
+    check_fast_paths(data, model_options)
+    if data.samples_per_row > training.per_device_train_batch_size:
+        logger.warning(
+            "--samples_per_row %d: a forward pass has %d samples, so no row has more; raise "
+            "--per_device_train_batch_size", data.samples_per_row, training.per_device_train_batch_size,
+        )  # fmt: skip
     output_dir, base = Path(training.output_dir), model_options.model_name_or_path
     if Path(base).is_dir():  # the adapter names its base: make that hold from anywhere
         base = model_options.model_name_or_path = str(Path(base).resolve())

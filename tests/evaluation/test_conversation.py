@@ -1,12 +1,15 @@
 """A conversation with a growing cache says what a row of its own would say."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.evaluation import predict
@@ -66,6 +69,39 @@ def test_each_frame_is_encoded_once(predictor: Predictor, trajectories: list[Tra
     handle.remove()
     assert len(shown) == len(trajectories[0].samples)
     assert shown[1:] == [1] * (len(shown) - 1)
+
+
+@pytest.mark.parametrize("layout", ["frames", "trajectory"])
+def test_with_cached_features_no_picture_is_opened_no_tower_is_run_and_nothing_changes(
+    layout: Layout,
+    predictor: Predictor,
+    trajectories: list[Trajectory],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples = list(trajectories[0].samples)
+
+    def scores(of: Predictor) -> np.ndarray:
+        if layout == "trajectory":
+            return np.asarray(predict_trajectories(of, trajectories[:1], generate=False).scores)
+        return of.predict(samples, batch_size=4, generate=False)[1]
+
+    plain = replace(predictor, collator=replace(predictor.collator, layout=layout))
+    expected = scores(plain)
+    cached = replace(plain, collator=replace(plain.collator))
+    cached.use_features(tmp_path / "features", trajectories[:1] if layout == "trajectory" else samples)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a picture was opened, or the tower was run")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    handle = predictor.model.model.vision_tower.register_forward_pre_hook(refuse)
+    try:
+        assert scores(cached) == pytest.approx(expected, abs=1e-5)
+        with pytest.raises(AssertionError, match="a picture was opened"):
+            scores(plain)
+    finally:
+        handle.remove()
 
 
 def test_every_decision_has_a_latency(predictor: Predictor, trajectories: list[Trajectory]) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ def test_a_run_shorter_than_eval_steps_is_evaluated_at_its_end(
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "eval_button_accuracy" in entry] == [2]
     assert read_run_record(tmp_path)["best_checkpoint"].endswith("checkpoint-2")
+
+
+def test_the_log_says_how_long_a_step_waited_for_its_pictures(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate = Gemma3Collator.__call__
+
+    def slowly(collator: Gemma3Collator, examples: Any) -> Any:
+        time.sleep(1.0)
+        return collate(collator, examples)
+
+    monkeypatch.setattr(Gemma3Collator, "__call__", slowly)
+    run_training(toy_dataset, tiny_model, tmp_path, options={"finetuning": "lora"}, max_steps=3, eval_strategy="no")
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    shares = [entry["data_wait_share"] for entry in history if "loss" in entry]
+    assert len(shares) == 3
+    assert all(0.3 < share <= 1 for share in shares[1:]), shares  # two batches a step, the first prepares more
 
 
 def test_training_lowers_the_loss(finished: Path) -> None:
@@ -335,6 +353,25 @@ def test_qlora_trains_adapter_and_projector_in_float32(toy_dataset: Path, tiny_m
 def test_contradicting_model_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PokegemmaError, match=message):
         ModelOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("view", "flag"), [({"samples_per_row": 2}, "--samples_per_row"), ({"layout": "trajectory"}, "--layout trajectory")]
+)
+def test_rows_with_our_masks_are_refused_for_an_attention_that_takes_none(view: dict[str, Any], flag: str) -> None:
+    data, flex = DataOptions(dataset_path="d", **view), ModelOptions(attn_implementation="flex_attention")
+    with pytest.raises(PokegemmaError, match=f"{flag} needs --attn_implementation sdpa or eager, not flex_attention"):
+        sft.check_fast_paths(data, flex)
+    sft.check_fast_paths(data, ModelOptions(attn_implementation="eager"))
+    sft.check_fast_paths(DataOptions(dataset_path="d"), flex)
+
+
+def test_a_batch_that_is_too_small_for_its_rows_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = DataOptions(dataset_path=str(tmp_path / "missing"), samples_per_row=4)
+    training = TrainingOptions(output_dir=str(tmp_path / "a"), use_cpu=True)
+    with pytest.raises(PokegemmaError, match="missing not found"):
+        sft.train(data, training, ModelOptions(finetuning="lora"))
+    assert "--samples_per_row 4: a forward pass has 2 samples" in caplog.text
 
 
 @pytest.mark.parametrize(
