@@ -174,8 +174,10 @@ def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
             found = json.loads(path.read_text(encoding="utf-8"))
             different = [name for name in key if found.get(name) != key[name]]
             if different:
-                values = ", ".join(f"{name} was {found.get(name)}, is {key[name]}" for name in different)
-                raise PokegemmaError(f"--vision_features {folder} is of another model or size ({values}); name another")
+                raise PokegemmaError(
+                    f"--vision_features {folder} is of another model or size ({', '.join(different)} differ from "
+                    f"those in {path.name}); name another"
+                )
         elif folder.is_dir() and any(entry.name != _CHUNKS and entry.suffix != ".part" for entry in folder.iterdir()):
             raise PokegemmaError(
                 f"--vision_features {folder} holds something else (no {_KEY_FILE}); name another folder"

@@ -73,4 +73,4 @@ def test_a_cache_of_another_model_is_one_line(dataset: Path, tmp_path: Path, alo
     make_tiny_gemma3(tmp_path / "other", seed=1, image_size_px=56, num_image_tokens=4)
     done = precompute(dataset, tmp_path / "other", alone)
     assert done.returncode == 2
-    assert "is of another model or size (weights was" in done.stderr.splitlines()[-1]
+    assert "is of another model or size (weights differ" in done.stderr.splitlines()[-1]
