@@ -326,10 +326,6 @@ def train(
     adapter = lora_config(model_options, family) if model_options.use_peft else None
     model = load_trainable(model_options, training)
     set_fsdp_layers(model, family)
-    if checkpoint is None:
-        clear_output(output_dir)
-    else:
-        clear_unfinished(output_dir)
     if data.vision_features is not None:
         examples = itertools.chain.from_iterable(read_examples(path, data) for path in files.values())
         paths = (path for example in examples for path in collator.picture_paths(example))
@@ -337,6 +333,10 @@ def train(
             Path(data.vision_features), model, processor, paths, device=training.device,
             num_workers=training.dataloader_num_workers,
         )  # fmt: skip
+    if checkpoint is None:
+        clear_output(output_dir)
+    else:
+        clear_unfinished(output_dir)
     cache_dir = output_dir / DATASET_CACHE
     datasets = {split: load_dataset(path, data, cache_dir=cache_dir) for split, path in files.items()}
     for split, dataset in datasets.items():

@@ -269,6 +269,20 @@ def test_an_earlier_run_is_kept_until_everything_is_checked(
     assert read_run_record(output)["global_step"] == 2
 
 
+def test_an_earlier_run_outlives_a_feature_cache_of_another_model(
+    finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output, features = tmp_path / "adapter", tmp_path / "features"
+    shutil.copytree(finished, output)
+    features.mkdir()
+    (features / "key.json").write_text("{}")
+    data = DataOptions(dataset_path=str(toy_dataset), overwrite=True, vision_features=str(features))
+    training = TrainingOptions(output_dir=str(output), **QUICK)
+    with pytest.raises(PokegemmaError, match="is of another model or size"):
+        sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora"))
+    assert (output / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("which", ["dataset", "model"])
 def test_an_output_folder_that_holds_what_is_read_is_refused(which: str, toy_dataset: Path, tiny_model: Path) -> None:
     folder = {"dataset": toy_dataset, "model": tiny_model}[which]
