@@ -83,10 +83,13 @@ def find_files(dataset_path: str) -> tuple[Path, Path]:
 
 
 def check_output(options: EvaluateOptions, dataset: Path) -> None:
-    """Refuse to write where the dataset or the model is: --overwrite removes the whole folder."""
+    """Refuse to write where dataset, model or features are: the report replaces the whole folder."""
     output = Path(options.output_dir).resolve()
-    for what, place in (("dataset", dataset.resolve()), ("model", Path(options.model_path).resolve())):
-        if place.exists() and place.is_relative_to(output):
+    places = {"dataset": dataset.resolve(), "model": Path(options.model_path).resolve()}
+    if options.vision_features is not None:
+        places["feature cache"] = Path(options.vision_features).resolve()
+    for what, place in places.items():
+        if (place.exists() or what == "feature cache") and place.is_relative_to(output):
             raise PokegemmaError(f"--output_dir {options.output_dir} holds the {what}; choose another path")
 
 

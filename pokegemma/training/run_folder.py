@@ -10,13 +10,19 @@ from accelerate import PartialState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import RUN_FILE
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import LAST_CHECKPOINT
 
 logger = logging.getLogger(__name__)
 
+_MAX_NAMED = 3
+
 COMPLETE_FILE = "complete"
 """What a checkpoint-N folder holds once every process has written its part of it; see `PokemonTrainer`."""
+
+DATASET_CACHE = "dataset_cache"
+"""What a run keeps its rows in, below its output folder."""
 
 _FIXED_OPTIONS = (
     "layout",
@@ -30,6 +36,7 @@ _FIXED_OPTIONS = (
     "use_dora",
     "use_rslora",
 )
+_FIXED_TRAJECTORY_OPTIONS = ("max_decisions", "overlap_decisions")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -69,7 +76,26 @@ def check_output(folder: Path, *, sources: Sequence[Path], overwrite: bool, resu
             f"{folder} holds an earlier run; continue it with --resume_from_checkpoint, delete it with "
             "--overwrite, or choose another --output_dir"
         )
+    if not (last or record) and (foreign := _foreign_entries(folder)):
+        raise PokegemmaError(
+            f"--output_dir {folder} holds what is no run's ({', '.join(foreign[:_MAX_NAMED])}"
+            f"{' ...' if len(foreign) > _MAX_NAMED else ''}), and would be emptied; choose another"
+        )
     return None
+
+
+def _foreign_entries(folder: Path) -> list[str]:
+    """Return what is in `folder`, sorted, beside that which a run leaves that is killed before its run.json."""
+    if folder.exists() and not folder.is_dir():
+        raise PokegemmaError(f"--output_dir {folder} is a file; choose another")
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [
+        name
+        for name in names
+        if name != DATASET_CACHE
+        and not name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        and not (name.startswith(".") and name.endswith(".part"))
+    ]
 
 
 def clear_output(folder: Path) -> None:
@@ -83,7 +109,12 @@ def clear_output(folder: Path) -> None:
     if state.is_main_process:
         try:
             _delete_checkpoints(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
-            shutil.rmtree(folder, ignore_errors=True)
+            entries = folder.iterdir() if folder.is_dir() else []
+            for path in sorted(entries, key=lambda path: path.name == RUN_FILE):  # last: it says whose folder this is
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PokegemmaError(f"{folder} could not be written: {error.strerror}") from error
@@ -115,7 +146,7 @@ def _delete_checkpoints(paths: Iterable[Path]) -> None:
 
 
 def check_resumed(folder: Path, *, options: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Refuse to continue a run on another base model, with other data, layout, picture size or adapter.
+    """Refuse to continue a run on another base model, with other data, layout, rows, picture size or adapter.
 
     Args:
         folder: the output folder, or a checkpoint-N in it.
@@ -127,9 +158,10 @@ def check_resumed(folder: Path, *, options: dict[str, Any], facts: dict[str, Any
     if record is None:
         logger.warning("%s: no run.json beside it; whether model and data are the same is not known", folder)
         return
-    before = {name: record.get("options", {}).get(name) for name in _FIXED_OPTIONS}
+    names = _FIXED_OPTIONS + (_FIXED_TRAJECTORY_OPTIONS if options["layout"] == "trajectory" else ())
+    before = {name: record.get("options", {}).get(name) for name in names}
     before |= {"base model": record.get("base_fingerprint"), "dataset": (record.get("dataset") or {}).get("sha256")}
-    now = {name: options[name] for name in _FIXED_OPTIONS}
+    now = {name: options[name] for name in names}
     now |= {"base model": facts["base_fingerprint"], "dataset": facts["dataset"]["sha256"]}
     changed = [name for name in now if now[name] != before[name]]
     if changed:

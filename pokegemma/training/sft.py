@@ -15,6 +15,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from pokegemma.data.prompts import ANSWER_PREFIX, parse_buttons
 from pokegemma.data.samples import Sample, dataset_files, dataset_hash, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
@@ -33,7 +34,13 @@ from pokegemma.training.models import (
 )
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.processor_collator import Collator, make_collator
-from pokegemma.training.run_folder import check_output, check_resumed, clear_output, clear_unfinished
+from pokegemma.training.run_folder import (
+    DATASET_CACHE,
+    check_output,
+    check_resumed,
+    clear_output,
+    clear_unfinished,
+)
 from pokegemma.training.tracking import track
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
 from pokegemma.training.vision import PROJECTOR, TOWER
@@ -96,7 +103,8 @@ def load_dataset(path: Path, data: DataOptions, *, cache_dir: Path) -> Dataset:
                 yield {"samples": samples, "num_context": example.num_context}
 
     with PartialState().main_process_first():
-        key = {"path": str(path), "content": dataset_hash(path), "options": repr(data)}
+        # The whole path, since rows hold whole ones: the same relative one elsewhere is another file.
+        key = {"path": str(path.resolve()), "content": dataset_hash(path), "options": repr(data)}
         try:
             return Dataset.from_generator(rows, gen_kwargs=key, cache_dir=str(cache_dir))
         except DatasetGenerationError as error:
@@ -128,6 +136,24 @@ def check_lengths(path: Path, examples: Iterable[Example], collator: Collator, *
         raise PokegemmaError(
             f"{path}: {len(too_long)} {what} are longer than {max_length} tokens: {', '.join(too_long[:_MAX_NAMED])}"
             f"{' ...' if len(too_long) > _MAX_NAMED else ''}; raise --max_length, or {advice}"
+        )
+
+
+def check_answers(path: Path) -> None:
+    """Refuse answers that evaluation could not find a button in: at its first one, a run would be lost.
+
+    Raises:
+        PokegemmaError: there are such samples.
+    """
+    bad = []
+    for sample in read_samples(path):
+        begins = [f'{ANSWER_PREFIX}{button}"' for button in parse_buttons(sample)]
+        if not begins or not sample.output.strip().startswith(begins[0]):
+            bad.append(sample.id)
+    if bad:
+        raise PokegemmaError(
+            f"{path}: {len(bad)} answers do not begin with {ANSWER_PREFIX} and a button: "
+            f"{', '.join(bad[:_MAX_NAMED])}{' ...' if len(bad) > _MAX_NAMED else ''}"
         )
 
 
@@ -252,6 +278,10 @@ def train(
             "--samples_per_row %d: a forward pass has %d samples, so no row has more; raise "
             "--per_device_train_batch_size", data.samples_per_row, training.per_device_train_batch_size,
         )  # fmt: skip
+    if training.n_gpu > 1:
+        # DataParallel would cut pixel_values and image_index at places that have nothing to do with each other.
+        logger.warning("using one of %d GPUs; accelerate launch uses all", training.n_gpu)
+        training._n_gpu = 1
     output_dir, base = Path(training.output_dir), model_options.model_name_or_path
     if Path(base).is_dir():  # the adapter names its base: make that hold from anywhere
         base = model_options.model_name_or_path = str(Path(base).resolve())
@@ -278,6 +308,8 @@ def train(
     collator = make_collator(processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row)
     for path in files.values():
         check_lengths(path, read_examples(path, data), collator, max_length=max_length)
+    if eval_path is not None and (training.eval_strategy != IntervalStrategy.NO or training.eval_on_start):
+        check_answers(eval_path)
     options = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
     hashes = {split: {"path": str(path.resolve()), "sha256": dataset_hash(path)} for split, path in files.items()}
     facts = {
@@ -294,10 +326,6 @@ def train(
     adapter = lora_config(model_options, family) if model_options.use_peft else None
     model = load_trainable(model_options, training)
     set_fsdp_layers(model, family)
-    if checkpoint is None:
-        clear_output(output_dir)
-    else:
-        clear_unfinished(output_dir)
     if data.vision_features is not None:
         examples = itertools.chain.from_iterable(read_examples(path, data) for path in files.values())
         paths = (path for example in examples for path in collator.picture_paths(example))
@@ -305,7 +333,11 @@ def train(
             Path(data.vision_features), model, processor, paths, device=training.device,
             num_workers=training.dataloader_num_workers,
         )  # fmt: skip
-    cache_dir = output_dir / "dataset_cache"
+    if checkpoint is None:
+        clear_output(output_dir)
+    else:
+        clear_unfinished(output_dir)
+    cache_dir = output_dir / DATASET_CACHE
     datasets = {split: load_dataset(path, data, cache_dir=cache_dir) for split, path in files.items()}
     for split, dataset in datasets.items():
         logger.info("%s: %d rows of %s", split, len(dataset), files[split])

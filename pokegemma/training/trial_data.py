@@ -35,6 +35,16 @@ def _relocate(sample: Sample, *, step: int, row: int, source: Path) -> Sample:
     )  # fmt: skip
 
 
+def _samples(example: Example) -> tuple[Sample, ...]:
+    """Return the samples of a row: cut from a file of their own, they have the tokens that it has."""
+    if not isinstance(example, Trajectory):
+        return (example,)
+    first, *others = example.samples
+    if example.num_context:  # shown without its window, which the beginning of a session has
+        first = dataclasses.replace(first, frames=first.frames[-1:])
+    return (first, *others)
+
+
 def write_rows(examples: Sequence[Example], folder: Path, *, source: Path, step_rows: int, num_steps: int) -> None:
     """Write `num_steps` times the same `step_rows` rows as train.jsonl in `folder`, examples repeated if too few.
 
@@ -48,7 +58,7 @@ def write_rows(examples: Sequence[Example], folder: Path, *, source: Path, step_
     with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
         for step in range(num_steps):
             for row, example in enumerate(itertools.islice(itertools.cycle(examples), step_rows)):
-                for sample in example.samples if isinstance(example, Trajectory) else (example,):
+                for sample in _samples(example):
                     file.write(f"{_relocate(sample, step=step, row=row, source=source).to_json()}\n")
 
 

@@ -266,6 +266,7 @@ def test_script_evaluates_with_the_layout_of_the_model(workspace, tmp_path):
         ({"--output_dir": "{workspace}", "--overwrite": "true"}, "--output_dir .* holds the dataset"),
         ({"--output_dir": "{workspace}/model", "--overwrite": "true"}, "--output_dir .* holds the model"),
         ({"--output_dir": "{workspace}/..", "--overwrite": "true"}, "--output_dir .* holds the dataset"),
+        ({"--vision_features": "out/features"}, "--output_dir out holds the feature cache"),
     ],
 )
 def test_mistake_of_the_user_is_one_line(workspace, tmp_path, monkeypatch, options, message):
@@ -287,6 +288,18 @@ def test_mistake_of_the_user_is_one_line(workspace, tmp_path, monkeypatch, optio
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
     assert (workspace / "eval.jsonl").is_file() and (workspace / "model" / "run.json").is_file()
+
+
+def test_a_merged_model_is_shown_what_its_training_was(tmp_path):
+    training = {"options": {"layout": "trajectory", "max_decisions": 5, "overlap_decisions": 1}}
+    record = {"stage": "merge", "options": {"layout": "trajectory"}, "training": training}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    specification = importlib.util.spec_from_file_location("evaluate", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    options = script.EvaluateOptions(model_path=str(tmp_path), dataset_path="d", output_dir="o")
+    script.resolve_view(options)
+    assert (options.layout, options.max_decisions, options.overlap_decisions) == ("trajectory", 5, 1)
 
 
 def test_a_dataset_of_one_session_has_nothing_to_evaluate_on_and_says_so(workspace, tmp_path):

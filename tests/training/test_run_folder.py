@@ -7,7 +7,7 @@ import pytest
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
-from pokegemma.training.run_folder import check_output, clear_unfinished, last_checkpoint
+from pokegemma.training.run_folder import check_output, clear_output, clear_unfinished, last_checkpoint
 
 
 def make_checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
@@ -64,3 +64,22 @@ def test_what_was_cut_off_is_deleted_by_name_and_the_rest_is_kept(
         clear_unfinished(tmp_path)
     assert sorted(tmp_path.iterdir()) == [whole, tmp_path / "run.json"]
     assert f"{cut_off} was cut off" in caplog.text
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_no_run_has_made_is_never_emptied(overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(PokegemmaError, match=r"holds what is no run's \(adapter, notes.txt\), and would be emptied"):
+        check_output(tmp_path, sources=[], overwrite=overwrite, resume=None)
+    with pytest.raises(PokegemmaError, match="is a file"):
+        check_output(tmp_path / "notes.txt", sources=[], overwrite=overwrite, resume=None)
+
+
+def test_what_a_run_leaves_that_is_killed_before_its_record_is_in_nobodys_way(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 2, complete=False)
+    (tmp_path / "dataset_cache").mkdir()
+    (tmp_path / ".run.json.7.part").touch()
+    assert check_output(tmp_path, sources=[], overwrite=False, resume=None) is None
+    clear_output(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training import models, sft
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-from pokegemma.training.run_folder import check_output
+from pokegemma.training.run_folder import _FIXED_OPTIONS, check_output, check_resumed
 from pokegemma.training.trainer import CURVE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -269,6 +269,20 @@ def test_an_earlier_run_is_kept_until_everything_is_checked(
     assert read_run_record(output)["global_step"] == 2
 
 
+def test_an_earlier_run_outlives_a_feature_cache_of_another_model(
+    finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output, features = tmp_path / "adapter", tmp_path / "features"
+    shutil.copytree(finished, output)
+    features.mkdir()
+    (features / "key.json").write_text("{}")
+    data = DataOptions(dataset_path=str(toy_dataset), overwrite=True, vision_features=str(features))
+    training = TrainingOptions(output_dir=str(output), **QUICK)
+    with pytest.raises(PokegemmaError, match="is of another model or size"):
+        sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora"))
+    assert (output / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("which", ["dataset", "model"])
 def test_an_output_folder_that_holds_what_is_read_is_refused(which: str, toy_dataset: Path, tiny_model: Path) -> None:
     folder = {"dataset": toy_dataset, "model": tiny_model}[which]
@@ -299,6 +313,51 @@ def test_a_run_is_not_continued_as_another(
     training = TrainingOptions(output_dir=str(finished), resume_from_checkpoint="last", **{**QUICK, "max_steps": 6})
     with pytest.raises(PokegemmaError, match=message):
         sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora", **options))
+
+
+def test_trajectories_are_not_continued_with_others(tmp_path: Path) -> None:
+    options = dict.fromkeys(_FIXED_OPTIONS) | {"layout": "trajectory", "max_decisions": 8, "overlap_decisions": 2}
+    facts = {"base_fingerprint": "f", "dataset": {"sha256": "d"}}
+    write_run_record(tmp_path, stage="train", options=options, **facts)
+    check_resumed(tmp_path, options=options, facts=facts)
+    with pytest.raises(PokegemmaError, match="max_decisions was 8, is 4"):
+        check_resumed(tmp_path, options={**options, "max_decisions": 4}, facts=facts)
+
+
+def test_rows_of_the_same_relative_path_elsewhere_are_read_anew(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        shutil.copy(toy_dataset / "eval.jsonl", tmp_path / name)
+        monkeypatch.chdir(tmp_path / name)
+        rows = sft.load_dataset(Path("eval.jsonl"), DataOptions(dataset_path="."), cache_dir=tmp_path / "cache")
+        assert json.loads(rows[0]["sample"])["frames"][0].startswith(f"{tmp_path / name}/frames/")
+
+
+def test_answers_that_evaluation_cannot_read_are_refused_before_training(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(toy_dataset, tmp_path / "dataset")
+    text = (toy_dataset / "eval.jsonl").read_text()
+    (tmp_path / "dataset" / "eval.jsonl").write_text(
+        text.replace('"output": "{\\"button\\": ', '"output": "{\\"button\\":')
+    )
+    with pytest.raises(PokegemmaError, match="10 answers do not begin with"):
+        run_training(tmp_path / "dataset", tiny_model, tmp_path / "a", options={"finetuning": "lora"})
+    assert not (tmp_path / "a").exists()
+
+
+def test_one_process_takes_one_gpu(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = TrainingOptions(output_dir=str(tmp_path / "a"), **{**QUICK, "max_steps": 1})
+    assert training.n_gpu == 0
+    training._n_gpu = 2
+    model = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
+    assert sft.train(DataOptions(dataset_path=str(toy_dataset)), training, model)
+    assert training.n_gpu == 1
+    assert "using one of 2 GPUs; accelerate launch uses all" in caplog.text
 
 
 def test_a_finished_run_that_is_resumed_makes_no_further_step(

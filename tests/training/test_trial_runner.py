@@ -24,7 +24,9 @@ from pokegemma.training.batch_report import advice
 from pokegemma.training.batch_size import Trial
 from pokegemma.training.batch_trial import GpuMemory, is_out_of_memory, peak_resident_bytes
 from pokegemma.training.collator import Gemma3Collator, expand_pictures
+from pokegemma.training.models import load_processor
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.processor_collator import make_collator
 from pokegemma.training.ranks import in_lockstep, join_ranks
 from pokegemma.training.sft import read_examples
 from pokegemma.training.trial_data import longest_first, write_rows, write_trial_dataset
@@ -434,3 +436,12 @@ def test_of_two_processes_the_one_with_less_memory_counts(
     assert record["found"] == {"BATCH_SIZE": 1, "GRAD_ACCUM": NUM_SAMPLES, "gradient_checkpointing": True}
     assert record["trials"][1]["trial"]["reason"].endswith(f"of {float(limit):.2f} GiB")  # the second process's limit
     assert done.stdout.count("take BATCH_SIZE=1") == 1
+
+
+def test_trajectories_of_a_trial_have_the_tokens_that_were_counted(toy_dataset, tiny_model, tmp_path):
+    data = DataOptions(dataset_path=str(toy_dataset), layout="trajectory", max_decisions=4)
+    model = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
+    counted = write_trial_dataset(data, model, tmp_path / "trial", step_rows=2, num_steps=1)
+    collator = make_collator(load_processor(tiny_model), layout="trajectory", dataset_folder=Path())
+    rows = list(read_examples(tmp_path / "trial" / "train.jsonl", data))
+    assert [collator.count_tokens(row) for row in rows] == counted
