@@ -230,6 +230,8 @@ fi
 train_options=()
 if $demonstration && ! $own_config; then
     train_options+=(--config training_configs/toy.yaml)
+    # A batch counts conversations: one has as many decisions as toy.yaml's batch has samples.
+    if [[ ${LAYOUT:-} == trajectory ]]; then BATCH_SIZE=${BATCH_SIZE:-1}; fi
     check_options=(--finetuning lora ${check_options[@]+"${check_options[@]}"})
 fi
 if [[ -n ${MAX_STEPS:-} ]]; then train_options+=(--max_steps "$MAX_STEPS"); fi
