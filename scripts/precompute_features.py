@@ -1,6 +1,6 @@
 """Encode every distinct frame of a dataset once, for --vision_features of training and evaluation.
 
-python scripts/precompute_features.py --dataset_path training_data --vision_features features
+python scripts/precompute_features.py --dataset_path training_data --vision_features outputs/features
 
 Training does the same when it starts; alone it can run before, on another machine or on a Ray cluster (--ray_address),
 and several at once share the work. A run that was killed continues. Prints how many frames there are and their size.
