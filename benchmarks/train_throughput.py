@@ -549,6 +549,7 @@ def main() -> None:
             linked.symlink_to(Path(options.dataset_path).resolve())
             options = replace(options, dataset_path=str(linked))
         results = measure(options)
+        print(format_table(results), file=sys.stderr)  # not lost if the losses differ
         worst = check_losses(options, results)
         rate = call(options, "matrix rate")
     record = {
