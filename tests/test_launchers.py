@@ -486,6 +486,7 @@ def test_a_signal_lets_training_save_and_skips_what_follows(project, number, sta
     process = subprocess.Popen(
         ["bash", project / "train_gemma3.sh"], env=clean_environ(ACCELERATE_CONFIG="mine.yaml"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # bash traps nothing that it found ignored
     )  # fmt: skip
     wait_until(lambda: len(list((project / "outputs/toy/adapter").glob("started*"))) == num_processes)
     # Ctrl-C goes to the whole process group of the terminal, SIGTERM usually to the launcher alone.

@@ -184,7 +184,10 @@ def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, ray_clus
     address = "local" if kind == "local" else ray_cluster[0]
     command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(tmp_path / "runs"),
                "--output_dir", str(tmp_path / "out"), "--num_workers", "2", "--ray_address", address]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
+    )  # fmt: skip
     try:
         written = lambda: list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))  # noqa: E731
         assert wait_until(lambda: len(written()) == 2, timeout_s=90)
