@@ -46,9 +46,15 @@ def new_cache(folder: Path, model: Gemma3ForConditionalGeneration, processor: ob
     return cache
 
 
-def fill(cache: FeatureCache, model: object, processor: object, *, rank: int = 0, num_ranks: int = 1) -> None:
+def fill(
+    cache: FeatureCache, model: object, processor: object, *, rank: int = 0, num_ranks: int = 1,
+    share_out: Callable[[], object] = lambda: None,
+) -> None:  # fmt: skip
+    """Fill a share of what is missing; `share_out` is called between looking and writing, to wait for others."""
     encoder = Encoder(cache, model, processor, batch_size=4)
-    for chunk in cache.missing_chunks()[rank::num_ranks]:
+    chunks = cache.missing_chunks()
+    share_out()
+    for chunk in chunks[rank::num_ranks]:
         encoder.fill(chunk)
     cache.refresh()
 
@@ -89,9 +95,12 @@ def test_a_killed_precompute_continues_and_ends_with_the_same_files(model, proce
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
 
 
-def _fill_share(folder: Path, tiny_model: Path, frames: list[str], rank: int, num_ranks: int) -> None:
+def _fill_share(
+    folder: Path, tiny_model: Path, frames: list[str], rank: int, num_ranks: int, share_out: Callable[[], object]
+) -> None:
     model, processor = models.load_model(tiny_model), models.load_processor(tiny_model)
-    fill(new_cache(folder, model, processor, frames), model, processor, rank=rank, num_ranks=num_ranks)
+    cache = new_cache(folder, model, processor, frames)
+    fill(cache, model, processor, rank=rank, num_ranks=num_ranks, share_out=share_out)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -101,8 +110,11 @@ def test_two_processes_fill_a_cache_at_once(num_ranks, model, tiny_model, proces
     fill(alone, model, processor)
     # Forked, so that they share the small chunks; torch's threads are one in tests.
     context = multiprocessing.get_context("fork")
+    wait = context.Barrier(2).wait
     workers = [
-        context.Process(target=_fill_share, args=(tmp_path / "two", tiny_model, frames, rank % num_ranks, num_ranks))
+        context.Process(
+            target=_fill_share, args=(tmp_path / "two", tiny_model, frames, rank % num_ranks, num_ranks, wait)
+        )
         for rank in range(2)
     ]
     for worker in workers:
