@@ -381,7 +381,8 @@ def test_where_one_sample_does_not_fit_it_says_what_to_change(
     (tmp_path / ".env").write_text("BATCH_SIZE=4\n")
     done = search(tmp_path, *flags(toy_dataset, tiny_model), "--memory_limit_gib", "0.1", "--write_env")
     assert done.returncode == 1, done.stderr
-    assert "even one sample does not fit; try: --finetuning qlora; --vision_features DIR; --image_size 448; a smaller" in done.stdout
+    changes = "--finetuning qlora; --vision_features DIR; --image_size 448; a smaller"
+    assert f"even one sample does not fit; try: {changes}" in done.stdout
     assert json.loads((tmp_path / "batch_size_results.json").read_text())["found"] is None
     assert (tmp_path / ".env").read_text() == "BATCH_SIZE=4\n"
 
