@@ -78,20 +78,21 @@ def block_masks(
         }  # fmt: skip
         on_cpu = {name: vector.tolist() for name, vector in vectors.items()}
         trunk = on_cpu["branches"].count(TRUNK)
-        blocks = list(cut_row(on_cpu["branches"], on_cpu["pictures"]))
-        full.append(tuple(_block(vectors, start, end, _ranges(trunk, begin, end, 0)) for begin, start, end in blocks))
-        near = []
-        for begin, start, end in blocks:
-            first = on_cpu["positions"][start] - window + 1  # the farthest position that the block looks back to
-            # Positions count from the beginning of the trunk, and go on from its end in each branch.
-            ranges = _ranges(trunk, begin, end, first)
-            near.append(_block(vectors, start, end, ranges, window=window))
+        whole, near = [], []
+        for begin, start, end in cut_row(on_cpu["branches"], on_cpu["pictures"]):
+            first = on_cpu["positions"][start] - window + 1  # the farthest position that a sliding layer looks back to
+            whole.append(_block(vectors, start, end, _ranges(trunk, begin, end, 0)))
+            near.append(_block(vectors, start, end, _ranges(trunk, begin, end, first), window=window))
+        full.append(tuple(whole))
         sliding.append(tuple(near))
     return {"full_attention": BlockMasks(tuple(full)), "sliding_attention": BlockMasks(tuple(sliding))}
 
 
 def _ranges(trunk: int, begin: int, end: int, first: int) -> tuple[Range, ...]:
-    """Return the keys from position `first` on, for queries up to `end` of the branch that starts at `begin`."""
+    """Return the keys from position `first` on, for queries up to `end` of the branch that starts at `begin`.
+
+    Positions count from the beginning of the trunk, and go on from its end in each branch.
+    """
     if begin < trunk:
         return ((max(first, 0), end),)
     own = (begin + max(first - trunk, 0), end)

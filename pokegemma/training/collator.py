@@ -21,6 +21,8 @@ from pokegemma.training.vision_features import FeatureCache
 
 IGNORED_LABEL = -100
 
+Side = Literal["left", "right"]
+
 Example = Sample | Trajectory
 Row = dict[str, Any]
 """A row of the training dataset: {"sample": line of JSONL}, or {"samples": lines, "num_context": int}."""
@@ -133,7 +135,7 @@ class Gemma3Collator:
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return a row a sample without answer and labels, padded on the left, for generation."""
         rows = [self.tokenize(sample) for sample in samples]
-        batch = self._pad([row.ids[: row.num_prompt] for row in rows], side="left")
+        batch = self._batch([row.ids[: row.num_prompt] for row in rows], side="left")
         return {**batch, **self._pictures(samples)}
 
     def count_tokens(self, example: Example) -> int:
@@ -204,7 +206,7 @@ class Gemma3Collator:
             done = text
 
     def _rows(self, rows: list[TokenRow]) -> dict[str, torch.Tensor]:
-        batch = self._pad([row.ids for row in rows], side="right")
+        batch = self._batch([row.ids for row in rows], side="right")
         return {**batch, "labels": _labels(batch["input_ids"], [row.labelled for row in rows])}
 
     def _shared_rows(self, rows: list[TokenRow]) -> dict[str, torch.Tensor]:
@@ -224,7 +226,7 @@ class Gemma3Collator:
             all_labelled.append(labelled)
             all_branches.append(branches)
             all_positions.append(positions)
-        batch = self._pad(all_ids, side="right")
+        batch = self._batch(all_ids, side="right")
         shape = batch["input_ids"].shape
         batch["labels"] = _labels(batch["input_ids"], all_labelled)
         for name, values in (("branches", all_branches), ("position_ids", all_positions)):
@@ -240,16 +242,8 @@ class Gemma3Collator:
         first = ((at, set(column)) for at, column in enumerate(columns))
         return next((at for at, tokens in first if len(tokens) > 1 or picture in tokens), rows[0].num_prompt)
 
-    def _pad(self, rows: list[list[int]], *, side: Literal["left", "right"]) -> dict[str, torch.Tensor]:
-        tokenizer, length = self.processor.tokenizer, max(map(len, rows))
-        input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for at, row in enumerate(rows):
-            place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-            input_ids[at, place] = torch.tensor(row)
-            attention_mask[at, place] = 1
-        token_type_ids = (input_ids == tokenizer.image_token_id).long()
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+    def _batch(self, rows: list[list[int]], *, side: Side) -> dict[str, torch.Tensor]:
+        return pad_rows(rows, self.processor.tokenizer, side=side, token_types="token_type_ids")
 
     def _pictures(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         return self.read_paths([path for example in examples for path in self.picture_paths(example)])
@@ -266,6 +260,21 @@ class Gemma3Collator:
         if self.features is not None:
             return {"image_features": self.features.read(list(places)), "image_index": index}
         return {"pixel_values": read_pictures(self.processor, list(places)), "image_index": index}
+
+
+def pad_rows(
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, *, side: Side, token_types: str
+) -> dict[str, torch.Tensor]:
+    """Return `input_ids`, `attention_mask` and, under the name `token_types`, where soft tokens are: (rows, length)."""
+    length = max(map(len, rows))
+    input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for at, row in enumerate(rows):
+        place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+        input_ids[at, place] = torch.tensor(row)
+        attention_mask[at, place] = 1
+    types = (input_ids == tokenizer.image_token_id).long()
+    return {"input_ids": input_ids, "attention_mask": attention_mask, token_types: types}
 
 
 def expand_pictures(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,6 +22,8 @@ from pokegemma.training.collator import (
     ButtonTokens,
     Gemma3Collator,
     Row,
+    Side,
+    pad_rows,
     read_example,
 )
 from pokegemma.training.families import FAMILIES, Family
@@ -50,7 +52,7 @@ class ProcessorCollator:
     def __call__(self, examples: Sequence[Sample | Row]) -> dict[str, torch.Tensor]:
         samples = [read_example(example) for example in examples]
         rows = [self.tokenize(sample) for sample in samples]
-        batch = self._pad([prompt + answer for prompt, answer in rows], side="right")
+        batch = self._batch([prompt + answer for prompt, answer in rows], side="right")
         labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
         for row, (prompt, answer) in zip(labels, rows, strict=True):
             row[len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
@@ -59,7 +61,7 @@ class ProcessorCollator:
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return a row a sample without answer and labels, padded on the left, for generation."""
         rows = [self.tokenize(sample) for sample in samples]
-        batch = self._pad([prompt for prompt, _ in rows], side="left")
+        batch = self._batch([prompt for prompt, _ in rows], side="left")
         return {**batch, **self.pictures(samples)}
 
     def count_tokens(self, sample: Sample) -> int:
@@ -134,16 +136,8 @@ class ProcessorCollator:
                 sizes.append((image.height, image.width))
         return self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
 
-    def _pad(self, rows: list[list[int]], *, side: Literal["left", "right"]) -> dict[str, torch.Tensor]:
-        tokenizer, length = self.processor.tokenizer, max(map(len, rows))
-        input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for at, row in enumerate(rows):
-            place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-            input_ids[at, place] = torch.tensor(row)
-            attention_mask[at, place] = 1
-        types = (input_ids == tokenizer.image_token_id).long()
-        return {"input_ids": input_ids, "attention_mask": attention_mask, self.family.token_types: types}
+    def _batch(self, rows: list[list[int]], *, side: Side) -> dict[str, torch.Tensor]:
+        return pad_rows(rows, self.processor.tokenizer, side=side, token_types=self.family.token_types)
 
     def pictures(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return what the image processor makes of every picture of the text of a batch's conversations."""

@@ -66,6 +66,7 @@ class PokemonTrainer(SFTTrainer):
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
         starts = find_answers(inputs["labels"])[1]
+        # As if every process had as many: of trajectories one may have a few more, and counting them would cost a wait.
         self._num_decisions += len(starts) * self.accelerator.num_processes
         return super().training_step(model, inputs, *args, **options)
 

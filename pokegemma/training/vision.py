@@ -16,9 +16,6 @@ from pokegemma.training.masks import attention_masks, mask_dtype
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
 """Where a Gemma 3 keeps what turns pixels into soft tokens."""
 
-EXTRA_INPUTS = ("image_index", "image_features", "branches")
-"""Inputs of a batch that `accept_compact_batches` adds to those of Gemma 3."""
-
 
 def is_trained(model: Gemma3Model) -> bool:
     """Return whether any weight of the tower or the projector is trained."""
@@ -36,7 +33,7 @@ def encode_pictures(model: Gemma3Model, pixel_values: torch.Tensor) -> torch.Ten
 
 
 def _prepare(model: Gemma3Model, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    index, features, branches = (kwargs.pop(name, None) for name in EXTRA_INPUTS)
+    index, features, branches = (kwargs.pop(name, None) for name in ("image_index", "image_features", "branches"))
     if index is not None:
         pixels = kwargs.pop("pixel_values", None)
         features = encode_pictures(model, pixels) if features is None else features
