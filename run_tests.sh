@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./init.sh --dev --with ray
+./init.sh --dev --with ray --with gguf --with mlx --with serve --with registry
 python=$(./init.sh --print-python)
 
 # What a caller has set for training must not reach the tests: they work offline, on the CPU, and log nowhere.
