@@ -2,7 +2,10 @@
 
 import json
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from pokegemma.training.options import DataOptions, ModelOptions, TrainingOption
 from pokegemma.training.vision_features import prepare_cache
 from tests.training.test_fast_paths import assert_same, loss_and_gradients, stock_batch, stock_model, with_lora
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK: dict[str, Any] = {
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 2, "eval_strategy": "no",
     "save_steps": 2, "dataloader_num_workers": 0, "learning_rate": 1e-2, "warmup_steps": 0, "use_cpu": True,
@@ -253,3 +257,26 @@ def test_other_families_refuse_it_by_name(
 
 def test_the_switch_goes_with_a_processor_to_the_workers_of_a_data_loader(causal_processor: Gemma3Processor) -> None:
     assert is_causal(pickle.loads(pickle.dumps(causal_processor)))
+
+
+@pytest.mark.slow
+def test_check_and_evaluation_take_a_model_as_causal(
+    tiny_model: Path, merged: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    dataset, evaluation = ("--dataset_path", toy_dataset), tmp_path / "evaluation"
+    check = (*dataset, "--finetuning", "lora", "--output_dir", tmp_path, "--contact_sheet", tmp_path / "sheet.png")
+    told = ("--model_name_or_path", tiny_model, "--image_attention", "causal")
+    checks = json.loads(run("validate_training.py", *check, *told, "--json"))["checks"]
+    assert "saved, reloaded" in next(check["summary"] for check in checks if check["name"] == "one step")
+    run("evaluate.py", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3,
+        "--no_generate")  # fmt: skip
+    assert json.loads((evaluation / "metrics.json").read_text())["image_attention"] == "causal"
+    assert re.search(r"image attention\W.*\bcausal\b", (evaluation / "report.html").read_text())
+
+
+def run(script: str, *arguments: object) -> str:
+    """Run a script of the project; return what it printed to stdout."""
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, f"{script}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    return result.stdout
