@@ -55,7 +55,7 @@ def _run_converter(converter: Path, model: Path, output: Path, *options: str) ->
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("Writing:"):  # its progress bar; each state of it comes as a line
-                print(f"\r{line.rstrip()}", end="\n" if " 100%" in line else "", file=sys.stderr, flush=True)
+                sys.stderr.write(f"\r{line.rstrip()}" + "\n" * (" 100%" in line))
             else:
                 said = [*said[-20:], line.strip()]
         status = process.wait()
