@@ -689,28 +689,18 @@ def test_init_installs_an_extra_once_and_keeps_it_apart_from_the_test_tools(bare
     assert "-r requirements-ray.txt" in calls.read_text()
 
 
-def write_source_package(path: Path, **files: str) -> None:
-    """Write what llama-cpp-python's source package holds of llama.cpp, in short, and `files` at other places."""
-    converter = {
-        "convert_hf_to_gguf.py": "",
-        "conversion/base.py": "",
-        "gguf-py/gguf/__init__.py": "",
-        "LICENSE": "MIT",
-    }
-    inside = {f"llama/vendor/llama.cpp/{name}": text for name, text in converter.items()}
+def write_source_package(path: Path) -> None:
+    """Write a source package of llama-cpp-python that holds llama.cpp's converter, in short."""
     with tarfile.open(path, "w:gz") as archive:
-        for name, text in {**inside, **files}.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text.encode()))
+        for name in ("convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py", "LICENSE"):
+            member = tarfile.TarInfo(f"llama/vendor/llama.cpp/{name}")
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
 
 
-DOWNLOAD = (
-    RECORD_PIP
-    + """; [ "$1" != download ] || {
+DOWNLOAD = f"""{RECORD_PIP}; [ "$1" != download ] || {{
     while [ "$1" != --dest ]; do shift; done
-    cp "$PACKAGE" "$2/llama_cpp_python-${3#*==}.tar.gz"; }"""
-)
+    cp "$PACKAGE" "$2/llama_cpp_python-${{3#*==}}.tar.gz"; }}"""
 
 
 def test_init_fetches_the_converter_of_llama_cpp_once(bare_project):
