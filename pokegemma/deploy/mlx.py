@@ -18,7 +18,7 @@ from pokegemma.deploy.mlx_check import Part, check_config, check_processor, chec
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import write_run_record
-from pokegemma.training.families import FAMILIES, TOWER, find_family
+from pokegemma.training.families import FAMILIES, TOWER
 from pokegemma.training.models import load_config, load_processor, read_family
 
 try:
@@ -58,7 +58,7 @@ def read_checkpoint(path: Path) -> Gemma3Config:
         if (weights.metadata() or {}).get("format") == "mlx":
             raise PokegemmaError(f"{file}: for MLX already")
         names += weights.keys()
-    for part in (TOWER, find_family("gemma3", where="").projector):
+    for part in (TOWER, FAMILIES["gemma3"].projector):
         if not any(name.startswith(f"{part}.") for name in names):
             raise PokegemmaError(f"{path}: its weights hold no {part}; it would not see")
     return config

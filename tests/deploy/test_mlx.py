@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from pokegemma.deploy import mlx as exporting
 from pokegemma.deploy.mlx import convert_to_mlx, mlx_config, read_checkpoint
-from pokegemma.deploy.mlx_check import check_processor, check_weights
+from pokegemma.deploy.mlx_check import check_config, check_processor, check_weights
 from pokegemma.deploy.mlx_engine import MlxEngine
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import read_run_record
@@ -314,3 +314,17 @@ def test_another_processor_is_found(
     (folder / file).write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(CheckFailedError, match=says):
         check_processor(processor, folder, config)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [(None, "hidden_size", 2048), ("text_config", "rope_scaling", None), ("vision_config", "layer_norm_eps", 1e-5)],
+)
+def test_a_config_that_says_something_else_is_found(
+    section: str | None, key: str, value: object, mlx_checkpoint: Path, folder: Path
+) -> None:
+    config = mlx_config(mlx_checkpoint, read_checkpoint(mlx_checkpoint))
+    check_config(folder, config)
+    change_config(folder, lambda written: (written[section] if section else written).update({key: value}))
+    with pytest.raises(CheckFailedError, match=f"mlx-vlm takes {key} for {value}"):
+        check_config(folder, config)
