@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import write_run_record
 from pokegemma.training.families import FAMILIES, TOWER
+from pokegemma.training.image_attention import attention_facts, image_attention
 from pokegemma.training.models import load_config, load_processor, read_family
 
 try:
@@ -138,16 +140,16 @@ def _check_disk(output: Path, num_bytes: int) -> None:
 
 def _size(path: Path, bits: Bits) -> int:
     """Return the bytes that a converted checkpoint takes, with a copy of the embeddings as LM head."""
-    weights = {"quantised": 0, "kept": 0}
-    for _, file in weight_files(path):
-        for name in file.keys():  # noqa: SIM118
-            values = file.get_slice(name).get_shape()
-            count = 1
-            for length in values:
-                count *= length
-            language = name.startswith("language_model.") and len(values) == 2
-            weights["quantised" if language and bits < 16 else "kept"] += count * (1 + ("embed_tokens" in name))
-    return int(weights["kept"] * 2 + weights["quantised"] * (bits + 32 / _GROUP) / 8)
+    num_quantised = num_kept = 0
+    for _, weights in weight_files(path):
+        for name in weights.keys():  # noqa: SIM118
+            shape = weights.get_slice(name).get_shape()
+            count = math.prod(shape) * (2 if "embed_tokens" in name else 1)
+            if bits < 16 and name.startswith("language_model.") and len(shape) == 2:
+                num_quantised += count
+            else:
+                num_kept += count
+    return int(num_kept * 2 + num_quantised * (bits + 32 / _GROUP) / 8)
 
 
 def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool = False) -> list[Part]:
@@ -169,10 +171,10 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
     processor = load_processor(path)
     stored = mlx_config(path, config)
     _check_disk(output, int(1.02 * _size(path, bits)) + 64 * 2**20)
-    if getattr(config, "image_attention", "bidirectional") != "causal":
+    if image_attention(config) != "causal":
         logger.warning(
-            "mlx-vlm is causal inside pictures, where this model was trained with bidirectional attention: its answers "
-            "will differ a little; how much, and a training flag: docs/deployment.md, Attention inside pictures"
+            "mlx-vlm is causal inside pictures, and this model was trained with bidirectional attention there: its "
+            "answers will differ a little. How much, and a training flag: docs/deployment.md, Attention inside pictures"
         )
     with atomic_folder(output, stage="mlx", overwrite=overwrite) as folder:
         with _staged(path, stored) as source, contextlib.redirect_stdout(sys.stderr):
@@ -192,5 +194,6 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
         write_run_record(
             folder, stage="mlx", options=options, image_size_px=config.vision_config.image_size,
             image_tokens=config.mm_tokens_per_image, parts=[vars(part) for part in parts],
+            **attention_facts(config),
         )  # fmt: skip
     return parts

@@ -159,6 +159,7 @@ def test_a_bidirectional_model_is_warned_of_and_a_causal_one_is_not(
     convert_to_mlx(checkpoint, tmp_path / "second")
     assert caplog.messages == []
     assert json.loads((tmp_path / "second" / "config.json").read_text(encoding="utf-8"))["image_attention"] == "causal"
+    assert read_run_record(tmp_path / "second")["image_attention"] == "causal"
 
 
 def test_a_result_is_replaced_only_when_asked(mlx_checkpoint: Path, folder: Path) -> None:
