@@ -110,8 +110,8 @@ def _end(process: subprocess.Popen, *, stop: _Stop, stop_timeout_s: float) -> No
         os.killpg(process.pid, signal.SIGTERM)
     asked, end = stop.count, time.monotonic() + stop_timeout_s
     while time.monotonic() < end and stop.count <= asked:
-        process.poll()
-        if not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in _alive(everyone)):
+        process.poll()  # else it stays a zombie
+        if not _alive(everyone):
             break
         time.sleep(_POLL_S / 2)
     else:
