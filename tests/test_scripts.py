@@ -56,6 +56,21 @@ TABLE = {
         error="--model_path missing: no such folder",
         needs="mlx_vlm",
     ),
+    "convert_to_gguf": Calls(
+        success="--model_path {tiny_model} --output_dir {out} --quantization bf16 q8_0",
+        says="ollama create pokegemma --file {out}/Modelfile-q8_0",
+        writes=(
+            "model-bf16.gguf",
+            "model-q8_0.gguf",
+            "mmproj-f16.gguf",
+            "Modelfile-bf16",
+            "Modelfile-q8_0",
+            "run.json",
+        ),
+        mistake="--model_path missing --output_dir {out}",
+        error="--model_path missing: no such folder",
+        needs="llama_cpp",
+    ),
     "describe_environment": Calls(
         success="--shell", says="fitting_config=", writes=(), mistake="--gpus 2", error="unknown options: "
     ),
@@ -149,7 +164,7 @@ TABLE = {
         error="missing not found",
     ),
 }
-SLOW = {"convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "sft_pokemon_gemma3"}
+SLOW = {"convert_to_gguf", "convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "sft_pokemon_gemma3"}
 
 
 def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

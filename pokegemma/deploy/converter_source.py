@@ -38,7 +38,7 @@ def find_converter(llama_cpp_dir: Path | None) -> Path:
 def _wanted(name: str) -> PurePosixPath | None:
     """Return where a member of the package goes, relative to the folder; None: it is not needed."""
     path = PurePosixPath(name)
-    if path.parts[1:3] != ("vendor", "llama.cpp") or ".." in path.parts:
+    if path.parts[1:3] != ("vendor", "llama.cpp") or ".." in path.parts or path.is_absolute():
         return None
     inside = PurePosixPath(*path.parts[3:])
     return inside if any(inside.is_relative_to(part) for part in _PARTS) else None

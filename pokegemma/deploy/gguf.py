@@ -63,8 +63,8 @@ def run_converter(converter: Path, model: Path, output: Path, *options: str) -> 
         process.kill()
         process.wait()
     if status != 0:
-        last = " | ".join([line for line in said if line][-3:])
-        raise PokegemmaError(f"{model}: llama.cpp's converter failed (exit status {status}): {last[-600:]}")
+        last = " | ".join([line for line in said if line][-3:]).replace(f"{model}/", "")
+        raise PokegemmaError(f"{model.name}: llama.cpp's converter failed (exit status {status}): {last[-600:]}")
 
 
 def _quantize(source: Path, output: Path, quantization: str) -> None:

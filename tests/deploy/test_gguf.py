@@ -255,7 +255,7 @@ def test_only_the_converter_is_unpacked_and_nothing_outside_the_folder(tmp_path:
     others = {
         f"{inside}src/llama.cpp": "not needed", "llama-0.1/LICENSE": "another one",
         f"{inside}conversion/../../../../../escaped.py": "bad", f"{inside}conversion/link.py": None,
-        "/tmp/vendor/llama.cpp/conversion/absolute.py": "bad",
+        "/vendor/llama.cpp/conversion/absolute.py": "bad",
     }  # fmt: skip
     package = write_package(tmp_path / "llama_cpp_python-0.1.tar.gz", WHOLE | others)
     unpack_converter(package, tmp_path / "a" / "b")
