@@ -43,6 +43,11 @@ class PromptCache:
         require_exact(self.predictor.model.config, "a cache of prompts")
         self._conversation = Conversation(self.predictor.model)
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the last prompt had, or what was prepared."""
+        return len(self._said)
+
     def score(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> np.ndarray:
         """Return the probabilities (8,) of `BUTTONS` as the answer to a prompt; see `predict.score_buttons`.
 
