@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ WAYS = (WHOLE, STOPPED, SCORED, CACHED, PREPARED)
 LARGEST_DIFFERENCE = 1e-4
 """Of a probability from a cache to that from the whole prompt, in float32."""
 
+CHECK_EVERY = 20
+"""Steps of teaching after which the model is asked for answers."""
+
 DATA_SHEETS = {
     "RTX 4090": Rates(165.2e12, 1008e9),  # NVIDIA Ada GPU architecture: tensor cores, FP32 accumulation, dense
     "A100 80GB SXM": Rates(312e12, 2039e9),  # NVIDIA A100 data sheet, dense
@@ -70,7 +73,7 @@ class BenchmarkOptions:
     num_decisions: int = field(default=6, metadata={"help": "decisions of a session; a trajectory holds all of them"})
     repeats: int = field(default=2, metadata={"help": "how often each is decided in each way"})
     max_new_tokens: int = field(default=64, metadata={"help": "of a whole answer"})
-    teach_steps: int = field(default=40, metadata={"help": "optimizer steps of the model that is made"})
+    teach_steps: int = field(default=200, metadata={"help": "most steps that teach the made model to answer"})
     json: bool = field(default=False, metadata={"help": "print the result as JSON"})
 
 
@@ -139,7 +142,13 @@ def save(model: Any, processor: Any, folder: Path) -> None:
 
 
 def teach(model: Any, processor: Any, samples: list[Sample], dataset: Path, *, num_steps: int) -> None:
-    """Train the language model on recorded answers until it writes some: short trajectories, the cheapest a token."""
+    """Train the language model on recorded answers until it writes some, for `num_steps` at most.
+
+    Short trajectories: the fewest tokens an answer.
+
+    Raises:
+        CheckFailedError: it still writes none.
+    """
     learned = list(model.model.language_model.parameters())
     model.requires_grad_(False)
     for weight in learned:
@@ -148,7 +157,7 @@ def teach(model: Any, processor: Any, samples: list[Sample], dataset: Path, *, n
     collator = Gemma3Collator(processor=processor, layout="trajectory", dataset_folder=dataset)
     stretches = list(cut_trajectories(samples, max_decisions=3, overlap=0))
     chosen = np.random.default_rng(0).permutation(len(stretches))
-    with tqdm(range(num_steps), desc="teach answers", unit="step") as progress:
+    with tqdm(range(1, num_steps + 1), desc="teach answers", unit="step") as progress:
         for step in progress:
             batch = collator([stretches[chosen[step % len(chosen)]]])
             loss = model(**{name: value.to(model.device) for name, value in batch.items()}).loss
@@ -157,7 +166,17 @@ def teach(model: Any, processor: Any, samples: list[Sample], dataset: Path, *, n
             optimizer.step()
             optimizer.zero_grad()
             progress.set_postfix(loss=f"{loss.item():.2f}")
+            if step % CHECK_EVERY == 0 and can_answer(model, collator, samples[:2]):
+                break
+        else:
+            raise CheckFailedError(f"--teach_steps {num_steps}: the model writes no answers yet (loss {loss:.2f})")
     model.requires_grad_(False)
+
+
+def can_answer(model: Any, collator: Gemma3Collator, samples: list[Sample]) -> bool:
+    """Return whether a model writes whole answers to samples as grid and as frames."""
+    predictors = [Predictor(model, replace(collator, layout=layout)) for layout in ("grid", "frames")]
+    return all(answer.button for predictor in predictors for answer in predictor.generate(samples))
 
 
 def load_settings(options: BenchmarkOptions, checkpoints: list[tuple[int, Path]]) -> Iterator[Setting]:
@@ -456,7 +475,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pokegemma_benchmark_") as temporary:
         folder = Path(temporary)
         if options.dataset_path is None:
-            options = BenchmarkOptions(**{**asdict(options), "dataset_path": str(record_dataset(folder))})
+            options = replace(options, dataset_path=str(record_dataset(folder)))
         samples, session = choose_session(options)
         settings = list(load_settings(options, make_checkpoints(options, folder, samples)))
         meters = [Meter(options, setting) for setting in settings]

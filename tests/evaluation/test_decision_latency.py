@@ -97,3 +97,31 @@ def test_floors_of_the_4b_fall_with_the_picture_and_with_the_cache(session: list
     assert floors["896 px, frames: generate"] > 3 * floors["896 px, frames: session cache, prepared"]
     quantised = "448 px, trajectory: session cache, prepared, 4-bit text weights"
     assert floors[quantised] < floors["448 px, trajectory: session cache, prepared"]
+
+
+def test_the_made_model_is_taught_and_written_at_both_sizes(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_tiny(folder: Path, *, image_scale: int) -> tuple[Any, Any]:  # the real one takes a minute to learn
+        return models.load_model(tiny_model), models.load_processor(tiny_model)
+
+    monkeypatch.setattr(decision_latency, "make_model", make_tiny)
+    samples = list(read_samples(toy_dataset / "train.jsonl"))
+    options = BenchmarkOptions(dataset_path=str(toy_dataset), teach_steps=1)
+    with pytest.raises(CheckFailedError, match="--teach_steps 1: the model writes no answers yet"):
+        decision_latency.make_checkpoints(options, tmp_path, samples)
+    monkeypatch.setattr(decision_latency, "CHECK_EVERY", 1)
+    monkeypatch.setattr(decision_latency, "can_answer", lambda *arguments: True)
+    checkpoints = decision_latency.make_checkpoints(options, tmp_path, samples)
+    assert [size for size, _ in checkpoints] == [56, 28]
+    large, small = (models.load_model(folder) for _, folder in checkpoints)
+    untaught = models.load_model(tiny_model).model
+    for name, weight in large.model.language_model.state_dict().items():
+        assert weight.equal(small.model.language_model.state_dict()[name])
+    taught = large.model.language_model.layers[0].mlp.up_proj.weight
+    assert not taught.equal(untaught.language_model.layers[0].mlp.up_proj.weight)
+    settings = list(decision_latency.load_settings(options, checkpoints))
+    assert [setting.name for setting in settings[::2]] == ["grid, 56 px", "trajectory, 56 px", "frames, 28 px"]
+    text, num_prompt, _, num_pictures = decision_latency.generate_plainly(settings[4], samples[3], max_new_tokens=2)
+    assert num_prompt == settings[4].predictor.collator.tokenize(samples[3]).num_prompt
+    assert num_pictures == 4 and text
