@@ -236,7 +236,7 @@ def score_whole(setting: Setting, example: Sample | Trajectory) -> tuple[np.ndar
     paths = collator.picture_paths(example)
     batch = {
         "input_ids": ids, "attention_mask": torch.ones_like(ids),
-        "token_type_ids": (ids == collator.processor.tokenizer.image_token_id).long(), **collator.read_paths(paths),
+        "token_type_ids": collator.token_types(ids), **collator.read_paths(paths),
     }  # fmt: skip
     batch = {name: value.to(model.device) for name, value in batch.items()}
     scores = predict.score_buttons(model, batch, collator.button_tokens)

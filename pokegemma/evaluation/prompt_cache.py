@@ -60,8 +60,9 @@ class PromptCache:
             ValueError: the prompt has other pictures.
         """
         rest = self._keep_common(self._name_tokens(ids, pictures))
+        new = list(ids[len(ids) - len(rest) :])
         said = self._conversation.say_and_score(
-            ids[-len(rest) :] if rest else [], _types(rest), self._encode(rest, pictures),
+            new, self._types(new), self._encode(rest, pictures),
             self.predictor.collator.button_tokens,
         )  # fmt: skip
         self._remember(rest)
@@ -76,7 +77,8 @@ class PromptCache:
         if names == self._said[: len(names)]:
             return
         rest = self._keep_common(names)
-        self._conversation.say(ids[-len(rest) :], _types(rest), self._encode(rest, pictures))
+        new = list(ids[-len(rest) :])
+        self._conversation.say(new, self._types(new), self._encode(rest, pictures))
         self._remember(rest)
 
     def _name_tokens(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> list[int | bytes]:
@@ -99,6 +101,9 @@ class PromptCache:
             self._conversation.forget_after(common)
             del self._said[common:]
         return names[common:]
+
+    def _types(self, ids: list[int]) -> torch.Tensor:
+        return self.predictor.collator.token_types(torch.tensor(ids, dtype=torch.long))
 
     def _remember(self, rest: list[int | bytes]) -> None:
         self._said += rest
@@ -127,7 +132,3 @@ class PromptCache:
 
 def _digest(picture: Image.Image) -> bytes:
     return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).digest()
-
-
-def _types(names: list[int | bytes]) -> torch.Tensor:
-    return torch.tensor([int(isinstance(name, bytes)) for name in names], dtype=torch.long)

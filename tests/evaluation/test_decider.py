@@ -20,6 +20,7 @@ from pokegemma.evaluation.predict import Predictor
 from pokegemma.evaluation.prompt_cache import PromptCache
 from pokegemma.training import models
 from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.image_attention import change_processor
 
 MAX_DECISIONS, OVERLAP = 5, 2
 
@@ -51,8 +52,9 @@ def whole_rows(predictor: Predictor, session: list[Sample]) -> Iterator[dict[str
         row, paths = collator.tokenize(trajectory), collator.picture_paths(trajectory)
         for start in row.answer_starts[trajectory.num_context :]:
             ids = torch.tensor([row.ids[:start]])
-            types = (ids == collator.processor.tokenizer.image_token_id).long()
-            pictures = collator.read_paths(paths[: int(types.sum()) // collator.processor.image_seq_length])
+            types = collator.token_types(ids)
+            num_soft = int((ids == collator.processor.tokenizer.image_token_id).sum())
+            pictures = collator.read_paths(paths[: num_soft // collator.processor.image_seq_length])
             yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types, **pictures}
 
 
@@ -91,6 +93,18 @@ def test_decisions_in_play_are_those_of_the_recorded_samples(
     assert len(expected) == len(session) > MAX_DECISIONS + 1  # a second conversation begins
     assert np.ptp(expected, axis=0).max() > 1e-3  # decisions that differ: else any of them would do
     scores = play(new_decider(predictor, session), session, toy_dataset, prepare=prepare)
+    assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_that_is_causal_inside_pictures_is_asked_so(
+    tiny_model: Path, trained: Predictor, session: list[Sample], toy_dataset: Path
+) -> None:
+    processor = models.load_processor(tiny_model)
+    change_processor(processor, "causal")
+    causal = replace(trained, collator=replace(trained.collator, processor=processor, layout="frames"))
+    expected = expected_scores(causal, session)
+    assert np.abs(expected - expected_scores(in_layout(trained, "frames"), session)).max() > 1e-4
+    scores = play(new_decider(causal, session), session, toy_dataset, prepare=True)
     assert scores == pytest.approx(expected, abs=1e-5)
 
 
