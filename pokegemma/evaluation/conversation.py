@@ -51,10 +51,31 @@ class Conversation:
     @torch.inference_mode()
     def score_buttons(self, tokens: ButtonTokens) -> torch.Tensor:
         """Return the probabilities (8,) of the buttons as the next answer; see `predict.score_buttons`."""
+        return self._score([], [], None, tokens)
+
+    @torch.inference_mode()
+    def say_and_score(
+        self,
+        ids: Sequence[int],
+        token_type_ids: torch.Tensor,
+        pictures: BaseModelOutputWithPooling | None,
+        tokens: ButtonTokens,
+    ) -> torch.Tensor:
+        """Do what `say` and then `score_buttons` do, in one pass; afterwards `generate` lacks where to begin."""
+        self._logits = None
+        return self._score(list(ids), token_type_ids.tolist(), pictures, tokens)
+
+    def _score(
+        self, ids: list[int], types: list[int], pictures: BaseModelOutputWithPooling | None, tokens: ButtonTokens
+    ) -> torch.Tensor:
         added, branches, depth = place_branches(tokens)
-        num_tokens, start = self.num_tokens, len(tokens.prefix)
-        logits = self._forward(added, branches=branches, depth=depth, keep=len(added) - start + 1)
-        self._forget_after(num_tokens)
+        num_new, num_tokens = len(ids), self.num_tokens + len(ids)
+        logits = self._forward(
+            ids + added, torch.tensor([types + [0] * len(added)]), pictures=pictures,
+            branches=[TRUNK] * num_new + branches, depth=[*range(num_new), *(num_new + at for at in depth)],
+            keep=len(added) - len(tokens.prefix) + 1,
+        )  # fmt: skip
+        self.forget_after(num_tokens)
         return read_branches(logits, tokens)[0]
 
     @torch.inference_mode()
@@ -66,10 +87,11 @@ class Conversation:
             if written[-1] in stops or len(written) == max_new_tokens:
                 break
             logits = self._forward(written[-1:])[0, -1]
-        self._forget_after(num_tokens)
+        self.forget_after(num_tokens)
         return written
 
-    def _forget_after(self, num_tokens: int) -> None:
+    def forget_after(self, num_tokens: int) -> None:
+        """Forget what was said after the first `num_tokens` tokens."""
         self._cache.crop(num_tokens - self.num_tokens)  # a negative number says how many to remove
         self._token_types = self._token_types[:, :num_tokens]
 

@@ -172,10 +172,8 @@ class Gemma3Collator:
         ids: list[int] = []
         labelled: list[bool] = []
         starts: list[int] = []
-        pieces = [text.replace(processor.boi_token, processor.full_image_sequence) for text in self._pieces(example)]
         num_context = example.num_context if isinstance(example, Trajectory) else 0
-        # The template has written the BOS already.
-        tokenized = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        tokenized = self.tokenize_pieces(list(self._pieces(example)))
         for number, piece in enumerate(tokenized):  # prompt, answer, prompt, answer ...
             starts += [len(ids)] * (number % 2)
             ids += piece
@@ -191,6 +189,16 @@ class Gemma3Collator:
                 "its text holds one of the model's control symbols"
             )
         return TokenRow(ids, labelled, starts)
+
+    def tokenize_pieces(self, pieces: list[str]) -> list[list[int]]:
+        """Return the tokens of pieces of the chat template's text, every mark of a picture with its soft tokens."""
+        processor, soft = self.processor, self.processor.tokenizer.image_token_id
+        image_token, num_soft = processor.tokenizer.image_token, processor.image_seq_length
+        # One soft token for all of a picture's: special tokens divide the text, and reading 256 takes milliseconds.
+        mark = processor.full_image_sequence.replace(image_token * num_soft, image_token)
+        texts = [piece.replace(processor.boi_token, mark) for piece in pieces]
+        rows = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template has written the BOS
+        return [[token for one in row for token in ([soft] * num_soft if one == soft else [one])] for row in rows]
 
     def _pieces(self, example: Example) -> Iterator[str]:
         """Yield the chat template's text in pieces: what comes before an answer, the answer, what comes before ..."""
