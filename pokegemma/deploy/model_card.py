@@ -21,7 +21,8 @@ _FAMILIES = {"gemma3": "Gemma 3", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4"}
 _LICENSES = {"gemma3": "gemma", "gemma3n": "gemma", "gemma4": "apache-2.0"}
 _LICENSE_TEXTS = {
     "gemma": "Gemma is provided under and subject to the Gemma Terms of Use found at "
-    "<https://ai.google.dev/gemma/terms>. This is a modified version of Gemma; whoever passes it on passes these terms on, too.",
+    "<https://ai.google.dev/gemma/terms>. This is a modified version of Gemma; whoever passes it on passes these terms "
+    "on, too.",
     "apache-2.0": "Apache-2.0.",
 }
 _VIEWS = {
@@ -31,8 +32,8 @@ _VIEWS = {
 }
 _TRAINING_OPTIONS = (
     "finetuning", "layout", "image_size", "train_vision_tower", "train_projector", "lora_r", "lora_alpha",
-    "lora_dropout", "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "max_decisions", "seed",
+    "lora_dropout", "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_decisions", "seed",
 )  # fmt: skip
 """Options that a reader wants to know, and none that could hold a path or a name of the machine."""
 
@@ -148,7 +149,9 @@ def _training_rows(base: str, trained: Mapping[str, Any], record: Mapping[str, A
     rows = [("base", public_name(base))]
     if trained.get("base_fingerprint"):
         rows.append(("fingerprint of the base", trained["base_fingerprint"]))
-    rows += [(f"`{key}`", str(options[key])) for key in _TRAINING_OPTIONS if options.get(key) is not None]
+    unused = "num_train_epochs" if (options.get("max_steps") or 0) > 0 else "max_steps"  # the second wins
+    shown = [key for key in _TRAINING_OPTIONS if options.get(key) is not None and key != unused]
+    rows += [(f"`{key}`", str(options[key])) for key in shown]
     rows.append(("commit of training", trained.get("git_commit") or "unknown"))
     if record is not trained:
         rows.append(("commit of merging", record.get("git_commit") or "unknown"))

@@ -59,6 +59,10 @@ class PipelineOptions:
     min_agreement: float = field(
         default=0.98, metadata={"help": "Gate of parity: share of samples where an export presses the same button."}
     )
+    max_log_probability_difference: float | None = field(
+        default=None,
+        metadata={"help": "Gate of parity: mean difference in log-probability. Default: by the type of the weights."},
+    )
     register: bool = field(default=True, metadata={"help": "--no_register leaves that out."})
     registry_uri: str = field(
         default="outputs/registry/registry.db", metadata={"help": "As of scripts/model_registry.py."}
@@ -268,15 +272,22 @@ class _Builder:
         )  # fmt: skip
 
     def parity_gates(self, place: Path) -> list[Gate]:
-        gates = []
+        """Judge agreement here, so that another limit needs no other comparison; the rest as the script judged it."""
+        gates, override = [], self.options.max_log_probability_difference
         for engine in read_json(place / PARITY_FILE)["engines"]:
-            name = engine["name"]
-            gates.append(
-                Gate("--min_agreement", f"{name} agrees on", engine["button_agreement"], self.options.min_agreement)
-            )
-            faults = engine["failures"]
-            gates.append(Gate("its limit", f"{name} faults ({'; '.join(faults) or 'none'})", len(faults), 0,
-                              at_least=False))  # fmt: skip
+            for key in ("button_agreement", "written_agreement"):
+                if engine[key] is not None:  # a model that writes no valid answer has none to agree on
+                    what = f"{engine['name']} {key}"
+                    gates.append(Gate("--min_agreement", what, engine[key], self.options.min_agreement))
+            for key in ("button_log_probability_difference", "log_probability_difference"):
+                if override is not None and engine[key] is not None:
+                    gates.append(Gate("--max_log_probability_difference", f"{engine['name']} {key}",
+                                      engine[key]["mean"], override, at_least=False))  # fmt: skip
+            for failure in engine["failures"]:
+                if override is None or not failure["gate"].endswith("log_probability_difference"):
+                    limit_name = "--max_log_probability_difference" if "log_prob" in failure["gate"] else "its limit"
+                    gates.append(Gate(limit_name, f"{engine['name']} {failure['gate']}", float(failure["value"]),
+                                      float(failure["limit"]), at_least="log_prob" not in failure["gate"]))  # fmt: skip
         return gates
 
     def register(self) -> Step:

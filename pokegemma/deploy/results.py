@@ -111,7 +111,7 @@ def summarize_parity(parity: Mapping[str, Any]) -> dict[str, Any]:
                 "name": engine["name"],
                 "passed": engine["passed"],
                 "button_agreement": engine["button_agreement"],
-                "failures": engine["failures"],
+                "failures": [failure["message"] for failure in engine["failures"]],
             }
             for engine in parity["engines"]
         ],
