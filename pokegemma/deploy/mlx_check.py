@@ -121,7 +121,9 @@ def check_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
     if left:
         raise CheckFailedError(f"{folder}: holds {', '.join(sorted(left)[:3])}, which the checkpoint does not")
     return [
-        Part(name=name, stored=stored, num_weights=int(count), num_bytes=int(size), error=float((error / square) ** 0.5))
+        Part(
+            name=name, stored=stored, num_weights=int(count), num_bytes=int(size), error=float((error / square) ** 0.5)
+        )
         for (name, stored), (count, size, error, square) in sorted(sums.items())
     ]
 

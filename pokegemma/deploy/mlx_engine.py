@@ -57,9 +57,7 @@ def open_model(folder: Path, *, lazy: bool = False) -> Any:
 
 def prepare(processor: Any, question: Question) -> tuple[mx.array, mx.array | None]:
     """Return a prompt's tokens (1, length), and its pictures (pictures, 3, height, width), None where it has none."""
-    text = processor.tokenizer.apply_chat_template(
-        list(question.messages), add_generation_prompt=True, tokenize=False
-    )
+    text = processor.tokenizer.apply_chat_template(list(question.messages), add_generation_prompt=True, tokenize=False)
     pictures = [list(question.pictures)] if question.pictures else None
     inputs = processor(text=[text], images=pictures, add_special_tokens=False)
     pixels = inputs.get("pixel_values")

@@ -82,7 +82,7 @@ class Step:
 
     def dependencies(self, hashes: FileHashes) -> dict[str, str]:
         """Return a hash of each thing that the result depends on, by what a person would call it."""
-        code = {str(path.relative_to(ROOT)): hashes.of(path) for path in imported_files(self.script)}
+        code = {os.path.relpath(path, ROOT): hashes.of(path) for path in imported_files(self.script)}
         versions = package_versions()
         for package in _EXPORT_PACKAGES:
             with contextlib.suppress(metadata.PackageNotFoundError):

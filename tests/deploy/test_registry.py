@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -317,6 +318,7 @@ def run_registry(*words: object, code: str | None = None, cwd: Path = ROOT) -> s
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_registers_at_the_same_moment_make_one_version_of_each_content(tmp_path: Path) -> None:
     uri = tmp_path / "new" / "registry.db"  # both also want to make the tables
     models = [write_model(tmp_path / name, name) for name in ("one", "two")]
@@ -354,23 +356,32 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
     assert (process.returncode, stderr) == (2, "error: the registry needs mlflow: ./init.sh --with registry\n")
 
 
-def test_list_show_and_compare_print_json(registry: Any, add: Callable[..., int]) -> None:
+def test_list_show_and_compare_print_json(
+    registry: Any, add: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     add("one")
     add("two")
-    calls = [("list",), ("show", "2"), ("compare", "1", "2")]
-    started = [run_registry(*words, "--json", "--registry_uri", registry.file) for words in calls]
-    listed, shown, compared = (json.loads(process.communicate(timeout=300)[0]) for process in started)
+    main = runpy.run_path(str(ROOT / "scripts" / "model_registry.py"))["main"]
+
+    def say(*words: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["model_registry.py", *words, "--registry_uri", str(registry.file)])
+        main()
+        return capsys.readouterr().out
+
+    listed, shown, compared = (
+        json.loads(say(*words, "--json")) for words in (("list",), ("show", "2"), ("compare", "1", "2"))
+    )
     assert [one["version"] for one in listed] == [1, 2]
     assert shown["run"]["training"]["git_commit"] == "c0ffee"
     assert compared["accuracy_difference_interval"] == [0.0, 0.0]
     assert [one["version"] for one in compared["versions"]] == [1, 2]
+    assert [line.split()[0] for line in say("list").splitlines()] == ["version", "1", "2"]
+    assert "c0ffee" in say("show", "1")
 
 
 def test_a_registry_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.db").write_text("my notes, in no database")
-    process = run_registry("list", "--registry_uri", tmp_path / "mine.db")
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert stderr.startswith(f"error: registry sqlite:///{tmp_path / 'mine.db'}: ")
-    assert len(stderr.splitlines()) == 1
+    with pytest.raises(PokegemmaError, match=r"^registry sqlite:///.*mine\.db: .*not a database") as caught:
+        Registry(str(tmp_path / "mine.db"), "pokegemma").versions()
+    assert len(str(caught.value).splitlines()) == 1
     assert (tmp_path / "mine.db").read_text() == "my notes, in no database"
