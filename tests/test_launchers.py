@@ -298,8 +298,8 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     make_dataset(project)
     (project / ".env").write_text("DATASET_PATH=\"data\"  # mine\nOUTPUT_DIR='my runs'\nMAX_STEPS=5\nLAYOUT=grid\n")
     result = launch(
-        project, "--finetuning", "lora", "--max_length=900", "--image-size", "448", LAYOUT="frames", BATCH_SIZE="2",
-        GRAD_ACCUM="3", LEARNING_RATE="1e-4", EVAL_DATASET_PATH="other",
+        project, "--finetuning", "lora", "--max_length=900", "--image-size", "448", "--image_attention=causal",
+        LAYOUT="frames", BATCH_SIZE="2", GRAD_ACCUM="3", LEARNING_RATE="1e-4", EVAL_DATASET_PATH="other",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     calls = {name: arguments for name, arguments, _ in calls_of(project)}
@@ -308,13 +308,13 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     assert calls["validate_training"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs",
         "--contact_sheet", "my runs/contact_sheet.png", "--finetuning", "lora", "--max_length", "900",
-        "--image-size", "448",
+        "--image-size", "448", "--image_attention", "causal",
         "--per_device_train_batch_size", "2",
     ]  # fmt: skip
     assert calls["sft_pokemon_gemma3"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs/adapter", "--max_steps", "5",
         "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3", "--learning_rate", "1e-4",
-        "--finetuning", "lora", "--max_length=900", "--image-size", "448",
+        "--finetuning", "lora", "--max_length=900", "--image-size", "448", "--image_attention=causal",
     ]  # fmt: skip
     assert calls["merge_qlora"] == ["--lora_path", "my runs/adapter", "--output_path", "my runs/merged", "--verify"]
     assert calls["evaluate"] == [
@@ -689,28 +689,18 @@ def test_init_installs_an_extra_once_and_keeps_it_apart_from_the_test_tools(bare
     assert "-r requirements-ray.txt" in calls.read_text()
 
 
-def write_source_package(path: Path, **files: str) -> None:
-    """Write what llama-cpp-python's source package holds of llama.cpp, in short, and `files` at other places."""
-    converter = {
-        "convert_hf_to_gguf.py": "",
-        "conversion/base.py": "",
-        "gguf-py/gguf/__init__.py": "",
-        "LICENSE": "MIT",
-    }
-    inside = {f"llama/vendor/llama.cpp/{name}": text for name, text in converter.items()}
+def write_source_package(path: Path) -> None:
+    """Write a source package of llama-cpp-python that holds llama.cpp's converter, in short."""
     with tarfile.open(path, "w:gz") as archive:
-        for name, text in {**inside, **files}.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text.encode()))
+        for name in ("convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py", "LICENSE"):
+            member = tarfile.TarInfo(f"llama/vendor/llama.cpp/{name}")
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
 
 
-DOWNLOAD = (
-    RECORD_PIP
-    + """; [ "$1" != download ] || {
+DOWNLOAD = f"""{RECORD_PIP}; [ "$1" != download ] || {{
     while [ "$1" != --dest ]; do shift; done
-    cp "$PACKAGE" "$2/llama_cpp_python-${3#*==}.tar.gz"; }"""
-)
+    cp "$PACKAGE" "$2/llama_cpp_python-${{3#*==}}.tar.gz"; }}"""
 
 
 def test_init_fetches_the_converter_of_llama_cpp_once(bare_project):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pokegemma.deploy.converter_source import CONVERTER
-from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint
+from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint, staged
 from pokegemma.deploy.gguf_files import GgufFile, read_gguf
 from pokegemma.deploy.ollama import CONTEXT_TOKENS, modelfile
 from pokegemma.errors import CheckFailedError, PokegemmaError
@@ -40,7 +40,7 @@ def model_name(quantization: str) -> str:
     return f"model-{quantization}.gguf"
 
 
-def _run_converter(converter: Path, model: Path, output: Path, *options: str) -> None:
+def run_converter(converter: Path, model: Path, output: Path, *options: str) -> None:
     """Run llama.cpp's converter; its progress goes to stderr.
 
     Raises:
@@ -104,8 +104,10 @@ def check_files(checkpoint: Checkpoint, models: dict[str, GgufFile], mmproj: Ggu
     for model in models.values():
         expect(model, "tensors of the language model", len(model.shapes), checkpoint.num_text_tensors)
         template = model.fields.get("tokenizer.chat_template")
-        if template != checkpoint.chat_template:
+        if template != checkpoint.processor.chat_template:
             wrong.append(f"{model.path.name}: its chat template is not the checkpoint's")
+        if text := [token for token in checkpoint.control_tokens if token not in model.control_tokens]:
+            wrong.append(f"{model.path.name}: {', '.join(text)} would be read as text")
         if model.shapes != first.shapes:
             wrong.append(f"{model.path.name}: its tensors are not those of {first.path.name}")
     if wrong:
@@ -171,13 +173,13 @@ def convert(
     types = list(dict.fromkeys([source, *wanted]))
     _check_disk(output, checkpoint, types)
     _warn_of_causal_pictures(model_path)
-    with atomic_folder(output, stage="gguf", overwrite=overwrite) as folder:
+    with atomic_folder(output, stage="gguf", overwrite=overwrite) as folder, staged(checkpoint) as staging:
         logger.info("converting the vision tower and projector")
-        _run_converter(converter, model_path, folder / MMPROJ, "--mmproj", "--outtype", "f16")
+        run_converter(converter, staging, folder / MMPROJ, "--mmproj", "--outtype", "f16")
         for name in types:
             logger.info("%s the language model: %s", "converting" if name in _CONVERTED else "quantising", name)
             if name in _CONVERTED:
-                _run_converter(converter, model_path, folder / model_name(name), "--outtype", name)
+                run_converter(converter, staging, folder / model_name(name), "--outtype", name)
             else:
                 _quantize(folder / model_name(source), folder / model_name(name), name)
         files = {name: read_gguf(folder / model_name(name), converter) for name in types}

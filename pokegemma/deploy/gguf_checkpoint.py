@@ -1,13 +1,19 @@
 """What a checkpoint holds, to be found again in the files it is converted to."""
 
+import contextlib
 import json
 import math
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.families import TOWER
 from pokegemma.training.models import load_config, load_processor, read_family
 
@@ -22,7 +28,13 @@ class Checkpoint:
     num_weights: int
     image_size_px: int
     image_tokens: int
-    chat_template: str
+    processor: Any
+
+    @property
+    def control_tokens(self) -> list[str]:
+        """Return the tokens that mark turns and pictures in a prompt."""
+        tokenizer = self.processor.tokenizer
+        return [tokenizer.bos_token, "<start_of_turn>", "<end_of_turn>", tokenizer.boi_token, tokenizer.eoi_token]
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -76,5 +88,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
         num_weights=sum(math.prod(shape) for shape in shapes.values()),
         image_size_px=config.vision_config.image_size,
         image_tokens=config.mm_tokens_per_image,
-        chat_template=load_processor(path).chat_template,
+        processor=load_processor(path),
     )
+
+
+@contextlib.contextmanager
+def staged(checkpoint: Checkpoint) -> Iterator[Path]:
+    """Yield a folder of links to a checkpoint, with the files that the converter wants and transformers 5 omits.
+
+    Merged checkpoints have these. Without them <start_of_turn> becomes text, and the converter says nothing.
+    """
+    rewritten = ("tokenizer_config.json", "preprocessor_config.json")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / checkpoint.path.resolve().name  # the converter takes the model's name from it
+        folder.mkdir()
+        for path in sorted(checkpoint.path.resolve().iterdir()):
+            if path.is_file() and path.name not in rewritten:
+                (folder / path.name).symlink_to(path)
+        shutil.copyfile(checkpoint.path / "tokenizer_config.json", folder / "tokenizer_config.json")
+        write_converter_files(checkpoint.processor, folder)
+        yield folder

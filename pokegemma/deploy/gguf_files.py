@@ -12,6 +12,9 @@ from pokegemma.errors import PokegemmaError
 _DEFAULT_SCALE_FACTOR = 4
 """Patches a side that llama.cpp pools into a token of Gemma 3 where the file does not say."""
 
+_TOKENS = "tokenizer.ggml.tokens"
+_TOKEN_TYPES = "tokenizer.ggml.token_type"
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -25,6 +28,7 @@ class GgufFile:
     fields: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     types: dict[str, str]
+    control_tokens: frozenset[str] = frozenset()  # what the vocabulary holds that is no text
 
     @property
     def type_counts(self) -> dict[str, int]:
@@ -46,7 +50,7 @@ class GgufFile:
 
 
 def read_gguf(path: Path, converter: Path) -> GgufFile:
-    """Read what a GGUF file says of itself, without the weights. Lists, such as the vocabulary, are left out.
+    """Read what a GGUF file says of itself, without the weights. Of its lists, only the control tokens.
 
     Args:
         converter: folder of llama.cpp's converter, whose reader is used.
@@ -62,10 +66,13 @@ def read_gguf(path: Path, converter: Path) -> GgufFile:
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise PokegemmaError(f"{path}: no whole GGUF file: {' '.join(str(error).split())[:200]}") from error
     scalar = {name: field.contents() for name, field in reader.fields.items() if len(field.types) == 1}
+    lists = {name: reader.fields[name].contents() for name in (_TOKENS, _TOKEN_TYPES) if name in reader.fields}
+    tokens = zip(lists.get(_TOKENS, []), lists.get(_TOKEN_TYPES, []), strict=True)
     return GgufFile(
         path=path,
         num_bytes=path.stat().st_size,
         fields=scalar,
         shapes={tensor.name: tuple(int(length) for length in tensor.shape) for tensor in reader.tensors},
         types={tensor.name: tensor.tensor_type.name for tensor in reader.tensors},
+        control_tokens=frozenset(token for token, kind in tokens if kind == gguf.TokenType.CONTROL),
     )

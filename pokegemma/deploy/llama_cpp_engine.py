@@ -1,6 +1,7 @@
 """A GGUF file and its mmproj under llama.cpp, as an engine: what llama-server computes, without a server."""
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,15 @@ from pokegemma.errors import PokegemmaError
 
 _BEGIN_OF_IMAGE = "<start_of_image>"
 _MARKER = mtmd_cpp.mtmd_default_marker().decode()
+
+
+def _num_threads() -> int | None:
+    """Return OMP_NUM_THREADS, which llama.cpp itself does not read; None: as many as it likes.
+
+    Its threads wait for each other by spinning: with more of them than free cores it is many times slower.
+    """
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdecimal() and int(value) else None
 
 
 class LlamaCppEngine:
@@ -52,7 +62,7 @@ class LlamaCppEngine:
                 # swa_full: only a whole cache of the sliding-window layers can go back to the end of the prompt.
                 self._llama = llama_cpp.Llama(
                     str(model), n_ctx=num_context, n_batch=batch_tokens, n_ubatch=batch_tokens, swa_full=True,
-                    n_gpu_layers=-1, verbose=False,
+                    n_gpu_layers=-1, n_threads=_num_threads(), n_threads_batch=_num_threads(), verbose=False,
                 )  # fmt: skip
             except ValueError as error:
                 raise PokegemmaError(f"{model}: llama.cpp cannot load it: {said.last or error}") from error

@@ -1,0 +1,251 @@
+"""llama.cpp against transformers on the same questions: the same prompts, the same probabilities, the same buttons."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pokegemma.data import prompts
+from pokegemma.data.samples import read_samples
+from pokegemma.data.trajectories import cut_trajectories
+from pokegemma.deploy.converter_source import find_converter
+from pokegemma.deploy.engines import SOFT_TOKEN
+from pokegemma.deploy.gguf import MMPROJ, run_converter
+from pokegemma.deploy.llama_cpp_engine import LlamaCppEngine
+from pokegemma.deploy.questions import Question, build_questions
+from pokegemma.errors import PokegemmaError
+from pokegemma.training.models import load_model, load_processor
+
+F16_TOLERANCE = 0.02
+"""Largest difference of a log-probability that float16 weights and cache may make."""
+
+
+class Reference:
+    """transformers in float32, asked as an engine is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model: Any = load_model(folder)
+        self.processor = load_processor(folder)
+
+    def inputs(self, question: Question) -> dict[str, torch.Tensor]:
+        text = self.processor.apply_chat_template(
+            list(question.messages), tokenize=False, add_generation_prompt=True
+        )  # fmt: skip
+        return dict(
+            self.processor(text=[text], images=[list(question.pictures)], return_tensors="pt", add_special_tokens=False)
+        )
+
+    def prompt_tokens(self, question: Question) -> list[int]:
+        soft = self.processor.tokenizer.image_token_id
+        return [SOFT_TOKEN if token == soft else token for token in self.inputs(question)["input_ids"][0].tolist()]
+
+    @torch.no_grad()
+    def read(self, question: Question, continuation: Sequence[int]) -> np.ndarray:
+        inputs = self.inputs(question)
+        more = torch.tensor([list(continuation)])
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], more], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], torch.zeros_like(more)], dim=1)
+        logits = self.model(**inputs).logits[0, -len(continuation) - 1 : -1]
+        return logits.log_softmax(-1).numpy()
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model: Path) -> Reference:
+    return Reference(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def answers(reference: Reference) -> list[list[int]]:
+    """Return the tokens of an answer with each button."""
+    return [
+        reference.processor.tokenizer(
+            prompts.build_output(button=button, reasoning="the path is clear", context="navigation"),
+            add_special_tokens=False,
+        )["input_ids"]
+        for button in prompts.BUTTONS
+    ]
+
+
+@pytest.fixture(scope="module")
+def engine(gguf_folder: Path) -> Iterator[LlamaCppEngine]:
+    with LlamaCppEngine(gguf_folder / "model-f16.gguf", gguf_folder / MMPROJ, num_context=2048) as engine:
+        yield engine
+
+
+def chosen(log_probabilities: Sequence[np.ndarray], answers: Sequence[Sequence[int]]) -> int:
+    scores = [
+        rows[np.arange(len(tokens)), tokens].sum() for rows, tokens in zip(log_probabilities, answers, strict=True)
+    ]
+    return int(np.argmax(scores))
+
+
+# --- against transformers
+
+
+@pytest.mark.parametrize("layout", prompts.LAYOUTS)
+def test_prompts_and_log_probabilities_are_those_of_transformers(
+    engine: LlamaCppEngine, reference: Reference, answers: list[list[int]], toy_dataset: Path, layout: Any
+) -> None:
+    examples: Any = list(read_samples(toy_dataset / "eval.jsonl"))[:4]
+    if layout == "trajectory":
+        examples = list(cut_trajectories(examples, max_decisions=4, overlap=0))
+    for question in build_questions(examples, layout=layout, dataset_folder=toy_dataset, size_px=56):
+        tokens = engine.prompt_tokens(question)
+        assert tokens == reference.prompt_tokens(question)
+        assert tokens.count(SOFT_TOKEN) == 4 * len(question.pictures) > 0
+        expected = reference.read(question, answers[0])
+        (found,) = engine.read(question, answers[:1])
+        assert found.shape == expected.shape and found.dtype == np.float32
+        assert np.abs(found - expected).max() < F16_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["model-f16.gguf", "model-q8_0.gguf"])
+def test_the_same_buttons_are_chosen(
+    gguf_folder: Path, reference: Reference, answers: list[list[int]], questions: list[Question], name: str
+) -> None:
+    expected = [chosen([reference.read(question, answer) for answer in answers], answers) for question in questions]
+    with LlamaCppEngine(gguf_folder / name, gguf_folder / MMPROJ, num_context=2048) as engine:
+        assert [chosen(engine.read(question, answers), answers) for question in questions] == expected
+
+
+def test_pictures_change_what_is_read(
+    engine: LlamaCppEngine, answers: list[list[int]], questions: list[Question]
+) -> None:
+    black = Question(questions[0].id, questions[0].messages, (Image.new("RGB", (56, 56)),))
+    seen, unseen = (engine.read(question, answers[:1])[0] for question in (questions[0], black))
+    assert np.abs(seen - unseen).max() > 10 * F16_TOLERANCE
+
+
+# --- as an engine
+
+
+def test_what_was_read_before_changes_nothing(
+    engine: LlamaCppEngine, answers: list[list[int]], questions: list[Question]
+) -> None:
+    several = engine.read(questions[0], [*answers, answers[3][:1]])
+    assert [len(rows) for rows in several] == [*map(len, answers), 1]
+    assert np.allclose(np.exp(several[0]).sum(axis=-1), 1, atol=1e-5)
+    engine.read(questions[1], answers[:1])
+    assert np.abs(engine.read(questions[0], [answers[3]])[0] - several[3]).max() < 1e-3
+    assert np.abs(several[-1][0] - several[3][0]).max() == 0
+
+
+def test_it_writes_the_likeliest_token_each_time_and_stops_at_the_limit(
+    engine: LlamaCppEngine, questions: list[Question]
+) -> None:
+    written = engine.write(questions[0], max_new_tokens=12)
+    assert len(written) == 12
+    (rows,) = engine.read(questions[0], [written])
+    assert rows.argmax(axis=-1).tolist() == written
+
+
+def test_it_stops_at_the_end_of_a_turn_and_does_not_return_it(
+    engine: LlamaCppEngine, questions: list[Question], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = reference.processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    likeliest = iter([70, 71, end, 72])
+
+    def logits(place: int) -> np.ndarray:
+        row = np.zeros(1088, dtype=np.float32)
+        row[next(likeliest)] = 1
+        return row
+
+    monkeypatch.setattr(engine, "_logits", logits)
+    assert engine.write(questions[0], max_new_tokens=12) == [70, 71]
+
+
+def test_text_is_what_the_tokenizer_of_the_checkpoint_says(
+    engine: LlamaCppEngine, answers: list[list[int]], reference: Reference
+) -> None:
+    for answer in answers:
+        assert engine.text(answer) == reference.processor.tokenizer.decode(answer)
+    assert prompts.parse_answer(engine.text(answers[4])).button == "a"
+
+
+def test_a_prompt_that_does_not_fit_is_refused(gguf_folder: Path, questions: list[Question]) -> None:
+    with (
+        LlamaCppEngine(gguf_folder / "model-q8_0.gguf", gguf_folder / MMPROJ, num_context=256) as engine,
+        pytest.raises(PokegemmaError, match=r"tokens and 10 more do not fit into 256"),
+    ):
+        engine.write(questions[0], max_new_tokens=10)
+
+
+def test_a_question_whose_pictures_do_not_fill_its_slots_is_refused(
+    engine: LlamaCppEngine, questions: list[Question]
+) -> None:
+    for pictures in ((), questions[0].pictures * 2):
+        with pytest.raises(PokegemmaError, match=f"1 slots for {len(pictures)} pictures"):
+            engine.prompt_tokens(Question("x", questions[0].messages, pictures))
+
+
+def test_close_gives_the_memory_back(gguf_folder: Path) -> None:
+    process, sizes = psutil.Process(), []
+    for _ in range(6):
+        with LlamaCppEngine(gguf_folder / "model-f16.gguf", gguf_folder / MMPROJ) as engine:
+            open_size = process.memory_info().rss
+        engine.close()  # again: nothing happens
+        sizes.append(process.memory_info().rss)
+    assert open_size - sizes[-1] > 10 * 2**20  # its cache alone
+    assert sizes[-1] - sizes[0] < 10 * 2**20
+
+
+# --- files that do not belong together
+
+
+def test_its_prompts_come_from_the_chat_template_in_the_file(
+    engine: LlamaCppEngine, gguf_folder: Path, tmp_path: Path, questions: list[Question]
+) -> None:
+    whole = (gguf_folder / "model-q8_0.gguf").read_bytes()
+    wrong = whole.replace(b"{{ '<start_of_turn>model\\n' }}", b"{{ '<start_of_turn>modex\\n' }}")
+    assert wrong != whole
+    (tmp_path / "wrong.gguf").write_bytes(wrong)
+    with LlamaCppEngine(tmp_path / "wrong.gguf", gguf_folder / MMPROJ, num_context=512) as other:
+        assert other.prompt_tokens(questions[0]) != engine.prompt_tokens(questions[0])
+
+
+@pytest.mark.parametrize("missing", ["model-f16.gguf", MMPROJ])
+def test_a_missing_file_is_named(gguf_folder: Path, tmp_path: Path, missing: str) -> None:
+    files = {name: gguf_folder / name for name in ("model-f16.gguf", MMPROJ)} | {missing: tmp_path / missing}
+    with pytest.raises(PokegemmaError, match=f"{missing} not found: "):
+        LlamaCppEngine(*files.values())
+
+
+@pytest.mark.parametrize("damaged", ["model-f16.gguf", MMPROJ])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.6])
+def test_a_truncated_file_is_refused(gguf_folder: Path, tmp_path: Path, damaged: str, share: float) -> None:
+    whole = (gguf_folder / damaged).read_bytes()
+    (tmp_path / damaged).write_bytes(whole[: int(share * len(whole))])
+    files = {name: gguf_folder / name for name in ("model-f16.gguf", MMPROJ)} | {damaged: tmp_path / damaged}
+    with pytest.raises(PokegemmaError) as caught:
+        LlamaCppEngine(*files.values(), num_context=256)
+    assert str(caught.value).startswith(f"{tmp_path / damaged}: llama.cpp cannot load it")
+
+
+def test_files_that_were_swapped_are_refused(gguf_folder: Path) -> None:
+    model, mmproj = gguf_folder / "model-f16.gguf", gguf_folder / MMPROJ
+    for first, second in ((mmproj, model), (model, model)):
+        with pytest.raises(PokegemmaError, match=r"llama\.cpp cannot load it"):
+            LlamaCppEngine(first, second, num_context=256)
+
+
+def test_a_mmproj_of_another_language_model_is_refused(gguf_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if name.endswith("mm_input_projection_weight"))
+    weights[name] = weights[name][:, :64].contiguous()
+    save_file(weights, other / "model.safetensors")
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["hidden_size"] = 64
+    (other / "config.json").write_text(json.dumps(config))
+    run_converter(find_converter(None), other, tmp_path / MMPROJ, "--mmproj", "--outtype", "f16")
+    with pytest.raises(PokegemmaError, match=r"cannot load it for this language model: .*64"):
+        LlamaCppEngine(gguf_folder / "model-f16.gguf", tmp_path / MMPROJ, num_context=256)
