@@ -159,6 +159,22 @@ install() {
     fi
 }
 
+# llama.cpp's converter is in no wheel, only in the source package of llama-cpp-python: 76 MB, of which 2 MB are kept.
+converter=$env_dir/share/llama.cpp
+fetch_converter() {  # fetch_converter VERSION
+    local folder status=0
+    folder=$(mktemp -d "${TMPDIR:-/tmp}/pokegemma-init.XXXXXX") || return
+    # uv downloads no source packages.
+    "$python" -m pip --version || install pip || status=$?
+    [[ $status -ne 0 ]] ||
+        "$python" -m pip download --disable-pip-version-check --no-input --no-deps --no-binary llama-cpp-python \
+            --dest "$folder" "llama-cpp-python==$1" || status=$?
+    [[ $status -ne 0 ]] ||
+        "$python" -m pokegemma.deploy.converter_source "$folder/llama_cpp_python-$1.tar.gz" "$converter" || status=$?
+    rm -rf "$folder"
+    return "$status"
+}
+
 installed=false
 if ! is_filled; then
     installed=true
@@ -187,6 +203,14 @@ if ! is_filled; then
     done
     is_filled || fail "$env_dir was filled, but importing pokegemma from $root with it fails; try: $python -I -c 'import pokegemma'"
 fi
+
+for part in ${parts[@]+"${parts[@]}"}; do
+    [[ $part == gguf ]] || continue
+    version_wanted=$(sed -n 's/^llama-cpp-python.*==//p' requirements-gguf.txt)
+    if ! grep -qs "\"version\": \"$version_wanted\"" "$converter/run.json"; then
+        step "Fetching llama.cpp's converter into $converter" fetch_converter "$version_wanted"
+    fi
+done
 
 if [[ ! -e .env ]]; then
     cp .env.example .env

@@ -1,11 +1,13 @@
 """init.sh, train_gemma3.sh and run_tests.sh, in a temporary copy of the project whose steps only record their calls."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
 from pathlib import Path
@@ -685,6 +687,90 @@ def test_init_installs_an_extra_once_and_keeps_it_apart_from_the_test_tools(bare
     assert calls.read_text() == ""
     assert init(bare_project, "--with", "ray", **variables).returncode == 0
     assert "-r requirements-ray.txt" in calls.read_text()
+
+
+def write_source_package(path: Path, **files: str) -> None:
+    """Write what llama-cpp-python's source package holds of llama.cpp, in short, and `files` at other places."""
+    converter = {
+        "convert_hf_to_gguf.py": "",
+        "conversion/base.py": "",
+        "gguf-py/gguf/__init__.py": "",
+        "LICENSE": "MIT",
+    }
+    inside = {f"llama/vendor/llama.cpp/{name}": text for name, text in converter.items()}
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in {**inside, **files}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+
+
+DOWNLOAD = (
+    RECORD_PIP
+    + """; [ "$1" != download ] || {
+    while [ "$1" != --dest ]; do shift; done
+    cp "$PACKAGE" "$2/llama_cpp_python-${3#*==}.tar.gz"; }"""
+)
+
+
+def test_init_fetches_the_converter_of_llama_cpp_once(bare_project):
+    environment = make_environment(bare_project, pip=DOWNLOAD)
+    calls, package = bare_project.parent / "calls", bare_project.parent / "package"
+    write_source_package(package)
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": str(calls), "PACKAGE": str(package)}
+    converter = environment / "share/llama.cpp"
+    assert init(bare_project, **variables).returncode == 0
+    assert not converter.exists()
+
+    result = init(bare_project, "--with", "gguf", **variables)
+    assert result.returncode == 0, result.stderr
+    assert f"Fetching llama.cpp's converter into {converter} ..." in result.stdout
+    assert (converter / "convert_hf_to_gguf.py").is_file()
+    pin = next(line for line in (ROOT / "requirements-gguf.txt").read_text().splitlines() if line[:1] not in ("#", ""))
+    version = pin.split("==")[1]
+    assert " --no-deps --no-binary llama-cpp-python --dest " in calls.read_text()
+    assert f" llama-cpp-python=={version}\n" in calls.read_text()
+    assert json.loads((converter / "run.json").read_text())["version"] == version
+
+    calls.write_text("")
+    assert init(bare_project, "--with", "gguf", "--quiet", **variables).stdout == ""
+    assert "download" not in calls.read_text()
+
+    shutil.rmtree(converter)  # somebody cleans up; another version is pinned
+    assert init(bare_project, "--with", "gguf", **variables).returncode == 0
+    requirements = bare_project / "requirements-gguf.txt"
+    requirements.write_text(requirements.read_text().replace(version, "9.9.9"))
+    assert init(bare_project, "--with", "gguf", **variables).returncode == 0
+    assert calls.read_text().count("download") == 2
+    assert json.loads((converter / "run.json").read_text())["version"] == "9.9.9"
+
+
+def test_init_says_what_pip_said_when_the_converter_cannot_be_fetched(bare_project, tmp_path):
+    environment = make_environment(bare_project, pip='[ "$1" != download ] || { echo "no route to host"; exit 3; }')
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    result = init(bare_project, "--with", "gguf", VIRTUAL_ENV=str(environment), TMPDIR=str(temporary))
+    assert result.returncode == 1
+    assert "no route to host" in result.stderr
+    assert "error: Fetching llama.cpp's converter into" in result.stderr
+    assert not (environment / "share").exists()
+    assert list(temporary.iterdir()) == []
+
+
+def test_init_adds_pip_where_uv_made_an_environment_without(bare_project):
+    package, calls = bare_project.parent / "package", bare_project.parent / "calls"
+    write_source_package(package)
+    pip = f'[ "$1" != --version ] || [ -f "{bare_project.parent}/pip" ] || exit 1; {DOWNLOAD}'
+    environment = make_environment(bare_project, pip=pip)
+    write_command(
+        bare_project.parent / "bin" / "uv",
+        f'echo "uv $*" >>"{calls}"; case "$*" in *" pip") touch "{bare_project.parent}/pip";; esac',
+    )
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": str(calls), "PACKAGE": str(package)}
+    result = init(bare_project, "--with", "gguf", **variables)
+    assert result.returncode == 0, result.stderr
+    assert f"uv pip install --quiet --python {environment}/bin/python pip\n" in calls.read_text()
+    assert (environment / "share/llama.cpp/convert_hf_to_gguf.py").is_file()
 
 
 @pytest.mark.parametrize("arguments", [["--with"], ["--with", "nothing"], ["--with", "dev"], ["--with", "--dev"]])

@@ -351,7 +351,9 @@ def make_tiny_gemma3(
     weights = load_file(folder / "model.safetensors")
     weights = {_published_key(key): value for key, value in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    image_processor = Gemma3ImageProcessorPil(size={"height": image_size_px, "width": image_size_px})
+    image_processor = Gemma3ImageProcessorPil(
+        size={"height": image_size_px, "width": image_size_px}, image_seq_length=num_image_tokens
+    )
     processor = Gemma3Processor(
         image_processor=image_processor, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE,
         image_seq_length=num_image_tokens,

@@ -1,0 +1,230 @@
+"""Convert a checkpoint to GGUF with llama.cpp's own converter, quantise it, and check that nothing was lost.
+
+A Gemma 3 becomes two kinds of files: the language model, in as many types as asked for, and `mmproj`, its eyes: vision
+tower and projector, in float16.
+"""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pokegemma.deploy.converter_source import CONVERTER
+from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint
+from pokegemma.deploy.gguf_files import GgufFile, read_gguf
+from pokegemma.deploy.ollama import CONTEXT_TOKENS, modelfile
+from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.outputs import atomic_folder
+from pokegemma.provenance import read_run_record, write_run_record
+
+logger = logging.getLogger(__name__)
+
+Quantization = Literal["f16", "bf16", "q8_0", "q5_k_m", "q4_k_m"]
+MMPROJ = "mmproj-f16.gguf"
+
+_K_BLOCK = 256
+_DEFAULT_UBATCH = 512
+_CONVERTED = ("f16", "bf16")
+"""Types that the converter writes; the others are quantised from one of these."""
+
+_BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q5_k_m": 5.7, "q4_k_m": 4.9}
+"""About how many bits a weight takes, for the disk; what was written is measured."""
+
+
+def model_name(quantization: str) -> str:
+    """Return the name of the language model's file."""
+    return f"model-{quantization}.gguf"
+
+
+def _run_converter(converter: Path, model: Path, output: Path, *options: str) -> None:
+    """Run llama.cpp's converter; its progress goes to stderr.
+
+    Raises:
+        PokegemmaError: it failed, with the last lines that it said.
+    """
+    command = [sys.executable, str(converter / CONVERTER), str(model), "--outfile", str(output), *options]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    said: list[str] = []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Writing:"):  # its progress bar; each state of it comes as a line
+                sys.stderr.write(f"\r{line.rstrip()}" + "\n" * (" 100%" in line))
+            else:
+                said = [*said[-20:], line.strip()]
+        status = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+    if status != 0:
+        last = " | ".join([line for line in said if line][-3:])
+        raise PokegemmaError(f"{model}: llama.cpp's converter failed (exit status {status}): {last[-600:]}")
+
+
+def _quantize(source: Path, output: Path, quantization: str) -> None:
+    """Quantise a converted language model through llama.cpp's library.
+
+    Raises:
+        PokegemmaError: it failed.
+    """
+    import llama_cpp
+
+    from pokegemma.deploy.llama_cpp_log import captured_log
+
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quantization.upper()}")
+    with captured_log() as errors:
+        status = llama_cpp.llama_model_quantize(str(source).encode(), str(output).encode(), options)
+    if status != 0:
+        raise PokegemmaError(f"{output.name}: llama.cpp could not quantise: {errors.last or f'status {status}'}")
+
+
+def check_files(checkpoint: Checkpoint, models: dict[str, GgufFile], mmproj: GgufFile) -> None:
+    """Check that the files hold what the checkpoint holds.
+
+    Raises:
+        CheckFailedError: tensors, the chat template or the pictures differ; all that does is said.
+    """
+    wrong = []
+
+    def expect(file: GgufFile, what: str, found: Any, expected: Any) -> None:
+        if found != expected:
+            wrong.append(f"{file.path.name}: {what}: {found}, the checkpoint has {expected}")
+
+    expect(mmproj, "tensors of the vision tower and projector", len(mmproj.shapes), checkpoint.num_vision_tensors)
+    expect(mmproj, "image size", mmproj.image_size_px, checkpoint.image_size_px)
+    expect(mmproj, "tokens a picture", mmproj.image_tokens, checkpoint.image_tokens)
+    first = next(iter(models.values()))
+    for model in models.values():
+        expect(model, "tensors of the language model", len(model.shapes), checkpoint.num_text_tensors)
+        template = model.fields.get("tokenizer.chat_template")
+        if template != checkpoint.chat_template:
+            wrong.append(f"{model.path.name}: its chat template is not the checkpoint's")
+        if model.shapes != first.shapes:
+            wrong.append(f"{model.path.name}: its tensors are not those of {first.path.name}")
+    if wrong:
+        raise CheckFailedError(f"{checkpoint.path} was not converted whole: {'; '.join(wrong)}")
+
+
+def _check_output(output: Path, model: Path) -> None:
+    if model.resolve().is_relative_to(output.resolve()):
+        raise PokegemmaError(f"--output_dir {output} holds the model; choose another path")
+
+
+def _check_disk(output: Path, checkpoint: Checkpoint, types: list[str]) -> None:
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed = int(1.05 * checkpoint.num_weights * sum(_BITS[name] for name in types) / 8)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise PokegemmaError(
+            f"--output_dir {output}: {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free on this disk; "
+            "free some, or ask for fewer types with --quantization"
+        )
+
+
+def _warn_of_causal_pictures(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if config.get("image_attention") == "causal":
+        logger.warning(
+            "warning: %s was trained with causal attention inside pictures, llama.cpp attends both ways there: "
+            "answers will differ; train without it for llama.cpp, or use MLX",
+            path,
+        )
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The files that were written."""
+
+    models: dict[str, GgufFile]  # by quantization, in the order asked for
+    mmproj: GgufFile
+    image_tokens: int
+
+
+def convert(
+    model_path: Path, output: Path, *, quantizations: list[Quantization], converter: Path, overwrite: bool = False
+) -> Conversion:
+    """Write the language model in each of the types, mmproj-f16.gguf, and a Modelfile for each type.
+
+    Quantised files are made from the f16 one, or from bf16 where that was asked for and f16 was not; where neither was,
+    f16 is made on the way and removed.
+
+    Args:
+        converter: what `find_converter` returned.
+
+    Raises:
+        PokegemmaError: the checkpoint, the converter or the disk is at fault.
+        CheckFailedError: something of the checkpoint is missing in the files; nothing is left at `output`.
+    """
+    checkpoint = read_checkpoint(model_path)
+    _check_output(output, model_path)
+    wanted = list(dict.fromkeys(quantizations))
+    source = "bf16" if "bf16" in wanted and "f16" not in wanted else "f16"
+    types = list(dict.fromkeys([source, *wanted]))
+    _check_disk(output, checkpoint, types)
+    _warn_of_causal_pictures(model_path)
+    with atomic_folder(output, stage="gguf", overwrite=overwrite) as folder:
+        logger.info("converting the vision tower and projector")
+        _run_converter(converter, model_path, folder / MMPROJ, "--mmproj", "--outtype", "f16")
+        for name in types:
+            logger.info("%s the language model: %s", "converting" if name in _CONVERTED else "quantising", name)
+            if name in _CONVERTED:
+                _run_converter(converter, model_path, folder / model_name(name), "--outtype", name)
+            else:
+                _quantize(folder / model_name(source), folder / model_name(name), name)
+        files = {name: read_gguf(folder / model_name(name), converter) for name in types}
+        mmproj = read_gguf(folder / MMPROJ, converter)
+        check_files(checkpoint, files, mmproj)
+        if source not in wanted:
+            (folder / model_name(source)).unlink()
+        files = {name: files[name] for name in wanted}
+        for name in wanted:
+            (folder / f"Modelfile-{name}").write_text(modelfile(model_name(name), MMPROJ), encoding="utf-8")
+        write_run_record(
+            folder, stage="gguf", options={"model_path": str(model_path), "quantization": wanted},
+            image_size_px=checkpoint.image_size_px, image_tokens=checkpoint.image_tokens, converter=str(converter),
+            files={
+                file.path.name: {"bytes": file.num_bytes, "tensors": file.type_counts}
+                for file in (*files.values(), mmproj)
+            },
+            model=read_run_record(model_path),
+        )  # fmt: skip
+    return Conversion(models=files, mmproj=mmproj, image_tokens=checkpoint.image_tokens)
+
+
+def fallback_note(file: GgufFile) -> str | None:
+    """Return what became of tensors that k-quants cannot hold, whose rows have to be multiples of 256; None: no such.
+
+    llama.cpp takes another type of about the same size for them, without a word in the file's name.
+    """
+    if not any(name.endswith("_K") for name in file.types.values()) and "_k_" not in file.path.name:
+        return None
+    odd = {name: shape[0] for name, shape in file.shapes.items() if len(shape) > 1 and shape[0] % _K_BLOCK}
+    if not odd:
+        return None
+    rows = ", ".join(str(length) for length in sorted(set(odd.values())))
+    types = ", ".join(sorted({file.types[name].lower() for name in odd}))
+    return f"{len(odd)} tensors with rows of {rows} are {types}: k-quants need multiples of {_K_BLOCK}"
+
+
+def server_command(output: Path, quantization: str, *, image_tokens: int) -> list[str]:
+    """Return the command line that serves a converted model with llama.cpp's own server.
+
+    A picture's tokens attend to each other, so all of them have to fit into one physical batch.
+    """
+    command = [
+        "llama-server", "--model", str(output / model_name(quantization)), "--mmproj", str(output / MMPROJ),
+        "--host", "127.0.0.1", "--port", "8080", "--ctx-size", str(CONTEXT_TOKENS), "--parallel", "1", "--jinja",
+        "--temp", "0",
+    ]  # fmt: skip
+    if image_tokens > _DEFAULT_UBATCH:
+        command += ["--batch-size", str(max(image_tokens, 2048)), "--ubatch-size", str(image_tokens)]
+    return command

@@ -1,0 +1,65 @@
+"""Convert a merged checkpoint to GGUF, for llama.cpp and Ollama: the language model, and its eyes in their own file.
+
+python scripts/convert_to_gguf.py --model_path outputs/merged --output_dir outputs/gguf --quantization f16 q8_0
+
+Writes model-<quantization>.gguf, mmproj-f16.gguf, Modelfile-<quantization> and run.json; prints how to serve them. The
+converter is llama.cpp's own, which ./init.sh --with gguf fetches.
+"""
+
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pokegemma.cli import parse_options, run
+from pokegemma.errors import PokegemmaError
+
+QUANTIZATIONS = ("f16", "bf16", "q8_0", "q5_k_m", "q4_k_m")
+
+
+@dataclass
+class ConvertOptions:
+    model_path: str = field(metadata={"help": "Folder of the merged checkpoint."})
+    output_dir: str = field(metadata={"help": "Folder to make for the files."})
+    quantization: list[str] = field(
+        default_factory=lambda: ["f16", "q8_0"],
+        metadata={"help": f"Types of the language model, several at once: {' '.join(QUANTIZATIONS)}."},
+    )
+    llama_cpp_dir: str | None = field(
+        default=None, metadata={"help": "Checkout of llama.cpp to convert with. Default: what ./init.sh fetched."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_dir."})
+
+    def __post_init__(self) -> None:
+        for name in self.quantization:
+            if name not in QUANTIZATIONS:
+                raise PokegemmaError(f"--quantization: {name!r} is not one of {', '.join(QUANTIZATIONS)}")
+
+
+def main() -> None:
+    (options,) = parse_options(ConvertOptions, description=__doc__)
+    from pokegemma.deploy.converter_source import find_converter
+
+    converter = find_converter(Path(options.llama_cpp_dir) if options.llama_cpp_dir else None)
+    from pokegemma.deploy import gguf
+
+    output = Path(options.output_dir)
+    done = gguf.convert(
+        Path(options.model_path), output, quantizations=options.quantization, converter=converter,
+        overwrite=options.overwrite,
+    )  # fmt: skip
+    print(f"{'file':24}{'MiB':>10}  tensors by type")
+    for file in (*done.models.values(), done.mmproj):
+        types = ", ".join(f"{count} {name.lower()}" for name, count in file.type_counts.items())
+        print(f"{file.path.name:24}{file.num_bytes / 2**20:10.1f}  {types}")
+        if note := gguf.fallback_note(file):
+            print(f"{'':34}  {note}")
+    smallest = min(done.models, key=lambda name: done.models[name].num_bytes)
+    print("\nserve (another type: another --model):")
+    print(shlex.join(gguf.server_command(output, smallest, image_tokens=done.image_tokens)))
+    modelfile = shlex.quote(os.fspath(output / f"Modelfile-{smallest}"))
+    print(f"ollama create pokegemma --file {modelfile}")
+
+
+if __name__ == "__main__":
+    run(main)
