@@ -42,8 +42,9 @@ def open_model(folder: Path, *, lazy: bool = False) -> Any:
     """
     if not folder.is_dir():
         raise PokegemmaError(f"{folder}: no such folder")
-    if not any(folder.glob("*.safetensors")):
-        raise PokegemmaError(f"{folder}: no weights (*.safetensors) in it")
+    for needed in ("config.json", "*.safetensors"):
+        if not any(folder.glob(needed)):
+            raise PokegemmaError(f"{folder}: no {needed} in it")
     try:
         model = load_model(folder, lazy=lazy)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -57,9 +58,7 @@ def open_model(folder: Path, *, lazy: bool = False) -> Any:
 
 def prepare(processor: Any, question: Question) -> tuple[mx.array, mx.array | None]:
     """Return a prompt's tokens (1, length), and its pictures (pictures, 3, height, width), None where it has none."""
-    text = processor.tokenizer.apply_chat_template(
-        list(question.messages), add_generation_prompt=True, tokenize=False
-    )
+    text = processor.tokenizer.apply_chat_template(list(question.messages), add_generation_prompt=True, tokenize=False)
     pictures = [list(question.pictures)] if question.pictures else None
     inputs = processor(text=[text], images=pictures, add_special_tokens=False)
     pixels = inputs.get("pixel_values")
@@ -78,10 +77,8 @@ class MlxEngine:
     name = "mlx"
 
     def __init__(self, folder: Path) -> None:
-        self._processor = open_processor(folder) if (folder / "config.json").is_file() else None
         self._model = open_model(folder)
-        if self._processor is None:
-            raise PokegemmaError(f"{folder}: no config.json in it")
+        self._processor = open_processor(folder)
         config = self._model.config
         self._soft_token = config.image_token_index
         ends = config.eos_token_id
