@@ -1,6 +1,7 @@
 """Every script as a user runs it: --help, one success, one mistake; and README.md names only what exists."""
 
 import functools
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -32,6 +33,7 @@ class Calls:
     writes: tuple[str, ...]
     mistake: str
     error: str
+    needs: str = ""  # a package that ./init.sh installs only when asked
 
 
 TRAINING = (
@@ -45,6 +47,14 @@ TABLE = {
         writes=("train.jsonl", "eval.jsonl", "frames", "grid_images", "conversion_report.json", "run.json"),
         mistake="--eevee_data_dir missing --output_dir {out}",
         error="--eevee_data_dir missing: no such folder",
+    ),
+    "convert_to_mlx": Calls(
+        success="--model_path {tiny_model} --output_path {out} --quantization_bits 8",
+        says="part            stored as       weights        MiB",
+        writes=("config.json", "model.safetensors", "processor_config.json", "chat_template.jinja", "run.json"),
+        mistake="--model_path missing --output_path {out}",
+        error="--model_path missing: no such folder",
+        needs="mlx_vlm",
     ),
     "describe_environment": Calls(
         success="--shell", says="fitting_config=", writes=(), mistake="--gpus 2", error="unknown options: "
@@ -116,7 +126,7 @@ TABLE = {
         error="missing not found",
     ),
 }
-SLOW = {"evaluate", "find_batch_size", "merge_qlora", "sft_pokemon_gemma3"}
+SLOW = {"convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "sft_pokemon_gemma3"}
 
 
 def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -157,6 +167,12 @@ def slowly(names: list[str]) -> list[object]:
     return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in names]
 
 
+def require_packages(name: str) -> None:
+    needs = TABLE[name].needs
+    if needs and importlib.util.find_spec(needs) is None:
+        pytest.skip(f"needs {needs} (./init.sh --with)")
+
+
 def test_every_script_is_in_the_table() -> None:
     assert set(TABLE) == set(SCRIPTS)
 
@@ -171,6 +187,7 @@ def test_help_shows_what_the_script_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", slowly(list(TABLE)))
 def test_a_right_call_succeeds(name: str, succeed: Callable) -> None:
+    require_packages(name)
     done, out = succeed(name)
     assert done.returncode == 0, done.stderr
     assert any(line.startswith(TABLE[name].says.format(out=out)) for line in done.stdout.splitlines()), done.stdout
@@ -182,6 +199,7 @@ def test_a_right_call_succeeds(name: str, succeed: Callable) -> None:
 def test_a_mistake_is_one_line_and_writes_nothing(
     name: str, tmp_path: Path, tiny_model: Path, toy_dataset: Path
 ) -> None:
+    require_packages(name)
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "mine.txt").touch()

@@ -1,0 +1,196 @@
+"""Write a merged Gemma 3 as a folder for MLX, with mlx-vlm's own converter, and check what it wrote."""
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from transformers import Gemma3Config
+
+from pokegemma.deploy.mlx_check import Part, check_config, check_processor, check_weights, weight_files
+from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import atomic_folder
+from pokegemma.provenance import write_run_record
+from pokegemma.training.families import FAMILIES, TOWER, find_family
+from pokegemma.training.models import load_config, load_processor, read_family
+
+try:
+    from mlx_vlm.convert import convert
+    from mlx_vlm.models.gemma3 import ModelConfig, TextConfig, VisionConfig
+except ImportError as error:
+    raise PokegemmaError(f"MLX cannot be used ({error}); install it with: ./init.sh --with mlx") from error
+
+logger = logging.getLogger(__name__)
+
+Bits = Literal[4, 8, 16]
+
+_GROUP = 64
+"""Weights that share a scale and an offset, 16 bits each, in a quantised layer; mlx-vlm's own default."""
+
+_COPIED = ("*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
+_COPIED += ("chat_template.*", "generation_config.json", "processor_config.json", "preprocessor_config.json")
+
+
+def read_checkpoint(path: Path) -> Gemma3Config:
+    """Return the config of a checkpoint that can be converted.
+
+    Raises:
+        PokegemmaError: it is an adapter, quantised, another family's, blind, or for MLX already.
+    """
+    if not path.is_dir():
+        raise PokegemmaError(f"--model_path {path}: no such folder")
+    if (path / "adapter_config.json").is_file():
+        raise PokegemmaError(f"{path} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {path}")
+    if read_family(path) is not FAMILIES["gemma3"]:
+        raise PokegemmaError(f"{path} is a {read_family(path).name}; only Gemma 3 is converted to MLX here")
+    config = load_config(path)
+    if getattr(config, "quantization_config", None) or getattr(config, "quantization", None):
+        raise PokegemmaError(f"{path}: its weights are quantised; convert the full-precision checkpoint")
+    names = []
+    for file, weights in weight_files(path):
+        if (weights.metadata() or {}).get("format") == "mlx":
+            raise PokegemmaError(f"{file}: for MLX already")
+        names += weights.keys()
+    for part in (TOWER, find_family("gemma3", where="").projector):
+        if not any(name.startswith(f"{part}.") for name in names):
+            raise PokegemmaError(f"{path}: its weights hold no {part}; it would not see")
+    return config
+
+
+def _own_values(config_type: type, config: Any) -> dict[str, Any]:
+    names = [field.name for field in fields(config_type)]
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
+
+
+def mlx_config(path: Path, config: Gemma3Config) -> dict[str, Any]:
+    """Return a checkpoint's config.json with everything that mlx-vlm looks for in it.
+
+    What mlx-vlm 0.7 does not find it takes from its own defaults, in silence, and transformers 5 writes some of it
+    elsewhere or not at all:
+
+    - hidden_size beside text_config: soft tokens of pictures are divided by its root. Default 2048; a 4B has 2560.
+    - mm_tokens_per_image within text_config. Default 256; pictures of 448 px have 64.
+    - rope_scaling: positions of the full-attention layers are divided by its factor. Default 1; a 4B has 8.
+    - sliding_window_pattern, and the bases of both kinds of position: their defaults are those of Gemma 3.
+
+    Raises:
+        PokegemmaError: mlx-vlm has no word for what the checkpoint has.
+    """
+    text: Any = config.get_text_config()
+    rope = text.rope_parameters
+    full, sliding = rope["full_attention"], rope["sliding_attention"]
+    if sliding["rope_type"] != "default" or full["rope_type"] not in ("default", "linear"):
+        raise PokegemmaError(f"{path}: mlx-vlm does not know its positions (rope_parameters {rope})")
+    layers = text.layer_types
+    pattern = layers.index("full_attention") + 1 if "full_attention" in layers else len(layers) + 1
+    if any((kind == "full_attention") != (at % pattern == 0) for at, kind in enumerate(layers, 1)):
+        raise PokegemmaError(f"{path}: mlx-vlm does not know its order of layers ({', '.join(layers)})")
+    stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    stored["text_config"] = {
+        **stored["text_config"], **_own_values(TextConfig, text),
+        "mm_tokens_per_image": config.mm_tokens_per_image,
+        "sliding_window_pattern": pattern,
+        "rope_global_base_freq": full["rope_theta"],
+        "rope_local_base_freq": sliding["rope_theta"],
+        "rope_scaling": {"rope_type": "linear", "factor": full["factor"]} if full["rope_type"] == "linear" else None,
+        "dtype": "bfloat16",
+    }  # fmt: skip
+    stored["vision_config"] = {
+        **stored["vision_config"], **_own_values(VisionConfig, config.vision_config), "dtype": "bfloat16"
+    }  # fmt: skip
+    own = _own_values(ModelConfig, config)
+    del own["text_config"], own["vision_config"]
+    return {
+        **stored, **own, "hidden_size": text.hidden_size, "pad_token_id": text.pad_token_id,
+        "vocab_size": text.vocab_size, "dtype": "bfloat16",
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _staged(path: Path, config: dict[str, Any]) -> Iterator[str]:
+    """Yield a folder of links to a checkpoint's files beside the config: the converter reads and copies no others."""
+    with tempfile.TemporaryDirectory(prefix="pokegemma_mlx.") as folder:
+        for pattern in _COPIED:
+            for file in path.glob(pattern):
+                (Path(folder) / file.name).symlink_to(file.resolve())
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield folder
+
+
+def _check_disk(output: Path, num_bytes: int) -> None:
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise PokegemmaError(
+            f"{output}: {num_bytes / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free on this disk; "
+            "free some or choose another --output_path"
+        )
+
+
+def _size(path: Path, bits: Bits) -> int:
+    """Return the bytes that a converted checkpoint takes, with a copy of the embeddings as LM head."""
+    weights = {"quantised": 0, "kept": 0}
+    for _, file in weight_files(path):
+        for name in file.keys():  # noqa: SIM118
+            values = file.get_slice(name).get_shape()
+            count = 1
+            for length in values:
+                count *= length
+            language = name.startswith("language_model.") and len(values) == 2
+            weights["quantised" if language and bits < 16 else "kept"] += count * (1 + ("embed_tokens" in name))
+    return int(weights["kept"] * 2 + weights["quantised"] * (bits + 32 / _GROUP) / 8)
+
+
+def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool = False) -> list[Part]:
+    """Write a checkpoint for MLX: bfloat16, or the language model in groups of quantised weights.
+
+    Never float16, in which Gemma 3's activations overflow; mlx-vlm would clip them. Vision tower and projector stay in
+    bfloat16: mlx-vlm does not quantise them.
+
+    Returns:
+        What was written, part by part.
+
+    Raises:
+        PokegemmaError: the checkpoint cannot be converted, or the disk is at fault.
+        CheckFailedError: what was written is not what the checkpoint says; nothing is left at `output`.
+    """
+    config = read_checkpoint(path)
+    if path.resolve().is_relative_to(output.resolve()):
+        raise PokegemmaError(f"--output_path {output} holds {path}, which is read; choose another")
+    processor = load_processor(path)
+    stored = mlx_config(path, config)
+    _check_disk(output, int(1.02 * _size(path, bits)) + 64 * 2**20)
+    if getattr(config, "image_attention", "bidirectional") != "causal":
+        logger.warning(
+            "mlx-vlm is causal inside pictures, where this model was trained with bidirectional attention: its answers "
+            "will differ a little; how much, and a training flag: docs/deployment.md, Attention inside pictures"
+        )
+    with atomic_folder(output, stage="mlx", overwrite=overwrite) as folder:
+        with _staged(path, stored) as source, contextlib.redirect_stdout(sys.stderr):
+            try:
+                convert(
+                    source, str(folder), quantize=bits < 16, q_bits=bits, q_group_size=_GROUP, dtype="bfloat16",
+                    trust_remote_code=False,
+                )  # fmt: skip
+            except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise PokegemmaError(f"{path}: mlx-vlm cannot convert it: {reason}") from error
+        (folder / "README.md").unlink()  # an empty model card
+        parts = check_weights(path, folder, bits=bits)
+        check_config(folder, stored)
+        check_processor(processor, folder, config)
+        options = {"model_path": str(path), "quantization_bits": bits}
+        write_run_record(
+            folder, stage="mlx", options=options, image_size_px=config.vision_config.image_size,
+            image_tokens=config.mm_tokens_per_image, parts=[vars(part) for part in parts],
+        )  # fmt: skip
+    return parts

@@ -1,0 +1,43 @@
+"""Convert a merged Gemma 3 to a folder for MLX: Apple silicon, or the CPU on Linux.
+
+python scripts/convert_to_mlx.py --model_path outputs/merged --output_path outputs/mlx-8bit --quantization_bits 8
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pokegemma.cli import parse_options, run
+
+
+@dataclass
+class MlxOptions:
+    model_path: str = field(metadata={"help": "Folder of the merged checkpoint."})
+    output_path: str = field(metadata={"help": "Folder to write."})
+    quantization_bits: int = field(
+        default=16,
+        metadata={
+            "help": "Bits a weight of the language model: 16 is bfloat16; the vision tower always has 16.",
+            "choices": [4, 8, 16],
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_path."})
+
+
+def main() -> None:
+    (options,) = parse_options(MlxOptions, description=__doc__)
+    from pokegemma.deploy.mlx import convert_to_mlx
+
+    output = Path(options.output_path)
+    parts = convert_to_mlx(
+        Path(options.model_path), output, bits=options.quantization_bits, overwrite=options.overwrite
+    )
+    print("part            stored as       weights        MiB   changed by rounding")
+    for part in parts:
+        size = part.num_bytes / 2**20
+        print(f"{part.name:15} {part.stored:10} {part.num_weights:12,} {size:10,.1f}   {part.error:.2%}")
+    print(f"{'all':26} {'':12} {sum(part.num_bytes for part in parts) / 2**20:10,.1f}")
+    print(f"MLX folder in {output}; ask it: python -m mlx_vlm server --model {output} --host 127.0.0.1")
+
+
+if __name__ == "__main__":
+    run(main)
