@@ -104,6 +104,7 @@ def main() -> None:
     layout, folder = view.layout, held_out.parent
     options = replace(options, **asdict(view))
     from pokegemma.evaluation import conversation, metrics, predict, report
+    from pokegemma.training.image_attention import attention_facts
     from pokegemma.training.image_size import describe_image_size, picture_facts
 
     available = list(read_samples(held_out))
@@ -142,12 +143,13 @@ def main() -> None:
         )
         result["num_available"] = len(available)
         model = predictor.model
-        result |= picture_facts(model.config)
+        result |= picture_facts(model.config) | attention_facts(model.config)
         facts = {
             "model": options.model_path,
             "data": f"{held_out}: {len(samples)} decisions of {len(available)}, {result['num_sessions']} sessions",
             "layout": layout + (f", {view.max_decisions} decisions at most" if stretches else ""),
             "image size": describe_image_size(model.config),
+            **{name.replace("_", " "): value for name, value in attention_facts(model.config).items()},
             "vision": "from the feature cache, not in the latency" if options.vision_features else "encoded here",
             "ran on": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}",
         }

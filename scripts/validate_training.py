@@ -49,6 +49,10 @@ class ValidateOptions:
         },
     )
     image_size: int | None = field(default=None, metadata={"help": "Pixels a side of a picture; default: the model's."})
+    image_attention: str | None = field(
+        default=None,
+        metadata={"help": "bidirectional or causal; default: the model's.", "choices": ["bidirectional", "causal"]},
+    )
     max_length: int | None = field(default=None, metadata={"help": "Most tokens a sample may have."})
     per_device_train_batch_size: int = field(default=2, metadata={"help": "For the memory estimate."})
     output_dir: str = field(default="outputs", metadata={"help": "Where training will write: for the disk check."})
@@ -91,8 +95,9 @@ def main() -> int:
     plan = Plan(
         train=train, held_out=held_out, model=options.model_name_or_path, layout=options.layout,
         max_decisions=options.max_decisions, overlap_decisions=options.overlap_decisions,
-        finetuning=options.finetuning, image_size=options.image_size, max_length=options.max_length, seed=options.seed,
-        batch_size=options.per_device_train_batch_size, num_workers=options.num_workers or os.cpu_count() or 1,
+        finetuning=options.finetuning, image_size=options.image_size, image_attention=options.image_attention,
+        max_length=options.max_length, seed=options.seed, batch_size=options.per_device_train_batch_size,
+        num_workers=options.num_workers or os.cpu_count() or 1,
         contact_sheet=Path(options.contact_sheet or train.folder / "contact_sheet.png"),
         output_dir=Path(options.output_dir),
         step_command=None if options.skip_step else training_command(),

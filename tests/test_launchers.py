@@ -298,8 +298,8 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     make_dataset(project)
     (project / ".env").write_text("DATASET_PATH=\"data\"  # mine\nOUTPUT_DIR='my runs'\nMAX_STEPS=5\nLAYOUT=grid\n")
     result = launch(
-        project, "--finetuning", "lora", "--max_length=900", "--image-size", "448", LAYOUT="frames", BATCH_SIZE="2",
-        GRAD_ACCUM="3", LEARNING_RATE="1e-4", EVAL_DATASET_PATH="other",
+        project, "--finetuning", "lora", "--max_length=900", "--image-size", "448", "--image_attention=causal",
+        LAYOUT="frames", BATCH_SIZE="2", GRAD_ACCUM="3", LEARNING_RATE="1e-4", EVAL_DATASET_PATH="other",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     calls = {name: arguments for name, arguments, _ in calls_of(project)}
@@ -308,13 +308,13 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     assert calls["validate_training"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs",
         "--contact_sheet", "my runs/contact_sheet.png", "--finetuning", "lora", "--max_length", "900",
-        "--image-size", "448",
+        "--image-size", "448", "--image_attention", "causal",
         "--per_device_train_batch_size", "2",
     ]  # fmt: skip
     assert calls["sft_pokemon_gemma3"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs/adapter", "--max_steps", "5",
         "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3", "--learning_rate", "1e-4",
-        "--finetuning", "lora", "--max_length=900", "--image-size", "448",
+        "--finetuning", "lora", "--max_length=900", "--image-size", "448", "--image_attention=causal",
     ]  # fmt: skip
     assert calls["merge_qlora"] == ["--lora_path", "my runs/adapter", "--output_path", "my runs/merged", "--verify"]
     assert calls["evaluate"] == [

@@ -19,6 +19,7 @@ from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training.collator import IGNORED_LABEL
 from pokegemma.training.converter_files import write_converter_files
+from pokegemma.training.image_attention import adapter_image_attention, attention_facts
 from pokegemma.training.image_size import adapter_image_size, describe_image_size, picture_facts
 from pokegemma.training.models import (
     Dtype,
@@ -187,9 +188,9 @@ def merge(
     check_base(base, run)
     layout = run.get("options", {}).get("layout", "grid")
     with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
-        image_size = adapter_image_size(adapter)
-        processor = load_processor(base, image_size)
-        model: Any = load_model(base, image_size_px=image_size, dtype="float32", device=device)
+        image_size, attention = adapter_image_size(adapter), adapter_image_attention(adapter)
+        processor = load_processor(base, image_size, attention)
+        model: Any = load_model(base, image_size_px=image_size, attention=attention, dtype="float32", device=device)
         logger.info("image size: %s", describe_image_size(model.config))
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
         _check_disk(output, int(1.02 * num_bytes) + 64 * 2**20)
@@ -215,7 +216,7 @@ def merge(
         processor.save_pretrained(folder)
         copy_tokenizer_model(base, folder)
         write_converter_files(processor, folder)
-        image_size_px = picture_facts(model.config)["image_size_px"]
+        facts = {"image_size_px": picture_facts(model.config)["image_size_px"], **attention_facts(model.config)}
         del model
         verification = None
         if samples:
@@ -231,7 +232,7 @@ def merge(
             check(verification)
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
-            folder, stage="merge", options=options, image_size_px=image_size_px,
+            folder, stage="merge", options=options, **facts,
             training=run or None, verification=verification and vars(verification),
         )  # fmt: skip
     return verification

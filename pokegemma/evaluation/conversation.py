@@ -162,11 +162,10 @@ def _hold(predictor: Predictor, trajectory: Trajectory) -> Iterator[tuple[Conver
     for start, end in itertools.pairwise(boundaries):
         began = time.perf_counter()
         ids = row.ids[start:end]  # the answer before, and the new turn
-        types = torch.tensor([int(token == image_token) for token in ids])
-        num_new = int(types.sum()) // collator.processor.image_seq_length
+        num_new = ids.count(image_token) // collator.processor.image_seq_length
         new, paths = paths[:num_new], paths[num_new:]
         batch = {name: value.to(predictor.model.device) for name, value in collator.read_paths(new).items()}
         with torch.inference_mode():
             pictures = encoded_pictures(predictor.model, batch)
-        conversation.say(ids, types, pictures)
+        conversation.say(ids, collator.token_types(torch.tensor(ids)), pictures)
         yield conversation, time.perf_counter() - began

@@ -21,6 +21,7 @@ from pokegemma.evaluation.plain_scores import score_by_rows
 from pokegemma.training import models
 from pokegemma.training.collator import ButtonTokens, Example
 from pokegemma.training.families import FAMILIES, family_of, require_exact
+from pokegemma.training.image_attention import adapter_image_attention, change_processor, image_attention
 from pokegemma.training.image_size import adapter_image_size
 from pokegemma.training.masks import TRUNK, attention_masks, mask_dtype
 from pokegemma.training.processor_collator import Collator, make_collator
@@ -288,12 +289,15 @@ def load_predictor(
     else:
         try:
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            bare = models.load_model(base, image_size_px=adapter_image_size(folder), dtype=dtype, device=where)
+            changed = {"image_size_px": adapter_image_size(folder), "attention": adapter_image_attention(folder)}
+            bare = models.load_model(base, **changed, dtype=dtype, device=where)
             # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
             model = peft.PeftModel.from_pretrained(bare, str(folder)).get_base_model().eval()
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise PokegemmaError(f"{folder}: the adapter could not be loaded: {str(error)[:300]}") from error
         processor = models.load_processor(folder if (folder / "processor_config.json").is_file() else base)
+        if isinstance(bare, Gemma3ForConditionalGeneration):
+            change_processor(processor, image_attention(bare.config))
     logger.info("%s on %s in %s", model_path, where, dtype)
     collator = make_collator(processor, layout=layout, dataset_folder=Path(dataset_folder))
     return Predictor(model=model, collator=collator, max_new_tokens=max_new_tokens)

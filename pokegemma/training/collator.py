@@ -15,6 +15,7 @@ from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.image_attention import is_causal
 from pokegemma.training.masks import TRUNK
 from pokegemma.training.pictures import read_pictures
 from pokegemma.training.vision_features import FeatureCache
@@ -101,7 +102,8 @@ class Gemma3Collator:
       <start_of_image>, `processor.image_seq_length` soft tokens, <end_of_image>;
     - `attention_mask` (rows, length) int64: 0 at padding;
     - `token_type_ids` (rows, length) int64: 1 at soft tokens, which makes attention inside a picture
-      bidirectional (without it transformers trains causal attention there);
+      bidirectional (without it transformers trains causal attention there); 0 everywhere for a model that is to be
+      causal there, see `image_attention`;
     - `pixel_values` (distinct pictures of the batch, 3, height, width) float32, or with a feature cache
       `image_features` (distinct pictures, tokens, width);
     - `image_index` (pictures in the text) int64: which of these each is;
@@ -243,7 +245,14 @@ class Gemma3Collator:
         return next((at for at, tokens in first if len(tokens) > 1 or picture in tokens), rows[0].num_prompt)
 
     def _batch(self, rows: list[list[int]], *, side: Side) -> dict[str, torch.Tensor]:
-        return pad_rows(rows, self.processor.tokenizer, side=side, token_types="token_type_ids")
+        batch = pad_rows(rows, self.processor.tokenizer, side=side, token_types="token_type_ids")
+        return {**batch, "token_type_ids": self.token_types(batch["input_ids"])}
+
+    def token_types(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return 1, in the shape of `ids`, at tokens that see all of their picture."""
+        if is_causal(self.processor):
+            return torch.zeros_like(ids)
+        return (ids == self.processor.tokenizer.image_token_id).long()
 
     def _pictures(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         return self.read_paths([path for example in examples for path in self.picture_paths(example)])

@@ -32,7 +32,15 @@ from transformers.utils import cached_file
 
 from pokegemma.data import prompts
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.families import Family, attention_of_parts, find_family, require_exact, require_packages
+from pokegemma.training.families import (
+    FAMILIES,
+    Family,
+    attention_of_parts,
+    find_family,
+    require_exact,
+    require_packages,
+)
+from pokegemma.training.image_attention import ImageAttention, change_config, change_processor, image_attention
 from pokegemma.training.image_size import resize_config, resize_model, resize_processor
 from pokegemma.training.processors import Gemma4PictureProcessor, load_gemma3n_processor
 from pokegemma.training.vision import accept_compact_batches
@@ -112,18 +120,27 @@ def read_family(path: str | Path) -> Family:
     return find_family(config.get("model_type"), where=str(path))
 
 
-def load_config(path: str | Path, image_size_px: int | None = None) -> PreTrainedConfig:
-    """Return the config of a Gemma 3, 3n or 4 with vision, for pictures of `image_size_px` (None: its own).
+def load_config(
+    path: str | Path, image_size_px: int | None = None, attention: ImageAttention | None = None
+) -> PreTrainedConfig:
+    """Return the config of a Gemma 3, 3n or 4 with vision.
+
+    Args:
+        image_size_px: of its pictures; None: its own.
+        attention: inside pictures; None: its own.
 
     Raises:
-        PokegemmaError: there is none at `path`, it is of another architecture, needs packages that are missing, or
-            the size does not fit.
+        PokegemmaError: there is none at `path`, it is of another architecture, needs packages that are missing, the
+            size does not fit, or the attention contradicts its own.
     """
     require_packages(read_family(path), where=str(path))
     config = _load("config", path, AutoConfig.from_pretrained)
     if image_size_px is not None:
         require_exact(config, "--image_size")
         resize_config(config, image_size_px)
+    if attention is not None:
+        require_exact(config, "--image_attention")
+        change_config(config, attention)
     return config
 
 
@@ -138,24 +155,28 @@ def _processor_loader(path: str | Path) -> Callable[[str], Any]:
     )
 
 
-def load_processor(path: str | Path, image_size_px: int | None = None) -> Any:
+def load_processor(path: str | Path, image_size_px: int | None = None, attention: ImageAttention | None = None) -> Any:
     """Return the processor of a checkpoint, with the PIL image processor (torchvision is optional).
 
-    An adapter's folder has its own, which says the size of its pictures.
+    An adapter's folder has its own, which says the size of its pictures and the attention inside them.
 
     Raises:
         PokegemmaError: it could not be loaded, or has no chat template.
     """
-    if not (Path(path) / "adapter_config.json").is_file() and image_size_px is not None:
-        config = load_config(path, image_size_px)
+    config, changed = None, image_size_px is not None or attention is not None
+    is_adapter = (Path(path) / "adapter_config.json").is_file()
+    if not is_adapter and (changed or read_family(path) is FAMILIES["gemma3"]):
+        config = load_config(path, image_size_px, attention)
     processor = _load("processor", path, _processor_loader(path))
     if isinstance(processor, Gemma3Processor):
         # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be saved.
         processor.image_processor = _load("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
     if not processor.chat_template:
         raise PokegemmaError(f"{path}: the processor has no chat template; take an instruction-tuned (-it) checkpoint")
-    if image_size_px is not None:
+    if config is not None and image_size_px is not None:
         resize_processor(processor, config)
+    if config is not None:  # config.json decides: the tokenizer's files may be copies of another model's
+        change_processor(processor, image_attention(config))
     return processor
 
 
@@ -163,6 +184,7 @@ def load_model(
     path: str | Path,
     *,
     image_size_px: int | None = None,
+    attention: ImageAttention | None = None,
     dtype: Dtype = "float32",
     device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
@@ -171,18 +193,21 @@ def load_model(
     """Return a checkpoint in eval mode, on `device` (None: left where transformers puts it).
 
     Its pictures have `image_size_px` (None: the checkpoint's own size); the position embeddings are interpolated.
+    `attention` inside pictures is what its config will say (None: its own); the batches of a collator bring it about.
     `options` go to `from_pretrained` (a quantization_config, say).
 
     Raises:
         PokegemmaError: it could not be loaded, the size does not fit, or attention would be wrong.
     """
-    attention = attention_of_parts(load_config(path, image_size_px), attn_implementation)
+    implementation = attention_of_parts(load_config(path, image_size_px, attention), attn_implementation)
     model = _load(
         "model", path, AutoModelForImageTextToText.from_pretrained,
-        dtype=getattr(torch, dtype), attn_implementation=attention, **options,
+        dtype=getattr(torch, dtype), attn_implementation=implementation, **options,
     )  # fmt: skip
     if image_size_px is not None:
         resize_model(model, image_size_px)
+    if attention is not None:
+        change_config(model.config, attention)
     if device is not None:
         try:
             model = model.to(device)

@@ -10,6 +10,7 @@ from trl import ModelConfig, SFTConfig
 from pokegemma.data.prompts import Layout
 from pokegemma.environment import default_finetuning
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.image_attention import ImageAttention
 
 DEFAULT_MODEL = "google/gemma-3-4b-it"
 LAST_CHECKPOINT = ("last", "true", "True")
@@ -139,6 +140,13 @@ class ModelOptions(ModelConfig):
     image_size: int | None = field(
         default=None,
         metadata={"help": "Pixels a side of a picture: at 448 it has 64 tokens, not 256. Default: the model's (896)."},
+    )
+    image_attention: ImageAttention | None = field(
+        default=None,
+        metadata={
+            "help": "bidirectional: a picture's tokens see all of it; causal: only what comes before them, as mlx-vlm "
+            "computes it. Default: the model's (bidirectional)."
+        },
     )
     use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
 

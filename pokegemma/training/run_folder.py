@@ -27,6 +27,7 @@ DATASET_CACHE = "dataset_cache"
 _FIXED_OPTIONS = (
     "layout",
     "image_size",
+    "image_attention",
     "finetuning",
     "lora_r",
     "lora_alpha",
@@ -146,7 +147,7 @@ def _delete_checkpoints(paths: Iterable[Path]) -> None:
 
 
 def check_resumed(folder: Path, *, options: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Refuse to continue a run on another base model, with other data, layout, rows, picture size or adapter.
+    """Refuse to continue a run on another base model, with other data, layout, rows, pictures or adapter.
 
     Args:
         folder: the output folder, or a checkpoint-N in it.

@@ -23,6 +23,7 @@ from pokegemma.provenance import write_run_record
 from pokegemma.training.collator import Example, Row
 from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.families import FAMILIES, Family, check_checkpointing, require_exact, set_fsdp_layers
+from pokegemma.training.image_attention import attention_facts, image_attention
 from pokegemma.training.image_size import picture_facts
 from pokegemma.training.models import (
     copy_tokenizer_model,
@@ -195,8 +196,8 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrain
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
     model = load_model(
-        options.model_name_or_path, image_size_px=options.image_size, dtype=options.dtype,
-        attn_implementation=options.attn_implementation, **extra,
+        options.model_name_or_path, image_size_px=options.image_size, attention=options.image_attention,
+        dtype=options.dtype, attn_implementation=options.attn_implementation, **extra,
     )  # fmt: skip
     model.config.use_cache = False
     if options.finetuning == "full":
@@ -296,10 +297,13 @@ def train(
         output_dir, sources=[*files.values(), Path(base), *features], overwrite=data.overwrite,
         resume=training.resume_from_checkpoint,
     )  # fmt: skip
-    if model_options.image_size == getattr(load_config(base).vision_config, "image_size", None):
-        model_options.image_size = None  # the checkpoint's own: the same run as without the option
-    config, family = load_config(base, model_options.image_size), read_family(base)
-    processor = load_processor(base, model_options.image_size)
+    config, family = load_config(base, model_options.image_size, model_options.image_attention), read_family(base)
+    processor = load_processor(base, model_options.image_size, model_options.image_attention)
+    own = load_config(base)  # asking for what the checkpoint is: the same run as without the option
+    if model_options.image_size == getattr(own.vision_config, "image_size", None):
+        model_options.image_size = None
+    if model_options.image_attention == image_attention(own):
+        model_options.image_attention = None
     for option, used in (("--vision_features", data.vision_features), ("--samples_per_row", data.samples_per_row > 1)):
         if used:
             require_exact(config, option)
@@ -315,7 +319,7 @@ def train(
     facts = {
         "base_model": base, "base_fingerprint": weights_fingerprint(base), "seed": training.seed,
         "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
-        **picture_facts(config),
+        **picture_facts(config), **attention_facts(config),
     }  # fmt: skip
     if training.resume_from_checkpoint is not None:
         check_resumed(checkpoint or output_dir, options=options, facts=facts)

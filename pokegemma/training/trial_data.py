@@ -71,7 +71,7 @@ def write_trial_dataset(
         PokegemmaError: dataset or processor cannot be read.
     """
     path, _ = dataset_files(Path(data.dataset_path))
-    processor = load_processor(model.model_name_or_path, model.image_size)
+    processor = load_processor(model.model_name_or_path, model.image_size, model.image_attention)
     collator = make_collator(processor, layout=data.layout, dataset_folder=Path())
     examples = tqdm(read_examples(path, data), "count tokens", leave=False, disable=None)
     longest = longest_first(examples, collator, number=step_rows)

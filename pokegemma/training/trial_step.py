@@ -16,6 +16,7 @@ from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.image_attention import ImageAttention
 from pokegemma.training.models import load_model, load_processor
 from pokegemma.training.processor_collator import Collator, make_collator
 
@@ -63,6 +64,7 @@ def _compare(
     *,
     finetuning: str,
     image_size: int | None,
+    image_attention: ImageAttention | None,
 ) -> float:
     """Reload what was saved and return the largest difference of a logit to the base model's on one sample."""
     batch = collator(samples[:1])
@@ -70,7 +72,7 @@ def _compare(
     dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     batch = {key: value.to(device) for key, value in batch.items() if key != "labels"}
     with torch.inference_mode():
-        base = load_model(model_path, image_size_px=image_size, dtype=dtype, device=device)
+        base = load_model(model_path, image_size_px=image_size, attention=image_attention, dtype=dtype, device=device)
         before = base(**batch, logits_to_keep=32).logits.float().cpu()
         if finetuning == "full":
             del base
@@ -95,6 +97,7 @@ def check_step(
     seed: int,
     max_decisions: int = 16,
     image_size: int | None = None,
+    image_attention: ImageAttention | None = None,
 ) -> Check:
     """Load, train one step on the longest samples, save, reload: fail if any of it does, or nothing was learned.
 
@@ -119,6 +122,7 @@ def check_step(
             "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "dataloader_num_workers": 0,
             **({"max_length": max_length} if max_length else {}),
             **({"image_size": image_size} if image_size else {}),
+            **({"image_attention": image_attention} if image_attention else {}),
         }  # fmt: skip
         arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         try:
@@ -140,9 +144,12 @@ def check_step(
         if not losses or not math.isfinite(losses[0]):
             return Check(name, "FAIL", f"the loss is {losses[0] if losses else 'missing'}", log)
         try:
-            processor = load_processor(model, image_size)
+            processor = load_processor(model, image_size, image_attention)
             collator = make_collator(processor, layout=layout, dataset_folder=dataset)
-            difference = _compare(output, model, samples, collator, finetuning=finetuning, image_size=image_size)
+            difference = _compare(
+                output, model, samples, collator, finetuning=finetuning, image_size=image_size,
+                image_attention=image_attention,
+            )  # fmt: skip
         except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
             return Check(name, "FAIL", f"what was saved does not load: {' '.join(str(error).split())[:300]}", log)
     if not difference:

@@ -25,6 +25,7 @@ from pokegemma.environment import detect_hardware
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import preflight
 from pokegemma.training.collator import Example
+from pokegemma.training.image_attention import ImageAttention
 from pokegemma.training.model_access import check_model_access, is_on_this_machine
 from pokegemma.training.models import load_config, load_processor
 from pokegemma.training.options import Finetuning, automatic_dtype
@@ -53,6 +54,7 @@ class Plan:
     max_decisions: int = 16
     overlap_decisions: int = 2
     image_size: int | None = None
+    image_attention: ImageAttention | None = None
 
     @property
     def splits(self) -> list[Split]:
@@ -97,7 +99,8 @@ def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
     else:
         yield check_step(
             plan.step_command, plan.train, model=plan.model, layout=plan.layout, max_decisions=plan.max_decisions,
-            finetuning=plan.finetuning, image_size=plan.image_size, max_length=plan.max_length, seed=plan.seed,
+            finetuning=plan.finetuning, image_size=plan.image_size, image_attention=plan.image_attention,
+            max_length=plan.max_length, seed=plan.seed,
         )  # fmt: skip
 
 
@@ -161,7 +164,8 @@ def disk_needs(
 
 
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
-    config, processor = load_config(plan.model, plan.image_size), load_processor(plan.model, plan.image_size)
+    config = load_config(plan.model, plan.image_size, plan.image_attention)
+    processor = load_processor(plan.model, plan.image_size, plan.image_attention)
     bytes_per_weight = 2 if automatic_dtype(plan.finetuning) == "bfloat16" else 4
     size = preflight.measure_model(config)
     needs = disk_needs(
