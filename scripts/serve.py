@@ -12,7 +12,7 @@ from typing import Literal
 
 from pokegemma.cli import parse_options, run
 from pokegemma.deploy.servers import Launch, ServerOptions, build_launch
-from pokegemma.deploy.serving import check_address, serve
+from pokegemma.deploy.serving import serve
 from pokegemma.errors import PokegemmaError
 
 
@@ -62,8 +62,8 @@ class ServeOptions:
             raise PokegemmaError(f"--log_probabilities: {self.log_probabilities} is not between 0 and 20")
 
 
-def launch_from(options: ServeOptions) -> tuple[Launch, ServerOptions]:
-    """Return how to start the server, and where."""
+def launch_from(options: ServeOptions) -> Launch:
+    """Return how to start the server."""
     try:
         flags = tuple(shlex.split(options.engine_flags))
     except ValueError as error:
@@ -74,21 +74,17 @@ def launch_from(options: ServeOptions) -> tuple[Launch, ServerOptions]:
         log_probabilities=options.log_probabilities,
         llama_server=Path(options.llama_server) if options.llama_server else None, engine_flags=flags,
     )  # fmt: skip
-    return build_launch(options.engine, options.model_path, server), server
+    return build_launch(options.engine, options.model_path, server)
 
 
 def main() -> None:
     (options,) = parse_options(ServeOptions, description=__doc__)
-    launch, server = launch_from(options)
+    launch = launch_from(options)
     if options.print_command:
         print(shlex.join(launch.command))
         return
-    if launch.missing:
-        raise PokegemmaError(f"--engine {options.engine}: {launch.missing}")
-    check_address(server)
-    ready = f"ready: {launch.url} ({launch.engine}, model {launch.model}); stop with Ctrl-C"
     serve(
-        launch, on_ready=lambda: print(ready, flush=True), ready_timeout_s=options.ready_timeout_s,
+        launch, on_ready=lambda: print(launch.ready_line, flush=True), ready_timeout_s=options.ready_timeout_s,
         log_file=Path(options.log_file) if options.log_file else None,
     )  # fmt: skip
 

@@ -151,8 +151,9 @@ def list_models(server_url: str, *, timeout_s: float, api_key: str | None = None
     url = f"{server_url.rstrip('/')}/v1/models"
     answer = _request_json("GET", url, timeout_s=timeout_s, api_key=api_key)
     try:
-        return tuple(str(model["id"]) for model in answer["data"])
-    except (KeyError, TypeError) as error:
+        # mlx-vlm also lists what it could load from the cache of the Hub.
+        return tuple(str(model["id"]) for model in answer["data"] if model.get("loaded", True))
+    except (KeyError, TypeError, AttributeError) as error:
         raise ServerError("malformed", f"{url}: no list of models: {str(answer)[:80]}") from error
 
 

@@ -58,9 +58,21 @@ class Launch:
     engine: EngineName
     command: tuple[str, ...]
     model: str
-    url: str
+    host: str
+    port: int
     ready_path: str
     missing: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Return where this machine reaches it, without a path."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def ready_line(self) -> str:
+        """Return what to tell the user when it is ready."""
+        return f"ready: {self.url} ({self.engine}, model {self.model}); stop with Ctrl-C"
 
 
 def build_launch(engine: EngineName, model_path: str, options: ServerOptions) -> Launch:
@@ -70,9 +82,9 @@ def build_launch(engine: EngineName, model_path: str, options: ServerOptions) ->
         PokegemmaError: the model is none for this engine.
     """
     command, model, ready_path, missing = _BUILDERS[engine](model_path, options)
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
-    url = f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{options.port}"
-    return Launch(engine, (*command, *options.engine_flags), model, url, ready_path, missing)
+    return Launch(
+        engine, (*command, *options.engine_flags), model, options.host, options.port, ready_path, missing=missing
+    )
 
 
 _Parts = tuple[tuple[str, ...], str, str, str | None]
@@ -169,7 +181,7 @@ def _llama_cpp(model_path: str, options: ServerOptions) -> _Parts:
         "--chat_format", "mtmd",  # the chat template of the GGUF
         "--model_alias", name, "--host", options.host, "--port", str(options.port), "--n_ctx", tokens,
         "--n_batch", batch, "--n_ubatch", batch, "--n_gpu_layers", "-1",
-        # This server punishes repetition by 1.1 unless a request forbids it: JSON repeats quotes. 0: looks back at none.
+        # It punishes repetition unless a request forbids it, and JSON repeats quotes. 0: it looks back at none.
         "--last_n_tokens_size", "0",
         # Without it no log-probabilities; with it logits of every token of the prompt are computed and kept.
         "--logits_all", str(bool(options.log_probabilities)).lower(), "--verbose", "false",

@@ -18,7 +18,7 @@ from typing import IO
 import psutil
 
 from pokegemma.deploy.client import ServerError, list_models, request
-from pokegemma.deploy.servers import Launch, ServerOptions
+from pokegemma.deploy.servers import Launch
 from pokegemma.errors import CheckFailedError, PokegemmaError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _PROBE_TIMEOUT_S = 5.0
 _LAST_LINES = 20
 
 
-def check_address(options: ServerOptions) -> None:
+def _check_address(host: str, port: int) -> None:
     """Refuse an address that cannot be listened on.
 
     Raises:
@@ -36,15 +36,13 @@ def check_address(options: ServerOptions) -> None:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does: one just stopped is no taker
             probe.bind(address)
     except OSError as error:
-        raise PokegemmaError(
-            f"--host {options.host} --port {options.port} cannot be listened on: {error.strerror or error}"
-        ) from error
+        raise PokegemmaError(f"--host {host} --port {port} cannot be listened on: {error.strerror or error}") from error
 
 
 class _Output:
@@ -158,9 +156,12 @@ def serve(
     `on_ready` is called once, when the server answers.
 
     Raises:
-        PokegemmaError: it cannot be started.
+        PokegemmaError: it cannot be started: a package is missing, or the address is taken.
         CheckFailedError: it ended by itself, or did not become ready in time; nothing of it is left.
     """
+    if launch.missing:
+        raise PokegemmaError(f"{launch.engine}: {launch.missing}")
+    _check_address(launch.host, launch.port)
     with contextlib.ExitStack() as stack:
         try:
             sink: IO[bytes] = sys.stderr.buffer if log_file is None else stack.enter_context(open(log_file, "ab"))
