@@ -80,6 +80,8 @@ class PrometheusMetrics:
             )
         }
         self._gauge = gauge
+        for one in gauge.values():
+            one.set(math.nan)  # unknown until the first check
         self._quantiles = Gauge(
             "pokegemma_window_latency_seconds", "Latency of the window's checks", ["quantile"], registry=registry
         )

@@ -73,7 +73,8 @@ def read_facts(model_path: str) -> ModelFacts:
     )  # fmt: skip
 
 
-def _is_hub_id(model_path: str) -> bool:
+def is_hub_id(model_path: str) -> bool:
+    """Return whether a model is named as on the Hub, and is no path here."""
     return not Path(model_path).exists() and _HUB_ID.fullmatch(model_path) is not None
 
 
@@ -110,7 +111,7 @@ def check_checkpoint(model_path: str, engine: str) -> None:
     Raises:
         PokegemmaError: it is not there, or for another engine.
     """
-    if not _is_hub_id(model_path) and _weights_format(_check_folder(model_path, engine)) == "mlx":
+    if not is_hub_id(model_path) and _weights_format(_check_folder(model_path, engine)) == "mlx":
         raise PokegemmaError(f"--model_path {model_path}: converted for MLX, so for --engine mlx, not {engine}")
 
 
@@ -120,7 +121,7 @@ def check_mlx_folder(model_path: str) -> None:
     Raises:
         PokegemmaError: it is not there, or for another engine.
     """
-    if not _is_hub_id(model_path) and _weights_format(_check_folder(model_path, "mlx")) != "mlx":
+    if not is_hub_id(model_path) and _weights_format(_check_folder(model_path, "mlx")) != "mlx":
         raise PokegemmaError(
             f"--model_path {model_path}: not converted for MLX; make a folder for it with scripts/convert_to_mlx.py"
         )

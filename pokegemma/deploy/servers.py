@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pokegemma.deploy.model_folders import ModelFacts, check_checkpoint, check_mlx_folder, find_gguf, read_facts
+from pokegemma.deploy.model_folders import (
+    ModelFacts,
+    check_checkpoint,
+    check_mlx_folder,
+    find_gguf,
+    is_hub_id,
+    read_facts,
+)
 from pokegemma.errors import PokegemmaError
 
 logger = logging.getLogger(__name__)
@@ -198,6 +205,8 @@ def _mlx(model_path: str, options: ServerOptions) -> _Parts:
             "scripts/check_parity.py tells by how much", model_path,
         )  # fmt: skip
     command = (
+        # A request that names another model makes it drop this one, and fetch that: offline, it is refused.
+        "env", *([] if is_hub_id(model_path) else ["HF_HUB_OFFLINE=1"]),
         sys.executable, "-m", "mlx_vlm", "server", "--model", model_path, "--host", options.host,
         "--port", str(options.port), "--top-logprobs-k", str(options.log_probabilities),
     )  # fmt: skip
