@@ -50,6 +50,6 @@ def test_nobody_there_is_unreachable(closed_url: str) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://127.0.0.1:port", "http://"])
 def test_what_is_no_url_is_the_users_mistake(url: str) -> None:
-    with pytest.raises(PokegemmaError, match="not the URL of a server|port") as caught:
+    with pytest.raises(PokegemmaError, match=r"not the URL of a server|port") as caught:
         list_models(url, timeout_s=1)
     assert not isinstance(caught.value, ServerError)
