@@ -23,9 +23,9 @@ VARIABLES = re.findall(r"^([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text
 class Calls:
     """One call that succeeds and one with a user's mistake.
 
-    {out} is a folder that is not there yet, {occupied} one that holds a file, {tiny_model} and {toy_dataset} are the
-    fixtures, {NAME} is what the successful call of script NAME wrote. `says`: the beginning of what stdout or the
-    error tells. `writes`: what is in {out} afterwards.
+    {out} is a folder that is not there yet, {occupied} one that holds a file, {tiny_model}, {toy_dataset} and
+    {server_url} are the fixtures, {NAME} is what the successful call of script NAME wrote. `says`: the beginning of
+    what stdout or the error tells. `writes`: what is in {out} afterwards.
     """
 
     success: str
@@ -75,6 +75,14 @@ TABLE = {
         mistake="--dataset_path missing --model_name {tiny_model}",
         error="missing not found",
     ),
+    "health_monitor": Calls(
+        success="--server_url {server_url} --dataset_path {toy_dataset} --num_checks 2 --interval_s 0 "
+        "--log_file {out}/health.jsonl",
+        says="checks         2 (2 healthy)",
+        writes=("health.jsonl",),
+        mistake="--server_url http://127.0.0.1:8000 --dataset_path missing --log_file {out}/health.jsonl",
+        error="missing not found",
+    ),
     "make_tiny_model": Calls(
         success="--output_dir {out}",
         says="tiny Gemma 3 checkpoint in ",
@@ -89,6 +97,14 @@ TABLE = {
         mistake="--lora_path missing --output_path {out}",
         error="missing: no such folder",
     ),
+    "mlx_inference_server": Calls(
+        success="--model_path google/gemma-3-4b-it --port 8001 --print_command",  # a Hub id needs no folder here
+        says=f"env {shlex.join([sys.executable, '-m', 'mlx_vlm', 'server', '--model', 'google/gemma-3-4b-it'])} "
+        "--host 127.0.0.1 --port 8001",
+        writes=(),
+        mistake="",
+        error="MODEL_PATH is not set",
+    ),
     "precompute_features": Calls(
         success="--dataset_path {toy_dataset} --model_name_or_path {tiny_model} --vision_features {out}",
         says="{out}: 50 frames, 0.00 MiB each, 0.00 GiB",
@@ -102,6 +118,13 @@ TABLE = {
         writes=("runs", "run.json"),
         mistake="--output_dir {out} --num_turns 0",
         error="--num_turns: 0 is not between 1 and 10000",
+    ),
+    "serve": Calls(
+        success="--engine vllm --model_path {tiny_model} --print_command",
+        says="vllm serve ",
+        writes=(),
+        mistake="--engine mlx --model_path {tiny_model}",
+        error="--model_path {tiny_model}: not converted for MLX",
     ),
     "setup_wandb": Calls(
         success="--dry_run",
@@ -145,15 +168,25 @@ def flags_of(name: str) -> frozenset[str]:
 
 
 @pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """Return where a server is that answers every question rightly, without a model."""
+    command = [sys.executable, str(ROOT / "tests" / "deploy" / "adversary.py"), "right"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
 def succeed(
-    tiny_model: Path, toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path, toy_dataset: Path, server_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
     """Return a function that makes a script's successful call, once, and returns it with its {out}."""
     folder = tmp_path_factory.mktemp("scripts")
 
     @functools.cache
     def call(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-        places = {"out": folder / name, "tiny_model": tiny_model, "toy_dataset": toy_dataset}
+        places = {"out": folder / name, "tiny_model": tiny_model, "toy_dataset": toy_dataset, "server_url": server_url}
         for script in SCRIPTS:
             if f"{{{script}}}" in TABLE[name].success:
                 done, places[script] = call(script)
@@ -259,8 +292,8 @@ def test_a_command_of_readme_exists(words: list[str]) -> None:
     program = words[at]
     assert (ROOT / program).is_file()
     settings = [word.partition("=")[0] for word in words[:at] if re.match(r"[A-Z_]+=", word)]
-    launchers = (ROOT / "init.sh").read_text(encoding="utf-8")
-    assert [name for name in settings if name not in VARIABLES and name not in launchers] == []
+    readers = (ROOT / "init.sh").read_text(encoding="utf-8") + (ROOT / program).read_text(encoding="utf-8")
+    assert [name for name in settings if name not in VARIABLES and name not in readers] == []
     for word in words:
         assert not word.startswith("accelerate_configs/") or (ROOT / word).is_file(), word
     given = {word.partition("=")[0] for word in words[at + 1 :] if word.startswith("--")}
