@@ -1,6 +1,7 @@
 """Every script as a user runs it: --help, one success, one mistake; and README.md names only what exists."""
 
 import functools
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -22,9 +23,9 @@ VARIABLES = re.findall(r"^([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text
 class Calls:
     """One call that succeeds and one with a user's mistake.
 
-    {out} is a folder that is not there yet, {occupied} one that holds a file, {tiny_model} and {toy_dataset} are the
-    fixtures, {NAME} is what the successful call of script NAME wrote. `says`: the beginning of what stdout or the
-    error tells. `writes`: what is in {out} afterwards.
+    {out} is a folder that is not there yet, {occupied} one that holds a file, {tiny_model}, {toy_dataset} and
+    {server_url} are the fixtures, {NAME} is what the successful call of script NAME wrote. `says`: the beginning of
+    what stdout or the error tells. `writes`: what is in {out} afterwards.
     """
 
     success: str
@@ -32,6 +33,7 @@ class Calls:
     writes: tuple[str, ...]
     mistake: str
     error: str
+    needs: str = ""  # a package that ./init.sh installs only when asked
 
 
 TRAINING = (
@@ -45,6 +47,14 @@ TABLE = {
         writes=("train.jsonl", "eval.jsonl", "frames", "grid_images", "conversion_report.json", "run.json"),
         mistake="--eevee_data_dir missing --output_dir {out}",
         error="--eevee_data_dir missing: no such folder",
+    ),
+    "convert_to_mlx": Calls(
+        success="--model_path {tiny_model} --output_path {out} --quantization_bits 8",
+        says="part            stored as       weights        MiB",
+        writes=("config.json", "model.safetensors", "processor_config.json", "chat_template.jinja", "run.json"),
+        mistake="--model_path missing --output_path {out}",
+        error="--model_path missing: no such folder",
+        needs="mlx_vlm",
     ),
     "describe_environment": Calls(
         success="--shell", says="fitting_config=", writes=(), mistake="--gpus 2", error="unknown options: "
@@ -65,6 +75,14 @@ TABLE = {
         mistake="--dataset_path missing --model_name {tiny_model}",
         error="missing not found",
     ),
+    "health_monitor": Calls(
+        success="--server_url {server_url} --dataset_path {toy_dataset} --num_checks 2 --interval_s 0 "
+        "--log_file {out}/health.jsonl",
+        says="checks         2 (2 healthy)",
+        writes=("health.jsonl",),
+        mistake="--server_url http://127.0.0.1:8000 --dataset_path missing --log_file {out}/health.jsonl",
+        error="missing not found",
+    ),
     "make_tiny_model": Calls(
         success="--output_dir {out}",
         says="tiny Gemma 3 checkpoint in ",
@@ -78,6 +96,14 @@ TABLE = {
         writes=("config.json", "model.safetensors", "tokenizer.model", "chat_template.jinja", "run.json"),
         mistake="--lora_path missing --output_path {out}",
         error="missing: no such folder",
+    ),
+    "mlx_inference_server": Calls(
+        success="--model_path google/gemma-3-4b-it --port 8001 --print_command",  # a Hub id needs no folder here
+        says=f"env {shlex.join([sys.executable, '-m', 'mlx_vlm', 'server', '--model', 'google/gemma-3-4b-it'])} "
+        "--host 127.0.0.1 --port 8001",
+        writes=(),
+        mistake="",
+        error="MODEL_PATH is not set",
     ),
     "model_registry": Calls(
         success="register --model_path {merge_qlora} --registry_uri {out}/registry.db",
@@ -108,6 +134,13 @@ TABLE = {
         mistake="--output_dir {out} --num_turns 0",
         error="--num_turns: 0 is not between 1 and 10000",
     ),
+    "serve": Calls(
+        success="--engine vllm --model_path {tiny_model} --print_command",
+        says="vllm serve ",
+        writes=(),
+        mistake="--engine mlx --model_path {tiny_model}",
+        error="--model_path {tiny_model}: not converted for MLX",
+    ),
     "setup_wandb": Calls(
         success="--dry_run",
         says='    "name": "eval/button_accuracy",',
@@ -131,7 +164,10 @@ TABLE = {
         error="missing not found",
     ),
 }
-SLOW = {"evaluate", "find_batch_size", "merge_qlora", "model_registry", "production_pipeline", "sft_pokemon_gemma3"}
+SLOW = {
+    "convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "model_registry", "production_pipeline",
+    "sft_pokemon_gemma3",
+}  # fmt: skip
 
 
 def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -150,15 +186,25 @@ def flags_of(name: str) -> frozenset[str]:
 
 
 @pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """Return where a server is that answers every question rightly, without a model."""
+    command = [sys.executable, str(ROOT / "tests" / "deploy" / "adversary.py"), "right"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
 def succeed(
-    tiny_model: Path, toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path, toy_dataset: Path, server_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
     """Return a function that makes a script's successful call, once, and returns it with its {out}."""
     folder = tmp_path_factory.mktemp("scripts")
 
     @functools.cache
     def call(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-        places = {"out": folder / name, "tiny_model": tiny_model, "toy_dataset": toy_dataset}
+        places = {"out": folder / name, "tiny_model": tiny_model, "toy_dataset": toy_dataset, "server_url": server_url}
         for script in SCRIPTS:
             if f"{{{script}}}" in TABLE[name].success:
                 done, places[script] = call(script)
@@ -170,6 +216,12 @@ def succeed(
 
 def slowly(names: list[str]) -> list[object]:
     return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in names]
+
+
+def require_packages(name: str) -> None:
+    needs = TABLE[name].needs
+    if needs and importlib.util.find_spec(needs) is None:
+        pytest.skip(f"needs {needs} (./init.sh --with)")
 
 
 def test_every_script_is_in_the_table() -> None:
@@ -186,6 +238,7 @@ def test_help_shows_what_the_script_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", slowly(list(TABLE)))
 def test_a_right_call_succeeds(name: str, succeed: Callable) -> None:
+    require_packages(name)
     done, out = succeed(name)
     assert done.returncode == 0, done.stderr
     assert any(line.startswith(TABLE[name].says.format(out=out)) for line in done.stdout.splitlines()), done.stdout
@@ -197,6 +250,7 @@ def test_a_right_call_succeeds(name: str, succeed: Callable) -> None:
 def test_a_mistake_is_one_line_and_writes_nothing(
     name: str, tmp_path: Path, tiny_model: Path, toy_dataset: Path
 ) -> None:
+    require_packages(name)
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "mine.txt").touch()
@@ -256,8 +310,8 @@ def test_a_command_of_readme_exists(words: list[str]) -> None:
     program = words[at]
     assert (ROOT / program).is_file()
     settings = [word.partition("=")[0] for word in words[:at] if re.match(r"[A-Z_]+=", word)]
-    launchers = (ROOT / "init.sh").read_text(encoding="utf-8")
-    assert [name for name in settings if name not in VARIABLES and name not in launchers] == []
+    readers = (ROOT / "init.sh").read_text(encoding="utf-8") + (ROOT / program).read_text(encoding="utf-8")
+    assert [name for name in settings if name not in VARIABLES and name not in readers] == []
     for word in words:
         assert not word.startswith("accelerate_configs/") or (ROOT / word).is_file(), word
     given = {word.partition("=")[0] for word in words[at + 1 :] if word.startswith("--")}

@@ -17,11 +17,7 @@ from pokegemma.deploy.questions import Question
 from pokegemma.errors import CheckFailedError, PokegemmaError
 
 _ERROR_LIMIT = {4: 0.2, 8: 0.02}
-"""Largest error of a quantised matrix, as a share of its root mean square.
-
-Rounding to the nearest of 2^bits steps between the least and the greatest of 64 normally distributed weights gives
-about 0.09 and 0.005.
-"""
+"""Largest error of a quantised matrix, as a share of its root mean square; 0.09 and 0.008 are usual."""
 
 _LM_HEAD = "language_model.lm_head.weight"
 _EMBEDDINGS = "language_model.model.embed_tokens.weight"
@@ -31,8 +27,8 @@ _EMBEDDINGS = "language_model.model.embed_tokens.weight"
 class Part:
     """A part of a model as it was written.
 
-    `stored` says how, such as "bfloat16" or "4 bits". `error` is the root mean square of what rounding the
-    checkpoint's bfloat16 weights changed, as a share of that of the weights.
+    `stored` says how, such as "bfloat16" or "4 bits". `error` is the root mean square of what rounding changed, as a
+    share of that of the weights.
     """
 
     name: str
@@ -79,24 +75,23 @@ def _restore(written: dict[str, mx.array], name: str, bits: int) -> tuple[mx.arr
     return restored, weight.nbytes + scales.nbytes + biases.nbytes, True
 
 
-def _difference(name: str, expected: torch.Tensor, restored: mx.array) -> tuple[float, float]:
-    """Return the sums of squares of the difference, and of the checkpoint's tensor."""
-    expected = expected.to(torch.bfloat16)
+def _compare(name: str, tensor: torch.Tensor, restored: mx.array) -> tuple[bool, float, float]:
+    """Return whether a tensor is the checkpoint's in bfloat16, and the sums of squares of the difference and of it."""
     if name.endswith("patch_embedding.weight"):
-        expected = expected.permute(0, 2, 3, 1)  # MLX keeps channels last
-    if tuple(expected.shape) != restored.shape:
-        raise CheckFailedError(f"{name}: written as {restored.shape}, the checkpoint has {tuple(expected.shape)}")
-    reference = mx.array(expected.float().numpy())
-    difference = restored.astype(mx.float32) - reference
-    return mx.square(difference).sum().item(), mx.square(reference).sum().item()
+        tensor = tensor.permute(0, 2, 3, 1)  # MLX keeps channels last
+    if tuple(tensor.shape) != restored.shape:
+        raise CheckFailedError(f"{name}: written as {restored.shape}, the checkpoint has {tuple(tensor.shape)}")
+    reference, restored = mx.array(tensor.float().numpy()), restored.astype(mx.float32)
+    exact = mx.array_equal(restored, reference.astype(mx.bfloat16).astype(mx.float32)).item()
+    return exact, mx.square(restored - reference).sum().item(), mx.square(reference).sum().item()
 
 
 def check_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
-    """Compare each tensor with the checkpoint's, which is rounded to bfloat16.
+    """Compare each tensor with the checkpoint's.
 
     Raises:
-        CheckFailedError: one is missing or superfluous, has another shape, or says something else: anything at all
-            where it is not quantised, more than rounding does where it is.
+        CheckFailedError: one is missing or superfluous, has another shape, or differs: at all from the checkpoint's
+            in bfloat16, or, where it is quantised, by more than rounding does.
     """
     written: dict[str, mx.array] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -111,10 +106,10 @@ def check_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
             tensor = weights.get_tensor(name)
             for target in (name, _LM_HEAD) if name == _EMBEDDINGS else (name,):
                 restored, num_bytes, quantised = _restore(written, target, bits)
-                error, square = _difference(target, tensor, restored)
-                share = (error / square) ** 0.5 if square else float(error > 0)
-                if not share <= (_ERROR_LIMIT[bits] if quantised else 0):
-                    raise CheckFailedError(f"{target}: differs from the checkpoint by {share:.2g} of its size")
+                exact, error, square = _compare(target, tensor, restored)
+                if not (error <= _ERROR_LIMIT[bits] ** 2 * square if quantised else exact):
+                    share = (error / square) ** 0.5 if square else float("inf")
+                    raise CheckFailedError(f"{folder}: {target} differs from the checkpoint by {share:.2g} of its size")
                 stored = f"{bits} bits" if quantised else "bfloat16"
                 sums[_part(target), stored] += tensor.numel(), num_bytes, error, square
                 written.pop(target)  # frees it

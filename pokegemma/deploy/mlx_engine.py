@@ -42,8 +42,9 @@ def open_model(folder: Path, *, lazy: bool = False) -> Any:
     """
     if not folder.is_dir():
         raise PokegemmaError(f"{folder}: no such folder")
-    if not any(folder.glob("*.safetensors")):
-        raise PokegemmaError(f"{folder}: no weights (*.safetensors) in it")
+    for needed in ("config.json", "*.safetensors"):
+        if not any(folder.glob(needed)):
+            raise PokegemmaError(f"{folder}: no {needed} in it")
     try:
         model = load_model(folder, lazy=lazy)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -76,10 +77,8 @@ class MlxEngine:
     name = "mlx"
 
     def __init__(self, folder: Path) -> None:
-        self._processor = open_processor(folder) if (folder / "config.json").is_file() else None
         self._model = open_model(folder)
-        if self._processor is None:
-            raise PokegemmaError(f"{folder}: no config.json in it")
+        self._processor = open_processor(folder)
         config = self._model.config
         self._soft_token = config.image_token_index
         ends = config.eos_token_id

@@ -1,0 +1,127 @@
+"""Which processes a server on this machine consists of, and what they use."""
+
+import ipaddress
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import psutil
+
+from pokegemma.errors import PokegemmaError
+
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a server uses; None: unknown, as for one on another machine.
+
+    `memory_bytes`: resident, of its process with those that it started. `gpu_memory_bytes`: used on all GPUs of this
+    machine, by whomever (in a container the driver does not tell whose it is). `started`: the listening process's id
+    and the time when it began, which change when the server is started again.
+    """
+
+    memory_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
+    started: tuple[int, float] | None = None
+
+
+def is_local(server_url: str) -> bool:
+    """Return whether a server runs on this machine."""
+    host = urlsplit(server_url).hostname or ""
+    try:
+        address = ipaddress.ip_address(socket.gethostbyname(host))
+    except (OSError, ValueError):
+        return False
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    return address.is_loopback or str(address) in own
+
+
+def find_listener(port: int) -> psutil.Process | None:
+    """Return the process that listens on a TCP port of this machine; None where there is none, or it is not ours."""
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return psutil.Process(connection.pid)
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.AccessDenied:  # macOS tells it of one's own processes only, one at a time
+        return _find_own_listener(port)
+    return None
+
+
+def _find_own_listener(port: int) -> psutil.Process | None:
+    for process in psutil.process_iter():
+        try:
+            for connection in process.net_connections(kind="tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return process
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    return None
+
+
+def _memory_bytes(process: psutil.Process) -> int | None:
+    total = 0
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return None
+    for one in family:
+        try:
+            total += one.memory_info().rss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total or None
+
+
+def gpu_memory_bytes() -> int | None:
+    """Return the memory in use on this machine's NVIDIA GPUs; None without any, or where the driver does not tell."""
+    if shutil.which(_NVIDIA_SMI[0]) is None:
+        return None
+    try:
+        done = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=10, check=True)
+        return sum(int(line) for line in done.stdout.split()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+class ServerProcesses:
+    """The processes of one server."""
+
+    def __init__(self, server_url: str, pid: int | None = None) -> None:
+        """Find out whether they can be seen.
+
+        Args:
+            pid: whose memory counts, with what it started; None: the process that listens on the server's port.
+
+        Raises:
+            PokegemmaError: there is no process `pid`.
+        """
+        parts = urlsplit(server_url)
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._local = is_local(server_url)
+        self._process = None
+        if pid is not None:
+            try:
+                self._process = psutil.Process(pid)
+            except psutil.NoSuchProcess as error:
+                raise PokegemmaError(f"--pid {pid}: no such process") from error
+
+    def usage(self) -> Usage:
+        """Return what they use now."""
+        listener = find_listener(self._port) if self._local else None
+        process = self._process or listener
+        started = None
+        if listener is not None:
+            try:
+                started = (listener.pid, listener.create_time())
+            except psutil.NoSuchProcess:
+                listener = None
+        return Usage(
+            memory_bytes=_memory_bytes(process) if process is not None else None,
+            gpu_memory_bytes=gpu_memory_bytes() if self._local else None,
+            started=started,
+        )

@@ -1,0 +1,154 @@
+"""Watch a server: ask it real questions on a schedule, and say when its answers are late, wrong or missing.
+
+python scripts/health_monitor.py --server_url http://127.0.0.1:8000 --dataset_path training_data --interval_s 30
+
+A line for each check goes to stderr, a summary to stdout at the end. Exit status 1 if a limit was ever exceeded.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pokegemma.cli import parse_options, run
+from pokegemma.data.samples import Sample, dataset_files, read_samples
+from pokegemma.data.trajectories import Trajectory, cut_trajectories
+from pokegemma.deploy.health import Check, Limits, Monitor, format_summary, watch
+from pokegemma.deploy.health_reports import CheckLog, PrometheusMetrics, Webhook
+from pokegemma.deploy.processes import ServerProcesses
+from pokegemma.deploy.questions import Question, build_questions
+from pokegemma.errors import PokegemmaError
+
+logger = logging.getLogger(__name__)
+_DECISIONS_IN_TRAJECTORY = 4
+
+
+@dataclass
+class MonitorOptions:
+    server_url: str = field(metadata={"help": "The server, without /v1: http://127.0.0.1:8000."})
+    dataset_path: str = field(
+        metadata={"help": "Where the questions come from: a converted dataset (its eval.jsonl, if any), or a JSONL."}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Name of the model in requests; default: the only one that the server lists."}
+    )
+    num_samples: int = field(default=8, metadata={"help": "Questions to ask in turn, spread over the dataset."})
+    layout: Literal["grid", "frames", "trajectory"] = field(
+        default="grid", metadata={"help": "How samples are shown: as the model was trained."}
+    )
+    image_size: int = field(default=896, metadata={"help": "Side of the pictures sent, in pixels: the model's own."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which an answer is cut off."})
+    interval_s: float = field(default=30.0, metadata={"help": "From the start of a check to that of the next."})
+    num_checks: int | None = field(default=None, metadata={"help": "Stop after this many; default: never."})
+    duration_s: float | None = field(default=None, metadata={"help": "Stop after this long; default: never."})
+    timeout_s: float = field(default=30.0, metadata={"help": "A whole answer takes longer: the server hangs."})
+    max_latency_p95_s: float | None = field(
+        default=5.0,
+        metadata={"help": "Slower answers are late; the 95th percentile over the window may not exceed it."},
+    )
+    min_valid_rate: float = field(
+        default=0.95, metadata={"help": "Share of the window's checks that must get a valid answer."}
+    )
+    max_consecutive_failures: int = field(
+        default=3, metadata={"help": "This many checks in a row without a valid answer are a breach."}
+    )
+    max_memory_gib: float | None = field(default=None, metadata={"help": "Limit of the processes' resident memory."})
+    max_gpu_memory_gib: float | None = field(default=None, metadata={"help": "Limit of memory in use on the GPUs."})
+    max_restarts: int | None = field(default=None, metadata={"help": "Limit of restarts while watching."})
+    window: int = field(default=20, metadata={"help": "Checks over which percentiles and rates are taken."})
+    pid: int | None = field(
+        default=None, metadata={"help": "Process whose memory counts; default: the one listening on the port."}
+    )
+    log_file: str | None = field(default=None, metadata={"help": "Append a line of JSON for each check to it."})
+    metrics_port: int | None = field(default=None, metadata={"help": "Serve Prometheus metrics on 127.0.0.1."})
+    webhook_url: str | None = field(default=None, metadata={"help": "Where to POST breaches and recoveries as JSON."})
+    api_key_variable: str | None = field(
+        default=None, metadata={"help": "Environment variable that holds the server's API key."}
+    )
+    exit_on_breach: bool = field(default=False, metadata={"help": "Stop at the first breach."})
+    json: bool = field(default=False, metadata={"help": "Print the summary as JSON."})
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "image_size", "max_new_tokens", "num_checks", "max_consecutive_failures", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PokegemmaError(f"--{name}: {value} is not at least 1")
+        for name in ("timeout_s", "max_latency_p95_s", "max_memory_gib", "max_gpu_memory_gib", "duration_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise PokegemmaError(f"--{name}: {value} is not above 0")
+        if not self.interval_s >= 0:
+            raise PokegemmaError(f"--interval_s: {self.interval_s} is below 0")
+        if not 0 <= self.min_valid_rate <= 1:
+            raise PokegemmaError(f"--min_valid_rate: {self.min_valid_rate} is not between 0 and 1")
+        if self.window < self.max_consecutive_failures:
+            raise PokegemmaError(
+                f"--window {self.window} is smaller than --max_consecutive_failures {self.max_consecutive_failures}"
+            )
+
+
+def read_questions(options: MonitorOptions) -> list[Question]:
+    """Return the questions to ask, spread over the dataset."""
+    train, held_out = dataset_files(Path(options.dataset_path))
+    file = held_out or train
+    examples: list[Sample | Trajectory] = list(read_samples(file))
+    if options.layout == "trajectory":
+        examples = list(cut_trajectories(examples, max_decisions=_DECISIONS_IN_TRAJECTORY, overlap=0))
+    chosen = examples[:: max(len(examples) // options.num_samples, 1)][: options.num_samples]
+    return build_questions(chosen, layout=options.layout, dataset_folder=file.parent, size_px=options.image_size)
+
+
+def api_key(options: MonitorOptions) -> str | None:
+    """Return the server's key: never an option, which `ps` would show."""
+    if options.api_key_variable is None:
+        return None
+    if not os.environ.get(options.api_key_variable):
+        raise PokegemmaError(f"--api_key_variable: {options.api_key_variable} is not set")
+    return os.environ[options.api_key_variable]
+
+
+def log_check(check: Check) -> None:
+    """Write a line about a check."""
+    latency = "-" if check.latency_s is None else f"{check.latency_s:.2f} s"
+    breaches = f"; BREACH: {', '.join(check.breaches)}" if check.breaches else ""
+    logger.info("%s %-8s %8s  %s%s", check.time, check.state, latency, check.detail[:200], breaches)
+
+
+def main() -> int:
+    (options,) = parse_options(MonitorOptions, description=__doc__)
+    processes = ServerProcesses(options.server_url, options.pid)
+    limits = Limits(**{name: getattr(options, name) for name in Limits.__dataclass_fields__})
+    monitor = Monitor(
+        options.server_url, read_questions(options), limits, model=options.model, api_key=api_key(options),
+        max_new_tokens=options.max_new_tokens, usage=processes.usage,
+    )  # fmt: skip
+    # SIGTERM, as from a service manager, ends it like Ctrl-C: with a summary.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.ExitStack() as stack:
+        reports: list[Callable[[Check], None]] = [log_check]
+        if options.log_file:
+            reports.append(CheckLog(Path(options.log_file)))
+        if options.metrics_port is not None:
+            reports.append(stack.enter_context(PrometheusMetrics(monitor, port=options.metrics_port)))
+        if options.webhook_url:
+            reports.append(Webhook(options.webhook_url, server_url=options.server_url))
+        with contextlib.suppress(KeyboardInterrupt):
+            for check in watch(
+                monitor, interval_s=options.interval_s, num_checks=options.num_checks, duration_s=options.duration_s
+            ):
+                for report in reports:
+                    report(check)
+                if check.breaches and options.exit_on_breach:
+                    break
+    summary = monitor.summary()
+    print(json.dumps(summary, indent=2) if options.json else format_summary(summary))
+    return 0 if summary["passed"] else 1
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,93 @@
+"""Serve a model over HTTP with an engine's own OpenAI-compatible server.
+
+python scripts/serve.py --engine llama.cpp --model_path outputs/gguf --quantization q8_0
+
+Prints a line when the server is ready, and runs until Ctrl-C. The engine's own messages go to stderr.
+"""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pokegemma.cli import parse_options, run
+from pokegemma.deploy.servers import Launch, ServerOptions, build_launch
+from pokegemma.deploy.serving import serve
+from pokegemma.errors import PokegemmaError
+
+
+@dataclass
+class ServeOptions:
+    engine: Literal["transformers", "vllm", "llama.cpp", "mlx"] = field(metadata={"help": "Whose server to start."})
+    model_path: str = field(
+        metadata={
+            "help": "transformers, vllm: checkpoint folder or Hugging Face id; llama.cpp: a .gguf file with its mmproj "
+            "beside it, or the folder of convert_to_gguf.py; mlx: the folder of convert_to_mlx.py."
+        }
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 lets the network in."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on."})
+    print_command: bool = field(default=False, metadata={"help": "Print the engine's command line, start nothing."})
+    quantization: str | None = field(
+        default=None, metadata={"help": "Which of a folder's GGUF files: f16, q8_0 ...; default: the only one."}
+    )
+    device: str = field(default="auto", metadata={"help": "For transformers: auto, cuda:0, mps, cpu ..."})
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto",
+        metadata={"help": "For transformers (auto: as the weights are stored) and vllm (auto: bfloat16)."},
+    )
+    context_tokens: int | None = field(
+        default=None,
+        metadata={"help": "For llama.cpp and vllm: longest prompt with answer; default: what the layout needs."},
+    )
+    log_probabilities: int = field(
+        default=0, metadata={"help": "Of how many likeliest tokens the server can tell log-probabilities; 0: none."}
+    )
+    llama_server: str | None = field(
+        default=None,
+        metadata={"help": "llama.cpp's llama-server; default: the one on PATH, else llama-cpp-python's server."},
+    )
+    engine_flags: str = field(
+        default="", metadata={"help": "Further flags for the engine: --engine_flags='--tensor-parallel-size 2'."}
+    )
+    ready_timeout_s: float = field(default=600.0, metadata={"help": "Give up when it does not answer by then."})
+    log_file: str | None = field(default=None, metadata={"help": "Append the engine's messages to this file."})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise PokegemmaError(f"--port: {self.port} is not between 1 and 65535")
+        if self.context_tokens is not None and self.context_tokens < 1:
+            raise PokegemmaError(f"--context_tokens: {self.context_tokens} is not at least 1")
+        if not 0 <= self.log_probabilities <= 20:
+            raise PokegemmaError(f"--log_probabilities: {self.log_probabilities} is not between 0 and 20")
+
+
+def launch_from(options: ServeOptions) -> Launch:
+    """Return how to start the server."""
+    try:
+        flags = tuple(shlex.split(options.engine_flags))
+    except ValueError as error:
+        raise PokegemmaError(f"--engine_flags {options.engine_flags}: {error}") from error
+    server = ServerOptions(
+        host=options.host, port=options.port, device=options.device, dtype=options.dtype,
+        quantization=options.quantization, context_tokens=options.context_tokens,
+        log_probabilities=options.log_probabilities,
+        llama_server=Path(options.llama_server) if options.llama_server else None, engine_flags=flags,
+    )  # fmt: skip
+    return build_launch(options.engine, options.model_path, server)
+
+
+def main() -> None:
+    (options,) = parse_options(ServeOptions, description=__doc__)
+    launch = launch_from(options)
+    if options.print_command:
+        print(shlex.join(launch.command))
+        return
+    serve(
+        launch, on_ready=lambda: print(launch.ready_line, flush=True), ready_timeout_s=options.ready_timeout_s,
+        log_file=Path(options.log_file) if options.log_file else None,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,232 @@
+"""The engines' own servers, started by scripts/serve.py: asked with a picture, watched, killed, reported dead."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pokegemma.data.samples import read_samples
+from pokegemma.deploy.client import ask
+from pokegemma.deploy.questions import Question, build_questions
+from pokegemma.training.models import load_model, load_processor
+from tests.deploy.served import SIZE_PX, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVE, MONITOR = ROOT / "scripts" / "serve.py", ROOT / "scripts" / "health_monitor.py"
+ENGINES = ("transformers", "llama.cpp", "mlx")
+WAIT_S = 240
+
+
+@pytest.fixture(scope="module")
+def served_paths(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from an engine to the colour model as that engine reads it."""
+    folder = tmp_path_factory.mktemp("exports")
+
+    def path_for(engine: str) -> Path:
+        if engine == "transformers":
+            return colour_model
+        path = folder / engine
+        if path.exists():
+            return path
+        if engine == "llama.cpp":
+            from pokegemma.deploy.converter_source import find_converter
+            from pokegemma.deploy.gguf import convert
+
+            convert(colour_model, path, quantizations=["f16"], converter=find_converter(None))
+        else:
+            from pokegemma.deploy.mlx import convert_to_mlx
+
+            convert_to_mlx(colour_model, path)
+        return path
+
+    return path_for
+
+
+@pytest.fixture(scope="module")
+def questions(colour_dataset: Path) -> list[Question]:
+    samples = read_samples(colour_dataset / "train.jsonl")
+    return build_questions(samples, layout="grid", dataset_folder=colour_dataset, size_px=SIZE_PX)
+
+
+@torch.no_grad()
+def reference_text(model_path: Path, question: Question) -> str:
+    """Return transformers' greedy answer in float32, without a server."""
+    model, processor = load_model(model_path), load_processor(model_path)
+    prompt = processor.apply_chat_template(list(question.messages), add_generation_prompt=True)
+    inputs = processor(text=[prompt], images=[list(question.pictures)], return_tensors="pt", add_special_tokens=False)
+    tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return a function that starts a script; what still runs at the end is killed, with its children."""
+    started = []
+
+    def start(script: Path, *arguments: object) -> subprocess.Popen:
+        errors = open(tmp_path / f"stderr{len(started)}.txt", "wb+")  # noqa: SIM115 (the child's, and read at the end)
+        process = subprocess.Popen(
+            [sys.executable, str(script), *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=errors,
+            text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        process.errors = errors
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            for one in psutil.Process(process.pid).children(recursive=True):
+                one.kill()
+            process.kill()
+            process.wait()
+        process.errors.close()
+
+
+def errors_of(process: subprocess.Popen) -> str:
+    process.errors.seek(0)
+    return process.errors.read().decode(errors="replace")
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert process.poll() is None, errors_of(process)
+        assert time.monotonic() < end, errors_of(process)
+        time.sleep(0.1)
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
+    engine: str, served_paths: Callable[[str], Path], questions: list[Question], colour_model: Path,
+    colour_dataset: Path, start: Callable[..., subprocess.Popen], tmp_path: Path,
+) -> None:  # fmt: skip
+    port = free_port()
+    url, model = f"http://127.0.0.1:{port}", served_paths(engine)
+    server = start(SERVE, "--engine", engine, "--model_path", model, "--port", port)
+    ready = server.stdout.readline()
+    name = str(model / "model-f16.gguf") if engine == "llama.cpp" else str(model)
+    assert ready == f"ready: {url} ({engine}, model {name}); stop with Ctrl-C\n", errors_of(server)
+
+    answers = [ask(url, question, model=name, max_new_tokens=32, timeout_s=WAIT_S) for question in questions]
+    assert [answer.text for answer in answers] == ['{"button": "up"}', '{"button": "down"}']  # it saw the picture
+    assert [answer.text for answer in answers] == [reference_text(colour_model, question) for question in questions]
+    assert all(answer.complete for answer in answers)
+
+    log = tmp_path / "health.jsonl"
+    monitor = start(
+        MONITOR, "--server_url", url, "--dataset_path", colour_dataset, "--image_size", SIZE_PX, "--log_file", log,
+        "--interval_s", "0.3", "--max_consecutive_failures", "2", "--exit_on_breach", "--max_latency_p95_s", WAIT_S,
+        "--timeout_s", WAIT_S,
+    )  # fmt: skip
+    wait_for(lambda: len(read_lines(log)) >= 2, monitor)
+    assert {(line["state"], line["breaches"] == []) for line in read_lines(log)} == {("healthy", True)}
+    assert {line["detail"] for line in read_lines(log)} == {"up", "down"}
+    assert all(line["memory_bytes"] > 50 * 2**20 for line in read_lines(log))
+
+    (child,) = psutil.Process(server.pid).children()
+    child.kill()
+    assert monitor.wait(WAIT_S) == 1, errors_of(monitor)
+    last = read_lines(log)[-1]
+    assert (last["state"], last["breaches"], last["memory_bytes"]) == ("dead", ["dead"], None)
+    assert server.wait(WAIT_S) == 1
+    assert f"error: the {engine} server was killed by signal 9 after it was ready" in errors_of(server)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_and_all_that_it_started(
+    number: int, served_paths: Callable[[str], Path], start: Callable[..., subprocess.Popen], tmp_path: Path
+) -> None:
+    port, log = free_port(), tmp_path / "engine.txt"
+    server = start(
+        SERVE, "--engine", "llama.cpp", "--model_path", served_paths("llama.cpp"), "--port", port, "--log_file", log
+    )
+    assert server.stdout.readline().startswith("ready: "), errors_of(server)
+    family = psutil.Process(server.pid).children(recursive=True)
+    server.send_signal(number)
+    assert server.wait(WAIT_S) == 0, errors_of(server)
+    assert family
+    assert not any(one.is_running() for one in family)
+    assert "Uvicorn running on" in log.read_text()
+    assert "Uvicorn running on" not in errors_of(server)
+
+
+@pytest.fixture
+def broken_gguf(tmp_path: Path) -> Path:
+    """Return a folder of files that look like a model until somebody loads them."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for name in ("model-f16.gguf", "mmproj-f16.gguf"):
+        (folder / name).write_bytes(b"GGUF" + bytes(100))
+    return folder
+
+
+def test_a_taken_port_is_told_before_anything_is_started(
+    broken_gguf: Path, start: Callable[..., subprocess.Popen]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        server = start(SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", port)
+        assert server.wait(WAIT_S) == 2
+    assert errors_of(server).splitlines()[-1] == (
+        f"error: --host 127.0.0.1 --port {port} cannot be listened on: Address already in use"
+    )
+
+
+def test_an_engine_that_ends_at_once_is_told_in_a_line(
+    broken_gguf: Path, start: Callable[..., subprocess.Popen]
+) -> None:
+    server = start(SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port())
+    assert server.wait(WAIT_S) == 1
+    assert server.stdout.read() == ""
+    last = errors_of(server).splitlines()[-1]
+    assert last.startswith("error: the llama.cpp server ended with exit status 1 before it was ready; its last line: ")
+
+
+def test_an_engine_that_is_not_ready_in_time_is_ended(
+    broken_gguf: Path, start: Callable[..., subprocess.Popen]
+) -> None:
+    port = free_port()
+    server = start(
+        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", port, "--ready_timeout_s", "0.05"
+    )
+    assert server.wait(WAIT_S) == 1
+    assert "error: the llama.cpp server was not ready within 0.05 s (--ready_timeout_s)" in errors_of(server)
+    assert [one for one in psutil.process_iter(["cmdline"]) if str(port) in (one.info["cmdline"] or [])] == []
+
+
+def test_a_server_that_does_not_end_is_killed_by_a_second_signal(
+    broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
+) -> None:
+    deaf = tmp_path / "llama-server"
+    deaf.write_text("#!/bin/sh\ntrap '' TERM\ntouch started\nwhile :; do sleep 0.1; done\n")
+    deaf.chmod(0o755)
+    server = start(
+        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", deaf
+    )
+    wait_for((tmp_path / "started").exists, server)
+    server.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.wait(1)
+    begin = time.monotonic()
+    server.send_signal(signal.SIGINT)
+    assert server.wait(WAIT_S) == 0
+    assert time.monotonic() - begin < 10  # a patient end would take 15 s
+    assert "the server did not end by itself: killing it" in errors_of(server)
