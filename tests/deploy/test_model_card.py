@@ -39,17 +39,12 @@ def card(tmp_path: Path) -> Callable[..., str]:
     server = {**engine, "name": f"{SECRET_PLACES[0]}/model", "top1_agreement": None, "log_probability_difference": None}
     (parity / "parity.json").write_text(json.dumps({"passed": True, "num_samples": 50, "engines": [engine, server]}))
     (tmp_path / "dataset" / "eval.jsonl").write_text("{}\n")
-    (tmp_path / "dataset" / "conversion_report.json").write_text(
-        json.dumps(
-            {
-                "sessions": {"found": 33, "with_samples": 30},
-                "turns": 657,
-                "samples": 503,
-                "turns_without_sample": {"failed_answer": 154, "no_button": 0},
-                "splits": {"train": {"sessions": 27, "samples": 446}, "eval": {"sessions": 3, "samples": 57}},
-            }  # fmt: skip
-        )
-    )
+    conversion = {
+        "sessions": {"found": 33, "with_samples": 30}, "turns": 657, "samples": 503,
+        "turns_without_sample": {"failed_answer": 154, "no_button": 0},
+        "splits": {"train": {"sessions": 27, "samples": 446}, "eval": {"sessions": 3, "samples": 57}},
+    }  # fmt: skip
+    (tmp_path / "dataset" / "conversion_report.json").write_text(json.dumps(conversion))
 
     def render(*, base: str = "google/gemma-3-4b-it", config: dict[str, Any] | None = None, **changes: Any) -> str:
         (model / "config.json").write_text(json.dumps({"model_type": "gemma3", **(config or {})}))

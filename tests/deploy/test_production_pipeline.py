@@ -201,6 +201,43 @@ def test_a_whole_model_is_not_merged(tiny_model: Path, toy_dataset: Path, tmp_pa
     ]
 
 
+def test_gates_of_exports_and_parity_judge_what_was_measured(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("llama_cpp")
+    out = tmp_path / "out"
+    for name, size in (("model-f16.gguf", 4 << 20), ("model-q8_0.gguf", 2 << 20), ("mmproj-f16.gguf", 1 << 20)):
+        (out / "gguf").mkdir(parents=True, exist_ok=True)
+        (out / "gguf" / name).write_bytes(bytes(size))
+    failure = {"gate": "log_probability_difference", "value": 0.3, "limit": 0.2, "message": "0.3 is above 0.2"}
+    engine = {
+        "name": "model-q8_0.gguf", "button_agreement": 0.96, "written_agreement": None, "failures": [failure],
+        "button_log_probability_difference": {"mean": 0.1, "max": 1.0},
+        "log_probability_difference": {"mean": 0.3, "max": 1.0},
+    }  # fmt: skip
+    (out / "parity").mkdir()
+    (out / "parity" / "parity.json").write_text(json.dumps({"engines": [engine]}))
+
+    def failed(step: str, **changes: Any) -> list[str]:
+        options = PipelineOptions(
+            checkpoint=str(tiny_model), dataset_path=str(toy_dataset), output_dir=str(out), **changes
+        )
+        steps = {one.name: one for one in make_plan(options).steps}
+        assert list(steps) == ["evaluate", "export_gguf", "parity", "register"]
+        return [str(gate) for gate in steps[step].gates() if not gate.holds]
+
+    assert failed("export_gguf", max_export_gib=0.004) == []
+    assert failed("export_gguf", max_export_gib=0.002) == [
+        "smallest model in gguf 0.00293, --max_export_gib 0.002 (at most)"
+    ]
+    unlike = "model-q8_0.gguf button_agreement 0.96, --min_agreement 0.98 (at least)"
+    far = "model-q8_0.gguf log_probability_difference 0.3, --max_log_probability_difference"
+    assert failed("parity") == [unlike, f"{far} 0.2 (at most)"]
+    assert failed("parity", min_agreement=0.95) == [f"{far} 0.2 (at most)"]
+    assert failed("parity", min_agreement=0.95, max_log_probability_difference=0.25) == [f"{far} 0.25 (at most)"]
+    assert failed("parity", min_agreement=0.95, max_log_probability_difference=0.35) == []
+
+
 # --- the Hub
 
 
@@ -265,7 +302,7 @@ def test_an_upload_holds_model_exports_and_card_and_no_run_json(stand_in: Any, t
     url = hub.push("me/model", model, card="# card", exports={"gguf": gguf}, private=True, endpoint=stand_in.url)
     assert url == f"{stand_in.url}/me/model/commit/1"
     created = next(body for path, _, body in stand_in.seen if path.endswith("/repos/create"))
-    assert json.loads(created)["private"] is True
+    assert json.loads(created)["visibility"] == "private"
     committed = next(body for path, _, body in stand_in.seen if "/commit/" in path)
     lines = [json.loads(line)["value"] for line in committed.splitlines()]
     paths = {line["path"] for line in lines if "path" in line}
