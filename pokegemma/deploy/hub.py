@@ -5,9 +5,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+# HTTPError: of the client that this version of the library uses, httpx or httpx2.
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from pokegemma.deploy.content import content_files
@@ -53,6 +54,6 @@ def push(
                     link.symlink_to(path.resolve())
             Path(folder, "README.md").write_text(card, encoding="utf-8")
             done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload from pokegemma")
-    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise PokegemmaError(f"--push_to_hub {repo}: {' '.join(str(error).split())[:300]}") from error
     return str(done.commit_url)

@@ -253,7 +253,10 @@ class StandIn(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        self.answer({"id": "me/model", "sha": "0" * 40, "siblings": []})
+        if self.server.refuses:
+            self.answer({"error": "You don't have the rights"}, status=403)
+        else:
+            self.answer({"id": "me/model", "sha": "0" * 40, "siblings": []})
 
     def do_POST(self) -> None:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -311,6 +314,8 @@ def test_an_upload_holds_model_exports_and_card_and_no_run_json(stand_in: Any, t
     stand_in.refuses = True
     with pytest.raises(PokegemmaError, match=r"^--push_to_hub me/model: .*403"):
         hub.push("me/model", model, card="# card", exports={}, private=True, endpoint=stand_in.url)
+    with pytest.raises(PokegemmaError, match=r"^--push_to_hub me/model: "):  # nobody listens there
+        hub.push("me/model", model, card="# card", exports={}, private=True, endpoint="http://127.0.0.1:9")
 
 
 def test_an_upload_that_cannot_work_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
