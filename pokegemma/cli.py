@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import yaml
@@ -57,6 +58,42 @@ def parse_options(*option_types: type, description: str, argv: Sequence[str] | N
             choices = ", ".join(map(str, action.choices))
             raise PokegemmaError(f"--{action.dest}: {value!r} is not one of {choices}")
     return options
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of a script's commands: the dataclass of its options, and those that may be given by place."""
+
+    options: type
+    positional: tuple[str, ...] = ()
+
+
+def parse_command(
+    commands: Mapping[str, Command], *, description: str, argv: Sequence[str] | None = None
+) -> tuple[str, Any]:
+    """Return the command that the first word names, and its options; words before the first flag go to `positional`.
+
+    Raises:
+        PokegemmaError: no such command, one word too many, or what `parse_options` refuses.
+    """
+    first, *words = (sys.argv[1:] if argv is None else argv) or [""]
+    if first in ("-h", "--help"):
+        parsers = [
+            _Parser([command.options], prog=" ".join((name, *map(str.upper, command.positional))))
+            for name, command in commands.items()
+        ]
+        print(description, *(parser.format_usage().removeprefix("usage: ") for parser in parsers), sep="\n")
+        sys.exit(0)
+    if first not in commands:
+        raise PokegemmaError(f"{first or 'no command'}: take one of {', '.join(commands)} (see --help)")
+    command, arguments = commands[first], []
+    for name in command.positional:
+        if words and not words[0].startswith("-"):
+            arguments += [f"--{name}", words.pop(0)]
+    if words and not words[0].startswith("-"):
+        raise PokegemmaError(f"{first}: unexpected {words[0]!r} (see --help)")
+    (options,) = parse_options(command.options, description=description, argv=[*arguments, *words])
+    return first, options
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -26,6 +26,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_if_changed(path: Path, text: str) -> None:
+    """Write a file, whole or not at all, unless it holds this text already."""
+    if path.is_file() and path.read_bytes() == text.encode():
+        return
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _stage_of(folder: Path) -> str | None:
     try:
         return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["stage"]

@@ -24,12 +24,18 @@ class MergeOptions:
         default=None, metadata={"help": "Samples to verify on; default: those that the adapter was trained with."}
     )
     num_samples: int = field(default=8, metadata={"help": "Samples to verify on."})
+    stored_tolerance: float | None = field(
+        default=None,
+        metadata={"help": "With --verify: largest difference of the stored weights' logits. Default: by --dtype."},
+    )
     device: str = field(default="cpu", metadata={"help": "Where to merge; float32 weights of a 4B need 17 GB."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_path."})
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise PokegemmaError(f"--num_samples: {self.num_samples} is not at least 1")
+        if self.stored_tolerance is not None and not self.stored_tolerance > 0:
+            raise PokegemmaError(f"--stored_tolerance: {self.stored_tolerance} is not above 0")
 
 
 def verification_file(options: MergeOptions) -> Path:
@@ -48,18 +54,19 @@ def verification_file(options: MergeOptions) -> Path:
 
 def main() -> None:
     (options,) = parse_options(MergeOptions, description=__doc__)
-    from pokegemma.deploy.merge import MERGE_TOLERANCE, STORED_TOLERANCE, merge
+    from pokegemma.deploy.merge import merge
+    from pokegemma.deploy.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
 
     result = merge(
         Path(options.lora_path), Path(options.output_path), base=options.base_model, dtype=options.dtype,
         verify_on=verification_file(options) if options.verify else None, num_samples=options.num_samples,
-        device=options.device, overwrite=options.overwrite,
+        stored_tolerance=options.stored_tolerance, device=options.device, overwrite=options.overwrite,
     )  # fmt: skip
     if result:
         print(f"logits on the answers of {result.num_samples} samples, relative root mean square difference:")
         print(f"  adapter + base against base         {result.adapter_effect:.2e}  (more than 0)")
         print(f"  merged against adapter + base       {result.merged_error:.2e}  (at most {MERGE_TOLERANCE:.0e})")
-        stored = STORED_TOLERANCE[result.dtype]
+        stored = options.stored_tolerance or STORED_TOLERANCE[result.dtype]
         print(f"  stored {result.dtype} against the same    {result.stored_error:.2e}  (at most {stored:.0e})")
     print(f"merged checkpoint in {options.output_path}")
 

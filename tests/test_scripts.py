@@ -120,12 +120,27 @@ TABLE = {
         mistake="",
         error="MODEL_PATH is not set",
     ),
+    "model_registry": Calls(
+        success="register --model_path {merge_qlora} --registry_uri {out}/registry.db",
+        says="registered ",
+        writes=("registry.db", "artifacts"),
+        mistake="promote 1 --registry_uri {out}/registry.db",
+        error="{out}/registry.db: no registry there",
+    ),
     "precompute_features": Calls(
         success="--dataset_path {toy_dataset} --model_name_or_path {tiny_model} --vision_features {out}",
         says="{out}: 50 frames, 0.00 MiB each, 0.00 GiB",
         writes=("key.json", "chunks"),
         mistake="--dataset_path missing --vision_features {out}",
         error="missing not found",
+    ),
+    "production_pipeline": Calls(
+        success="--checkpoint {sft_pokemon_gemma3} --dataset_path {toy_dataset} --output_dir {out} --exports none "
+        "--no_register --max_samples 2 --no_generate --min_gain_over_baseline -1",
+        says="merge ",
+        writes=("merged", "evaluation", "README.md", "pipeline.json", "logs"),
+        mistake="--checkpoint missing --dataset_path {toy_dataset} --output_dir {out}",
+        error="--checkpoint missing: no such folder",
     ),
     "record_toy_game": Calls(
         success="--output_dir {out} --num_sessions 3 --num_turns 6",
@@ -164,7 +179,10 @@ TABLE = {
         error="missing not found",
     ),
 }
-SLOW = {"convert_to_gguf", "convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "sft_pokemon_gemma3"}
+SLOW = {
+    "convert_to_gguf", "convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "model_registry",
+    "production_pipeline", "sft_pokemon_gemma3",
+}  # fmt: skip
 
 
 def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from pokegemma.data.samples import Sample, read_samples
+from pokegemma.deploy.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
@@ -32,12 +33,6 @@ from pokegemma.training.models import (
 from pokegemma.training.processor_collator import Collator, make_collator
 
 logger = logging.getLogger(__name__)
-
-MERGE_TOLERANCE = 1e-4
-"""Largest relative difference of logits between adapter + base and merged weights, both in float32."""
-
-STORED_TOLERANCE: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 3e-2}
-"""The same for the checkpoint read back from disk, whose weights were rounded to its type."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +128,8 @@ def _relative_rms(difference: torch.Tensor, reference: torch.Tensor) -> float:
     return (difference.square().mean() / reference.square().mean()).sqrt().item()
 
 
-def check(verification: Verification) -> None:
-    """Judge a verification.
+def check(verification: Verification, *, stored_tolerance: float | None = None) -> None:
+    """Judge a verification; `stored_tolerance` replaces that of its type in `STORED_TOLERANCE`.
 
     Raises:
         CheckFailedError: the adapter changes nothing, or the merged weights do not say what adapter + base say.
@@ -144,7 +139,7 @@ def check(verification: Verification) -> None:
         raise CheckFailedError("the adapter changes nothing: was it trained?")
     for name, error, tolerance in (
         ("merged", v.merged_error, MERGE_TOLERANCE),
-        (f"stored {v.dtype}", v.stored_error, STORED_TOLERANCE[v.dtype]),
+        (f"stored {v.dtype}", v.stored_error, stored_tolerance or STORED_TOLERANCE[v.dtype]),
     ):
         if math.isnan(error) or error > tolerance:
             raise CheckFailedError(
@@ -165,6 +160,7 @@ def merge(
     dtype: Dtype = "bfloat16",
     verify_on: Path | None = None,
     num_samples: int = 8,
+    stored_tolerance: float | None = None,
     device: str = "cpu",
     overwrite: bool = False,
 ) -> Verification | None:
@@ -175,6 +171,7 @@ def merge(
     Args:
         base: folder or Hub id; None: the one that the adapter names.
         verify_on: JSONL file whose first `num_samples` samples are put to base, adapter + base, merged and stored.
+        stored_tolerance: as in `check`.
 
     Raises:
         PokegemmaError: the adapter, the base or the disk is at fault.
@@ -229,7 +226,7 @@ def merge(
                 stored_error=_relative_rms(logits["stored"] - reference, reference),
                 dtype=dtype,
             )
-            check(verification)
+            check(verification, stored_tolerance=stored_tolerance)
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
             folder, stage="merge", options=options, **facts,

@@ -1,0 +1,7 @@
+"""How far merged weights may be from adapter + base; apart, since asking for it should not load torch."""
+
+MERGE_TOLERANCE = 1e-4
+"""Largest relative difference of logits between adapter + base and merged weights, both in float32."""
+
+STORED_TOLERANCE: dict[str, float] = {"float32": 1e-4, "bfloat16": 3e-2}
+"""The same for the checkpoint read back from disk, whose weights were rounded to its type."""
