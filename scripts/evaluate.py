@@ -7,17 +7,17 @@ Writes metrics.json, predictions.jsonl, report.html (one page, no network) and r
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
-from pokegemma.data.prompts import LAYOUTS
 from pokegemma.data.samples import dataset_hash, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
+from pokegemma.evaluation.view import resolve_view
 from pokegemma.outputs import atomic_folder
-from pokegemma.provenance import read_run_record, write_run_record
+from pokegemma.provenance import write_run_record
 
 _NUM_LATENCY_SAMPLES = 20
 
@@ -93,26 +93,16 @@ def check_output(options: EvaluateOptions, dataset: Path) -> None:
             raise PokegemmaError(f"--output_dir {options.output_dir} holds the {what}; choose another path")
 
 
-def resolve_view(options: EvaluateOptions) -> None:
-    """Fill in how samples are shown, where no option says it: as the model was trained."""
-    record = read_run_record(Path(options.model_path)) or {}
-    trained = (record.get("training") or record).get("options", {})  # a merged model's record holds its adapter's
-    options.layout = options.layout or (trained.get("layout") if trained.get("layout") in LAYOUTS else "grid")
-    options.max_decisions = options.max_decisions or trained.get("max_decisions") or 16
-    if options.overlap_decisions is None:
-        options.overlap_decisions = min(trained.get("overlap_decisions", 2), options.max_decisions - 1)
-    if not 0 <= options.overlap_decisions < options.max_decisions:
-        raise PokegemmaError(
-            f"--overlap_decisions: {options.overlap_decisions} is not between 0 and {options.max_decisions - 1}"
-        )
-
-
 def main() -> None:
     (options,) = parse_options(EvaluateOptions, description=__doc__)
     held_out, train = find_files(options.dataset_path)
     check_output(options, held_out.parent)
-    resolve_view(options)
-    layout, folder = options.layout, held_out.parent
+    view = resolve_view(
+        options.model_path, layout=options.layout, max_decisions=options.max_decisions,
+        overlap_decisions=options.overlap_decisions,
+    )  # fmt: skip
+    layout, folder = view.layout, held_out.parent
+    options = replace(options, **asdict(view))
     from pokegemma.evaluation import conversation, metrics, predict, report
     from pokegemma.training.image_attention import attention_facts
     from pokegemma.training.image_size import describe_image_size, picture_facts
@@ -122,7 +112,7 @@ def main() -> None:
     stretches: list[Trajectory] = []
     if layout == "trajectory":
         stretches = list(
-            cut_trajectories(available, max_decisions=options.max_decisions, overlap=options.overlap_decisions)
+            cut_trajectories(available, max_decisions=view.max_decisions, overlap=view.overlap_decisions)
         )
         share = len(samples) / len(available)
         stretches = report.evenly_spread(stretches, math.ceil(share * len(stretches)))
@@ -157,7 +147,7 @@ def main() -> None:
         facts = {
             "model": options.model_path,
             "data": f"{held_out}: {len(samples)} decisions of {len(available)}, {result['num_sessions']} sessions",
-            "layout": layout + (f", {options.max_decisions} decisions at most" if stretches else ""),
+            "layout": layout + (f", {view.max_decisions} decisions at most" if stretches else ""),
             "image size": describe_image_size(model.config),
             **{name.replace("_", " "): value for name, value in attention_facts(model.config).items()},
             "vision": "from the feature cache, not in the latency" if options.vision_features else "encoded here",

@@ -58,6 +58,15 @@ class Conversation:
         return read_branches(logits, tokens)[0]
 
     @torch.inference_mode()
+    def read(self, answer: Sequence[int]) -> torch.Tensor:
+        """Return the logits (length, vocabulary) of each token of an answer, given those before it."""
+        num_tokens, rows = self.num_tokens, [self._logits[None]]
+        if len(answer) > 1:
+            rows.append(self._forward(list(answer[:-1]), keep=len(answer) - 1)[0])
+            self._forget_after(num_tokens)
+        return torch.cat(rows)[: len(answer)]
+
+    @torch.inference_mode()
     def generate(self, *, stops: Sequence[int], max_new_tokens: int) -> list[int]:
         """Return the tokens of the greedy answer, up to the first of `stops`."""
         num_tokens, logits, written = self.num_tokens, self._logits, []

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 _INK, _FAINT = "#7d8590", "#7d859055"
 _MODEL, _BASELINE, _INTERVAL = "#2f81f7", "#9aa4b0", "#bf8700"
+_FAILED = "#c9372c"
 _STYLE = {
     "font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     "axes.edgecolor": _FAINT, "axes.spines.top": False, "axes.spines.right": False, "grid.color": _FAINT,
@@ -86,3 +87,29 @@ def plot_reliability(bins: Sequence[Mapping[str, Any]]) -> str:
         axes.grid(linewidth=0.6)
 
     return _draw(4.6, 3.5, draw)
+
+
+def plot_differences(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the mean and the largest difference in log-probability of the buttons, and the limit of the mean."""
+
+    def draw(axes: Axes) -> None:
+        spreads = [row["button_log_probability_difference"] for row in rows]
+        limits = [row.get("max_log_probability_difference") for row in rows]
+        smallest = min((value for spread in spreads for value in spread.values() if value > 0), default=1e-6)
+        floor = smallest / 3  # a difference of zero has no place on this axis: it stands at its left end
+        for place, (row, spread, limit) in enumerate(zip(rows, spreads, limits, strict=True)):
+            mean, largest = (max(spread[name], floor) for name in ("mean", "max"))
+            color = _BASELINE if limit is None else _MODEL if row.get("passed") else _FAILED
+            axes.plot([mean, largest], [place, place], color=color, linewidth=2.4, solid_capstyle="round")
+            axes.plot(mean, place, "o", color=color, markersize=8)
+            axes.plot(largest, place, "|", color=color, markersize=9, markeredgewidth=2)
+            if limit:
+                axes.plot([limit, limit], [place - 0.34, place + 0.34], color=_INTERVAL, linewidth=2)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", linewidth=0.6)
+        axes.set_xlabel("difference in log-probability (dot: mean; end: largest; upright line: limit of the mean)")
+
+    return _draw(7.6, 0.8 + 0.42 * len(rows), draw)
