@@ -140,9 +140,7 @@ class Comparison:
                  "file_bytes": None}  # fmt: skip
 
         def ask() -> Measured:
-            model = choose_model(
-                server.url, model=server.model, timeout_s=server.timeout_s, api_key=server.api_key
-            )
+            model = choose_model(server.url, model=server.model, timeout_s=server.timeout_s, api_key=server.api_key)
             facts["name"] = f"server {model}"
             options = {"model": model, "timeout_s": server.timeout_s, "api_key": server.api_key}
             return self._with_bar(
@@ -152,9 +150,7 @@ class Comparison:
 
         return self._judge(facts, ask, limit=self.gates.max_difference)
 
-    def _judge(
-        self, facts: dict[str, Any], ask: Callable[[], Measured], *, limit: float | None
-    ) -> dict[str, Any]:
+    def _judge(self, facts: dict[str, Any], ask: Callable[[], Measured], *, limit: float | None) -> dict[str, Any]:
         try:
             measured = ask()
         except EngineFailedError as error:
@@ -218,4 +214,3 @@ def run_comparison(comparison: Comparison, specs: Sequence[EngineSpec], servers:
 
 def _size(spec: EngineSpec) -> int:
     return sum(file.stat().st_size for file in spec.files if file.is_file())
-

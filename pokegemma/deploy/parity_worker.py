@@ -26,7 +26,6 @@ from pokegemma.deploy.engines import Engine
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 
-
 _EXTRAS = {"llama_cpp": "gguf", "mlx": "mlx", "mlx_vlm": "mlx"}
 
 
@@ -123,9 +122,7 @@ def load_engine(spec: EngineSpec) -> Engine:
     if spec.kind == "transformers":
         from pokegemma.deploy.transformers_engine import TransformersEngine
 
-        return TransformersEngine(
-            spec.path, dtype=spec.dtype, device=spec.device, image_attention=spec.image_attention
-        )
+        return TransformersEngine(spec.path, dtype=spec.dtype, device=spec.device, image_attention=spec.image_attention)
     if spec.kind == "llama.cpp":
         from pokegemma.deploy.llama_cpp_engine import LlamaCppEngine
 
@@ -237,10 +234,8 @@ def _started(
         yield process, receiver
     finally:
         receiver.close()
-        process.join(timeout=5)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.kill()  # all that it knows has been told, or nobody waits for it any more
+        process.join()
 
 
 def _last_words(exit_code: int | None, log: Path) -> str:
