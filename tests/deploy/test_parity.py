@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pokegemma.deploy.transformers_engine import TransformersEngine
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.evaluation.view import View
-from tests.deploy.served import SIZE_PX
+from tests.deploy.served import SIZE_PX, free_port, write_colour_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTION = "multi_modal_projector.mm_input_projection_weight"
@@ -223,6 +224,75 @@ def test_stdout_names_engine_gate_value_limit_and_sample(faulty: tuple) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+# --- servers
+
+
+@pytest.fixture
+def opposite_model(colour_dataset: Path, tmp_path: Path) -> Path:
+    """Return a model that has learned the other button for each colour."""
+    dataset = Path(shutil.copytree(colour_dataset, tmp_path / "opposite_dataset"))
+    (dataset / "red.png").write_bytes((colour_dataset / "blue.png").read_bytes())
+    (dataset / "blue.png").write_bytes((colour_dataset / "red.png").read_bytes())
+    folder = tmp_path / "opposite"
+    folder.mkdir()
+    write_colour_model(folder, dataset)
+    return folder
+
+
+@pytest.fixture
+def server(opposite_model: Path, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of llama.cpp's server of the opposite model."""
+    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
+    from pokegemma.deploy.converter_source import find_converter
+    from pokegemma.deploy.gguf import convert
+
+    convert(opposite_model, tmp_path / "served", quantizations=["f16"], converter=find_converter(None))
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, ROOT / "scripts/serve.py", "--engine", "llama.cpp", "--model_path", tmp_path / "served",
+               "--port", port]  # fmt: skip
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout.readline().startswith(f"ready: {url}"), (tmp_path / "server.log").read_text()
+    yield url
+    process.terminate()
+    process.wait(60)
+    process.stdout.close()
+
+
+@pytest.mark.slow
+def test_a_wrong_model_behind_a_server_is_caught_and_the_right_one_passes(
+    server: str, opposite_model: Path, colour_model: Path, colour_dataset: Path, tmp_path: Path
+) -> None:
+    done, wrong = check_parity(colour_model, colour_dataset, tmp_path / "wrong", "--server", server)
+    (engine,) = wrong["engines"]
+    assert done.returncode == 1
+    assert gates_failed(wrong, engine["name"]) == ["button_agreement", "written_agreement"]
+    assert engine["button_agreement"] == 0.0
+    assert (engine["prompts_equal"], engine["peak_memory_bytes"], engine["file_bytes"]) == (None, None, None)
+    assert "not told" in done.stdout
+
+    done, right = check_parity(opposite_model, colour_dataset, tmp_path / "right", "--server", server)
+    assert done.returncode == 0, done.stderr
+    (engine,) = right["engines"]
+    assert (engine["button_agreement"], engine["top1_agreement"], engine["valid_json_rate"]) == (1.0, 1.0, 1.0)
+    assert engine["log_probability_difference"]["mean"] < 0.02
+
+
+@pytest.mark.slow
+def test_a_server_that_is_not_there_fails_and_the_rest_goes_on(
+    closed_url: str, colour_model: Path, colour_dataset: Path, tmp_path: Path
+) -> None:
+    same = Path(shutil.copytree(colour_model, tmp_path / "same"))
+    done, result = check_parity(
+        colour_model, colour_dataset, tmp_path / "out", "--server", closed_url, "--transformers", same
+    )
+    assert done.returncode == 1
+    assert [(engine["name"], engine["passed"]) for engine in result["engines"]] == [
+        ("transformers same", True), (f"server {closed_url}", False),
+    ]  # fmt: skip
+    assert gates_failed(result, f"server {closed_url}") == ["runs"]
+
+
 # --- parts
 
 
@@ -247,7 +317,7 @@ GATES = parity.Gates(min_agreement=0.98, max_difference=0.1, max_invalid_json=0.
         ({"text": '{"button": "down"}'}, "written_agreement"),
         ({"text": "up"}, "valid_json_rate"),
         ({"log_probabilities": np.array([-0.1, -0.6], np.float32)}, "log_probability_difference"),
-        ({"buttons": np.array([-1.1, *[-5.0] * 7], np.float32)}, "button_log_probability_difference"),
+        ({"buttons": np.array([-2.9, *[-5.0] * 7], np.float32)}, "button_log_probability_difference"),
     ],
 )
 def test_every_gate_can_fail_and_names_the_first_sample(changes: dict[str, Any], gate: str, toy_dataset: Path) -> None:
