@@ -17,6 +17,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.view import View
 from pokegemma.training.collator import ButtonTokens
 from pokegemma.training.families import require_exact
+from pokegemma.training.image_attention import image_attention
 from pokegemma.training.models import load_config, load_processor
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Comparison:
             max_new_tokens=max_new_tokens,
         )  # fmt: skip
         task.question(0)  # a mistake in dataset or layout shows before a model is loaded
-        return cls(reference, task, gates, tokenizer, getattr(config, "image_attention", "bidirectional"))
+        return cls(reference, task, gates, tokenizer, image_attention(config))
 
     def ask(self, spec: EngineSpec) -> Measured:
         """Ask an engine, with a progress bar."""
