@@ -26,6 +26,7 @@ from pokegemma.deploy.engines import Engine
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 
+_EXIT_TIMEOUT_S = 20
 _EXTRAS = {"llama_cpp": "gguf", "mlx": "mlx", "mlx_vlm": "mlx"}
 
 
@@ -234,8 +235,10 @@ def _started(
         yield process, receiver
     finally:
         receiver.close()
-        process.kill()  # all that it knows has been told, or nobody waits for it any more
-        process.join()
+        process.join(timeout=_EXIT_TIMEOUT_S)  # killed at once, it would leave semaphores for others to clean up
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def _last_words(exit_code: int | None, log: Path) -> str:
