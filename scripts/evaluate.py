@@ -111,9 +111,7 @@ def main() -> None:
     samples = report.evenly_spread(available, options.max_samples or len(available))
     stretches: list[Trajectory] = []
     if layout == "trajectory":
-        stretches = list(
-            cut_trajectories(available, max_decisions=view.max_decisions, overlap=view.overlap_decisions)
-        )
+        stretches = list(cut_trajectories(available, max_decisions=view.max_decisions, overlap=view.overlap_decisions))
         share = len(samples) / len(available)
         stretches = report.evenly_spread(stretches, math.ceil(share * len(stretches)))
         samples = [sample for stretch in stretches for sample in stretch.counted]

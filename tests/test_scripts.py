@@ -41,6 +41,14 @@ TRAINING = (
     "--eval_strategy no --dataloader_num_workers 0 --report_to none --logging_steps 1"
 )
 TABLE = {
+    "check_parity": Calls(
+        success="--model_path {tiny_model} --dataset_path {toy_dataset} --output_dir {out} --num_samples 2 "
+        "--transformers {tiny_model} --max_new_tokens 4 --max_log_probability_difference 0",
+        says="PASS  transformers ",
+        writes=("parity.json", "report.html", "run.json"),
+        mistake="--model_path {tiny_model} --dataset_path {toy_dataset} --output_dir {out}",
+        error="nothing to compare: pass --gguf, --mlx, --transformers or --server",
+    ),
     "convert_eevee_data_v2": Calls(
         success="--eevee_data_dir {record_toy_game}/runs --output_dir {out} --num_workers 1",
         says="sessions                3 (0 without samples, 0 unreadable or copies)",
@@ -180,7 +188,7 @@ TABLE = {
     ),
 }
 SLOW = {
-    "convert_to_gguf", "convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "model_registry",
+    "check_parity", "convert_to_gguf", "convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "model_registry",
     "production_pipeline", "sft_pokemon_gemma3",
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ def format_difference(spread: Mapping[str, float] | None) -> str:
 
 def format_mib(num_bytes: int | None) -> str:
     """Return bytes in MiB, or a dash for None."""
-    return "–" if num_bytes is None else f"{num_bytes / 2**20:,.1f}" if num_bytes < 2**27 else f"{num_bytes / 2**20:,.0f}"
+    return "–" if num_bytes is None else f"{num_bytes / 2**20:,.1f}"
 
 
 def format_prompts(equal: bool | None) -> str:
@@ -107,14 +107,13 @@ def failure_line(result: Mapping[str, Any]) -> str:
 
 def headline(result: Mapping[str, Any]) -> str:
     """Return the result in one sentence."""
-    bad = [engine["name"] for engine in result["engines"] if not engine["passed"]]
-    total = len(result["engines"])
-    decisions = f"on {result['num_samples']} decisions"
-    if not bad:
-        return f"{'The export says' if total == 1 else f'All {total} exports say'} what the reference says, {decisions}."
-    if len(bad) == total:
-        return f"{'The export does not say' if total == 1 else 'No export says'} what the reference says, {decisions}."
-    return f"{len(bad)} of {total} exports {'does' if len(bad) == 1 else 'do'} not say what the reference says, {decisions}."
+    bad, total = sum(not engine["passed"] for engine in result["engines"]), len(result["engines"])
+    says = f"what the reference says, on {result['num_samples']} decisions."
+    if total == 1:
+        return f"The export {'does not say' if bad else 'says'} {says}"
+    return (
+        f"{bad} of {total} exports {'does' if bad == 1 else 'do'} not say {says}" if bad else f"All exports say {says}"
+    )
 
 
 def _pictures(task: Task, place: int) -> str:

@@ -17,6 +17,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.view import View
 from pokegemma.training.collator import ButtonTokens
 from pokegemma.training.families import require_exact
+from pokegemma.training.image_attention import image_attention
 from pokegemma.training.models import load_config, load_processor
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Comparison:
             max_new_tokens=max_new_tokens,
         )  # fmt: skip
         task.question(0)  # a mistake in dataset or layout shows before a model is loaded
-        return cls(reference, task, gates, tokenizer, getattr(config, "image_attention", "bidirectional"))
+        return cls(reference, task, gates, tokenizer, image_attention(config))
 
     def ask(self, spec: EngineSpec) -> Measured:
         """Ask an engine, with a progress bar."""
@@ -140,9 +141,7 @@ class Comparison:
                  "file_bytes": None}  # fmt: skip
 
         def ask() -> Measured:
-            model = choose_model(
-                server.url, model=server.model, timeout_s=server.timeout_s, api_key=server.api_key
-            )
+            model = choose_model(server.url, model=server.model, timeout_s=server.timeout_s, api_key=server.api_key)
             facts["name"] = f"server {model}"
             options = {"model": model, "timeout_s": server.timeout_s, "api_key": server.api_key}
             return self._with_bar(
@@ -152,9 +151,7 @@ class Comparison:
 
         return self._judge(facts, ask, limit=self.gates.max_difference)
 
-    def _judge(
-        self, facts: dict[str, Any], ask: Callable[[], Measured], *, limit: float | None
-    ) -> dict[str, Any]:
+    def _judge(self, facts: dict[str, Any], ask: Callable[[], Measured], *, limit: float | None) -> dict[str, Any]:
         try:
             measured = ask()
         except EngineFailedError as error:
@@ -218,4 +215,3 @@ def run_comparison(comparison: Comparison, specs: Sequence[EngineSpec], servers:
 
 def _size(spec: EngineSpec) -> int:
     return sum(file.stat().st_size for file in spec.files if file.is_file())
-

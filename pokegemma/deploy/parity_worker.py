@@ -26,7 +26,7 @@ from pokegemma.deploy.engines import Engine
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 
-
+_EXIT_TIMEOUT_S = 20
 _EXTRAS = {"llama_cpp": "gguf", "mlx": "mlx", "mlx_vlm": "mlx"}
 
 
@@ -123,9 +123,7 @@ def load_engine(spec: EngineSpec) -> Engine:
     if spec.kind == "transformers":
         from pokegemma.deploy.transformers_engine import TransformersEngine
 
-        return TransformersEngine(
-            spec.path, dtype=spec.dtype, device=spec.device, image_attention=spec.image_attention
-        )
+        return TransformersEngine(spec.path, dtype=spec.dtype, device=spec.device, image_attention=spec.image_attention)
     if spec.kind == "llama.cpp":
         from pokegemma.deploy.llama_cpp_engine import LlamaCppEngine
 
@@ -237,7 +235,7 @@ def _started(
         yield process, receiver
     finally:
         receiver.close()
-        process.join(timeout=5)
+        process.join(timeout=_EXIT_TIMEOUT_S)  # killed at once, it would leave semaphores for others to clean up
         if process.is_alive():
             process.kill()
             process.join()

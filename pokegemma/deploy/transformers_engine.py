@@ -13,6 +13,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.conversation import Conversation
 from pokegemma.evaluation.predict import stop_tokens
 from pokegemma.training.families import require_exact
+from pokegemma.training.image_attention import image_attention as own_image_attention
 from pokegemma.training.models import default_device, load_config, load_model, load_processor
 from pokegemma.training.vision import encode_pictures
 
@@ -41,7 +42,7 @@ class TransformersEngine:
         if dtype == "auto":
             dtype = str(config.dtype or "float32").removeprefix("torch.")
         self.name = f"transformers {dtype}"
-        self._causal = (image_attention or getattr(config, "image_attention", "bidirectional")) == "causal"
+        self._causal = (image_attention or own_image_attention(config)) == "causal"
         self._model = load_model(folder, dtype=dtype, device=default_device() if device is None else device)
         self._processor = load_processor(folder)
         self._tokenizer = self._processor.tokenizer

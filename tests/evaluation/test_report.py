@@ -16,6 +16,7 @@ from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation import metrics, report
 from pokegemma.evaluation.predict import GeneratedAnswer
+from pokegemma.evaluation.view import View, resolve_view
 from pokegemma.training.models import make_tiny_gemma3
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
@@ -294,12 +295,8 @@ def test_a_merged_model_is_shown_what_its_training_was(tmp_path):
     training = {"options": {"layout": "trajectory", "max_decisions": 5, "overlap_decisions": 1}}
     record = {"stage": "merge", "options": {"layout": "trajectory"}, "training": training}
     (tmp_path / "run.json").write_text(json.dumps(record))
-    specification = importlib.util.spec_from_file_location("evaluate", SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-    options = script.EvaluateOptions(model_path=str(tmp_path), dataset_path="d", output_dir="o")
-    script.resolve_view(options)
-    assert (options.layout, options.max_decisions, options.overlap_decisions) == ("trajectory", 5, 1)
+    assert resolve_view(tmp_path) == View("trajectory", 5, 1)
+    assert resolve_view(tmp_path, layout="grid", max_decisions=1) == View("grid", 1, 0)
 
 
 def test_a_dataset_of_one_session_has_nothing_to_evaluate_on_and_says_so(workspace, tmp_path):
