@@ -104,7 +104,7 @@ def check_files(checkpoint: Checkpoint, models: dict[str, GgufFile], mmproj: Ggu
     for model in models.values():
         expect(model, "tensors of the language model", len(model.shapes), checkpoint.num_text_tensors)
         template = model.fields.get("tokenizer.chat_template")
-        if template != checkpoint.processor.chat_template:
+        if template != checkpoint.chat_template:
             wrong.append(f"{model.path.name}: its chat template is not the checkpoint's")
         if text := [token for token in checkpoint.control_tokens if token not in model.control_tokens]:
             wrong.append(f"{model.path.name}: {', '.join(text)} would be read as text")

@@ -17,6 +17,20 @@ from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.families import TOWER
 from pokegemma.training.models import load_config, load_processor, read_family
 
+_MARKER_BEGIN, _MARKER_END = "<__media", "__>"
+
+
+def served_template(template: str) -> str:
+    """Return a chat template that writes empty lines around pictures, for the servers of llama.cpp.
+
+    Gemma 3's processor adds them to what the template writes, and so training has them. llama.cpp's servers put a
+    marker into the text where a picture is (<__media__>, or a name of their own between the same ends), render the
+    template, and add nothing.
+    """
+    for marker, padded in ((_MARKER_BEGIN, rf"\n\n{_MARKER_BEGIN}"), (_MARKER_END, rf"{_MARKER_END}\n\n")):
+        template = f"{{% filter replace('{marker}', '{padded}') %}}{template}{{% endfilter %}}"
+    return template
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -29,6 +43,11 @@ class Checkpoint:
     image_size_px: int
     image_tokens: int
     processor: Any
+
+    @property
+    def chat_template(self) -> str:
+        """Return the chat template that the GGUF files shall have."""
+        return served_template(self.processor.chat_template)
 
     @property
     def control_tokens(self) -> list[str]:
@@ -94,11 +113,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 @contextlib.contextmanager
 def staged(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Yield a folder of links to a checkpoint, with the files that the converter wants and transformers 5 omits.
+    """Yield a folder of links to a checkpoint, with `chat_template` and the files that the converter wants.
 
-    Merged checkpoints have these. Without them <start_of_turn> becomes text, and the converter says nothing.
+    Merged checkpoints have these files, others of transformers 5 do not. Without them <start_of_turn> becomes text, and
+    the converter says nothing.
     """
-    rewritten = ("tokenizer_config.json", "preprocessor_config.json")
+    rewritten = ("tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / checkpoint.path.resolve().name  # the converter takes the model's name from it
         folder.mkdir()
@@ -107,4 +127,5 @@ def staged(checkpoint: Checkpoint) -> Iterator[Path]:
                 (folder / path.name).symlink_to(path)
         shutil.copyfile(checkpoint.path / "tokenizer_config.json", folder / "tokenizer_config.json")
         write_converter_files(checkpoint.processor, folder)
+        (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         yield folder

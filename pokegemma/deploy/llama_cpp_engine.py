@@ -18,7 +18,6 @@ from pokegemma.deploy.llama_cpp_log import captured_log
 from pokegemma.deploy.questions import Question
 from pokegemma.errors import PokegemmaError
 
-_BEGIN_OF_IMAGE = "<start_of_image>"
 _MARKER = mtmd_cpp.mtmd_default_marker().decode()
 
 
@@ -114,13 +113,16 @@ class LlamaCppEngine:
 
     def _prompt(self, question: Question) -> str:
         token = self._llama.token_bos()
-        text = self._template.render(
-            messages=question.messages, add_generation_prompt=True,
+        # As llama.cpp's servers show a picture to the template; the marks of its begin and end come with the marker.
+        picture = {"type": "text", "text": _MARKER}
+        return self._template.render(
+            messages=[
+                {**message, "content": [picture if part["type"] == "image" else part for part in message["content"]]}
+                for message in question.messages
+            ],
+            add_generation_prompt=True,
             bos_token=self._llama.detokenize([token], special=True).decode(),
-        )  # fmt: skip
-        # Gemma 3's processor puts empty lines around a picture, its chat template does not. llama.cpp adds the marks of
-        # begin and end itself.
-        return text.replace(_BEGIN_OF_IMAGE, f"\n\n{_MARKER}\n\n")
+        )
 
     def _tokenize(self, question: Question) -> "_Chunks":
         return _Chunks(self._vision, self._prompt(question), question.pictures)

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors.torch import load_file, save_file
 
 from pokegemma.deploy import converter_source, gguf
 from pokegemma.deploy.converter_source import find_converter, unpack_converter
-from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint
+from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint, served_template
 from pokegemma.deploy.gguf_files import GgufFile, read_gguf
 from pokegemma.deploy.ollama import modelfile
 from pokegemma.errors import CheckFailedError, PokegemmaError
@@ -64,7 +65,24 @@ def test_the_files_hold_every_tensor_of_the_checkpoint(files: dict[str, GgufFile
 
 def test_pictures_and_chat_template_are_the_checkpoints(files: dict[str, GgufFile]) -> None:
     assert (files["mmproj-f16"].image_size_px, files["mmproj-f16"].image_tokens) == (56, 4)
-    assert files["model-q8_0"].fields["tokenizer.chat_template"] == CHAT_TEMPLATE
+    assert files["model-q8_0"].fields["tokenizer.chat_template"] == served_template(CHAT_TEMPLATE)
+
+
+@pytest.mark.parametrize("marker", ["<__media__>", "<__media_4Kx9__>"])
+def test_the_chat_template_writes_empty_lines_around_pictures_for_servers(marker: str) -> None:
+    parts = [{"type": "text", "text": text} for text in ("Rules.", marker, marker, "Next button?")]
+    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
+        served_template(CHAT_TEMPLATE)
+    )
+    # llama-cpp-python's server hands over the parts, llama-server a text of them.
+    for content in (parts, "".join(part["text"] for part in parts)):
+        text = template.render(
+            messages=[{"role": "user", "content": content}], add_generation_prompt=True, bos_token=""
+        )
+        assert text == (
+            f"<start_of_turn>user\nRules.\n\n{marker}\n\n\n\n{marker}\n\nNext button?<end_of_turn>\n"
+            "<start_of_turn>model\n"
+        )
 
 
 def test_run_json_tells_sizes_and_types(gguf_folder: Path, tiny_model: Path) -> None:
