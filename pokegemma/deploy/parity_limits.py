@@ -14,9 +14,9 @@ from pokegemma.errors import PokegemmaError
 
 LIMITS = {"f32": 0.25, "f16": 0.25, "bf16": 2.0, "8 bits": 4.0, "6 bits": 6.0, "5 bits": 8.0, "4 bits": 16.0}
 """Limit by type of the weights, in units of what bfloat16 costs. Measured on the trained toy model: 0.04 for f16, 0.2
-to 1 for bf16, 0.9 to 1.3 for q8_0, 2.5 for q5_k_m, 3.7 for q4_k_m, and 1.5 to 17 for two swapped rows of the projector.
-So a type of 16 bits shows faults that fewer bits hide; exports of one model share their mmproj: compare an f16 with
-them."""
+to 1 for bf16, 0.9 to 1.3 for q8_0, 2.5 for q5_k_m, 3.7 for q4_k_m, and 1.5 to 17 for two swapped rows of the
+projector. So a type of 16 bits shows faults that fewer bits hide; exports of one model share their mmproj: compare an
+f16 with them."""
 
 _SAFETENSORS_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _GGUF_TYPE = re.compile(r"(?<![a-z0-9])(bf16|f16|f32|i?q([2-8])(?:_\w+)?)(?![a-z0-9])", re.IGNORECASE)
