@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pokegemma.deploy.client import Reply, Token, ask, list_models
+from pokegemma.deploy.client import Reply, ServerError, Token, ask, list_models
 from pokegemma.deploy.parity_worker import EngineFailedError, Measured, Reading, Task
 from pokegemma.errors import PokegemmaError
 
@@ -40,13 +40,23 @@ def ask_server(
     Raises:
         EngineFailedError: it failed to answer one.
     """
-    readings = []
+    readings, num_likeliest = [], _NUM_LIKELIEST
+
+    def put(number: int) -> Reply:
+        return ask(
+            server_url, task.question(number), model=model, max_new_tokens=task.max_new_tokens,
+            timeout_s=timeout_s, api_key=api_key, num_likeliest=num_likeliest,
+        )  # fmt: skip
+
     for number, (answer, beginnings) in enumerate(zip(task.answers or (), texts, strict=True)):
         try:
-            reply = ask(
-                server_url, task.question(number), model=model, max_new_tokens=task.max_new_tokens,
-                timeout_s=timeout_s, api_key=api_key, num_likeliest=_NUM_LIKELIEST,
-            )  # fmt: skip
+            try:
+                reply = put(number)
+            except ServerError as error:
+                if error.failure != "refused" or not num_likeliest:
+                    raise
+                num_likeliest = 0  # llama-cpp-python's server, unless it was started to tell them
+                reply = put(number)
         except PokegemmaError as error:
             raise EngineFailedError(str(error)) from error
         readings.append(_read_reply(reply, answer, beginnings))

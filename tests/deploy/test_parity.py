@@ -241,8 +241,8 @@ def opposite_model(colour_dataset: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(opposite_model: Path, tmp_path: Path) -> Iterator[str]:
-    """Return the URL of llama.cpp's server of the opposite model."""
+def server(request: pytest.FixtureRequest, opposite_model: Path, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of llama.cpp's server of the opposite model; the parameter: how many likeliest tokens it tells."""
     pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
     from pokegemma.deploy.converter_source import find_converter
     from pokegemma.deploy.gguf import convert
@@ -250,7 +250,7 @@ def server(opposite_model: Path, tmp_path: Path) -> Iterator[str]:
     convert(opposite_model, tmp_path / "served", quantizations=["f16"], converter=find_converter(None))
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, ROOT / "scripts/serve.py", "--engine", "llama.cpp", "--model_path", tmp_path / "served",
-               "--port", port]  # fmt: skip
+               "--port", port, "--log_probabilities", request.param]  # fmt: skip
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout.readline().startswith(f"ready: {url}"), (tmp_path / "server.log").read_text()
@@ -261,20 +261,28 @@ def server(opposite_model: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_wrong_model_behind_a_server_is_caught_and_the_right_one_passes(
-    server: str, opposite_model: Path, colour_model: Path, colour_dataset: Path, tmp_path: Path
+@pytest.mark.parametrize("server", [0], indirect=True)
+def test_a_wrong_model_behind_a_server_is_caught(
+    server: str, colour_model: Path, colour_dataset: Path, tmp_path: Path
 ) -> None:
-    done, wrong = check_parity(colour_model, colour_dataset, tmp_path / "wrong", "--server", server)
-    (engine,) = wrong["engines"]
+    done, result = check_parity(colour_model, colour_dataset, tmp_path / "out", "--server", server)
+    (engine,) = result["engines"]
     assert done.returncode == 1
-    assert gates_failed(wrong, engine["name"]) == ["button_agreement", "written_agreement"]
+    assert gates_failed(result, engine["name"]) == ["button_agreement", "written_agreement"]
     assert engine["button_agreement"] == 0.0
     assert (engine["prompts_equal"], engine["peak_memory_bytes"], engine["file_bytes"]) == (None, None, None)
+    assert (engine["top1_agreement"], engine["log_probability_difference"]) == (None, None)  # it was not started so
     assert "not told" in done.stdout
 
-    done, right = check_parity(opposite_model, colour_dataset, tmp_path / "right", "--server", server)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", [5], indirect=True)
+def test_the_right_model_behind_a_server_passes_with_its_log_probabilities(
+    server: str, opposite_model: Path, colour_dataset: Path, tmp_path: Path
+) -> None:
+    done, result = check_parity(opposite_model, colour_dataset, tmp_path / "out", "--server", server)
     assert done.returncode == 0, done.stderr
-    (engine,) = right["engines"]
+    (engine,) = result["engines"]
     assert (engine["button_agreement"], engine["top1_agreement"], engine["valid_json_rate"]) == (1.0, 1.0, 1.0)
     assert engine["log_probability_difference"]["mean"] < 0.02
 
