@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,  # of the client that this version of the library uses, httpx or httpx2
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -67,7 +67,7 @@ def _check_hub_access(model: str) -> Check:
         return Check(name, "FAIL", f"{model}: no such model on the Hugging Face Hub, or it is private: {licence}")
     except OfflineModeIsEnabled:
         return Check(name, "FAIL", f"{absent}, and HF_HUB_OFFLINE forbids to download it")
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         return Check(name, "FAIL", f"{absent}, and the Hugging Face Hub cannot be reached: {reason}")
     except ValueError:
