@@ -84,7 +84,7 @@ class Conversation:
         num_tokens, rows = self.num_tokens, [self._logits[None]]
         if len(answer) > 1:
             rows.append(self._forward(list(answer[:-1]), keep=len(answer) - 1)[0])
-            self._forget_after(num_tokens)
+            self.forget_after(num_tokens)
         return torch.cat(rows)[: len(answer)]
 
     @torch.inference_mode()
