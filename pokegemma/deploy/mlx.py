@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import Gemma3Config
 
 from pokegemma.deploy.mlx_check import Part, check_config, check_processor, check_weights, weight_files
+from pokegemma.deploy.mlx_engine import mlx_processors
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import write_run_record
@@ -177,7 +178,7 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
             "answers will differ a little. How much, and a training flag: docs/deployment.md, Attention inside pictures"
         )
     with atomic_folder(output, stage="mlx", overwrite=overwrite) as folder:
-        with _staged(path, stored) as source, contextlib.redirect_stdout(sys.stderr):
+        with _staged(path, stored) as source, contextlib.redirect_stdout(sys.stderr), mlx_processors():
             try:
                 convert(
                     source, str(folder), quantize=bits < 16, q_bits=bits, q_group_size=_GROUP, dtype="bfloat16",

@@ -1,22 +1,41 @@
 """Run a folder for MLX with mlx-vlm: on the GPU of a Mac, on the CPU elsewhere."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoProcessor
 
 from pokegemma.deploy.engines import SOFT_TOKEN
 from pokegemma.deploy.questions import Question
 from pokegemma.errors import PokegemmaError
 
+_STOCK_LOADER = AutoProcessor.__dict__["from_pretrained"]
 try:
     import mlx.core as mx
+    import mlx_vlm.models.gemma3  # noqa: F401  puts its own loader into transformers' AutoProcessor
     from mlx_vlm.generate import DEFAULT_PREFILL_STEP_SIZE
     from mlx_vlm.utils import load_model, load_processor
 except ImportError as error:
     raise PokegemmaError(f"MLX cannot be used ({error}); install it with: ./init.sh --with mlx") from error
+_MLX_LOADER = AutoProcessor.__dict__["from_pretrained"]
+AutoProcessor.from_pretrained = _STOCK_LOADER
+
+
+@contextlib.contextmanager
+def mlx_processors() -> Iterator[None]:
+    """Let `AutoProcessor` load what mlx-vlm expects while a block runs.
+
+    mlx-vlm changes it for the whole process: every Gemma 3 processor would lose its chat template.
+    """
+    AutoProcessor.from_pretrained = _MLX_LOADER
+    try:
+        yield
+    finally:
+        AutoProcessor.from_pretrained = _STOCK_LOADER
 
 
 def open_processor(folder: Path) -> Any:
@@ -26,7 +45,8 @@ def open_processor(folder: Path) -> Any:
         PokegemmaError: there is none, or it has no chat template.
     """
     try:
-        processor = load_processor(folder, add_detokenizer=False)
+        with mlx_processors():
+            processor = load_processor(folder, add_detokenizer=False)
     except (OSError, ValueError, KeyError) as error:
         raise PokegemmaError(f"{folder}: no processor: {' '.join(str(error).split())[:200]}") from error
     if not getattr(processor, "tokenizer", None) or not processor.tokenizer.chat_template:

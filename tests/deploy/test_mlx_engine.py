@@ -12,6 +12,7 @@ pytest.importorskip("mlx_vlm", reason="needs ./init.sh --with mlx")
 
 import mlx.core as mx
 from mlx.utils import tree_map
+from transformers import AutoProcessor
 
 from pokegemma.deploy import mlx_engine
 from pokegemma.deploy.engines import SOFT_TOKEN
@@ -230,3 +231,8 @@ def test_a_folder_that_lost_its_vision_tower_is_refused(folder: Path) -> None:
 def test_no_folder_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(PokegemmaError, match="missing: no such folder"):
         MlxEngine(tmp_path / "missing")
+
+
+def test_transformers_own_processors_stay_what_they_were(mlx_checkpoint: Path, mlx_folder: Path) -> None:
+    mlx_engine.open_processor(mlx_folder)
+    assert AutoProcessor.from_pretrained(mlx_checkpoint).chat_template == models.CHAT_TEMPLATE
