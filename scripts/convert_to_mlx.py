@@ -36,7 +36,7 @@ def main() -> None:
         size = part.num_bytes / 2**20
         print(f"{part.name:15} {part.stored:10} {part.num_weights:12,} {size:10,.1f}   {part.error:.2%}")
     print(f"{'all':26} {'':12} {sum(part.num_bytes for part in parts) / 2**20:10,.1f}")
-    print(f"MLX folder in {output}; ask it: python -m mlx_vlm server --model {output} --host 127.0.0.1")
+    print(f"MLX folder in {output}; serve it: python scripts/serve.py --engine mlx --model_path {output}")
 
 
 if __name__ == "__main__":
