@@ -108,10 +108,13 @@ class ServerProcesses:
             pid: whose memory counts, with what it started; None: the process that listens on the server's port.
 
         Raises:
-            PokegemmaError: there is no process `pid`.
+            PokegemmaError: there is no process `pid`, or the URL is none.
         """
-        parts = urlsplit(server_url)
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            parts = urlsplit(server_url)
+            self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError as error:
+            raise PokegemmaError(f"--server_url {server_url}: {error}") from error
         self._addresses = find_addresses(server_url)
         self._process = None
         if pid is not None:

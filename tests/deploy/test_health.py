@@ -313,6 +313,21 @@ def test_the_exit_status_tells_of_a_breach(dataset: Path, adversary: Callable[[s
     assert "breaches       none" in good.stdout
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://[::1"])
+def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
+    with pytest.raises(PokegemmaError, match="--server_url http"):
+        ServerProcesses(url)
+    with pytest.raises(PokegemmaError, match="--webhook_url: not an http or https URL"):
+        Webhook(url, server_url="http://server")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--pid", "-5"), ("--metrics_port", "99999"), ("--metrics_port", "0")])
+def test_numbers_that_cannot_be_are_refused_in_a_line(option: str, value: str, dataset: Path) -> None:
+    done = run_monitor("http://127.0.0.1:1", dataset, option, value, "--num_checks", "1")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {option}: {value} is not ")
+
+
 def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     command = [sys.executable, str(SCRIPT), "--server_url", adversary("right"), "--dataset_path", str(dataset)]
