@@ -82,6 +82,10 @@ class MonitorOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise PokegemmaError(f"--{name}: {value} is not above 0")
+        if self.pid is not None and self.pid < 1:
+            raise PokegemmaError(f"--pid: {self.pid} is not at least 1")
+        if self.metrics_port is not None and not 1 <= self.metrics_port <= 65535:
+            raise PokegemmaError(f"--metrics_port: {self.metrics_port} is not between 1 and 65535")
         if not self.interval_s >= 0:
             raise PokegemmaError(f"--interval_s: {self.interval_s} is below 0")
         if not 0 <= self.min_valid_rate <= 1:

@@ -38,7 +38,7 @@ class Limits:
     """When a server is not as it should be; None: no such limit.
 
     Rates and percentiles are over the last `window` checks, and judged once there are `max_consecutive_failures`
-    of them. `timeout_s` is for a whole answer.
+    of them; the checks that a window still lacks count as good. `timeout_s` is for a whole answer.
     """
 
     timeout_s: float = 30.0
@@ -166,11 +166,14 @@ class Monitor:
         if window.num_checks >= limits.max_consecutive_failures:
             if all(state not in ("healthy", "slow") for state in recent):
                 found[recent[-1]] = None
-            if window.valid_rate < limits.min_valid_rate:
+            num_bad = sum(state not in ("healthy", "slow") for state, _ in self._last)
+            if (limits.window - num_bad) / limits.window < limits.min_valid_rate:
                 found[window.worst_state] = None
             p95, limit = window.latency_p95_s, limits.max_latency_p95_s
             if p95 is not None and limit is not None and p95 > limit:
-                found["slow"] = None
+                num_late = sum(seconds is not None and seconds > limit for _, seconds in self._last)
+                if 20 * num_late > limits.window:  # else 95 % are in time when the window is full
+                    found["slow"] = None
         for name, used, most in (
             ("memory", usage.memory_bytes, limits.max_memory_gib),
             ("gpu_memory", usage.gpu_memory_bytes, limits.max_gpu_memory_gib),

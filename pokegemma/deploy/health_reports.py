@@ -132,8 +132,12 @@ class Webhook:
         Raises:
             PokegemmaError: it is none.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
             raise PokegemmaError("--webhook_url: not an http or https URL")
         self._url, self._host, self._server_url = url, parts.hostname, server_url
         self._breaches: tuple[str, ...] = ()

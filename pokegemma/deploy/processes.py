@@ -4,7 +4,9 @@ import ipaddress
 import shutil
 import socket
 import subprocess
+from collections.abc import Set
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -28,39 +30,47 @@ class Usage:
     started: tuple[int, float] | None = None
 
 
-def is_local(server_url: str) -> bool:
-    """Return whether a server runs on this machine."""
-    host = urlsplit(server_url).hostname or ""
+def find_addresses(server_url: str) -> frozenset[str]:
+    """Return the addresses of a server's host if that is this machine, else none."""
     try:
-        address = ipaddress.ip_address(socket.gethostbyname(host))
-    except (OSError, ValueError):
-        return False
+        found = {entry[4][0] for entry in socket.getaddrinfo(urlsplit(server_url).hostname, None)}
+    except (OSError, UnicodeError):  # no such name, or none at all
+        return frozenset()
     own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-    return address.is_loopback or str(address) in own
+    return frozenset(one for one in found if ipaddress.ip_address(one).is_loopback or one in own)
 
 
-def find_listener(port: int) -> psutil.Process | None:
-    """Return the process that listens on a TCP port of this machine; None where there is none, or it is not ours."""
+def find_listener(port: int, addresses: Set[str]) -> psutil.Process | None:
+    """Return the process that listens on a TCP port at one of this machine's addresses, or at all of them.
+
+    None where there is none, or it is not ours.
+    """
     try:
         for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if _listens(connection, port, addresses) and connection.pid:
                 return psutil.Process(connection.pid)
     except psutil.NoSuchProcess:
         return None
     except psutil.AccessDenied:  # macOS tells it of one's own processes only, one at a time
-        return _find_own_listener(port)
+        return _find_own_listener(port, addresses)
     return None
 
 
-def _find_own_listener(port: int) -> psutil.Process | None:
+def _find_own_listener(port: int, addresses: Set[str]) -> psutil.Process | None:
     for process in psutil.process_iter():
         try:
-            for connection in process.net_connections(kind="tcp"):
-                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                    return process
+            if any(_listens(connection, port, addresses) for connection in process.net_connections(kind="tcp")):
+                return process
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
     return None
+
+
+def _listens(connection: Any, port: int, addresses: Set[str]) -> bool:
+    if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+        return False
+    address = connection.laddr.ip.removeprefix("::ffff:")
+    return address in addresses or ipaddress.ip_address(address).is_unspecified
 
 
 def _memory_bytes(process: psutil.Process) -> int | None:
@@ -98,11 +108,14 @@ class ServerProcesses:
             pid: whose memory counts, with what it started; None: the process that listens on the server's port.
 
         Raises:
-            PokegemmaError: there is no process `pid`.
+            PokegemmaError: there is no process `pid`, or the URL is none.
         """
-        parts = urlsplit(server_url)
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._local = is_local(server_url)
+        try:
+            parts = urlsplit(server_url)
+            self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError as error:
+            raise PokegemmaError(f"--server_url {server_url}: {error}") from error
+        self._addresses = find_addresses(server_url)
         self._process = None
         if pid is not None:
             try:
@@ -112,7 +125,7 @@ class ServerProcesses:
 
     def usage(self) -> Usage:
         """Return what they use now."""
-        listener = find_listener(self._port) if self._local else None
+        listener = find_listener(self._port, self._addresses) if self._addresses else None
         process = self._process or listener
         started = None
         if listener is not None:
@@ -122,6 +135,6 @@ class ServerProcesses:
                 listener = None
         return Usage(
             memory_bytes=_memory_bytes(process) if process is not None else None,
-            gpu_memory_bytes=gpu_memory_bytes() if self._local else None,
+            gpu_memory_bytes=gpu_memory_bytes() if self._addresses else None,
             started=started,
         )

@@ -27,6 +27,13 @@ _POLL_S = 0.2
 _PROBE_TIMEOUT_S = 5.0
 _LAST_LINES = 20
 
+_WATCH = """read -r line
+kill -s TERM -- "-$0"
+for second in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 1; kill -s 0 -- "-$0" || exit; done
+kill -s KILL -- "-$0"
+"""
+"""Of sh: when its input ends, end a group of processes."""
+
 
 def _check_address(host: str, port: int) -> None:
     """Refuse an address that cannot be listened on.
@@ -97,6 +104,20 @@ def _is_ready(launch: Launch) -> bool:
     except ServerError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _watch_over(process: subprocess.Popen) -> Iterator[None]:
+    """End a child with its group also if this process is killed or loses its terminal, and cannot do it itself."""
+    watcher = subprocess.Popen(
+        ["/bin/sh", "-c", _WATCH, str(process.pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        watcher.kill()  # before its input ends
+        watcher.communicate()
 
 
 def _end(process: subprocess.Popen, *, stop: _Stop, stop_timeout_s: float) -> None:
@@ -172,6 +193,7 @@ def serve(
             )  # fmt: skip
         except OSError as error:
             raise PokegemmaError(f"{error.filename}: {error.strerror}") from error
+        stack.enter_context(_watch_over(process))
         stack.callback(_end, process, stop=stop, stop_timeout_s=stop_timeout_s)
         output = _Output(process.stdout, sink)
         end = time.monotonic() + ready_timeout_s

@@ -84,7 +84,8 @@ class Decider:
         self._num_seen += 1
         name = f"{self._num_seen:04d}.png"
         self._window.append(name)
-        self._frames[name] = picture
+        needed = {*self._window, *(name for sample in self._stretch for name in sample.frames)}
+        self._frames = {one: frame for one, frame in (*self._frames.items(), (name, picture)) if one in needed}
         self._asked = self._sample(list(self._window))
         _, ids = self._prompt(self._asked)
         probabilities = self.cache.score(ids, [self._picture(one) for one in self._names(self._asked)])
@@ -102,8 +103,6 @@ class Decider:
             self._answer(self._asked, output)
         self._previous.extend(buttons)
         self._asked = None
-        needed = {*self._window, *(name for sample in self._stretch for name in sample.frames)}
-        self._frames = {name: frame for name, frame in self._frames.items() if name in needed}
 
     def prepare(self) -> None:
         """Compute now what the next prompt begins with, up to the frame that nobody has seen yet."""

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -89,9 +90,20 @@ def test_a_server_that_fails_now_and_then_is_told_by_the_rate(
     for url in (right, closed_url, right, closed_url, right, right, right):
         monitor.server_url = url
         breaches.append(monitor.run_check().breaches)
-    # 1, 1/2, 2/3, 2/4, 2/4, 3/4, 3/4 of the last four are valid; never two failures in a row.
-    assert breaches == [(), ("dead",), (), ("dead",), ("dead",), (), ()]
+    # 4, 3, 3, 2, 2, 3, 3 of the last four are valid, or to come; never two failures in a row.
+    assert breaches == [(), (), (), ("dead",), ("dead",), (), ()]
     assert not monitor.summary()["passed"]  # a breach that is over is still one
+
+
+@pytest.mark.parametrize("first", [("dead", None), ("slow", 9.0)])
+def test_one_bad_check_is_no_breach_however_few_there_were(
+    first: tuple[str, float | None], make_monitor: Callable[..., Monitor], closed_url: str
+) -> None:
+    monitor, answers = make_monitor(closed_url, Limits()), iter([first, *[("healthy", 0.1)] * 18, first])
+    monitor._ask = lambda question: (*next(answers), "")
+    checks = [monitor.run_check() for _ in range(20)]
+    assert [check.breaches for check in checks[:19]] == [()] * 19
+    assert checks[-1].breaches == (first[0],)  # two of twenty: one is the limit
 
 
 def test_percentiles_are_those_of_the_window(make_monitor: Callable[..., Monitor]) -> None:
@@ -159,6 +171,28 @@ def test_gpu_memory_is_the_sum_of_what_the_driver_tells(tmp_path: Path, monkeypa
     assert gpu_memory_bytes() == 1536 * 2**20
     program.write_text("#!/bin/sh\nexit 9\n")  # no driver
     assert gpu_memory_bytes() is None
+
+
+def test_a_server_is_found_at_its_own_address() -> None:
+    code = (
+        "import socket, sys; one = socket.socket(int(sys.argv[1])); one.bind((sys.argv[2], int(sys.argv[3]))); "
+        "one.listen(); print(flush=True); input()"
+    )
+    port, started = free_port(), {}
+    for address, family in (("127.0.0.2", socket.AF_INET), ("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+        started[address] = subprocess.Popen(
+            [sys.executable, "-c", code, str(int(family)), address, str(port)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+    try:
+        for address, process in started.items():
+            process.stdout.readline()
+            url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+            assert ServerProcesses(url).usage().started[0] == process.pid
+    finally:
+        for process in started.values():
+            process.kill()
+            process.communicate()
 
 
 # --- reports
@@ -277,6 +311,21 @@ def test_the_exit_status_tells_of_a_breach(dataset: Path, adversary: Callable[[s
     assert good.returncode == 0, good.stderr
     assert "checks         3 (3 healthy)" in good.stdout
     assert "breaches       none" in good.stdout
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://[::1"])
+def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
+    with pytest.raises(PokegemmaError, match="--server_url http"):
+        ServerProcesses(url)
+    with pytest.raises(PokegemmaError, match="--webhook_url: not an http or https URL"):
+        Webhook(url, server_url="http://server")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--pid", "-5"), ("--metrics_port", "99999"), ("--metrics_port", "0")])
+def test_numbers_that_cannot_be_are_refused_in_a_line(option: str, value: str, dataset: Path) -> None:
+    done = run_monitor("http://127.0.0.1:1", dataset, option, value, "--num_checks", "1")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {option}: {value} is not ")
 
 
 def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
     assert {line["detail"] for line in read_lines(log)} == {"up", "down"}
     assert all(line["memory_bytes"] > 50 * 2**20 for line in read_lines(log))
 
-    (child,) = psutil.Process(server.pid).children()
+    (child,) = (one for one in psutil.Process(server.pid).children() if str(port) in one.cmdline())
     child.kill()
     assert monitor.wait(WAIT_S) == 1, errors_of(monitor)
     last = read_lines(log)[-1]
@@ -210,6 +210,26 @@ def test_an_engine_that_is_not_ready_in_time_is_ended(
     assert server.wait(WAIT_S) == 1
     assert "error: the llama.cpp server was not ready within 0.05 s (--ready_timeout_s)" in errors_of(server)
     assert [one for one in psutil.process_iter(["cmdline"]) if str(port) in (one.info["cmdline"] or [])] == []
+
+
+def test_a_server_does_not_outlive_a_script_that_is_killed(
+    broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
+) -> None:
+    engine = tmp_path / "llama-server"
+    engine.write_text("#!/bin/sh\nsleep 600 &\necho $! > sleeper.part\nmv sleeper.part sleeper\nwait\n")
+    engine.chmod(0o755)
+    server = start(
+        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", engine
+    )
+    wait_for((tmp_path / "sleeper").exists, server)
+    sleeper = psutil.Process(int((tmp_path / "sleeper").read_text()))
+    family = [*psutil.Process(server.pid).children(recursive=True), sleeper]
+    time.sleep(0.5)  # the engine begins a moment before what watches over it
+    server.kill()
+    _, left = psutil.wait_procs(family, timeout=10)
+    for one in left:
+        one.kill()
+    assert left == []
 
 
 def test_a_server_that_does_not_end_is_killed_by_a_second_signal(

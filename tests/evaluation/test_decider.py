@@ -163,6 +163,15 @@ def test_a_turn_without_a_press_is_no_turn_of_the_conversation(
     assert np.abs(scores - others).max() > 1e-6  # but its frame was seen
 
 
+def test_frames_that_no_prompt_shows_again_are_forgotten_also_where_nothing_is_pressed(
+    trained: Predictor, session: list[Sample], toy_dataset: Path
+) -> None:
+    decider = new_decider(trained, session)
+    for sample in session:
+        decider.decide(toy_dataset / sample.frames[-1])
+    assert len(decider._frames) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
