@@ -227,6 +227,15 @@ def test_stdout_names_engine_gate_value_limit_and_sample(faulty: tuple) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("flag", ["--max_log_probability_difference", "--timeout_s"])
+def test_a_limit_without_end_is_refused_before_any_work(flag: str, tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts/check_parity.py", "--model_path", "m", "--dataset_path", "d"]
+    command += ["--output_dir", tmp_path / "out", "--gguf", "g", flag, "inf"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {flag}: inf is not ")
+
+
 # --- servers
 
 
