@@ -161,9 +161,10 @@ install() {
 
 # llama.cpp's converter is in no wheel, only in the source package of llama-cpp-python: 76 MB, of which 2 MB are kept.
 converter=$env_dir/share/llama.cpp
-fetch_converter() {  # fetch_converter VERSION
-    local folder status=0
-    folder=$(mktemp -d "${TMPDIR:-/tmp}/pokegemma-init.XXXXXX") || return
+fetch_converter() (  # fetch_converter VERSION; in a shell of its own, whose trap Ctrl-C does not pass by
+    status=0
+    folder=$(mktemp -d "${TMPDIR:-/tmp}/pokegemma-init.XXXXXX") || exit
+    trap 'rm -rf "$folder"' EXIT
     # uv downloads no source packages.
     "$python" -m pip --version || install pip || status=$?
     [[ $status -ne 0 ]] ||
@@ -171,9 +172,8 @@ fetch_converter() {  # fetch_converter VERSION
             --dest "$folder" "llama-cpp-python==$1" || status=$?
     [[ $status -ne 0 ]] ||
         "$python" -m pokegemma.deploy.converter_source "$folder/llama_cpp_python-$1.tar.gz" "$converter" || status=$?
-    rm -rf "$folder"
-    return "$status"
-}
+    exit "$status"
+)
 
 installed=false
 if ! is_filled; then

@@ -34,6 +34,22 @@ def write_if_changed(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def require_space(path: Path, num_bytes: int, *, remedy: str) -> None:
+    """Refuse to begin what the disk has no room for; `path` need not exist yet.
+
+    Raises:
+        PokegemmaError: fewer than `num_bytes` are free; `remedy` says what to do.
+    """
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise PokegemmaError(
+            f"{path}: {num_bytes / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free on this disk; {remedy}"
+        )
+
+
 def _stage_of(folder: Path) -> str | None:
     try:
         return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["stage"]

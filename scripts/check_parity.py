@@ -8,6 +8,7 @@ from the reference by more than the gates allow, and says where first.
 """
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,10 +76,10 @@ class ParityOptions:
             if not 0 <= getattr(self, name) <= 1:
                 raise PokegemmaError(f"--{name}: {getattr(self, name):g} is not between 0 and 1")
         limit = self.max_log_probability_difference
-        if limit is not None and not limit >= 0:
-            raise PokegemmaError(f"--max_log_probability_difference: {limit:g} is negative")
-        if not self.timeout_s > 0:
-            raise PokegemmaError(f"--timeout_s: {self.timeout_s:g} is not positive")
+        if limit is not None and not 0 <= limit < math.inf:  # JSON has no infinity
+            raise PokegemmaError(f"--max_log_probability_difference: {limit:g} is not a number from 0 on")
+        if not 0 < self.timeout_s < math.inf:
+            raise PokegemmaError(f"--timeout_s: {self.timeout_s:g} is not a number above 0")
         if self.api_key_env and not os.environ.get(self.api_key_env):
             raise PokegemmaError(f"--api_key_env {self.api_key_env}: this variable is not set")
 

@@ -1,11 +1,12 @@
 """What has its final name is whole, and nothing is overwritten unasked."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import atomic_file, atomic_folder
+from pokegemma.outputs import atomic_file, atomic_folder, require_space
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -93,3 +94,10 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "file" / "out"
     with pytest.raises(PokegemmaError, match="could not be written"), atomic_folder(path, stage="s"):
         pass
+
+
+def test_a_disk_without_room_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**31, 2**30, 2**30))
+    require_space(tmp_path / "not" / "there", 2**30, remedy="free some")
+    with pytest.raises(PokegemmaError, match=r"there: 1\.5 GiB needed, 1\.0 GiB free on this disk; free some$"):
+        require_space(tmp_path / "not" / "there", 3 * 2**29, remedy="free some")

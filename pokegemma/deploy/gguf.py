@@ -6,7 +6,6 @@ tower and projector, in float16.
 
 import json
 import logging
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint, staged
 from pokegemma.deploy.gguf_files import GgufFile, read_gguf
 from pokegemma.deploy.ollama import CONTEXT_TOKENS, modelfile
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.outputs import atomic_folder
+from pokegemma.outputs import atomic_folder, require_space
 from pokegemma.provenance import read_run_record, write_run_record
 
 logger = logging.getLogger(__name__)
@@ -119,19 +118,6 @@ def _check_output(output: Path, model: Path) -> None:
         raise PokegemmaError(f"--output_dir {output} holds the model; choose another path")
 
 
-def _check_disk(output: Path, checkpoint: Checkpoint, types: list[str]) -> None:
-    folder = output.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    needed = int(1.05 * checkpoint.num_weights * sum(_BITS[name] for name in types) / 8)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise PokegemmaError(
-            f"--output_dir {output}: {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free on this disk; "
-            "free some, or ask for fewer types with --quantization"
-        )
-
-
 def _warn_of_causal_pictures(path: Path) -> None:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if config.get("image_attention") == "causal":
@@ -171,7 +157,8 @@ def convert(
     wanted = list(dict.fromkeys(quantizations))
     source = "bf16" if "bf16" in wanted and "f16" not in wanted else "f16"
     types = list(dict.fromkeys([source, *wanted]))
-    _check_disk(output, checkpoint, types)
+    num_bytes = int(1.05 * checkpoint.num_weights * sum(_BITS[name] for name in types) / 8)
+    require_space(output, num_bytes, remedy="free some, or ask for fewer types with --quantization")
     _warn_of_causal_pictures(model_path)
     with atomic_folder(output, stage="gguf", overwrite=overwrite) as folder, staged(checkpoint) as staging:
         logger.info("converting the vision tower and projector")

@@ -12,10 +12,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from pokegemma.deploy.checkpoints import load_exportable_config
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.converter_files import write_converter_files
-from pokegemma.training.families import TOWER
-from pokegemma.training.models import load_config, load_processor, read_family
+from pokegemma.training.families import FAMILIES, TOWER
+from pokegemma.training.models import load_processor
 
 _MARKER_BEGIN, _MARKER_END = "<__media", "__>"
 
@@ -81,22 +82,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         PokegemmaError: it is something that cannot be converted.
     """
-    if not path.is_dir():
-        raise PokegemmaError(f"--model_path {path}: no such folder")
-    if (path / "adapter_config.json").is_file():
-        raise PokegemmaError(f"{path} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {path}")
-    family = read_family(path)
-    if family.name != "Gemma 3":
-        raise PokegemmaError(f"{path} is a {family.name}; only Gemma 3 is converted to GGUF here")
-    config = load_config(path)
-    if getattr(config, "quantization_config", None):
-        raise PokegemmaError(f"{path}: its weights are quantised; convert the full-precision checkpoint")
+    config = load_exportable_config(path, target="GGUF")
     if not (path / "tokenizer.model").is_file():
         raise PokegemmaError(
             f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
         )
     shapes = _tensor_shapes(path)
-    eyes = [name for name in shapes if f"{TOWER}." in name or f"{family.projector}." in name]
+    parts = (f"{TOWER}.", f"{FAMILIES['gemma3'].projector}.")
+    eyes = [name for name in shapes if any(part in name for part in parts)]
     if not any(f"{TOWER}." in name for name in eyes):
         raise PokegemmaError(f"{path}: its weights hold no vision tower; it would not see")
     heads = [name for name in eyes if ".vision_model.head." in name]  # SigLIP's pooling, which Gemma does not use

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.deploy.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.outputs import atomic_folder
+from pokegemma.outputs import atomic_folder, require_space
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training.collator import IGNORED_LABEL
 from pokegemma.training.converter_files import write_converter_files
@@ -33,6 +32,8 @@ from pokegemma.training.models import (
 from pokegemma.training.processor_collator import Collator, make_collator
 
 logger = logging.getLogger(__name__)
+
+_REMEDY = "free some or choose another --output_path"
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,6 @@ def check_base(base: str, run: dict[str, Any]) -> None:
     trained_on = run.get("base_fingerprint")
     if trained_on and weights_fingerprint(base) != trained_on:
         raise PokegemmaError(f"{base} is not the base of this adapter, which was trained on {run.get('base_model')}")
-
-
-def _check_disk(path: Path, num_bytes: int) -> None:
-    folder = path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise PokegemmaError(
-            f"{path}: {num_bytes / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free on this disk; "
-            "free some or choose another --output_path"
-        )
 
 
 def _attach(model: PreTrainedModel, base: str, adapter: Path) -> PeftModel:
@@ -190,7 +179,7 @@ def merge(
         model: Any = load_model(base, image_size_px=image_size, attention=attention, dtype="float32", device=device)
         logger.info("image size: %s", describe_image_size(model.config))
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
-        _check_disk(output, int(1.02 * num_bytes) + 64 * 2**20)
+        require_space(output, int(1.02 * num_bytes) + 64 * 2**20, remedy=_REMEDY)
         logits: dict[str, torch.Tensor] = {}
         samples: list[Sample] = []
         collator = make_collator(processor, layout=layout, dataset_folder=Path())

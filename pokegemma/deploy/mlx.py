@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import math
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,14 +14,15 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from transformers import Gemma3Config
 
+from pokegemma.deploy.checkpoints import load_exportable_config
 from pokegemma.deploy.mlx_check import Part, check_config, check_processor, check_weights, weight_files
 from pokegemma.deploy.mlx_engine import mlx_processors
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import atomic_folder
+from pokegemma.outputs import atomic_folder, require_space
 from pokegemma.provenance import write_run_record
 from pokegemma.training.families import FAMILIES, TOWER
 from pokegemma.training.image_attention import attention_facts, image_attention
-from pokegemma.training.models import load_config, load_processor, read_family
+from pokegemma.training.models import load_processor
 
 try:
     from mlx_vlm.convert import convert
@@ -31,6 +31,8 @@ except ImportError as error:
     raise PokegemmaError(f"MLX cannot be used ({error}); install it with: ./init.sh --with mlx") from error
 
 logger = logging.getLogger(__name__)
+
+_REMEDY = "free some or choose another --output_path"
 
 Bits = Literal[4, 8, 16]
 
@@ -47,15 +49,7 @@ def read_checkpoint(path: Path) -> Gemma3Config:
     Raises:
         PokegemmaError: it is an adapter, quantised, another family's, blind, or for MLX already.
     """
-    if not path.is_dir():
-        raise PokegemmaError(f"--model_path {path}: no such folder")
-    if (path / "adapter_config.json").is_file():
-        raise PokegemmaError(f"{path} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {path}")
-    if read_family(path) is not FAMILIES["gemma3"]:
-        raise PokegemmaError(f"{path} is a {read_family(path).name}; only Gemma 3 is converted to MLX here")
-    config = load_config(path)
-    if getattr(config, "quantization_config", None) or getattr(config, "quantization", None):
-        raise PokegemmaError(f"{path}: its weights are quantised; convert the full-precision checkpoint")
+    config = load_exportable_config(path, target="MLX")
     names = []
     for file, weights in weight_files(path):
         if (weights.metadata() or {}).get("format") == "mlx":
@@ -127,18 +121,6 @@ def _staged(path: Path, config: dict[str, Any]) -> Iterator[str]:
         yield folder
 
 
-def _check_disk(output: Path, num_bytes: int) -> None:
-    folder = output.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise PokegemmaError(
-            f"{output}: {num_bytes / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free on this disk; "
-            "free some or choose another --output_path"
-        )
-
-
 def _size(path: Path, bits: Bits) -> int:
     """Return the bytes that a converted checkpoint takes, with a copy of the embeddings as LM head."""
     num_quantised = num_kept = 0
@@ -171,7 +153,7 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
         raise PokegemmaError(f"--output_path {output} holds {path}, which is read; choose another")
     processor = load_processor(path)
     stored = mlx_config(path, config)
-    _check_disk(output, int(1.02 * _size(path, bits)) + 64 * 2**20)
+    require_space(output, int(1.02 * _size(path, bits)) + 64 * 2**20, remedy=_REMEDY)
     if image_attention(config) != "causal":
         logger.warning(
             "mlx-vlm is causal inside pictures, and this model was trained with bidirectional attention there: its "

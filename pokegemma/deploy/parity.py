@@ -95,9 +95,10 @@ def compare(reference: Measured, measured: Measured) -> dict[str, Any]:
 
 
 def is_same_button(reference: Reading, reading: Reading) -> bool:
-    """Return whether both choose the same button, both scored or both written."""
+    """Return whether both choose the same button, both scored or both written; without one, the same text."""
     if reading.buttons is None:
-        return written_button(reference.text) == written_button(reading.text)
+        button = written_button(reference.text)
+        return reading.text == reference.text if button is None else written_button(reading.text) == button
     return chosen_button(reference) == chosen_button(reading)
 
 

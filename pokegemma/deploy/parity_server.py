@@ -59,13 +59,17 @@ def ask_server(
                 reply = put(number)
         except PokegemmaError as error:
             raise EngineFailedError(str(error)) from error
-        readings.append(_read_reply(reply, answer, beginnings))
+        readings.append(read_reply(reply, answer, beginnings))
         on_reading()
     return Measured(tuple(readings))
 
 
-def _read_reply(reply: Reply, answer: Sequence[int], beginnings: Sequence[str]) -> Reading:
-    """Compare token by token as long as the server has written what the reference wrote."""
+def read_reply(reply: Reply, answer: Sequence[int], beginnings: Sequence[str]) -> Reading:
+    """Compare token by token as long as the server has written what the reference wrote.
+
+    Raises:
+        EngineFailedError: a log-probability is no number.
+    """
     if not reply.tokens:
         return Reading(text=reply.text, seconds=reply.seconds)
     likeliest, told, written = [], [], ""
@@ -78,6 +82,8 @@ def _read_reply(reply: Reply, answer: Sequence[int], beginnings: Sequence[str]) 
         if not same:  # what follows, follows from something else
             break
         written = beginning
+    if not np.isfinite(told).all():  # NaN would pass every gate
+        raise EngineFailedError("it gives NaN or infinity instead of log-probabilities")
     return Reading(
         text=reply.text, seconds=reply.seconds, likeliest=np.array(likeliest), log_probabilities=np.array(told)
     )

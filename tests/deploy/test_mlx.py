@@ -241,7 +241,7 @@ def test_an_output_that_holds_the_model_is_refused(checkpoint: Path) -> None:
 def test_a_full_disk_is_said_before_anything_is_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 2**20))
     assert "0.1 GiB needed, 0.0 GiB free on this disk" in refused(checkpoint, tmp_path)
 
 

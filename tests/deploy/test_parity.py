@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.deploy import parity
+from pokegemma.deploy.client import Reply, Token
 from pokegemma.deploy.parity_limits import weights_type
+from pokegemma.deploy.parity_server import read_reply
 from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Reading, Task, measure
 from pokegemma.deploy.questions import build_questions
 from pokegemma.deploy.transformers_engine import TransformersEngine
@@ -225,6 +227,15 @@ def test_stdout_names_engine_gate_value_limit_and_sample(faulty: tuple) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize("flag", ["--max_log_probability_difference", "--timeout_s"])
+def test_a_limit_without_end_is_refused_before_any_work(flag: str, tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts/check_parity.py", "--model_path", "m", "--dataset_path", "d"]
+    command += ["--output_dir", tmp_path / "out", "--gguf", "g", flag, "inf"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {flag}: inf is not ")
+
+
 # --- servers
 
 
@@ -339,6 +350,20 @@ def test_every_gate_can_fail_and_names_the_first_sample(changes: dict[str, Any],
     assert {failure["sample"] for failure in failures} == {examples[1].id}
     record = {**parity.describe(reference, examples), **parity.compare(reference, reference)}
     assert parity.judge(record, reference, reference, gates=GATES, reference_rate=1.0, examples=examples) == []
+
+
+def test_two_answers_without_a_button_agree_only_where_they_are_the_same() -> None:
+    said = [reading(text=text, buttons=None) for text in ("I press up!", "I press up!", "no idea")]
+    measured = Measured(tuple(said[1:]))
+    result = parity.compare(Measured((said[0], said[0])), measured)
+    assert (result["button_agreement"], result["written_agreement"]) == (0.5, None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_server_that_gives_no_number_as_log_probability_fails(value: float) -> None:
+    reply = Reply(text="up", complete=True, seconds=1.0, tokens=(Token("up", value, ()),))
+    with pytest.raises(EngineFailedError, match="NaN or infinity instead of log-probabilities"):
+        read_reply(reply, (7,), ("up",))
 
 
 def test_decisions_of_trajectories_are_cut_where_they_are_asked(toy_dataset: Path) -> None:
