@@ -34,6 +34,7 @@ def main() -> None:
 
         hub.check_hub(options.push_to_hub)
     with locked(plan.output_dir) as lock:
+        state = State.read(plan.output_dir)  # again: another pipeline may have ended just before
         state.write()
         done = run_plan(plan, state, lock=lock)
         pushed = None

@@ -126,6 +126,8 @@ def make_plan(options: PipelineOptions) -> Plan:
         extra, module = _EXTRAS[part]
         if importlib.util.find_spec(module) is None:
             raise PokegemmaError(f"{part} needs {module}: ./init.sh --with {extra}, or leave it out")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise PokegemmaError(f"--output_dir {output_dir}: not a folder")
     model = output_dir / "merged" if merges else checkpoint.absolute()
     steps = _Builder(options, output_dir, model, checkpoint.absolute(), train, held_out, exports, merges)
     return Plan(options, output_dir, merges, model, held_out, tuple(steps.build()), exports)
@@ -175,7 +177,9 @@ class _Builder:
 
     def verify_gates(self) -> list[Gate]:
         verification = (read_run_record(self.model) or {}).get("verification") or {}
-        limit = self.options.max_stored_difference or STORED_TOLERANCE[self.options.dtype]
+        limit = self.options.max_stored_difference
+        if limit is None:
+            limit = STORED_TOLERANCE[self.options.dtype]
         return [
             Gate("its limit", "merged against adapter + base", verification.get("merged_error"), MERGE_TOLERANCE,
                  at_least=False),
@@ -268,7 +272,7 @@ class _Builder:
             },
             outputs=[place], after=[*self.model_steps(), *(f"export_{kind}" for kind in self.exports)],
             gates=lambda: self.parity_gates(place),
-            failed_but_measured=(place / PARITY_FILE).is_file,
+            measures=place / PARITY_FILE,
         )  # fmt: skip
 
     def parity_gates(self, place: Path) -> list[Gate]:
@@ -317,12 +321,11 @@ class _Builder:
 
         version = str(read_json(place)["version"])
         try:
-            described = Registry(self.options.registry_uri, self.options.name).describe(version)
+            missing = Registry(self.options.registry_uri, self.options.name).missing_parts(version)
         except PokegemmaError as error:
             return str(error)
-        if Path(described["model_path"]) != self.model.resolve() and not described["copied"]:
-            return f"version {version} names {described['model_path']}"
-        return None
+        gone = [part for part in ("model", *self.exports) if part in missing]
+        return f"version {version} names a place where its {' and '.join(gone)} no longer is" if gone else None
 
 
 def _without_paths(value: Any) -> Any:
@@ -336,11 +339,11 @@ def _without_paths(value: Any) -> Any:
 
 def _hash_adapter(folder: Path, hashes: FileHashes) -> str:
     """Hash what merging reads: the files themselves, not the folders of training beside them, nor its loss curve."""
-    ignored = (".png", ".bin", ".pt", ".pth")
+    ignored = (".png", ".pt", ".pth")
     files = {
         path.name: hashes.of(path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix not in ignored and path.name not in (RUN_FILE, CARD_FILE)
+        if path.is_file() and path.suffix not in ignored and path.name not in (RUN_FILE, CARD_FILE, "training_args.bin")
     }
     return hash_of([files, read_run_record(folder)])
 
