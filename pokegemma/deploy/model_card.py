@@ -157,7 +157,8 @@ def _training_rows(base: str, trained: Mapping[str, Any], record: Mapping[str, A
     if trained.get("base_fingerprint"):
         rows.append(("fingerprint of the base", trained["base_fingerprint"]))
     unused = "num_train_epochs" if (options.get("max_steps") or 0) > 0 else "max_steps"  # the second wins
-    shown = [key for key in _TRAINING_OPTIONS if options.get(key) is not None and key != unused]
+    unused = {unused} if options.get("layout") == "trajectory" else {unused, "max_decisions"}
+    shown = [key for key in _TRAINING_OPTIONS if options.get(key) is not None and key not in unused]
     rows += [(f"`{key}`", str(options[key])) for key in shown]
     rows.append(("commit of training", trained.get("git_commit") or "unknown"))
     if record is not trained:

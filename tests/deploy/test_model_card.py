@@ -59,7 +59,8 @@ def card(tmp_path: Path) -> Callable[..., str]:
             "stage": "train", "git_commit": "c0ffee", "base_model": base, "base_fingerprint": "ab12",
             "versions": {"torch": "2.13.0"},
             "dataset": {"path": f"{SECRET_PLACES[0]}/train.jsonl", "sha256": TRAINED_ON},
-            "options": {"layout": "grid", "lora_r": 16, "learning_rate": 2e-4, "max_steps": -1, "num_train_epochs": 3.0,
+            "options": {"layout": "grid", "lora_r": 16, "learning_rate": 2e-4, "max_decisions": 16,
+                        "max_steps": -1, "num_train_epochs": 3.0,
                         "dataset_path": SECRET_PLACES[1], "output_dir": SECRET_PLACES[0], "hub_token": "hf_secret"},
         }  # fmt: skip
         verification = {
@@ -100,6 +101,8 @@ def test_every_measured_table_is_there(card: Callable[..., str]) -> None:
     assert TRAINED_ON in text
     assert "\n| `num_train_epochs` | 3.0 |" in text
     assert "`max_steps`" not in text
+    assert "`max_decisions`" not in text  # of the layout trajectory alone
+    assert "| same likeliest token |" in text
     assert "torch 2.13.0" in text
     assert "c0ffee" in text
     assert "ai.google.dev/gemma/terms" in text
