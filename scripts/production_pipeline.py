@@ -18,7 +18,8 @@ from pokegemma.cli import parse_options, run
 
 def main() -> None:
     started = time.monotonic()
-    from pokegemma.deploy.pipeline import PipelineOptions, explain, make_plan, read_version, run_plan
+    from pokegemma.deploy.pipeline import explain, make_plan, read_version, run_plan
+    from pokegemma.deploy.pipeline_options import PipelineOptions
     from pokegemma.deploy.steps import State, locked
 
     (options,) = parse_options(PipelineOptions, description=__doc__)

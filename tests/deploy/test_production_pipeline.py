@@ -17,7 +17,9 @@ from peft import get_peft_model
 
 from pokegemma.deploy import hub
 from pokegemma.deploy.content import FileHashes
-from pokegemma.deploy.pipeline import PipelineOptions, _hash_adapter, explain, make_plan, run_plan
+from pokegemma.deploy.pipeline import explain, make_plan, run_plan
+from pokegemma.deploy.pipeline_options import PipelineOptions
+from pokegemma.deploy.release_steps import hash_adapter
 from pokegemma.deploy.steps import State, locked
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import write_run_record
@@ -196,10 +198,10 @@ def test_every_file_of_an_adapter_that_holds_weights_counts(tmp_path: Path) -> N
     for text in ("one", "two"):
         for name in ("adapter_model.bin", "training_args.bin", "optimizer.pt"):
             (tmp_path / name).write_text(text if name == "adapter_model.bin" else f"{text} of no matter")
-        seen.add(_hash_adapter(tmp_path, FileHashes()))
+        seen.add(hash_adapter(tmp_path, FileHashes()))
     assert len(seen) == 2
     (tmp_path / "training_args.bin").write_text("other")
-    assert _hash_adapter(tmp_path, FileHashes()) in seen
+    assert hash_adapter(tmp_path, FileHashes()) in seen
 
 
 def test_what_is_missing_is_said_before_any_work(adapter: Path, toy_dataset: Path, tmp_path: Path) -> None:
