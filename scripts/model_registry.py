@@ -109,9 +109,11 @@ def register(registry: "Registry", options: RegisterOptions) -> None:
             if getattr(options, missing) is None:
                 print(f"warning: this version has no results of {missing}", file=sys.stderr)
     else:
-        print(f"{options.name} version {done.version} has this content already; nothing registered")
+        print(f"{options.name} version {done.version} has this content already; no other was made")
         for key in done.updated:
             print(f"  its results of {key} were replaced")
+        for part in done.refiled:
+            print(f"  its {part} is now that given here")
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:

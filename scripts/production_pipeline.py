@@ -18,7 +18,8 @@ from pokegemma.cli import parse_options, run
 
 def main() -> None:
     started = time.monotonic()
-    from pokegemma.deploy.pipeline import PipelineOptions, explain, make_plan, read_version, run_plan
+    from pokegemma.deploy.pipeline import explain, make_plan, read_version, run_plan
+    from pokegemma.deploy.pipeline_options import PipelineOptions
     from pokegemma.deploy.steps import State, locked
 
     (options,) = parse_options(PipelineOptions, description=__doc__)
@@ -34,6 +35,7 @@ def main() -> None:
 
         hub.check_hub(options.push_to_hub)
     with locked(plan.output_dir) as lock:
+        state = State.read(plan.output_dir)  # again: another pipeline may have ended just before
         state.write()
         done = run_plan(plan, state, lock=lock)
         pushed = None

@@ -79,8 +79,12 @@ def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hash_of({name: file["sha256"] for name, file in files.items()})
 
 
-def check_files(folder: Path, expected: Mapping[str, Mapping[str, Any]], hashes: FileHashes) -> None:
+def check_files(
+    folder: Path, expected: Mapping[str, Mapping[str, Any]], hashes: FileHashes, *, called: Path
+) -> None:  # fmt: skip
     """Compare a folder with what `hash_folder` said of it earlier. Files that came later do not matter.
+
+    `called` is what an error calls the folder: the place that its files were copied from.
 
     Raises:
         CheckFailedError: files are missing or changed; the message names them.
@@ -91,7 +95,7 @@ def check_files(folder: Path, expected: Mapping[str, Mapping[str, Any]], hashes:
     ]
     parts = [f"{what}: {_few(names)}" for what, names in (("missing", missing), ("changed", changed)) if names]
     if parts:
-        raise CheckFailedError(f"{folder} is not what was registered ({'; '.join(parts)})")
+        raise CheckFailedError(f"{called} is not what was registered ({'; '.join(parts)})")
 
 
 def _few(names: Iterable[str]) -> str:

@@ -108,7 +108,8 @@ def render_card(
         name=name, family=_FAMILIES.get(model_type, model_type), view=_VIEWS.get(layout, layout),
         evaluation=result, sentence=_sentence(result), verification=record.get("verification"),
         parity=None if parity is None else read_json(parity / PARITY_FILE),
-        data=_data_rows(dataset, trained), training=_training_rows(base, trained, record),
+        data=_data_rows(dataset, trained), trained_here=_is_trained_on(dataset, trained),
+        training=_training_rows(base, trained, record),
         image_attention=config.get("image_attention", "bidirectional"),
         license_text=_LICENSE_TEXTS.get(license_id, f"{license_id}."),
     )  # fmt: skip
@@ -123,13 +124,19 @@ def _sentence(result: Mapping[str, Any]) -> str:
     )
 
 
+def _is_trained_on(dataset: Path, trained: Mapping[str, Any]) -> bool:
+    """Return whether training read the train.jsonl that lies beside the evaluated data."""
+    train = dataset.parent / "train.jsonl"
+    return train.is_file() and dataset_hash(train) == (trained.get("dataset") or {}).get("sha256")
+
+
 def _data_rows(dataset: Path, trained: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("trained on, SHA-256 of train.jsonl", (trained.get("dataset") or {}).get("sha256", "unknown")),
         ("evaluated on, SHA-256 of eval.jsonl", dataset_hash(dataset)),
     ]
     report_file = dataset.parent / "conversion_report.json"
-    if report_file.is_file():
+    if report_file.is_file() and _is_trained_on(dataset, trained):
         report = read_json(report_file)
         sessions = report["sessions"]
         rows += [
@@ -150,7 +157,8 @@ def _training_rows(base: str, trained: Mapping[str, Any], record: Mapping[str, A
     if trained.get("base_fingerprint"):
         rows.append(("fingerprint of the base", trained["base_fingerprint"]))
     unused = "num_train_epochs" if (options.get("max_steps") or 0) > 0 else "max_steps"  # the second wins
-    shown = [key for key in _TRAINING_OPTIONS if options.get(key) is not None and key != unused]
+    unused = {unused} if options.get("layout") == "trajectory" else {unused, "max_decisions"}
+    shown = [key for key in _TRAINING_OPTIONS if options.get(key) is not None and key not in unused]
     rows += [(f"`{key}`", str(options[key])) for key in shown]
     rows.append(("commit of training", trained.get("git_commit") or "unknown"))
     if record is not trained:

@@ -53,11 +53,14 @@ _COPIES = "files"
 
 @dataclass(frozen=True)
 class Registered:
-    """`created` is False where this content was there already; `updated` names the results that were replaced."""
+    """`created` is False where this content was there already; `updated` names the results that were replaced then,
+    `refiled` the parts (the model, exports) that are now taken from the folders given.
+    """
 
     version: int
     created: bool
-    updated: tuple[str, ...]
+    updated: tuple[str, ...] = ()
+    refiled: tuple[str, ...] = ()
 
 
 class Registry:
@@ -87,7 +90,10 @@ class Registry:
     def client(self) -> mlflow.MlflowClient:
         """MLflow's client, connected. Ask for it before taking the lock: the first to open a file makes the tables."""
         if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise PokegemmaError(f"registry {self.file} cannot be made: {error.strerror}") from error
         with self._lock(), self._plain_errors():
             client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             client.search_registered_models(max_results=1)
@@ -98,7 +104,11 @@ class Registry:
         if self.file is None:
             yield
             return
-        with open(self.file.with_name(f".{self.file.name}.lock"), "w") as lock:
+        try:
+            lock = open(self.file.with_name(f".{self.file.name}.lock"), "w")  # noqa: SIM115
+        except OSError as error:
+            raise PokegemmaError(f"registry {self.file} cannot be locked: {error.strerror}") from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -166,6 +176,13 @@ class Registry:
                 return None
             return Path(self.client.download_artifacts(version.run_id, path, str(folder)))
 
+    def missing_parts(self, spec: str) -> list[str]:
+        """Return the parts of a version (the model, exports) whose files are no longer there to be given out."""
+        version = self.find(spec)
+        if version.tags.get("copied") == "true":
+            return []
+        return [name for name, part in (self._read_manifest(version) or {}).items() if not is_present(part)]
+
     # --- registering
 
     def register(
@@ -174,7 +191,8 @@ class Registry:
     ) -> Registered:  # fmt: skip
         """Make a version of a model's folder, unless there is one with the same files.
 
-        Of content that is known, results that differ from its version's replace them.
+        Of a model that is known, results and exports that differ from its version's replace them, and files that are
+        no longer where that version has them are from now on taken from here.
 
         Args:
             evaluation: what scripts/evaluate.py wrote for this model.
@@ -212,14 +230,16 @@ class Registry:
         with self._lock(), self._plain_errors():
             query = f"name = '{self.name}' and tags.content_sha256 = '{content}'"
             if known := client.search_model_versions(query):
-                return self._update(min(known, key=lambda one: int(one.version)), results)
+                version = min(known, key=lambda one: int(one.version))
+                refiled = self._refile(version, folders, parts, copy=copy)
+                updated = self._update(version, results)
+                if (refiled or updated) and (model_path / CARD_FILE).is_file():
+                    client.log_artifact(version.run_id, str(model_path / CARD_FILE))
+                return Registered(int(version.version), created=False, updated=updated, refiled=refiled)
             run_id = self._start_run()
             with contextlib.ExitStack() as undo:
                 undo.callback(self._drop_run, run_id)
-                with tempfile.TemporaryDirectory() as temporary:
-                    manifest = Path(temporary) / MANIFEST_FILE
-                    manifest.write_text(json.dumps({"parts": parts}, indent=2) + "\n", encoding="utf-8")
-                    client.log_artifact(run_id, str(manifest))
+                self._log_manifest(run_id, parts)
                 for file in (RUN_FILE, CARD_FILE):
                     if (model_path / file).is_file():
                         client.log_artifact(run_id, str(model_path / file))
@@ -232,7 +252,7 @@ class Registry:
                 version = client.create_model_version(self.name, source, run_id, tags=tags, description=description)
                 undo.pop_all()
             client.set_terminated(run_id)
-        return Registered(int(version.version), created=True, updated=())
+        return Registered(int(version.version), created=True)
 
     def _start_run(self) -> str:
         experiment = self.client.get_experiment_by_name(_EXPERIMENT)
@@ -250,6 +270,17 @@ class Registry:
             shutil.rmtree(self.file.parent / "artifacts" / run_id, ignore_errors=True)
         self.client.delete_run(run_id)
 
+    def _log_manifest(self, run_id: str, parts: Mapping[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            manifest = Path(temporary) / MANIFEST_FILE
+            manifest.write_text(json.dumps({"parts": parts}, indent=2) + "\n", encoding="utf-8")
+            self.client.log_artifact(run_id, str(manifest))
+
+    def _read_manifest(self, version: ModelVersion) -> dict[str, Any] | None:
+        with tempfile.TemporaryDirectory() as temporary:
+            path = self.artifact(version, MANIFEST_FILE, Path(temporary))
+            return None if path is None else json.loads(path.read_text(encoding="utf-8"))["parts"]
+
     def _copy(self, run_id: str, folders: Mapping[str, Path], parts: Mapping[str, Mapping[str, Any]]) -> None:
         for part, folder in folders.items():
             for name in parts[part]["files"]:
@@ -264,14 +295,36 @@ class Registry:
         for key, value in results.metrics.items():
             self.client.log_metric(run_id, key, value)
 
-    def _update(self, version: ModelVersion, results: Results) -> Registered:
+    def _refile(
+        self, version: ModelVersion, folders: Mapping[str, Path], parts: Mapping[str, Mapping[str, Any]], *, copy: bool
+    ) -> tuple[str, ...]:
+        """Take parts that are new, other than before, gone from their place or not yet copied; return their names."""
+        known, copied = self._read_manifest(version) or {}, version.tags.get("copied") == "true"
+        taken = {
+            name: part for name, part in parts.items()
+            if name not in known or known[name]["files"] != part["files"]
+            or (copy and not copied) or not (copied or is_present(known[name]))
+        }  # fmt: skip
+        if not taken:
+            return ()
+        if copy or copied:
+            self._copy(version.run_id, {name: folders[name] for name in taken}, taken)
+        self._log_manifest(version.run_id, {**known, **taken})
+        facts = {"copied": str(copy or copied).lower()}
+        if "model" in taken:
+            facts["model_path"] = taken["model"]["path"]
+        for key, value in facts.items():
+            self.client.set_model_version_tag(self.name, version.version, key, value)
+        return tuple(taken)
+
+    def _update(self, version: ModelVersion, results: Results) -> tuple[str, ...]:
         new = {key: json.dumps(value) for key, value in results.summaries.items()}
         changed = tuple(key for key, value in new.items() if version.tags.get(key) != value)
         if changed:
             self._log_results(version.run_id, results)
             for key in changed:
                 self.client.set_model_version_tag(self.name, version.version, key, new[key])
-        return Registered(int(version.version), created=False, updated=changed)
+        return changed
 
     # --- aliases
 
@@ -316,8 +369,9 @@ class Registry:
         Raises:
             PokegemmaError: no version has the alias, or none had it before.
         """
-        current = int(self.find(alias).version)
+        self.find(alias)  # connects; says where there is none
         with self._lock(), self._plain_errors():
+            current = int(self.find(alias).version)
             history = self._history(alias)
             while history and history[-1] == current:
                 history.pop()
@@ -341,11 +395,9 @@ class Registry:
             CheckFailedError: a file is missing or changed; nothing is left at `output`.
         """
         version = self.find(spec)
-        with tempfile.TemporaryDirectory() as temporary:
-            path = self.artifact(version, MANIFEST_FILE, Path(temporary))
-            if path is None:
-                raise PokegemmaError(f"version {version.version} has no {MANIFEST_FILE}: not of this project")
-            parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        parts = self._read_manifest(version)
+        if parts is None:
+            raise PokegemmaError(f"version {version.version} has no {MANIFEST_FILE}: not of this project")
         if part not in parts:
             raise PokegemmaError(f"--part: version {version.version} has no {part!r}; it has {', '.join(parts)}")
         source, files = Path(parts[part]["path"]), parts[part]["files"]
@@ -364,7 +416,7 @@ class Registry:
                 else:
                     shutil.copyfile(source / name, folder / name)
             shutil.rmtree(fetched, ignore_errors=True)
-            check_files(folder, files, FileHashes())
+            check_files(folder, files, FileHashes(), called=source)
             record: dict[str, Any] = {}
             if part == "model":
                 for name in (RUN_FILE, CARD_FILE):
@@ -375,6 +427,12 @@ class Registry:
                 training=record.get("training") or record or None, exported=record or None,
             )  # fmt: skip
         return int(version.version)
+
+
+def is_present(part: Mapping[str, Any]) -> bool:
+    """Return whether every file of a part is where it was registered, of the same size."""
+    files = {Path(part["path"], name): file["size"] for name, file in part["files"].items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
 
 def check_present(source: Path, files: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What was measured of a model: evaluation and parity, checked to be of that model, cut down to what is compared."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,12 +69,21 @@ def _check_belongs(folder: Path, model_path: Path, record: Mapping[str, Any], *,
     about = read_run_record(folder)
     if about is None:
         raise PokegemmaError(f"{folder}/run.json not found; make the folder with {made_by}")
-    named = about.get("options", {}).get("model_path")
-    if named is None or Path(named).resolve() != model_path.resolve():
+    options = about.get("options", {})
+    named = options.get("model_path")
+    if named is None or not (Path(named).resolve() == model_path.resolve() or _moved(options, folder, model_path)):
         raise PokegemmaError(f"{folder} is about the model {named}, not {model_path}")
     if _moment(about) < _moment(record):
         raise PokegemmaError(f"{folder} is older than the model in {model_path}; run {made_by} again")
     return about
+
+
+def _moved(options: Mapping[str, Any], folder: Path, model_path: Path) -> bool:
+    """Return whether results and model lie to each other as when the results were made: their folder was moved."""
+    if not options.get("output_dir"):
+        return False
+    then = os.path.relpath(options["model_path"], options["output_dir"])
+    return then == os.path.relpath(model_path.resolve(), folder.resolve())
 
 
 def _moment(record: Mapping[str, Any]) -> datetime:

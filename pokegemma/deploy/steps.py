@@ -73,7 +73,7 @@ class Step:
     command_words: Sequence[str] = ()  # before the flags
     gates: Callable[[], Sequence[Gate]] = tuple
     lost: Callable[[], str | None] = lambda: None  # why a result outside of `outputs` is not there any more
-    failed_but_measured: Callable[[], bool] = lambda: False  # exit status 1, and yet `gates` have what to judge
+    measures: Path | None = None  # a file that, written anew, makes exit status 1 a matter for `gates`
 
     def command(self) -> list[str]:
         """Return the command line."""
@@ -214,13 +214,15 @@ def run_step(step: Step, state: State, *, lock: int) -> None:
     for output in step.outputs:  # what a killed process left under a temporary name
         for left in output.parent.glob(f".{output.name}.*"):
             if left.suffix in (".part", ".old"):
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
     log = output_dir / "logs" / f"{step.name}.log"
     log.parent.mkdir(exist_ok=True)
     started = time.monotonic()
     depends_on = step.dependencies(state.hashes)
+    before = _identity(step.measures)
     status = _run(step.command(), log, lock)
-    if status and not (status == 1 and step.failed_but_measured()):
+    measured = _identity(step.measures) not in (None, before)  # a traceback is exit status 1, too, and writes nothing
+    if status and not (status == 1 and measured):
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "error: " in line]
         said = lines[-1].partition("error: ")[2] if lines else f"exit status {status}"
         if status < 0:
@@ -234,6 +236,13 @@ def run_step(step: Step, state: State, *, lock: int) -> None:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     state.write()
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    if path is None or not path.is_file():
+        return None
+    facts = path.stat()
+    return facts.st_ino, facts.st_mtime_ns
 
 
 def _run(command: Sequence[str], log: Path, lock: int) -> int:

@@ -1,5 +1,6 @@
 """The model card: a head that the Hub reads, the measured tables, and nothing of the machine."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pokegemma.deploy.model_card import choose_license, public_name, render_card
 from pokegemma.evaluation import metrics, report
 from pokegemma.provenance import write_run_record
 
+TRAINED_ON = hashlib.sha256(b"{}\n").hexdigest()
 SECRET_PLACES = ("/home/somebody/private", "C:\\Users\\somebody\\private")
 
 
@@ -46,12 +48,19 @@ def card(tmp_path: Path) -> Callable[..., str]:
     }  # fmt: skip
     (tmp_path / "dataset" / "conversion_report.json").write_text(json.dumps(conversion))
 
-    def render(*, base: str = "google/gemma-3-4b-it", config: dict[str, Any] | None = None, **changes: Any) -> str:
+    def render(
+        *, base: str = "google/gemma-3-4b-it", config: dict[str, Any] | None = None,
+        shared: int = 0, train: str | None = None, **changes: Any,
+    ) -> str:  # fmt: skip
+        report.write_report(evaluation, {**result, "num_sessions_shared_with_train": shared}, [], "")
+        (tmp_path / "dataset" / "train.jsonl").write_text(train or "{}\n")
         (model / "config.json").write_text(json.dumps({"model_type": "gemma3", **(config or {})}))
         training = {
             "stage": "train", "git_commit": "c0ffee", "base_model": base, "base_fingerprint": "ab12",
-            "versions": {"torch": "2.13.0"}, "dataset": {"path": f"{SECRET_PLACES[0]}/train.jsonl", "sha256": "d" * 64},
-            "options": {"layout": "grid", "lora_r": 16, "learning_rate": 2e-4, "max_steps": -1, "num_train_epochs": 3.0,
+            "versions": {"torch": "2.13.0"},
+            "dataset": {"path": f"{SECRET_PLACES[0]}/train.jsonl", "sha256": TRAINED_ON},
+            "options": {"layout": "grid", "lora_r": 16, "learning_rate": 2e-4, "max_decisions": 16,
+                        "max_steps": -1, "num_train_epochs": 3.0,
                         "dataset_path": SECRET_PLACES[1], "output_dir": SECRET_PLACES[0], "hub_token": "hf_secret"},
         }  # fmt: skip
         verification = {
@@ -89,9 +98,11 @@ def test_every_measured_table_is_there(card: Callable[..., str]) -> None:
     assert "\n| turns | 657, of which 503 became samples |" in text
     assert "failed_answer 154" in text
     assert "no_button" not in text
-    assert "d" * 64 in text
+    assert TRAINED_ON in text
     assert "\n| `num_train_epochs` | 3.0 |" in text
     assert "`max_steps`" not in text
+    assert "`max_decisions`" not in text  # of the layout trajectory alone
+    assert "| same likeliest token |" in text
     assert "torch 2.13.0" in text
     assert "c0ffee" in text
     assert "ai.google.dev/gemma/terms" in text
@@ -127,6 +138,19 @@ def test_the_licence_follows_the_base(tmp_path: Path, card: Callable[..., str]) 
 def test_a_causal_model_says_so(card: Callable[..., str]) -> None:
     assert "is bidirectional" in card()
     assert "trained with causal attention inside pictures" in card(config={"image_attention": "causal"})
+
+
+def test_what_it_was_trained_on_is_claimed_only_where_it_is_known(card: Callable[..., str]) -> None:
+    assert "12 sessions, none of which it was trained on." in card()
+    assert "no frame of an evaluated session was trained on" in card()
+    for text, says in (
+        (card(shared=3), "3 of the evaluated sessions were also trained on"),
+        (card(train="other\n"), "trained on another train.jsonl than the one beside the evaluated data"),
+    ):
+        assert says in text
+        assert "none of which" not in text
+        assert "no frame of" not in text
+    assert "446 samples" not in card(train="other\n")  # of a file that it never saw
 
 
 def test_names_lose_their_folders() -> None:

@@ -16,7 +16,10 @@ import torch
 from peft import get_peft_model
 
 from pokegemma.deploy import hub
-from pokegemma.deploy.pipeline import PipelineOptions, explain, make_plan, run_plan
+from pokegemma.deploy.content import FileHashes
+from pokegemma.deploy.pipeline import explain, make_plan, run_plan
+from pokegemma.deploy.pipeline_options import PipelineOptions
+from pokegemma.deploy.release_steps import hash_adapter
 from pokegemma.deploy.steps import State, locked
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import write_run_record
@@ -124,6 +127,7 @@ def test_again_nothing_is_redone(release: Release) -> None:
     ("step", "option", "tight"),
     [
         ("verify", "max_stored_difference", 1e-9),
+        ("verify", "max_stored_difference", 0.0),
         ("evaluate", "min_accuracy", 1.01),
         ("evaluate", "min_gain_over_baseline", 1.0),
     ],
@@ -173,6 +177,33 @@ def test_a_version_that_the_registry_lost_is_registered_again(release: Release, 
         (tmp_path / "away.db").rename(registry)
 
 
+@pytest.mark.slow
+def test_a_release_that_was_moved_goes_on_with_its_results(release: Release, tmp_path: Path) -> None:
+    from pokegemma.deploy.registry import Registry
+
+    old, new = release.output, tmp_path / "moved"
+    old.rename(new)
+    release.output = new
+    try:
+        assert release.run(output_dir=str(new)) == {"merge": False, "evaluate": False, "register": True}
+        assert release.run(output_dir=str(new)) == {"merge": False, "evaluate": False, "register": False}
+        Registry(release.options["registry_uri"], "pokegemma").export("1", tmp_path / "exported")
+    finally:
+        new.rename(old)
+        release.output = old
+
+
+def test_every_file_of_an_adapter_that_holds_weights_counts(tmp_path: Path) -> None:
+    seen = set()
+    for text in ("one", "two"):
+        for name in ("adapter_model.bin", "training_args.bin", "optimizer.pt"):
+            (tmp_path / name).write_text(text if name == "adapter_model.bin" else f"{text} of no matter")
+        seen.add(hash_adapter(tmp_path, FileHashes()))
+    assert len(seen) == 2
+    (tmp_path / "training_args.bin").write_text("other")
+    assert hash_adapter(tmp_path, FileHashes()) in seen
+
+
 def test_what_is_missing_is_said_before_any_work(adapter: Path, toy_dataset: Path, tmp_path: Path) -> None:
     good = {"checkpoint": str(adapter), "dataset_path": str(toy_dataset), "output_dir": str(tmp_path / "out")}
     for changes, message in (
@@ -181,6 +212,7 @@ def test_what_is_missing_is_said_before_any_work(adapter: Path, toy_dataset: Pat
         ({"dataset_path": "missing"}, "missing"),
         ({"exports": ["onnx"]}, "--exports: 'onnx' is not one of gguf, mlx, none"),
         ({"exports": ["none", "mlx"]}, "contradict each other"),
+        ({"output_dir": str(adapter / "adapter_config.json")}, "adapter_config.json: not a folder"),
         ({"parity_samples": 0}, "--parity_samples: 0 is not at least 1"),
     ):
         with pytest.raises(PokegemmaError, match=message):

@@ -141,6 +141,72 @@ def test_new_results_of_known_content_replace_the_old(registry: Any, add: Callab
     assert json.loads(fetched.read_text())["passed"]
 
 
+def write_gguf(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model-f16.gguf").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_exports_of_known_content_are_taken_up(copy: bool, registry: Any, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    registry.register(model, copy=copy)
+    gguf = write_gguf(tmp_path / "gguf", "first")
+    assert registry.register(model, exports=[gguf]).refiled == ("gguf",)
+    assert registry.register(model, exports=[gguf]).refiled == ()
+    write_gguf(gguf, "second")  # as another converter makes it
+    again = registry.register(model, exports=[gguf])
+    assert (again.version, again.created, again.refiled) == (1, False, ("gguf",))
+    registry.export("1", tmp_path / "out", part="gguf")
+    assert (tmp_path / "out" / "model-f16.gguf").read_text() == "second"
+    if copy:
+        shutil.rmtree(gguf)
+        registry.export("1", tmp_path / "out", part="gguf", overwrite=True)
+
+
+def test_files_that_were_moved_are_found_again_when_registered_again(registry: Any, tmp_path: Path) -> None:
+    registry.register(write_model(tmp_path / "old"))
+    assert registry.missing_parts("1") == []
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert registry.missing_parts("1") == ["model"]
+    again = registry.register(tmp_path / "new")
+    assert (again.version, again.created, again.refiled) == (1, False, ("model",))
+    assert registry.describe("1")["model_path"] == str(tmp_path / "new")
+    registry.export("1", tmp_path / "out")
+    shutil.copytree(tmp_path / "new", tmp_path / "twin")
+    assert registry.register(tmp_path / "twin").refiled == ()  # those of before are still there
+
+
+def test_known_content_is_copied_when_that_is_asked_for(registry: Any, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    registry.register(model)
+    assert registry.register(model, copy=True).refiled == ("model",)
+    assert registry.register(model, copy=True).refiled == ()
+    shutil.rmtree(model)
+    registry.export("1", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_text() == "weights"
+
+
+def test_new_results_bring_the_new_card(registry: Any, add: Callable[..., int], tmp_path: Path) -> None:
+    model = tmp_path / "one"
+    add("one", parity=False)
+    (model / "README.md").write_text("parity passed")
+    registry.register(model, parity=write_parity(tmp_path / "again", model, passed=True))
+    assert registry.artifact(registry.find("1"), "README.md", tmp_path / "one").read_text() == "parity passed"
+
+
+def test_results_that_were_moved_with_their_model_are_taken(registry: Any, tmp_path: Path) -> None:
+    model, old, new = write_model(tmp_path / "old" / "merged"), tmp_path / "old", tmp_path / "new"
+    write_evaluation(old / "evaluation", model, num_wrong=0)
+    facts = {"model_path": str(model), "output_dir": str(old / "evaluation")}
+    write_run_record(old / "evaluation", stage="evaluate", options=facts, dataset_hash="e" * 64)
+    old.rename(new)
+    assert registry.register(new / "merged", evaluation=new / "evaluation").created
+    write_model(new / "other", "other")
+    with pytest.raises(PokegemmaError, match="is about the model"):
+        registry.register(new / "other", evaluation=new / "evaluation")
+
+
 def test_results_of_another_model_are_refused(registry: Any, tmp_path: Path) -> None:
     one, two = write_model(tmp_path / "one", "1"), write_model(tmp_path / "two", "2")
     evaluation = write_evaluation(tmp_path / "evaluation", one, num_wrong=0)
@@ -279,7 +345,7 @@ def test_export_of_files_that_changed_fails_and_leaves_nothing(
 ) -> None:
     add("one")
     damage(tmp_path / "one")
-    with pytest.raises(CheckFailedError, match=message):
+    with pytest.raises(CheckFailedError, match=rf"^{tmp_path}/one\b.*{message}"):
         registry.export("1", tmp_path / "out" / "model")
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
@@ -331,6 +397,7 @@ def test_registers_at_the_same_moment_make_one_version_of_each_content(tmp_path:
     assert [one["version"] for one in versions] == [1, 2]
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_of_the_network_and_nothing_is_chatted(empty_registry: Path, tmp_path: Path) -> None:
     uri = shutil.copy(empty_registry, tmp_path / "registry.db")
     watch = (
@@ -377,6 +444,12 @@ def test_list_show_and_compare_print_json(
     assert [one["version"] for one in compared["versions"]] == [1, 2]
     assert [line.split()[0] for line in say("list").splitlines()] == ["version", "1", "2"]
     assert "c0ffee" in say("show", "1")
+
+
+def test_a_registry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PokegemmaError, match=r"^registry .*cannot be made: "):
+        Registry(str(tmp_path / "file" / "registry.db"), "pokegemma", create=True).versions()
 
 
 def test_a_registry_that_is_none_is_one_line(tmp_path: Path) -> None:

@@ -150,6 +150,36 @@ def test_a_step_that_fails_is_named_with_its_error(
     assert State.read(tmp_path / "out").why(step) == "not done yet"
 
 
+MEASURE = """
+import pathlib, sys
+what, target = sys.argv[1], pathlib.Path(sys.argv[2])
+if what == "crash":
+    raise ZeroDivisionError  # exit status 1, like a check that fails
+target.with_name("new").write_text(what)
+target.with_name("new").replace(target)
+sys.exit(what == "unlike")
+"""
+
+
+def test_a_crash_is_not_taken_for_a_measurement_that_an_earlier_run_left(tmp_path: Path) -> None:
+    (tmp_path / "measure.py").write_text(MEASURE)
+    target = tmp_path / "out" / "parity.json"
+
+    def step(what: str) -> Step:
+        return Step(
+            name="parity", script=str(tmp_path / "measure.py"), paths={}, settings=[what], inputs=lambda hashes: {},
+            command_words=[what, str(target)], outputs=[target], measures=target,
+        )  # fmt: skip
+
+    with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
+        run_all(tmp_path / "out", step("crash"))
+    assert run_all(tmp_path / "out", step("unlike")) == ["parity"]  # exit status 1: for the gates to judge
+    with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
+        run_all(tmp_path / "out", step("crash"))
+    assert target.read_text() == "unlike"
+    assert State.read(tmp_path / "out").why(step("unlike")) == "not done yet"
+
+
 def test_a_gate_names_value_and_limit() -> None:
     gates = [Gate("--min_accuracy", "accuracy", 0.41, 0.6), Gate("--max_x", "x", 1.0, 2.0, at_least=False)]
     with pytest.raises(CheckFailedError) as caught:
