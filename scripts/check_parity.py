@@ -40,7 +40,10 @@ class ParityOptions:
     )
     server_model: str | None = field(default=None, metadata={"help": "Its model. Default: the first it lists."})
     api_key_env: str | None = field(default=None, metadata={"help": "Environment variable with the server's key."})
-    timeout_s: float = field(default=120.0, metadata={"help": "Seconds that the server may take for one answer."})
+    timeout_s: float = field(
+        default=1800.0,
+        metadata={"help": "Seconds that an engine may take for one answer, for its first with loading; or the server."},
+    )
     num_samples: int = field(default=50, metadata={"help": "Decisions to compare, evenly spread over the file."})
     max_new_tokens: int = field(default=128, metadata={"help": "Tokens after which a written answer is cut off."})
     layout: Literal["grid", "frames", "trajectory"] | None = field(
@@ -116,7 +119,7 @@ def main() -> None:
         device=options.device,
     )  # fmt: skip
     key = os.environ[options.api_key_env] if options.api_key_env else None
-    servers = [Server(options.server, options.server_model, key, options.timeout_s)] if options.server else []
+    servers = [Server(options.server, options.server_model, key)] if options.server else []
     gates = Gates(options.min_agreement, options.max_log_probability_difference, options.max_invalid_json)
     reference = EngineSpec(
         "transformers", "reference", Path(options.model_path), dtype=options.dtype, device=options.device
@@ -124,7 +127,7 @@ def main() -> None:
     with atomic_folder(Path(options.output_dir), stage="parity", overwrite=options.overwrite) as output:
         comparison = Comparison.prepare(
             reference, held_out, view, gates=gates, num_samples=options.num_samples,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=options.max_new_tokens, timeout_s=options.timeout_s,
         )  # fmt: skip
         result = run_comparison(comparison, specs, servers)
         parity_report.write_report(output, result, comparison.task)

@@ -138,7 +138,7 @@ def judge(
     ids = [asked(example).id for example in examples]
     failures = []
 
-    def fail(gate: str, value: float | bool, limit: float | bool, differs: Iterable[bool], says: str) -> None:
+    def fail(gate: str, value: float | bool | None, limit: float | bool, differs: Iterable[bool], says: str) -> None:
         first = next((name for name, wrong in zip(ids, differs, strict=True) if wrong), ids[0])
         failures.append(
             {"gate": gate, "value": value, "limit": limit, "sample": first, "message": f"{says}; first at {first}"}
@@ -164,6 +164,9 @@ def judge(
             value = record[gate]["mean"]
             beyond = [(distances(theirs, ours) > limit).any() for theirs, ours in pairs]
             fail(gate, value, limit, beyond, f"{gate} {value:.4f} (mean) is above {limit:.4f}")
+    if limit is not None and record["log_probability_difference"] is None:
+        says = "it tells no log-probabilities, which have a limit"
+        fail("log_probability_difference", None, limit, [True] * len(pairs), says)
     rate, lowest = record["valid_json_rate"], reference_rate - gates.max_invalid_json
     if rate < lowest:
         invalid = [written_button(theirs.text) is not None and written_button(ours.text) is None

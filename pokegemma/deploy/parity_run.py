@@ -32,7 +32,6 @@ class Server:
     url: str
     model: str | None = None
     api_key: str | None = None
-    timeout_s: float = 120.0
 
 
 def find_engines(
@@ -63,13 +62,17 @@ def find_engines(
 
 @dataclass
 class Comparison:
-    """All that is asked, and the reference's answers once `ask_reference` has them."""
+    """All that is asked, and the reference's answers once `ask_reference` has them.
+
+    `timeout_s`: what an engine or server may take for one answer, an engine for the first with loading its model.
+    """
 
     reference: EngineSpec
     task: Task
     gates: Gates
     tokenizer: Any
     image_attention: str
+    timeout_s: float
 
     def __post_init__(self) -> None:
         self.said: Measured | None = None
@@ -77,8 +80,9 @@ class Comparison:
 
     @classmethod
     def prepare(
-        cls, reference: EngineSpec, held_out: Path, view: View, *, gates: Gates, num_samples: int, max_new_tokens: int
-    ) -> "Comparison":
+        cls, reference: EngineSpec, held_out: Path, view: View, *, gates: Gates, num_samples: int, max_new_tokens: int,
+        timeout_s: float,
+    ) -> "Comparison":  # fmt: skip
         """Choose decisions and read what they are asked with: config and tokenizer, not the weights.
 
         Raises:
@@ -99,11 +103,13 @@ class Comparison:
             max_new_tokens=max_new_tokens,
         )  # fmt: skip
         task.question(0)  # a mistake in dataset or layout shows before a model is loaded
-        return cls(reference, task, gates, tokenizer, image_attention(config))
+        return cls(reference, task, gates, tokenizer, image_attention(config), timeout_s)
 
     def ask(self, spec: EngineSpec) -> Measured:
         """Ask an engine, with a progress bar."""
-        return self._with_bar(spec.name, lambda advance: measure(spec, self.task, on_reading=advance))
+        return self._with_bar(
+            spec.name, lambda advance: measure(spec, self.task, timeout_s=self.timeout_s, on_reading=advance)
+        )
 
     def _with_bar(self, name: str, ask: Callable[[Callable[[], None]], Measured]) -> Measured:
         with tqdm(total=len(self.task.examples), desc=name, unit="decision") as bar:
@@ -141,9 +147,9 @@ class Comparison:
                  "file_bytes": None}  # fmt: skip
 
         def ask() -> Measured:
-            model = choose_model(server.url, model=server.model, timeout_s=server.timeout_s, api_key=server.api_key)
+            model = choose_model(server.url, model=server.model, timeout_s=self.timeout_s, api_key=server.api_key)
             facts["name"] = f"server {model}"
-            options = {"model": model, "timeout_s": server.timeout_s, "api_key": server.api_key}
+            options = {"model": model, "timeout_s": self.timeout_s, "api_key": server.api_key}
             return self._with_bar(
                 facts["name"],
                 lambda advance: ask_server(server.url, self.task, texts=texts, on_reading=advance, **options),

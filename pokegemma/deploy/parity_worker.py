@@ -200,8 +200,13 @@ def _serve(connection: Connection, spec: EngineSpec, task: Task, log: Path) -> N
     connection.send(Measured((), peak_memory_bytes(), _peak_gpu_memory_bytes()))
 
 
-def measure(spec: EngineSpec, task: Task, *, on_reading: Callable[[], None] = lambda: None) -> Measured:
+def measure(
+    spec: EngineSpec, task: Task, *, timeout_s: float, on_reading: Callable[[], None] = lambda: None
+) -> Measured:
     """Ask an engine all questions, in a process that is started for it and ends with it.
+
+    Args:
+        timeout_s: for each answer; the first one's includes loading the model.
 
     Raises:
         EngineFailedError: it did not answer all of them.
@@ -209,6 +214,8 @@ def measure(spec: EngineSpec, task: Task, *, on_reading: Callable[[], None] = la
     with tempfile.TemporaryDirectory() as folder, _started(spec, task, Path(folder) / "log") as (process, connection):
         readings = []
         while True:
+            if not connection.poll(timeout_s):
+                raise EngineFailedError(f"no answer within {timeout_s:g} s")
             try:
                 message = connection.recv()
             except EOFError:

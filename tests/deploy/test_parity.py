@@ -352,6 +352,17 @@ def test_every_gate_can_fail_and_names_the_first_sample(changes: dict[str, Any],
     assert parity.judge(record, reference, reference, gates=GATES, reference_rate=1.0, examples=examples) == []
 
 
+def test_a_server_that_tells_no_log_probabilities_fails_where_they_have_a_limit(toy_dataset: Path) -> None:
+    examples = list(read_samples(toy_dataset / "eval.jsonl"))[:2]
+    reference = Measured((reading(), reading()))
+    silent = Measured((Reading(text='{"button": "up"}', seconds=1.0),) * 2)
+    record = {**parity.describe(silent, examples), **parity.compare(reference, silent)}
+    for limit, failed in ((0.1, ["log_probability_difference"]), (None, [])):
+        gates = replace(GATES, max_difference=limit)
+        failures = parity.judge(record, reference, silent, gates=gates, reference_rate=1.0, examples=examples)
+        assert [failure["gate"] for failure in failures] == failed
+
+
 def test_two_answers_without_a_button_agree_only_where_they_are_the_same() -> None:
     said = [reading(text=text, buttons=None) for text in ("I press up!", "I press up!", "no idea")]
     measured = Measured(tuple(said[1:]))
@@ -388,10 +399,12 @@ def test_an_engine_that_fails_is_reported_with_its_last_words(
     samples = tuple(read_samples(toy_dataset / "eval.jsonl"))[:1]
     task = Task(samples, "grid", toy_dataset, 56, (1,), ((2,),) * 8, max_new_tokens=4)
     with pytest.raises(EngineFailedError, match="config could not be loaded"):
-        measure(EngineSpec("transformers", "x", tmp_path), task)
+        measure(EngineSpec("transformers", "x", tmp_path), task, timeout_s=300)
     crashing = replace(task, branches=None)  # a bug of ours, as far as the process can tell
     with pytest.raises(EngineFailedError, match="exit 1: TypeError: 'NoneType' object is not iterable"):
-        measure(EngineSpec("transformers", "x", tiny_model), crashing)
+        measure(EngineSpec("transformers", "x", tiny_model), crashing, timeout_s=300)
+    with pytest.raises(EngineFailedError, match="no answer within 0.5 s"):  # it is still importing then
+        measure(EngineSpec("transformers", "x", tiny_model), task, timeout_s=0.5)
 
 
 def test_a_model_that_is_causal_inside_pictures_is_asked_so(
