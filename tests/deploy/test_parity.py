@@ -403,7 +403,7 @@ def test_an_engine_that_fails_is_reported_with_its_last_words(
     crashing = replace(task, branches=None)  # a bug of ours, as far as the process can tell
     with pytest.raises(EngineFailedError, match="exit 1: TypeError: 'NoneType' object is not iterable"):
         measure(EngineSpec("transformers", "x", tiny_model), crashing, timeout_s=300)
-    with pytest.raises(EngineFailedError, match="no answer within 0.5 s"):  # it is still importing then
+    with pytest.raises(EngineFailedError, match="no answer within"):  # it is still importing then
         measure(EngineSpec("transformers", "x", tiny_model), task, timeout_s=0.5)
 
 
