@@ -1,53 +1,26 @@
-"""Versions of a model in MLflow's registry: each with its origin, its measurements and the hash of every file.
+"""Versions of a model: each with its origin, its measurements and the hash of every file.
 
 A version is an MLflow run, which holds the records as artifacts, and a model version that points to them. The version
 is made last, with all its tags at once: what was interrupted before leaves a run that no version names.
 """
 
 import contextlib
-import fcntl
-import functools
 import json
-import logging
-import os
-import re
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Read by mlflow when it is imported. It would ask for telemetry settings over the network, and try for minutes to reach
-# a server that is not there.
-os.environ.update(MLFLOW_DISABLE_TELEMETRY="true")
-os.environ.update(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", MLFLOW_CONFIGURE_LOGGING="false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-
-try:
-    import alembic  # noqa: F401
-    import mlflow
-    import sqlalchemy
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.exceptions import MlflowException
-except ImportError as error:
-    from pokegemma.errors import PokegemmaError
-
-    raise PokegemmaError(f"the registry needs {error.name}: ./init.sh --with registry") from error
-
 from pokegemma.deploy.content import CARD_FILE, FileHashes, check_files, content_hash, hash_folder
+from pokegemma.deploy.registry_store import MANIFEST_FILE, NAME, ModelVersion, RegistryStore
 from pokegemma.deploy.results import Results, read_results, refusals
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import RUN_FILE, atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
 
-logger = logging.getLogger(__name__)
-
-MANIFEST_FILE = "manifest.json"
 _EXPERIMENT = "pokegemma"
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _COPIES = "files"
 
 
@@ -63,125 +36,10 @@ class Registered:
     refiled: tuple[str, ...] = ()
 
 
-class Registry:
-    """The versions of one model, in a local SQLite file or on a tracking server.
-
-    Processes that write to the same file wait for each other. On a server, two that register the same content at the
-    same moment can make two versions of it.
+class Registry(RegistryStore):
+    """What is done with versions. On a server, two processes that register the same content at the same moment can make
+    two versions of it.
     """
-
-    def __init__(self, uri: str, name: str, *, create: bool = False) -> None:
-        """Name a registry: a path, sqlite:///PATH, or http(s)://...; `create`: make the file where there is none.
-
-        Raises:
-            PokegemmaError: there is none, or `name` is no name. One that cannot be opened is an error of every method.
-        """
-        if not _NAME.fullmatch(name):
-            raise PokegemmaError(f"--name: {name!r} is no name of a model; take letters, digits, '.', '_' and '-'")
-        self.name, self.uri = name, uri
-        self.file: Path | None = None
-        if uri.startswith("sqlite:///") or "://" not in uri:
-            self.file = Path(uri.removeprefix("sqlite:///")).absolute()
-            self.uri = f"sqlite:///{self.file}"
-            if not self.file.is_file() and not create:
-                raise PokegemmaError(f"{self.file}: no registry there; `register` makes one")
-
-    @functools.cached_property
-    def client(self) -> mlflow.MlflowClient:
-        """MLflow's client, connected. Ask for it before taking the lock: the first to open a file makes the tables."""
-        if self.file is not None:
-            try:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise PokegemmaError(f"registry {self.file} cannot be made: {error.strerror}") from error
-        with self._lock(), self._plain_errors():
-            client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            client.search_registered_models(max_results=1)
-            return client
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        if self.file is None:
-            yield
-            return
-        try:
-            lock = open(self.file.with_name(f".{self.file.name}.lock"), "w")  # noqa: SIM115
-        except OSError as error:
-            raise PokegemmaError(f"registry {self.file} cannot be locked: {error.strerror}") from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    @contextlib.contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (MlflowException, sqlalchemy.exc.SQLAlchemyError) as error:
-            message = " ".join(str(error).split())
-            raise PokegemmaError(f"registry {self.uri}: {message[:300]}") from error
-
-    # --- reading
-
-    def versions(self) -> list[dict[str, Any]]:
-        """Return what `describe` says of each version, the first one first."""
-        with self._plain_errors():
-            found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
-            return [self._describe(version) for version in sorted(found, key=lambda one: int(one.version))]
-
-    def find(self, spec: str) -> ModelVersion:
-        """Return a version by its number or an alias.
-
-        Raises:
-            PokegemmaError: there is none.
-        """
-        with self._plain_errors():
-            try:
-                if spec.isdecimal():
-                    return self.client.get_model_version(self.name, spec)
-                return self.client.get_model_version_by_alias(self.name, spec)
-            except MlflowException as error:
-                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    raise
-        there = [f"{one['version']}{''.join(f' ({alias})' for alias in one['aliases'])}" for one in self.versions()]
-        raise PokegemmaError(f"{self.name} has no version {spec!r}; it has {', '.join(there) or 'none'}")
-
-    def describe(self, spec: str) -> dict[str, Any]:
-        """Return what is known of a version, ready for JSON: aliases, hashes, origin, results; no artifacts."""
-        with self._plain_errors():
-            return self._describe(self.find(spec))
-
-    def _describe(self, version: ModelVersion) -> dict[str, Any]:
-        aliases = self.client.get_registered_model(self.name).aliases
-        tags = version.tags
-        return {
-            "name": self.name,
-            "version": int(version.version),
-            "aliases": sorted(alias for alias, number in aliases.items() if int(number) == int(version.version)),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(version.creation_timestamp / 1000)),
-            "description": version.description or None,
-            "content_sha256": tags.get("content_sha256"),
-            "dataset_sha256": tags.get("dataset_sha256"),
-            "model_path": tags.get("model_path"),
-            "copied": tags.get("copied") == "true",
-            "git_commit": tags.get("git_commit"),
-            "evaluation": json.loads(tags.get("evaluation", "null")),
-            "parity": json.loads(tags.get("parity", "null")),
-        }
-
-    def artifact(self, version: ModelVersion, path: str, folder: Path) -> Path | None:
-        """Fetch an artifact (a file, or a folder with what is in it) into `folder`; None where there is none."""
-        with self._plain_errors():
-            parent = str(Path(path).parent)
-            if path not in {file.path for file in self.client.list_artifacts(version.run_id, parent.strip("."))}:
-                return None
-            return Path(self.client.download_artifacts(version.run_id, path, str(folder)))
-
-    def missing_parts(self, spec: str) -> list[str]:
-        """Return the parts of a version (the model, exports) whose files are no longer there to be given out."""
-        version = self.find(spec)
-        if version.tags.get("copied") == "true":
-            return []
-        return [name for name, part in (self._read_manifest(version) or {}).items() if not is_present(part)]
 
     # --- registering
 
@@ -227,7 +85,7 @@ class Registry:
             **{key: json.dumps(summary) for key, summary in results.summaries.items()},
         }
         client = self.client
-        with self._lock(), self._plain_errors():
+        with self.lock(), self.plain_errors():
             query = f"name = '{self.name}' and tags.content_sha256 = '{content}'"
             if known := client.search_model_versions(query):
                 version = min(known, key=lambda one: int(one.version))
@@ -276,11 +134,6 @@ class Registry:
             manifest.write_text(json.dumps({"parts": parts}, indent=2) + "\n", encoding="utf-8")
             self.client.log_artifact(run_id, str(manifest))
 
-    def _read_manifest(self, version: ModelVersion) -> dict[str, Any] | None:
-        with tempfile.TemporaryDirectory() as temporary:
-            path = self.artifact(version, MANIFEST_FILE, Path(temporary))
-            return None if path is None else json.loads(path.read_text(encoding="utf-8"))["parts"]
-
     def _copy(self, run_id: str, folders: Mapping[str, Path], parts: Mapping[str, Mapping[str, Any]]) -> None:
         for part, folder in folders.items():
             for name in parts[part]["files"]:
@@ -299,7 +152,7 @@ class Registry:
         self, version: ModelVersion, folders: Mapping[str, Path], parts: Mapping[str, Mapping[str, Any]], *, copy: bool
     ) -> tuple[str, ...]:
         """Take parts that are new, other than before, gone from their place or not yet copied; return their names."""
-        known, copied = self._read_manifest(version) or {}, version.tags.get("copied") == "true"
+        known, copied = self.read_manifest(version) or {}, version.tags.get("copied") == "true"
         taken = {
             name: part for name, part in parts.items()
             if name not in known or known[name]["files"] != part["files"]
@@ -344,7 +197,7 @@ class Registry:
             PokegemmaError: there is no such version, or `alias` cannot be one.
             CheckFailedError: its evaluation or its parity failed, and not `force`.
         """
-        if not _NAME.fullmatch(alias) or alias.isdecimal():
+        if not NAME.fullmatch(alias) or alias.isdecimal():
             raise PokegemmaError(f"--alias: {alias!r} is no alias; take a word such as champion")
         version = self.find(spec)
         number = int(version.version)
@@ -352,7 +205,7 @@ class Registry:
         reasons = refusals(described["evaluation"], described["parity"])
         if reasons and not force:
             raise CheckFailedError(f"version {number} is not promoted: {'; '.join(reasons)} (--force does it anyway)")
-        with self._lock(), self._plain_errors():
+        with self.lock(), self.plain_errors():
             before = self._current(alias)
             if before is not None and before != number:
                 # The history first: if this process dies between the two, `rollback` skips what the alias still has.
@@ -370,7 +223,7 @@ class Registry:
             PokegemmaError: no version has the alias, or none had it before.
         """
         self.find(alias)  # connects; says where there is none
-        with self._lock(), self._plain_errors():
+        with self.lock(), self.plain_errors():
             current = int(self.find(alias).version)
             history = self._history(alias)
             while history and history[-1] == current:
@@ -385,6 +238,13 @@ class Registry:
 
     # --- out again
 
+    def missing_parts(self, spec: str) -> list[str]:
+        """Return the parts of a version (the model, exports) whose files are no longer there to be given out."""
+        version = self.find(spec)
+        if version.tags.get("copied") == "true":
+            return []
+        return [name for name, part in (self.read_manifest(version) or {}).items() if not is_present(part)]
+
     def export(self, spec: str, output: Path, *, part: str = "model", overwrite: bool = False) -> int:
         """Write a version's model, or one of its exports, as a folder; return the version's number.
 
@@ -395,7 +255,7 @@ class Registry:
             CheckFailedError: a file is missing or changed; nothing is left at `output`.
         """
         version = self.find(spec)
-        parts = self._read_manifest(version)
+        parts = self.read_manifest(version)
         if parts is None:
             raise PokegemmaError(f"version {version.version} has no {MANIFEST_FILE}: not of this project")
         if part not in parts:

@@ -1,0 +1,156 @@
+"""Where versions of a model are kept: MLflow's registry in a SQLite file or on a server, opened, locked and read."""
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Read by mlflow when it is imported. It would ask for telemetry settings over the network, and try for minutes to reach
+# a server that is not there.
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.update(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", MLFLOW_CONFIGURE_LOGGING="false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+try:
+    import alembic  # noqa: F401
+    import mlflow
+    import sqlalchemy
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
+except ImportError as error:
+    from pokegemma.errors import PokegemmaError
+
+    raise PokegemmaError(f"the registry needs {error.name}: ./init.sh --with registry") from error
+
+from pokegemma.errors import PokegemmaError
+
+MANIFEST_FILE = "manifest.json"
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+"""What a model or an alias may be called."""
+
+
+class RegistryStore:
+    """The versions of one model, in a local SQLite file or on a tracking server.
+
+    Processes that write to the same file wait for each other.
+    """
+
+    def __init__(self, uri: str, name: str, *, create: bool = False) -> None:
+        """Name a registry: a path, sqlite:///PATH, or http(s)://...; `create`: make the file where there is none.
+
+        Raises:
+            PokegemmaError: there is none, or `name` is no name. One that cannot be opened is an error of every method.
+        """
+        if not NAME.fullmatch(name):
+            raise PokegemmaError(f"--name: {name!r} is no name of a model; take letters, digits, '.', '_' and '-'")
+        self.name, self.uri = name, uri
+        self.file: Path | None = None
+        if uri.startswith("sqlite:///") or "://" not in uri:
+            self.file = Path(uri.removeprefix("sqlite:///")).absolute()
+            self.uri = f"sqlite:///{self.file}"
+            if not self.file.is_file() and not create:
+                raise PokegemmaError(f"{self.file}: no registry there; `register` makes one")
+
+    @functools.cached_property
+    def client(self) -> mlflow.MlflowClient:
+        """MLflow's client, connected. Ask for it before taking the lock: the first to open a file makes the tables."""
+        if self.file is not None:
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise PokegemmaError(f"registry {self.file} cannot be made: {error.strerror}") from error
+        with self.lock(), self.plain_errors():
+            client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            client.search_registered_models(max_results=1)
+            return client
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing to the same file while a block runs."""
+        if self.file is None:
+            yield
+            return
+        try:
+            lock = open(self.file.with_name(f".{self.file.name}.lock"), "w")  # noqa: SIM115
+        except OSError as error:
+            raise PokegemmaError(f"registry {self.file} cannot be locked: {error.strerror}") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """Turn the errors of MLflow and its database in a block into one line."""
+        try:
+            yield
+        except (MlflowException, sqlalchemy.exc.SQLAlchemyError) as error:
+            message = " ".join(str(error).split())
+            raise PokegemmaError(f"registry {self.uri}: {message[:300]}") from error
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Return what `describe` says of each version, the first one first."""
+        with self.plain_errors():
+            found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
+            return [self._describe(version) for version in sorted(found, key=lambda one: int(one.version))]
+
+    def find(self, spec: str) -> ModelVersion:
+        """Return a version by its number or an alias.
+
+        Raises:
+            PokegemmaError: there is none.
+        """
+        with self.plain_errors():
+            try:
+                if spec.isdecimal():
+                    return self.client.get_model_version(self.name, spec)
+                return self.client.get_model_version_by_alias(self.name, spec)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+        there = [f"{one['version']}{''.join(f' ({alias})' for alias in one['aliases'])}" for one in self.versions()]
+        raise PokegemmaError(f"{self.name} has no version {spec!r}; it has {', '.join(there) or 'none'}")
+
+    def describe(self, spec: str) -> dict[str, Any]:
+        """Return what is known of a version, ready for JSON: aliases, hashes, origin, results; no artifacts."""
+        with self.plain_errors():
+            return self._describe(self.find(spec))
+
+    def _describe(self, version: ModelVersion) -> dict[str, Any]:
+        aliases = self.client.get_registered_model(self.name).aliases
+        tags = version.tags
+        return {
+            "name": self.name,
+            "version": int(version.version),
+            "aliases": sorted(alias for alias, number in aliases.items() if int(number) == int(version.version)),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(version.creation_timestamp / 1000)),
+            "description": version.description or None,
+            "content_sha256": tags.get("content_sha256"),
+            "dataset_sha256": tags.get("dataset_sha256"),
+            "model_path": tags.get("model_path"),
+            "copied": tags.get("copied") == "true",
+            "git_commit": tags.get("git_commit"),
+            "evaluation": json.loads(tags.get("evaluation", "null")),
+            "parity": json.loads(tags.get("parity", "null")),
+        }
+
+    def artifact(self, version: ModelVersion, path: str, folder: Path) -> Path | None:
+        """Fetch an artifact (a file, or a folder with what is in it) into `folder`; None where there is none."""
+        with self.plain_errors():
+            parent = str(Path(path).parent)
+            if path not in {file.path for file in self.client.list_artifacts(version.run_id, parent.strip("."))}:
+                return None
+            return Path(self.client.download_artifacts(version.run_id, path, str(folder)))
+
+    def read_manifest(self, version: ModelVersion) -> dict[str, Any] | None:
+        """Return the parts of a version (the model, exports): path, and size and hash of each file; None without."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = self.artifact(version, MANIFEST_FILE, Path(temporary))
+            return None if path is None else json.loads(path.read_text(encoding="utf-8"))["parts"]
