@@ -3,6 +3,7 @@
 python scripts/merge_qlora.py --lora_path outputs/adapter --output_path outputs/merged --verify
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -66,8 +67,9 @@ def main() -> None:
         print(f"logits on the answers of {result.num_samples} samples, relative root mean square difference:")
         print(f"  adapter + base against base         {result.adapter_effect:.2e}  (more than 0)")
         print(f"  merged against adapter + base       {result.merged_error:.2e}  (at most {MERGE_TOLERANCE:.0e})")
-        stored = options.stored_tolerance or STORED_TOLERANCE[result.dtype]
-        print(f"  stored {result.dtype} against the same    {result.stored_error:.2e}  (at most {stored:.0e})")
+        stored = STORED_TOLERANCE[result.dtype] if options.stored_tolerance is None else options.stored_tolerance
+        limit = "not judged here" if math.isinf(stored) else f"at most {stored:.0e}"
+        print(f"  stored {result.dtype} against the same    {result.stored_error:.2e}  ({limit})")
     print(f"merged checkpoint in {options.output_path}")
 
 

@@ -124,11 +124,13 @@ def check(verification: Verification, *, stored_tolerance: float | None = None) 
         CheckFailedError: the adapter changes nothing, or the merged weights do not say what adapter + base say.
     """
     v = verification
+    if stored_tolerance is None:
+        stored_tolerance = STORED_TOLERANCE[v.dtype]
     if not v.adapter_effect > 0:
         raise CheckFailedError("the adapter changes nothing: was it trained?")
     for name, error, tolerance in (
         ("merged", v.merged_error, MERGE_TOLERANCE),
-        (f"stored {v.dtype}", v.stored_error, stored_tolerance or STORED_TOLERANCE[v.dtype]),
+        (f"stored {v.dtype}", v.stored_error, stored_tolerance),
     ):
         if math.isnan(error) or error > tolerance:
             raise CheckFailedError(

@@ -142,6 +142,8 @@ def test_merged_weights_that_say_something_else_fail(error: float) -> None:
         check(Verification(**{**good, "merged_error": error}))
     with pytest.raises(CheckFailedError, match="stored bfloat16 weights differ"):
         check(Verification(**{**good, "stored_error": error}))
+    with pytest.raises(CheckFailedError, match=r"by 1\.00e-03 of the logits \(at most 0e\+00\)"):
+        check(Verification(**good), stored_tolerance=0)
 
 
 def test_another_base_of_the_same_shape_is_refused(adapter: Path, tmp_path: Path) -> None:

@@ -50,9 +50,11 @@ def card(tmp_path: Path) -> Callable[..., str]:
 
     def render(
         *, base: str = "google/gemma-3-4b-it", config: dict[str, Any] | None = None,
-        shared: int = 0, train: str | None = None, **changes: Any,
+        shared: int = 0, available: int = 40, train: str | None = None, **changes: Any,
     ) -> str:  # fmt: skip
-        report.write_report(evaluation, {**result, "num_sessions_shared_with_train": shared}, [], "")
+        report.write_report(
+            evaluation, {**result, "num_sessions_shared_with_train": shared, "num_available": available}, [], ""
+        )
         (tmp_path / "dataset" / "train.jsonl").write_text(train or "{}\n")
         (model / "config.json").write_text(json.dumps({"model_type": "gemma3", **(config or {})}))
         training = {
@@ -85,6 +87,11 @@ def test_the_head_is_what_the_hub_reads(card: Callable[..., str]) -> None:
     assert data.pipeline_tag == "image-text-to-text"
     assert data.library_name == "transformers"
     assert {"pokegemma", "gemma3", "gguf"} <= set(data.tags)
+
+
+def test_it_says_of_how_many_decisions_a_part_was_evaluated(card: Callable[..., str]) -> None:
+    assert "Measured on 40 decisions of 12 sessions" in card()
+    assert "Measured on 40 decisions of 310, evenly spread, of 12 sessions" in card(available=310)
 
 
 def test_every_measured_table_is_there(card: Callable[..., str]) -> None:
