@@ -42,6 +42,8 @@ def main() -> None:
 
     converter = find_converter(Path(options.llama_cpp_dir) if options.llama_cpp_dir else None)
     from pokegemma.deploy import gguf
+    from pokegemma.deploy.model_folders import find_gguf, read_facts
+    from pokegemma.deploy.servers import ServerOptions, llama_server_command
 
     output = Path(options.output_dir)
     done = gguf.convert(
@@ -56,7 +58,8 @@ def main() -> None:
             print(f"{'':34}  {note}")
     smallest = min(done.models, key=lambda name: done.models[name].num_bytes)
     print("\nserve (another type: another --model):")
-    print(shlex.join(gguf.server_command(output, smallest, image_tokens=done.image_tokens)))
+    files = find_gguf(str(output), smallest)
+    print(shlex.join(llama_server_command(*files, read_facts(str(output)), ServerOptions(port=8080))))
     modelfile = shlex.quote(os.fspath(output / f"Modelfile-{smallest}"))
     print(f"ollama create pokegemma --file {modelfile}")
 

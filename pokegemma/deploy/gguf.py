@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pokegemma.deploy.converter_source import CONVERTER
 from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint, staged
 from pokegemma.deploy.gguf_files import GgufFile, read_gguf
-from pokegemma.deploy.ollama import CONTEXT_TOKENS, modelfile
+from pokegemma.deploy.ollama import modelfile
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder, require_space
 from pokegemma.provenance import read_run_record, write_run_record
@@ -26,7 +26,6 @@ Quantization = Literal["f16", "bf16", "q8_0", "q5_k_m", "q4_k_m"]
 MMPROJ = "mmproj-f16.gguf"
 
 _K_BLOCK = 256
-_DEFAULT_UBATCH = 512
 _CONVERTED = ("f16", "bf16")
 """Types that the converter writes; the others are quantised from one of these."""
 
@@ -134,7 +133,6 @@ class Conversion:
 
     models: dict[str, GgufFile]  # by quantization, in the order asked for
     mmproj: GgufFile
-    image_tokens: int
 
 
 def convert(
@@ -186,7 +184,7 @@ def convert(
             },
             model=read_run_record(model_path),
         )  # fmt: skip
-    return Conversion(models=files, mmproj=mmproj, image_tokens=checkpoint.image_tokens)
+    return Conversion(models=files, mmproj=mmproj)
 
 
 def fallback_note(file: GgufFile) -> str | None:
@@ -202,18 +200,3 @@ def fallback_note(file: GgufFile) -> str | None:
     rows = ", ".join(str(length) for length in sorted(set(odd.values())))
     types = ", ".join(sorted({file.types[name].lower() for name in odd}))
     return f"{len(odd)} tensors with rows of {rows} are {types}: k-quants need multiples of {_K_BLOCK}"
-
-
-def server_command(output: Path, quantization: str, *, image_tokens: int) -> list[str]:
-    """Return the command line that serves a converted model with llama.cpp's own server.
-
-    A picture's tokens attend to each other, so all of them have to fit into one physical batch.
-    """
-    command = [
-        "llama-server", "--model", str(output / model_name(quantization)), "--mmproj", str(output / MMPROJ),
-        "--host", "127.0.0.1", "--port", "8080", "--ctx-size", str(CONTEXT_TOKENS), "--parallel", "1", "--jinja",
-        "--temp", "0",
-    ]  # fmt: skip
-    if image_tokens > _DEFAULT_UBATCH:
-        command += ["--batch-size", str(max(image_tokens, 2048)), "--ubatch-size", str(image_tokens)]
-    return command

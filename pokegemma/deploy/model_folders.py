@@ -27,6 +27,7 @@ class ModelFacts:
     model_type: str | None
     image_attention: str
     pictures_in_prompt: int
+    image_tokens: int
     context_tokens: int
 
 
@@ -53,7 +54,8 @@ def _find_key(record: dict[str, Any], key: str) -> Any:
 
 
 def read_facts(model_path: str) -> ModelFacts:
-    """Return the facts of a model, from config.json and run.json in its folder; a Hub id has neither here.
+    """Return the facts of a model, from config.json and run.json in its folder; a GGUF folder has the second alone, a
+    Hub id neither here.
 
     Raises:
         PokegemmaError: config.json is damaged.
@@ -63,13 +65,13 @@ def read_facts(model_path: str) -> ModelFacts:
     record = read_run_record(folder) or {}
     layout = _find_key(record, "layout")
     pictures = _PICTURES.get(str(layout)) or 4 + int(_find_key(record, "max_decisions") or 16)
-    image_tokens = config.get("mm_tokens_per_image") or 256
+    image_tokens = config.get("mm_tokens_per_image") or _find_key(record, "image_tokens") or 256
     attention = config.get("image_attention") or _find_key(record, "image_attention") or "bidirectional"
     needed = -(-(pictures * (image_tokens + _TEXT_TOKENS) + _FIXED_TOKENS) // 1024) * 1024
     longest = (config.get("text_config") or config).get("max_position_embeddings") or needed
     return ModelFacts(
         model_type=config.get("model_type"), image_attention=str(attention), pictures_in_prompt=pictures,
-        context_tokens=min(needed, longest),
+        image_tokens=image_tokens, context_tokens=min(needed, longest),
     )  # fmt: skip
 
 

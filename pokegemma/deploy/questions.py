@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from pokegemma.data import prompts
+from pokegemma.data.pictures import open_picture
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
@@ -56,11 +57,7 @@ def read_picture(path: Path, *, size_px: int) -> Image.Image:
     Raises:
         PokegemmaError: it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB").resize((size_px, size_px), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError) as error:
-        raise PokegemmaError(f"{path} cannot be read as a picture: {error}") from error
+    return open_picture(path).resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
 def build_questions(

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 EngineName = Literal["transformers", "vllm", "llama.cpp", "mlx"]
 
 PICTURE_BATCH = 1024
-"""Tokens that llama.cpp processes at once. Attention goes both ways inside a picture, so a whole one must fit."""
+"""Fewest tokens that llama.cpp processes at once. A whole picture must fit: attention goes both ways inside it."""
 
 _LLAMA_CPP_VARIABLES = ("HOST", "PORT", "CONFIG_FILE")
 """Environment variables that llama-cpp-python's server puts above its flags: HOST=0.0.0.0 would open it to all."""
@@ -165,23 +165,30 @@ def _vllm(model_path: str, options: ServerOptions) -> _Parts:
     return tuple(command), model_path, "/v1/models", missing
 
 
+def llama_server_command(
+    model: Path, mmproj: Path, facts: ModelFacts, options: ServerOptions, *, program: str = "llama-server"
+) -> tuple[str, ...]:
+    """Return the command line of llama.cpp's own server; requests name the model as `model` is written."""
+    name, batch = str(model), str(max(PICTURE_BATCH, facts.image_tokens))
+    return (
+        program, "--model", name, "--mmproj", str(mmproj), "--alias", name, "--host", options.host,
+        "--port", str(options.port), "--ctx-size", str(options.context_tokens or facts.context_tokens),
+        "--parallel", "1",  # the context is shared by slots
+        "--batch-size", batch, "--ubatch-size", batch, "--jinja", "--temp", "0", "--offline",
+    )  # fmt: skip
+
+
 def _llama_cpp(model_path: str, options: ServerOptions) -> _Parts:
     model, mmproj = find_gguf(model_path, options.quantization)
     facts = read_facts(str(model.parent))
     _warn_of_causal(facts, model_path, "llama.cpp")
     name = str(model)
-    tokens = str(options.context_tokens or facts.context_tokens)
-    batch = str(PICTURE_BATCH)
     program = options.llama_server or shutil.which("llama-server")
     if options.llama_server is not None and shutil.which(options.llama_server) is None:
         raise PokegemmaError(f"--llama_server {options.llama_server}: no such program")
     if program is not None:
-        command: tuple[str, ...] = (
-            str(program), "--model", name, "--mmproj", str(mmproj), "--alias", name, "--host", options.host,
-            "--port", str(options.port), "--ctx-size", tokens, "--parallel", "1",  # the context is shared by slots
-            "--batch-size", batch, "--ubatch-size", batch, "--jinja", "--temp", "0", "--offline",
-        )  # fmt: skip
-        return command, name, "/health", None
+        return llama_server_command(model, mmproj, facts, options, program=str(program)), name, "/health", None
+    tokens, batch = str(options.context_tokens or facts.context_tokens), str(max(PICTURE_BATCH, facts.image_tokens))
     command = (
         "env", *(word for variable in _LLAMA_CPP_VARIABLES for word in ("-u", variable)),
         sys.executable, "-m", "llama_cpp.server", "--model", name, "--clip_model_path", str(mmproj),

@@ -11,12 +11,12 @@ from PIL import Image
 
 from pokegemma.data import prompts
 from pokegemma.data.grids import compose_grid, fit_tile
+from pokegemma.data.pictures import open_picture
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import Predictor
 from pokegemma.evaluation.prompt_cache import PromptCache
-from pokegemma.training.pictures import open_picture
 
 _UNSEEN = "unseen"
 """Stands for the frame of the next decision."""

@@ -253,7 +253,7 @@ class Gemma3Collator:
         return next((at for at, tokens in first if len(tokens) > 1 or picture in tokens), rows[0].num_prompt)
 
     def _batch(self, rows: list[list[int]], *, side: Side) -> dict[str, torch.Tensor]:
-        batch = pad_rows(rows, self.processor.tokenizer, side=side, token_types="token_type_ids")
+        batch = pad_rows(rows, self.processor.tokenizer, side=side)
         return {**batch, "token_type_ids": self.token_types(batch["input_ids"])}
 
     def token_types(self, ids: torch.Tensor) -> torch.Tensor:
@@ -279,10 +279,8 @@ class Gemma3Collator:
         return {"pixel_values": read_pictures(self.processor, list(places)), "image_index": index}
 
 
-def pad_rows(
-    rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, *, side: Side, token_types: str
-) -> dict[str, torch.Tensor]:
-    """Return `input_ids`, `attention_mask` and, under the name `token_types`, where soft tokens are: (rows, length)."""
+def pad_rows(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, *, side: Side) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask`, (rows, length)."""
     length = max(map(len, rows))
     input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -290,8 +288,7 @@ def pad_rows(
         place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
         input_ids[at, place] = torch.tensor(row)
         attention_mask[at, place] = 1
-    types = (input_ids == tokenizer.image_token_id).long()
-    return {"input_ids": input_ids, "attention_mask": attention_mask, token_types: types}
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def expand_pictures(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import Gemma3Processor
 
-from pokegemma.errors import PokegemmaError
+from pokegemma.data.pictures import open_picture
 
 
 def read_pictures(processor: Gemma3Processor, paths: Sequence[str | Path]) -> torch.Tensor:
@@ -18,19 +18,6 @@ def read_pictures(processor: Gemma3Processor, paths: Sequence[str | Path]) -> to
         PokegemmaError: one cannot be read.
     """
     return to_pixels(processor, [open_picture(path) for path in paths])
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Return a picture as RGB.
-
-    Raises:
-        PokegemmaError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise PokegemmaError(f"{path} cannot be read as a picture: {error}") from error
 
 
 def to_pixels(processor: Gemma3Processor, images: Sequence[Image.Image]) -> torch.Tensor:

@@ -137,7 +137,9 @@ class ProcessorCollator:
         return self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
 
     def _batch(self, rows: list[list[int]], *, side: Side) -> dict[str, torch.Tensor]:
-        return pad_rows(rows, self.processor.tokenizer, side=side, token_types=self.family.token_types)
+        batch = pad_rows(rows, self.processor.tokenizer, side=side)
+        soft = batch["input_ids"] == self.processor.tokenizer.image_token_id
+        return {**batch, self.family.token_types: soft.long()}
 
     def pictures(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return what the image processor makes of every picture of the text of a batch's conversations."""

@@ -117,14 +117,6 @@ def test_the_modelfile_names_both_files_and_writes_turns_as_the_chat_template_do
     assert text.endswith("PARAMETER stop <end_of_turn>\nPARAMETER temperature 0\nPARAMETER num_ctx 8192\n")
 
 
-def test_the_server_gets_a_batch_that_holds_a_picture() -> None:
-    command = " ".join(gguf.server_command(Path("out"), "q8_0", image_tokens=256))
-    assert command.startswith("llama-server --model out/model-q8_0.gguf --mmproj out/mmproj-f16.gguf --host 127.0.0.1")
-    assert "--ubatch-size" not in command
-    large = " ".join(gguf.server_command(Path("out"), "q8_0", image_tokens=1024))
-    assert large.endswith("--batch-size 2048 --ubatch-size 1024")
-
-
 # --- what got lost is noticed
 
 

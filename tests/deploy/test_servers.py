@@ -125,6 +125,9 @@ def test_llama_server_is_taken_where_it_is_on_path(
         "--ubatch-size", "1024", "--jinja", "--temp", "0", "--offline",
     )  # fmt: skip
     assert (launch.ready_path, launch.missing) == ("/health", None)
+    (folder / "run.json").write_text('{"stage": "gguf", "image_tokens": 4096}')
+    large = " ".join(build_launch("llama.cpp", model, ServerOptions()).command)
+    assert "--batch-size 4096 --ubatch-size 4096" in large  # a picture sees all of itself: it must fit into one batch
     with pytest.raises(PokegemmaError, match="--llama_server gone: no such program"):
         build_launch("llama.cpp", model, ServerOptions(llama_server=Path("gone")))
 

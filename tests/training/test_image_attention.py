@@ -29,13 +29,9 @@ from pokegemma.training.image_attention import adapter_image_attention, is_causa
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.vision_features import prepare_cache
 from tests.training.test_fast_paths import assert_same, loss_and_gradients, stock_batch, stock_model, with_lora
+from tests.training.test_image_size import QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK: dict[str, Any] = {
-    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 2, "eval_strategy": "no",
-    "save_steps": 2, "dataloader_num_workers": 0, "learning_rate": 1e-2, "warmup_steps": 0, "use_cpu": True,
-    "gradient_checkpointing": False,
-}  # fmt: skip
 
 
 def train(dataset: Path, model: Path, output: Path, **changes: Any) -> Path:
