@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
-from pokegemma.data.samples import Sample, dataset_files, read_samples
+from pokegemma.data.samples import Sample, dataset_files, evenly_spread, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.deploy.health import Check, Limits, Monitor, format_summary, watch
 from pokegemma.deploy.health_reports import CheckLog, PrometheusMetrics, Webhook
@@ -26,6 +26,8 @@ from pokegemma.errors import PokegemmaError
 
 logger = logging.getLogger(__name__)
 _DECISIONS_IN_TRAJECTORY = 4
+_WEEK_S = 604_800.0
+"""Longer times overflow in system calls (24 days, where the shortest does)."""
 
 
 @dataclass
@@ -82,6 +84,9 @@ class MonitorOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise PokegemmaError(f"--{name}: {value} is not above 0")
+        for name in ("timeout_s", "interval_s"):
+            if getattr(self, name) > _WEEK_S:
+                raise PokegemmaError(f"--{name}: {getattr(self, name)} is more than a week ({_WEEK_S:.0f})")
         if self.pid is not None and self.pid < 1:
             raise PokegemmaError(f"--pid: {self.pid} is not at least 1")
         if self.metrics_port is not None and not 1 <= self.metrics_port <= 65535:
@@ -103,7 +108,7 @@ def read_questions(options: MonitorOptions) -> list[Question]:
     examples: list[Sample | Trajectory] = list(read_samples(file))
     if options.layout == "trajectory":
         examples = list(cut_trajectories(examples, max_decisions=_DECISIONS_IN_TRAJECTORY, overlap=0))
-    chosen = examples[:: max(len(examples) // options.num_samples, 1)][: options.num_samples]
+    chosen = evenly_spread(examples, options.num_samples)
     return build_questions(chosen, layout=options.layout, dataset_folder=file.parent, size_px=options.image_size)
 
 

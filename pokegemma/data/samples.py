@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -175,3 +175,8 @@ def dataset_hash(path: Path) -> str:
     """Return the SHA-256 of a JSONL file, in hex: which dataset a run saw."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def evenly_spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Return at most `count` of `items`, evenly spread, in order; always the same ones."""
+    return [items[number * len(items) // count] for number in range(count)] if len(items) > count else list(items)

@@ -113,8 +113,10 @@ def request(method: str, url: str, *, timeout_s: float, api_key: str | None = No
 
     Raises:
         ServerError: it cannot be reached, takes longer than `timeout_s` in all, or refuses.
-        PokegemmaError: `url` is none of a server.
+        PokegemmaError: `url` is none of a server, or the key none that a header can hold.
     """
+    if api_key and not (api_key.isascii() and api_key.isprintable()):  # http.client would tell it in its error
+        raise PokegemmaError("the API key holds what no HTTP header can, such as a line break at its end")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     data = None
     if body is not None:

@@ -101,7 +101,7 @@ class Monitor:
         self._api_key, self._usage = api_key, usage
         self._last: collections.deque[tuple[State, float | None]] = collections.deque(maxlen=limits.window)
         self._listed: str | None = None
-        self._started: tuple[int, float] | None = None
+        self._listener: object = None
         self.num_checks = self.restarts = 0
         self.counts: collections.Counter[str] = collections.Counter()
         self.breached: collections.Counter[str] = collections.Counter()
@@ -143,9 +143,10 @@ class Monitor:
         return "slow" if limit is not None and reply.seconds > limit else "healthy", reply.seconds, button
 
     def _count_restart(self, usage: Usage) -> None:
-        if usage.started is not None and self._started not in (None, usage.started):
+        # Not by the time when it began: that is told by the clock, which may be set.
+        if usage.listener is not None and self._listener not in (None, usage.listener):
             self.restarts += 1
-        self._started = usage.started or self._started
+        self._listener = usage.listener or self._listener
 
     def window(self) -> Window:
         """Return the last checks in figures."""
@@ -224,7 +225,7 @@ def watch(
     while num_checks is None or monitor.num_checks < num_checks:
         due = time.monotonic() + interval_s
         yield monitor.run_check()
-        if duration_s is not None and due - start >= duration_s:
+        if duration_s is not None and max(due, time.monotonic()) - start >= duration_s:
             return
         if num_checks is None or monitor.num_checks < num_checks:
             time.sleep(max(due - time.monotonic(), 0))

@@ -39,7 +39,8 @@ class CheckLog:
 
     def __call__(self, check: Check) -> None:
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
+            # A server may answer with half of a surrogate pair, which is no UTF-8.
+            with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(asdict(check), ensure_ascii=False) + "\n")
         except OSError as error:  # a full disk is no reason to stop watching
             logger.error("%s could not be written: %s", self._path, error.strerror)

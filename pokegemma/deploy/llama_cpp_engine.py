@@ -115,14 +115,15 @@ class LlamaCppEngine:
         token = self._llama.token_bos()
         # As llama.cpp's servers show a picture to the template; the marks of its begin and end come with the marker.
         picture = {"type": "text", "text": _MARKER}
-        return self._template.render(
-            messages=[
-                {**message, "content": [picture if part["type"] == "image" else part for part in message["content"]]}
-                for message in question.messages
-            ],
-            add_generation_prompt=True,
-            bos_token=self._llama.detokenize([token], special=True).decode(),
-        )
+        messages = [
+            {**message, "content": [picture if part["type"] == "image" else part for part in message["content"]]}
+            for message in question.messages
+        ]
+        bos_token = self._llama.detokenize([token], special=True).decode()
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, bos_token=bos_token)
+        except (TemplateError, TypeError) as error:  # written for other messages, such as without pictures
+            raise PokegemmaError(f"{question.id}: the chat template in the GGUF file fails: {error}") from error
 
     def _tokenize(self, question: Question) -> "_Chunks":
         return _Chunks(self._vision, self._prompt(question), question.pictures)

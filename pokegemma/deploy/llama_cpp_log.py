@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
-@dataclass
+@dataclass(eq=False)  # two that waited for nothing are still two
 class LastError:
     """The last line that was an error; empty: none was."""
 

@@ -105,6 +105,8 @@ def check_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
             left.remove(name)
             tensor = weights.get_tensor(name)
             for target in (name, _LM_HEAD) if name == _EMBEDDINGS else (name,):
+                if target not in written:
+                    raise CheckFailedError(f"{folder}: {target} was not written")
                 restored, num_bytes, quantised = _restore(written, target, bits)
                 exact, error, square = _compare(target, tensor, restored)
                 if not (error <= _ERROR_LIMIT[bits] ** 2 * square if quantised else exact):

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from pokegemma.data.prompts import BUTTONS, AnswerError, parse_answer
-from pokegemma.data.samples import Sample
+from pokegemma.data.samples import Sample, evenly_spread
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.deploy.parity_worker import Measured, Reading
-from pokegemma.evaluation.report import evenly_spread
 from pokegemma.evaluation.view import View
 
 _NUM_WORST = 6

@@ -21,13 +21,13 @@ class Usage:
     """What a server uses; None: unknown, as for one on another machine.
 
     `memory_bytes`: resident, of its process with those that it started. `gpu_memory_bytes`: used on all GPUs of this
-    machine, by whomever (in a container the driver does not tell whose it is). `started`: the listening process's id
-    and the time when it began, which change when the server is started again.
+    machine, by whomever (in a container the driver does not tell whose it is). `listener`: the listening process,
+    which is equal to none of before when the server is started again.
     """
 
     memory_bytes: int | None = None
     gpu_memory_bytes: int | None = None
-    started: tuple[int, float] | None = None
+    listener: psutil.Process | None = None
 
 
 def find_addresses(server_url: str) -> frozenset[str]:
@@ -127,14 +127,8 @@ class ServerProcesses:
         """Return what they use now."""
         listener = find_listener(self._port, self._addresses) if self._addresses else None
         process = self._process or listener
-        started = None
-        if listener is not None:
-            try:
-                started = (listener.pid, listener.create_time())
-            except psutil.NoSuchProcess:
-                listener = None
         return Usage(
             memory_bytes=_memory_bytes(process) if process is not None else None,
             gpu_memory_bytes=gpu_memory_bytes() if self._addresses else None,
-            started=started,
+            listener=listener,
         )

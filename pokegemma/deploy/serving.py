@@ -48,6 +48,8 @@ def _check_address(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does: one just stopped is no taker
             probe.bind(address)
+    except UnicodeError as error:  # an empty label, or one too long
+        raise PokegemmaError(f"--host {host}: not the name or address of a machine") from error
     except OSError as error:
         raise PokegemmaError(f"--host {host} --port {port} cannot be listened on: {error.strerror or error}") from error
 
@@ -64,13 +66,17 @@ class _Output:
     def _copy(self) -> None:
         for line in self._source:
             self._lines.append(line)
-            with contextlib.suppress(OSError):  # a full disk or a closed terminal: the child must not block on us
+            with contextlib.suppress(OSError, ValueError):  # full or closed: the child must not block on us
                 self._sink.write(line)
                 self._sink.flush()
 
+    def finish(self) -> None:
+        """Wait for the rest, after the child has ended: but not for ever, a stray grandchild may hold its end."""
+        self._thread.join(timeout=2)
+
     def last_lines(self) -> list[str]:
         """Return the last lines that are not blank, after the child has ended."""
-        self._thread.join(timeout=2)
+        self.finish()
         lines = [line.decode(errors="replace").strip() for line in list(self._lines)]
         return [line for line in lines if line]
 
@@ -177,15 +183,19 @@ def serve(
     `on_ready` is called once, when the server answers.
 
     Raises:
-        PokegemmaError: it cannot be started: a package is missing, or the address is taken.
+        PokegemmaError: it cannot be started: a package is missing, the address is taken, or there is no time.
         CheckFailedError: it ended by itself, or did not become ready in time; nothing of it is left.
     """
+    if not ready_timeout_s > 0:
+        raise PokegemmaError(f"--ready_timeout_s: {ready_timeout_s} is not above 0")
     if launch.missing:
         raise PokegemmaError(f"{launch.engine}: {launch.missing}")
     _check_address(launch.host, launch.port)
     with contextlib.ExitStack() as stack:
         try:
-            sink: IO[bytes] = sys.stderr.buffer if log_file is None else stack.enter_context(open(log_file, "ab"))
+            sink: IO[bytes] = sys.stderr.buffer
+            if log_file is not None:  # unbuffered: what a full disk does not take is not tried again at the end
+                sink = stack.enter_context(open(log_file, "ab", buffering=0))
             stop = stack.enter_context(_stop_signals())
             process = subprocess.Popen(
                 launch.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -194,8 +204,9 @@ def serve(
         except OSError as error:
             raise PokegemmaError(f"{error.filename}: {error.strerror}") from error
         stack.enter_context(_watch_over(process))
-        stack.callback(_end, process, stop=stop, stop_timeout_s=stop_timeout_s)
         output = _Output(process.stdout, sink)
+        stack.callback(output.finish)
+        stack.callback(_end, process, stop=stop, stop_timeout_s=stop_timeout_s)
         end = time.monotonic() + ready_timeout_s
         while not stop.count and not _is_ready(launch):
             if process.poll() is not None:

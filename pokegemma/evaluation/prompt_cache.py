@@ -1,8 +1,9 @@
 """Prompt after prompt of one player: what a prompt begins with as the one before did is not computed again."""
 
+import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,13 +60,14 @@ class PromptCache:
             CheckFailedError: they are NaN.
             ValueError: the prompt has other pictures.
         """
-        rest = self._keep_common(self._name_tokens(ids, pictures))
-        new = list(ids[len(ids) - len(rest) :])
-        said = self._conversation.say_and_score(
-            new, self._types(new), self._encode(rest, pictures),
-            self.predictor.collator.button_tokens,
-        )  # fmt: skip
-        self._remember(rest)
+        with self._all_or_nothing():
+            rest = self._keep_common(self._name_tokens(ids, pictures))
+            new = list(ids[len(ids) - len(rest) :])
+            said = self._conversation.say_and_score(
+                new, self._types(new), self._encode(rest, pictures),
+                self.predictor.collator.button_tokens,
+            )  # fmt: skip
+            self._remember(rest)
         return checked_scores(said)
 
     def prepare(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> None:
@@ -76,10 +78,20 @@ class PromptCache:
         names = self._name_tokens(ids, pictures)
         if names == self._said[: len(names)]:
             return
-        rest = self._keep_common(names)
-        new = list(ids[-len(rest) :])
-        self._conversation.say(new, self._types(new), self._encode(rest, pictures))
-        self._remember(rest)
+        with self._all_or_nothing():
+            rest = self._keep_common(names)
+            new = list(ids[-len(rest) :])
+            self._conversation.say(new, self._types(new), self._encode(rest, pictures))
+            self._remember(rest)
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Forget everything where a block is interrupted: then some layers hold the new tokens, and others do not."""
+        try:
+            yield
+        except BaseException:  # Ctrl-C, memory
+            self._conversation, self._said = Conversation(self.predictor.model), []
+            raise
 
     def _name_tokens(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> list[int | bytes]:
         """Return what tells tokens from others: their number, or for a soft token its picture."""

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pokegemma.data.prompts import BUTTONS, Layout, sample_images
-from pokegemma.data.samples import Sample
+from pokegemma.data.samples import Sample, evenly_spread
 from pokegemma.evaluation import metrics, plots
 from pokegemma.evaluation.baselines import BASELINES, count_buttons
 from pokegemma.evaluation.metrics import Decisions
@@ -190,11 +190,6 @@ def pick_examples(
             examples.append({**line, "right": right, "answer": answers[place], "ranked": ranked,
                              "picture": _thumbnail(picture), "goal": samples[place].metadata.get("goal")})  # fmt: skip
     return examples
-
-
-def evenly_spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` of `items`, evenly spread, in order; always the same ones."""
-    return [items[number * len(items) // count] for number in range(count)] if len(items) > count else list(items)
 
 
 def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples: Sequence[Mapping[str, Any]]) -> str:

@@ -44,6 +44,14 @@ def test_what_is_no_answer_is_told_apart(kind: str, failure: str, adversary: Cal
     assert failure_of(adversary(kind), timeout_s=10) == failure
 
 
+@pytest.mark.parametrize("key", ["hidden\r", "hidden\n", "hidd€n"])
+def test_a_key_that_no_header_can_hold_is_refused_without_telling_it(key: str, closed_url: str) -> None:
+    with pytest.raises(PokegemmaError, match="the API key holds") as caught:
+        list_models(closed_url, timeout_s=1, api_key=key)
+    assert not isinstance(caught.value, ServerError)
+    assert "hid" not in str(caught.value)
+
+
 def test_nobody_there_is_unreachable(closed_url: str) -> None:
     assert failure_of(closed_url) == "unreachable"
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def test_a_server_that_is_killed_is_dead(make_monitor: Callable[..., Monitor], a
     check = monitor.run_check()
     assert (check.state, check.detail) == ("healthy", "up")
     assert check.memory_bytes > 5 * 2**20
-    os.kill(processes.usage().started[0], signal.SIGKILL)
+    processes.usage().listener.kill()
     checks = [monitor.run_check() for _ in range(2)]
     assert [check.state for check in checks] == ["dead", "dead"]
     assert checks[-1].breaches == ("dead",)
@@ -132,11 +132,28 @@ def test_memory_above_its_limit_is_a_breach_at_once(
 
 
 def test_a_restart_is_another_process_at_the_port(make_monitor: Callable[..., Monitor], closed_url: str) -> None:
-    started = iter([(7, 1.0), (7, 1.0), None, (9, 2.0), (9, 2.0)])
-    monitor = make_monitor(closed_url, Limits(max_restarts=0), lambda: Usage(started=next(started)))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        pids = iter([os.getpid(), os.getpid(), None, other.pid, other.pid])
+        listeners = [None if pid is None else psutil.Process(pid) for pid in pids]
+        other.communicate(b"\n")
+    usages = iter([Usage(listener=listener) for listener in listeners])
+    monitor = make_monitor(closed_url, Limits(max_restarts=0), lambda: next(usages))
     checks = [monitor.run_check() for _ in range(5)]
     assert [check.restarts for check in checks] == [0, 0, 0, 1, 1]
     assert ["restarts" in check.breaches for check in checks] == [False, False, False, True, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there /proc tells a process's beginning by the clock")
+def test_a_clock_that_is_set_is_no_restart(
+    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    url = adversary("right")
+    monitor = make_monitor(url, usage=ServerProcesses(url).usage)
+    assert monitor.run_check().memory_bytes is not None
+    boot_time = psutil.boot_time() + 3600
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time)
+    assert monitor.run_check().restarts == 0
 
 
 def test_checks_are_counted_and_timed(make_monitor: Callable[..., Monitor], closed_url: str) -> None:
@@ -144,6 +161,13 @@ def test_checks_are_counted_and_timed(make_monitor: Callable[..., Monitor], clos
     assert len(list(watch(make_monitor(closed_url), interval_s=0.2, num_checks=3))) == 3
     assert time.monotonic() - start >= 0.4  # no wait after the last
     assert len(list(watch(make_monitor(closed_url), interval_s=0.2, duration_s=0.3))) == 2
+
+
+def test_no_check_begins_after_the_duration_however_long_they_take(
+    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
+) -> None:
+    monitor = make_monitor(adversary("slow"))  # 0.4 s each
+    assert len(list(watch(monitor, interval_s=0, duration_s=0.3))) == 1
 
 
 def test_memory_counts_the_processes_that_a_server_started() -> None:
@@ -158,7 +182,7 @@ def test_memory_counts_the_processes_that_a_server_started() -> None:
         used = ServerProcesses("http://192.0.2.1:8000", parent.pid).usage()
         own = psutil.Process(parent.pid).memory_info().rss
         assert used.memory_bytes >= own + child.memory_info().rss // 2
-        assert (used.started, used.gpu_memory_bytes) == (None, None)  # of another machine nothing is known
+        assert (used.listener, used.gpu_memory_bytes) == (None, None)  # of another machine nothing is known
     finally:
         parent.communicate(b"\n")
 
@@ -188,7 +212,7 @@ def test_a_server_is_found_at_its_own_address() -> None:
         for address, process in started.items():
             process.stdout.readline()
             url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-            assert ServerProcesses(url).usage().started[0] == process.pid
+            assert ServerProcesses(url).usage().listener.pid == process.pid
     finally:
         for process in started.values():
             process.kill()
@@ -263,6 +287,13 @@ def test_the_log_has_a_line_for_each_check(tmp_path: Path) -> None:
         CheckLog(tmp_path)
 
 
+def test_what_is_no_text_is_logged_as_well(tmp_path: Path) -> None:
+    half_a_pair = "\ud83d"  # json.loads takes it from a server
+    log = CheckLog(tmp_path / "health.jsonl")
+    log(replace(make_check(state="lying"), detail=half_a_pair))
+    assert json.loads((tmp_path / "health.jsonl").read_text(encoding="utf-8"))["detail"] == half_a_pair
+
+
 def read_metrics(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
@@ -321,11 +352,17 @@ def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
         Webhook(url, server_url="http://server")
 
 
-@pytest.mark.parametrize(("option", "value"), [("--pid", "-5"), ("--metrics_port", "99999"), ("--metrics_port", "0")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--pid", "-5"), ("--metrics_port", "99999"), ("--metrics_port", "0"), ("--interval_s", "inf"),
+        ("--interval_s", "604801.0"), ("--timeout_s", "inf"),
+    ],
+)  # fmt: skip
 def test_numbers_that_cannot_be_are_refused_in_a_line(option: str, value: str, dataset: Path) -> None:
     done = run_monitor("http://127.0.0.1:1", dataset, option, value, "--num_checks", "1")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {option}: {value} is not ")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {option}: {value} is ")
 
 
 def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:

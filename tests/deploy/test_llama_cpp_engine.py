@@ -249,6 +249,19 @@ def test_its_prompts_come_from_the_chat_template_in_the_file(
         assert other.prompt_tokens(questions[0]) != engine.prompt_tokens(questions[0])
 
 
+@pytest.mark.parametrize("fault", [b"{{ nobody() }}", b"{{ 1 + bos_token }}"])
+def test_a_chat_template_that_fails_is_told_in_a_line(
+    fault: bytes, gguf_folder: Path, tmp_path: Path, questions: list[Question]
+) -> None:
+    whole, turn = (gguf_folder / "model-q8_0.gguf").read_bytes(), b"{{ '<start_of_turn>model\\n' }}"
+    (tmp_path / "wrong.gguf").write_bytes(whole.replace(turn, fault.ljust(len(turn))))
+    with (
+        LlamaCppEngine(tmp_path / "wrong.gguf", gguf_folder / MMPROJ, num_context=512) as other,
+        pytest.raises(PokegemmaError, match="the chat template in the GGUF file fails: "),
+    ):
+        other.prompt_tokens(questions[0])
+
+
 @pytest.mark.parametrize("missing", ["model-f16.gguf", MMPROJ])
 def test_a_missing_file_is_named(gguf_folder: Path, tmp_path: Path, missing: str) -> None:
     files = {name: gguf_folder / name for name in ("model-f16.gguf", MMPROJ)} | {missing: tmp_path / missing}

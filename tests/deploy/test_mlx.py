@@ -284,7 +284,9 @@ def test_two_swapped_rows_of_a_quantised_matrix_are_found(mlx_checkpoint: Path, 
         check_weights(mlx_checkpoint, tmp_path / "mlx", bits=4)
 
 
-@pytest.mark.parametrize("name", [PROJECTION, "vision_tower.vision_model.post_layernorm.bias"])
+@pytest.mark.parametrize(
+    "name", [PROJECTION, "vision_tower.vision_model.post_layernorm.bias", "language_model.lm_head.weight"]
+)
 def test_a_tensor_that_was_not_written_is_found(name: str, mlx_checkpoint: Path, folder: Path) -> None:
     change_weights(folder, lambda weights: weights.pop(name))
     with pytest.raises(CheckFailedError, match="was not written"):

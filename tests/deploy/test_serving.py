@@ -250,3 +250,54 @@ def test_a_server_that_does_not_end_is_killed_by_a_second_signal(
     assert server.wait(WAIT_S) == 0
     assert time.monotonic() - begin < 10  # a patient end would take 15 s
     assert "the server did not end by itself: killing it" in errors_of(server)
+
+
+def test_all_that_a_server_says_at_its_end_is_in_the_log(
+    broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
+) -> None:
+    talker, log = tmp_path / "llama-server", tmp_path / "engine.txt"
+    talker.write_text(
+        "#!/bin/sh\ntrap 'yes \"\" | head -n 300000; echo the end; exit' TERM\n"
+        "echo begin\nwhile :; do sleep 0.1; done\n"
+    )
+    talker.chmod(0o755)
+    server = start(
+        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", talker,
+        "--log_file", log,
+    )  # fmt: skip
+    wait_for(lambda: log.is_file() and log.read_text(), server)
+    server.terminate()
+    assert server.wait(WAIT_S) == 0
+    assert log.read_text().split() == ["begin", "the", "end"]
+    assert errors_of(server) == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_does_not_hinder_a_clean_end(
+    broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
+) -> None:
+    talker = tmp_path / "llama-server"
+    talker.write_text("#!/bin/sh\necho begin\ntouch started\nexec sleep 600\n")
+    talker.chmod(0o755)
+    server = start(
+        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", talker,
+        "--log_file", "/dev/full",
+    )  # fmt: skip
+    wait_for((tmp_path / "started").exists, server)
+    server.terminate()
+    assert server.wait(WAIT_S) == 0, errors_of(server)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--host", "a..b"), "error: --host a..b: not the name or address of a machine"),
+        (("--ready_timeout_s", "nan"), "error: --ready_timeout_s: nan is not above 0"),
+    ],
+)
+def test_what_cannot_be_waited_for_is_told_in_a_line(
+    arguments: tuple[str, ...], message: str, broken_gguf: Path, start: Callable[..., subprocess.Popen]
+) -> None:
+    server = start(SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), *arguments)
+    assert server.wait(WAIT_S) == 2
+    assert errors_of(server).splitlines()[-1] == message

@@ -217,3 +217,22 @@ def test_a_prompt_may_begin_as_the_last_did_end_before_it_or_be_the_same(
     assert (cache.num_computed, cache.num_tokens) == (computed, row.num_prompt)
     with pytest.raises(ValueError, match="16 soft tokens for 3 pictures of 4"):
         cache.score(row.ids[: row.num_prompt], pictures[:3])
+
+
+@pytest.mark.parametrize("part", ["model.language_model.layers.2", "lm_head"])
+def test_a_decision_that_was_interrupted_leaves_nothing_in_the_next(
+    part: str, trained: Predictor, session: list[Sample], toy_dataset: Path
+) -> None:
+    predictor = in_layout(trained, "trajectory")
+    whole, broken = new_decider(predictor, session), new_decider(predictor, session)
+    expected = play(whole, session[:3], toy_dataset, prepare=False)
+    play(broken, session[:2], toy_dataset, prepare=False)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = predictor.model.get_submodule(part).register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        broken.prepare()
+    hook.remove()
+    assert broken.decide(toy_dataset / session[2].frames[-1]).probabilities == pytest.approx(expected[2], abs=1e-5)
