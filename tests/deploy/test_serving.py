@@ -257,7 +257,7 @@ def test_all_that_a_server_says_at_its_end_is_in_the_log(
 ) -> None:
     talker, log = tmp_path / "llama-server", tmp_path / "engine.txt"
     talker.write_text(
-        "#!/bin/sh\ntrap 'yes \"\" | head -n 300000; echo the end; exit' TERM\n"
+        "#!/bin/sh\nexec 2> /dev/null\ntrap 'yes \"\" | head -n 300000; echo the end; exit' TERM\n"
         "echo begin\nwhile :; do sleep 0.1; done\n"
     )
     talker.chmod(0o755)
