@@ -403,26 +403,28 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def floors_of_4b(session: Sequence[Sample], machine: dict[str, Rates]) -> list[dict[str, Any]]:
-    """Return the floors of Gemma-3-4B for a decision in the middle of the session, in ms by machine.
+    """Return the floors of Gemma-3-4B for the last decision of a session, in ms by machine.
 
-    Tokens of the text by `prompts.estimate_tokens`, an upper estimate: its tokenizer is not needed.
+    A conversation asks shortly, and tells earlier answers. Tokens of the text by `prompts.estimate_tokens`, an upper
+    estimate: its tokenizer is not needed.
     """
     sample, count = session[len(session) // 2], prompts.estimate_tokens
     before, after, answer = count(sample.context) + 6, count(sample.question) + 8, count(sample.output) + 2
-    button = count(prompts.ANSWER_PREFIX) + 1
+    button, next_turn = count(prompts.ANSWER_PREFIX) + 1, count(prompts.NEXT_QUESTION) + 8
     rows = []
     for size_px in (896, 448, 224):
         config = resize(GEMMA_3_4B, size_px)
         picture = config.mm_tokens_per_image + 4
-        history = before + (picture + after + answer) * len(session)
+        last = picture + next_turn
+        told = before + (last + answer) * (len(session) - 1)
         for name, pictures, new, cached, written, bits in (
             ("grid: generate", 1, before + picture + after, 0, answer, 16),
             ("frames: generate", 4, before + 4 * picture + after, 0, answer, 16),
             ("grid: session cache", 1, picture + after + button, before, 1, 16),
             ("frames: session cache, prepared", 1, picture + after + button, before + 3 * picture, 1, 16),
-            ("trajectory: generate", len(session), history, 0, answer, 16),
-            ("trajectory: session cache, prepared", 1, picture + after + button, history, 1, 16),
-            ("trajectory: session cache, prepared, 4-bit text weights", 1, picture + after + button, history, 1, 4.5),
+            ("trajectory: generate", len(session), told + last, 0, answer, 16),
+            ("trajectory: session cache, prepared", 1, last + button, told, 1, 16),
+            ("trajectory: session cache, prepared, 4-bit text weights", 1, last + button, told, 1, 4.5),
         ):
             passes = [
                 decision_cost.picture_pass(config, num_pictures=pictures),

@@ -88,11 +88,20 @@ def test_a_session_with_other_turns_in_between_is_not_taken(session: list[Sample
         decision_latency.choose_session(BenchmarkOptions(dataset_path=str(toy_dataset), num_decisions=99))
 
 
+def floors_of_4b(session: list[Sample], machine: str) -> dict[str, Any]:
+    rows = decision_latency.floors_of_4b(session, decision_latency.DATA_SHEETS)
+    return {row["way"]: row["floors_ms"][machine] for row in rows}
+
+
+def test_a_turn_of_a_conversation_reads_less_than_a_prompt_that_repeats_the_buttons(session: list[Sample]) -> None:
+    floors = floors_of_4b(session, "M1 Max")
+    prepared = ("trajectory: session cache, prepared", "frames: session cache, prepared")
+    assert floors[f"448 px, {prepared[0]}"] < floors[f"448 px, {prepared[1]}"]
+    assert floors[f"448 px, {prepared[0]}, 4-bit text weights"] <= floors[f"448 px, {prepared[0]}"]
+
+
 def test_floors_of_the_4b_fall_with_the_picture_and_with_the_cache(session: list[Sample]) -> None:
-    floors: dict[str, Any] = {
-        row["way"]: row["floors_ms"]["H100 SXM"]
-        for row in decision_latency.floors_of_4b(session, decision_latency.DATA_SHEETS)
-    }
+    floors = floors_of_4b(session, "H100 SXM")
     assert floors["896 px, grid: session cache"] > 5 > floors["448 px, grid: session cache"]
     assert floors["896 px, frames: generate"] > 3 * floors["896 px, frames: session cache, prepared"]
     quantised = "448 px, trajectory: session cache, prepared, 4-bit text weights"
