@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from pokegemma.data import prompts
 from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import cut_trajectories
+from pokegemma.deploy import llama_cpp_log
 from pokegemma.deploy.converter_source import find_converter
 from pokegemma.deploy.engines import SOFT_TOKEN
 from pokegemma.deploy.gguf import MMPROJ, run_converter
@@ -299,3 +300,10 @@ def test_a_mmproj_of_another_language_model_is_refused(gguf_folder: Path, tiny_m
     run_converter(find_converter(None), other, tmp_path / MMPROJ, "--mmproj", "--outtype", "f16")
     with pytest.raises(PokegemmaError, match=r"cannot load it for this language model: .*64"):
         LlamaCppEngine(gguf_folder / "model-f16.gguf", tmp_path / MMPROJ, num_context=256)
+
+
+def test_who_waits_for_an_error_goes_on_when_another_has_ceased() -> None:
+    with llama_cpp_log.captured_log() as first:
+        with llama_cpp_log.captured_log():
+            pass
+        assert any(one is first for one in llama_cpp_log._waiting)
