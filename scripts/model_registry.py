@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pokegemma.cli import Command, parse_command, run
-from pokegemma.errors import CheckFailedError
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_file
 
 if TYPE_CHECKING:
@@ -110,8 +110,11 @@ def register(registry: "Registry", options: RegisterOptions) -> None:
         exports=[Path(folder) for folder in options.exports], copy=options.copy, description=options.description,
     )  # fmt: skip
     if options.output:
-        with atomic_file(Path(options.output)) as temporary:
-            temporary.write_text(json.dumps({"name": options.name, **asdict(done)}) + "\n", encoding="utf-8")
+        try:
+            with atomic_file(Path(options.output)) as temporary:
+                temporary.write_text(json.dumps({"name": options.name, **asdict(done)}) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise PokegemmaError(f"--output {options.output} cannot be written: {error.strerror}") from error
     if done.created:
         print(f"registered {options.model_path} as {options.name} version {done.version}")
         for missing in ("evaluation", "parity"):

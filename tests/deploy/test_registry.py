@@ -565,8 +565,9 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
 
 
 def test_list_show_and_compare_print_json(
-    registry: Any, add: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    registry: Any, add: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     add("one")
     add("two")
     main = runpy.run_path(str(ROOT / "scripts" / "model_registry.py"))["main"]
@@ -585,6 +586,9 @@ def test_list_show_and_compare_print_json(
     assert [one["version"] for one in compared["versions"]] == [1, 2]
     assert [line.split()[0] for line in say("list").splitlines()] == ["version", "1", "2"]
     assert "c0ffee" in say("show", "1")
+    (tmp_path / "file").touch()
+    with pytest.raises(PokegemmaError, match=r"^--output .*file/done\.json cannot be written: "):
+        say("register", "--model_path", str(tmp_path / "one"), "--output", str(tmp_path / "file" / "done.json"))
 
 
 def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
