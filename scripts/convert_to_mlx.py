@@ -3,6 +3,7 @@
 python scripts/convert_to_mlx.py --model_path outputs/merged --output_path outputs/mlx-8bit --quantization_bits 8
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def main() -> None:
         size = part.num_bytes / 2**20
         print(f"{part.name:15} {part.stored:10} {part.num_weights:12,} {size:10,.1f}   {part.error:.2%}")
     print(f"{'all':26} {'':12} {sum(part.num_bytes for part in parts) / 2**20:10,.1f}")
-    print(f"MLX folder in {output}; serve it: python scripts/serve.py --engine mlx --model_path {output}")
+    place = shlex.quote(str(output))
+    print(f"MLX folder in {output}; serve it: python scripts/serve.py --engine mlx --model_path {place}")
 
 
 if __name__ == "__main__":

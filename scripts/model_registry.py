@@ -1,13 +1,15 @@
-"""Keep versions of a model: register, list, show, promote, compare, rollback, export.
+"""Keep versions of a model: register, list, show, check, promote, compare, rollback, export.
 
     python scripts/model_registry.py register --model_path outputs/merged --evaluation outputs/evaluation
     python scripts/model_registry.py promote 1 --alias champion
     python scripts/model_registry.py compare champion 2
+    python scripts/model_registry.py check champion
     python scripts/model_registry.py rollback --alias champion
     python scripts/model_registry.py export champion --output_dir outputs/served
 
-VERSION and OTHER are numbers or aliases. The registry is MLflow's, in outputs/registry/registry.db unless
---registry_uri names another file or a tracking server. Needs ./init.sh --with registry. Commands and their options:
+VERSION and OTHER are numbers or aliases. `check` exits 1 where results of a version failed, the others warn of it. The
+registry is MLflow's, in outputs/registry/registry.db unless --registry_uri names another file or a tracking server.
+Needs ./init.sh --with registry. Commands and their options:
 """
 
 import json
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pokegemma.cli import Command, parse_command, run
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_file
 
 if TYPE_CHECKING:
@@ -57,6 +60,11 @@ class ShowOptions(ListOptions):
 
 
 @dataclass(kw_only=True)
+class CheckOptions(_Options):
+    version: str = field(metadata={"help": "Number or alias."})
+
+
+@dataclass(kw_only=True)
 class PromoteOptions(_Options):
     version: str = field(metadata={"help": "Number or alias."})
     alias: str = field(default="champion", metadata={"help": "What to call it."})
@@ -86,6 +94,7 @@ COMMANDS = {
     "register": Command(RegisterOptions),
     "list": Command(ListOptions),
     "show": Command(ShowOptions, ("version",)),
+    "check": Command(CheckOptions, ("version",)),
     "promote": Command(PromoteOptions, ("version",)),
     "compare": Command(CompareOptions, ("version", "other")),
     "rollback": Command(RollbackOptions),
@@ -101,8 +110,11 @@ def register(registry: "Registry", options: RegisterOptions) -> None:
         exports=[Path(folder) for folder in options.exports], copy=options.copy, description=options.description,
     )  # fmt: skip
     if options.output:
-        with atomic_file(Path(options.output)) as temporary:
-            temporary.write_text(json.dumps({"name": options.name, **asdict(done)}) + "\n", encoding="utf-8")
+        try:
+            with atomic_file(Path(options.output)) as temporary:
+                temporary.write_text(json.dumps({"name": options.name, **asdict(done)}) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise PokegemmaError(f"--output {options.output} cannot be written: {error.strerror}") from error
     if done.created:
         print(f"registered {options.model_path} as {options.name} version {done.version}")
         for missing in ("evaluation", "parity"):
@@ -114,13 +126,25 @@ def register(registry: "Registry", options: RegisterOptions) -> None:
             print(f"  its results of {key} were replaced")
         for part in done.refiled:
             print(f"  its {part} is now that given here")
+    _warn(registry.describe(str(done.version)))
+
+
+def _title(described: dict[str, Any]) -> str:
+    aliases = ", ".join(described["aliases"])
+    return f"version {described['version']}" + (f" ({aliases})" if aliases else "")
+
+
+def _warn(described: dict[str, Any]) -> None:
+    for reason in described["failed"].values():
+        print(f"warning: {_title(described)}: {reason}", file=sys.stderr)
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:
     evaluation, parity = one["evaluation"], one["parity"]
+    note = " (failed)" if "evaluation" in one["failed"] else ""
     return (
         str(one["version"]), ", ".join(one["aliases"]) or "–", one["created"],
-        f"{100 * evaluation['accuracy']:.1f} %" if evaluation else "–",
+        f"{100 * evaluation['accuracy']:.1f} %{note}" if evaluation else "–",
         ("passed" if parity["passed"] else "failed") if parity else "–",
         one["dataset_sha256"][:12], one["content_sha256"][:12], one["model_path"],
     )  # fmt: skip
@@ -128,6 +152,9 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
 
 def list_versions(registry: "Registry", options: ListOptions) -> None:
     versions = registry.versions()
+    for one in versions:
+        if one["aliases"]:  # somebody uses it; of the others the table tells
+            _warn(one)
     if options.json:
         print(json.dumps(versions, indent=2))
         return
@@ -140,6 +167,7 @@ def list_versions(registry: "Registry", options: ListOptions) -> None:
 
 def show(registry: "Registry", options: ShowOptions) -> None:
     described = registry.describe(options.version)
+    _warn(described)
     with tempfile.TemporaryDirectory() as folder:
         path = registry.artifact(registry.find(options.version), "run.json", Path(folder))
         described["run"] = json.loads(path.read_text(encoding="utf-8")) if path else None
@@ -147,6 +175,7 @@ def show(registry: "Registry", options: ShowOptions) -> None:
         print(json.dumps(described, indent=2))
         return
     chain = described.pop("run") or {}
+    del described["failed"]  # was said above
     for key, value in described.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name} {one}" for name, one in value.items() if not isinstance(one, list))
@@ -155,6 +184,14 @@ def show(registry: "Registry", options: ShowOptions) -> None:
     stages = [(chain.get("stage"), chain), *([(training.get("stage"), training)] if training else [])]
     for stage, record in stages:
         print(f"{stage or 'run':16}{record.get('created')}, commit {record.get('git_commit')}")
+
+
+def check(registry: "Registry", options: CheckOptions) -> None:
+    described = registry.describe(options.version)
+    if failed := described["failed"]:
+        raise CheckFailedError(f"{_title(described)}: {'; '.join(failed.values())}")
+    found = (f"{key} {'passed' if described[key] else 'not measured'}" for key in ("evaluation", "parity"))
+    print(f"{_title(described)}: {', '.join(found)}")
 
 
 def compare(registry: "Registry", options: CompareOptions) -> None:
@@ -178,11 +215,13 @@ def promote(registry: "Registry", options: PromoteOptions) -> None:
     number, before = registry.promote(options.version, options.alias, force=options.force)
     was = "" if before is None else ", as it was" if before == number else f", before it version {before}"
     print(f"{options.alias} is version {number}{was}")
+    _warn(registry.describe(str(number)))
 
 
 def rollback(registry: "Registry", options: RollbackOptions) -> None:
     earlier, left = registry.rollback(options.alias)
     print(f"{options.alias} is version {earlier} again, after version {left}")
+    _warn(registry.describe(str(earlier)))
 
 
 def export(registry: "Registry", options: ExportOptions) -> None:
@@ -190,6 +229,7 @@ def export(registry: "Registry", options: ExportOptions) -> None:
         options.version, Path(options.output_dir), part=options.part, overwrite=options.overwrite
     )  # fmt: skip
     print(f"{options.part} of {options.name} version {number} in {options.output_dir}, every file as registered")
+    _warn(registry.describe(str(number)))
 
 
 def main() -> None:
@@ -199,8 +239,8 @@ def main() -> None:
     from pokegemma.deploy.registry import Registry
 
     registry = Registry(options.registry_uri, options.name, create=name == "register")
-    actions = {"list": list_versions, **{f.__name__: f for f in (register, show, promote, compare, rollback, export)}}
-    actions[name](registry, options)
+    actions = (register, show, check, promote, compare, rollback, export)
+    {"list": list_versions, **{action.__name__: action for action in actions}}[name](registry, options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What a checkpoint holds, to be found again in the files it is converted to."""
 
 import contextlib
-import json
 import math
 import shutil
 import tempfile
@@ -10,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from pokegemma.deploy.checkpoints import load_exportable_config
+from pokegemma.deploy.checkpoints import load_exportable_config, open_weights, unread_files
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.families import FAMILIES, TOWER
@@ -57,25 +54,6 @@ class Checkpoint:
         return [tokenizer.bos_token, "<start_of_turn>", "<end_of_turn>", tokenizer.boi_token, tokenizer.eoi_token]
 
 
-def _weight_files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [path / name for name in sorted(names)]
-    return [path / "model.safetensors"]
-
-
-def _tensor_shapes(path: Path) -> dict[str, list[int]]:
-    shapes = {}
-    for file in _weight_files(path):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise PokegemmaError(f"{file}: the weights cannot be read: {error}") from error
-    return shapes
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return what a merged Gemma 3 holds, from its config and the headers of its weights.
 
@@ -87,7 +65,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise PokegemmaError(
             f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
         )
-    shapes = _tensor_shapes(path)
+    shapes = {
+        name: weights.get_slice(name).get_shape()
+        for _, weights in open_weights(path)
+        for name in weights.keys()  # noqa: SIM118
+    }
     parts = (f"{TOWER}.", f"{FAMILIES['gemma3'].projector}.")
     eyes = [name for name in shapes if any(part in name for part in parts)]
     if not any(f"{TOWER}." in name for name in eyes):
@@ -111,12 +93,13 @@ def staged(checkpoint: Checkpoint) -> Iterator[Path]:
     Merged checkpoints have these files, others of transformers 5 do not. Without them <start_of_turn> becomes text, and
     the converter says nothing.
     """
-    rewritten = ("tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
+    left_out = {"tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json"}
+    left_out |= unread_files(checkpoint.path)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / checkpoint.path.resolve().name  # the converter takes the model's name from it
         folder.mkdir()
         for path in sorted(checkpoint.path.resolve().iterdir()):
-            if path.is_file() and path.name not in rewritten:
+            if path.is_file() and path.name not in left_out:
                 (folder / path.name).symlink_to(path)
         shutil.copyfile(checkpoint.path / "tokenizer_config.json", folder / "tokenizer_config.json")
         write_converter_files(checkpoint.processor, folder)

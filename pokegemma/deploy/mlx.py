@@ -14,8 +14,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from transformers import Gemma3Config
 
-from pokegemma.deploy.checkpoints import load_exportable_config
-from pokegemma.deploy.mlx_check import Part, check_config, check_processor, check_weights, weight_files
+from pokegemma.deploy.checkpoints import load_exportable_config, open_weights, unread_files
+from pokegemma.deploy.mlx_check import Part, check_config, check_processor, check_weights
 from pokegemma.deploy.mlx_engine import mlx_processors
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_folder, require_space
@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> Gemma3Config:
     """
     config = load_exportable_config(path, target="MLX")
     names = []
-    for file, weights in weight_files(path):
+    for file, weights in open_weights(path):
         if (weights.metadata() or {}).get("format") == "mlx":
             raise PokegemmaError(f"{file}: for MLX already")
         names += weights.keys()
@@ -113,9 +113,12 @@ def mlx_config(path: Path, config: Gemma3Config) -> dict[str, Any]:
 @contextlib.contextmanager
 def _staged(path: Path, config: dict[str, Any]) -> Iterator[str]:
     """Yield a folder of links to a checkpoint's files beside the config: the converter reads and copies no others."""
+    unread = unread_files(path)
     with tempfile.TemporaryDirectory(prefix="pokegemma_mlx.") as folder:
         for pattern in _COPIED:
             for file in path.glob(pattern):
+                if file.name in unread:
+                    continue
                 (Path(folder) / file.name).symlink_to(file.resolve())
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         yield folder
@@ -124,7 +127,7 @@ def _staged(path: Path, config: dict[str, Any]) -> Iterator[str]:
 def _size(path: Path, bits: Bits) -> int:
     """Return the bytes that a converted checkpoint takes, with a copy of the embeddings as LM head."""
     num_quantised = num_kept = 0
-    for _, weights in weight_files(path):
+    for _, weights in open_weights(path):
         for name in weights.keys():  # noqa: SIM118
             shape = weights.get_slice(name).get_shape()
             count = math.prod(shape) * (2 if "embed_tokens" in name else 1)

@@ -1,7 +1,6 @@
 """Compare a folder for MLX with the checkpoint that it was made from: every tensor, the config, a prompt."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from transformers import Gemma3Config, Gemma3Processor
 
+from pokegemma.deploy.checkpoints import open_weights
 from pokegemma.deploy.mlx_engine import mx, open_model, open_processor, prepare
 from pokegemma.deploy.questions import Question
-from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.errors import CheckFailedError
 
 _ERROR_LIMIT = {4: 0.2, 8: 0.02}
 """Largest error of a quantised matrix, as a share of its root mean square; 0.09 and 0.008 are usual."""
@@ -36,23 +35,6 @@ class Part:
     num_weights: int
     num_bytes: int
     error: float
-
-
-def weight_files(path: Path) -> Iterator[tuple[Path, Any]]:
-    """Yield each file of a checkpoint's weights, and it opened.
-
-    Raises:
-        PokegemmaError: there are none, or one cannot be read.
-    """
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise PokegemmaError(f"{path}: no weights (*.safetensors) in it")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as weights:
-                yield file, weights
-        except (OSError, SafetensorError) as error:
-            raise PokegemmaError(f"{file}: cannot be read: {error}") from error
 
 
 def _part(name: str) -> str:
@@ -98,7 +80,7 @@ def check_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
         written |= mx.load(str(file))  # lazily: nothing is in memory until it is compared
     sums: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(4))
     left = {name for name in written if not name.endswith((".scales", ".biases"))} - {_LM_HEAD}
-    for _, weights in weight_files(checkpoint):
+    for _, weights in open_weights(checkpoint):
         for name in weights.keys():  # noqa: SIM118
             if name not in left:
                 raise CheckFailedError(f"{folder}: {name} was not written")

@@ -1,27 +1,25 @@
 """Versions of a model: each with its origin, its measurements and the hash of every file.
 
 A version is an MLflow run, which holds the records as artifacts, and a model version that points to them. The version
-is made last, with all its tags at once: what was interrupted before leaves a run that no version names.
+is made last, with all its tags at once: what was killed before leaves a run that no version names, and the next
+registration removes it.
 """
 
 import contextlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pokegemma.deploy.content import CARD_FILE, FileHashes, check_files, content_hash, hash_folder
-from pokegemma.deploy.registry_store import MANIFEST_FILE, NAME, ModelVersion, RegistryStore
-from pokegemma.deploy.results import Results, read_results, refusals
+from pokegemma.deploy.registry_runs import COPIES, RegistryRuns
+from pokegemma.deploy.registry_store import MANIFEST_FILE, NAME, ModelVersion
+from pokegemma.deploy.results import Results, read_results
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import RUN_FILE, atomic_folder
 from pokegemma.provenance import read_run_record, write_run_record
-
-_EXPERIMENT = "pokegemma"
-_COPIES = "files"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Registered:
     refiled: tuple[str, ...] = ()
 
 
-class Registry(RegistryStore):
+class Registry(RegistryRuns):
     """What is done with versions. On a server, two processes that register the same content at the same moment can make
     two versions of it.
     """
@@ -72,7 +70,8 @@ class Registry(RegistryStore):
             raise PokegemmaError("--exports: two folders have the same name, or one is called model")
         hashes = FileHashes()
         parts = {
-            part: {"path": str(path.resolve()), "files": hash_folder(path, hashes)} for part, path in folders.items()
+            part: {"path": str(path.resolve()), "files": hash_folder(path, hashes), "copied": copy}
+            for part, path in folders.items()
         }
         content = content_hash(parts["model"]["files"])
         training = record.get("training") or record
@@ -86,24 +85,25 @@ class Registry(RegistryStore):
         }
         client = self.client
         with self.lock(), self.plain_errors():
+            self.drop_killed_runs()
             query = f"name = '{self.name}' and tags.content_sha256 = '{content}'"
             if known := client.search_model_versions(query):
                 version = min(known, key=lambda one: int(one.version))
-                refiled = self._refile(version, folders, parts, copy=copy)
+                refiled = self._refile(version, parts, copy=copy)
                 updated = self._update(version, results)
                 if (refiled or updated) and (model_path / CARD_FILE).is_file():
                     client.log_artifact(version.run_id, str(model_path / CARD_FILE))
                 return Registered(int(version.version), created=False, updated=updated, refiled=refiled)
-            run_id = self._start_run()
+            run_id = self.start_run(content)
             with contextlib.ExitStack() as undo:
-                undo.callback(self._drop_run, run_id)
-                self._log_manifest(run_id, parts)
+                undo.callback(self.drop_run, run_id)
+                self.log_manifest(run_id, parts)
                 for file in (RUN_FILE, CARD_FILE):
                     if (model_path / file).is_file():
                         client.log_artifact(run_id, str(model_path / file))
-                self._log_results(run_id, results)
+                self.log_results(run_id, results)
                 if copy:
-                    self._copy(run_id, folders, parts)
+                    self.copy_parts(run_id, parts)
                 source = client.get_run(run_id).info.artifact_uri
                 if not client.search_registered_models(f"name = '{self.name}'"):
                     client.create_registered_model(self.name)
@@ -112,58 +112,24 @@ class Registry(RegistryStore):
             client.set_terminated(run_id)
         return Registered(int(version.version), created=True)
 
-    def _start_run(self) -> str:
-        experiment = self.client.get_experiment_by_name(_EXPERIMENT)
-        if experiment is not None:
-            number = experiment.experiment_id
-        else:  # a server has a place of its own for artifacts
-            place = None if self.file is None else (self.file.parent / "artifacts").as_uri()
-            number = self.client.create_experiment(_EXPERIMENT, artifact_location=place)
-        return self.client.create_run(number, run_name=self.name).info.run_id
-
-    def _drop_run(self, run_id: str) -> None:
-        """Forget a run that no version came of; of a local registry, delete what it copied, too."""
-        self.client.set_terminated(run_id, "FAILED")
-        if self.file is not None:
-            shutil.rmtree(self.file.parent / "artifacts" / run_id, ignore_errors=True)
-        self.client.delete_run(run_id)
-
-    def _log_manifest(self, run_id: str, parts: Mapping[str, Any]) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            manifest = Path(temporary) / MANIFEST_FILE
-            manifest.write_text(json.dumps({"parts": parts}, indent=2) + "\n", encoding="utf-8")
-            self.client.log_artifact(run_id, str(manifest))
-
-    def _copy(self, run_id: str, folders: Mapping[str, Path], parts: Mapping[str, Mapping[str, Any]]) -> None:
-        for part, folder in folders.items():
-            for name in parts[part]["files"]:
-                place = Path(_COPIES, part, name).parent
-                self.client.log_artifact(run_id, str(folder / name), place.as_posix())
-
-    def _log_results(self, run_id: str, results: Results) -> None:
-        for key, folder in results.folders.items():
-            for path in sorted(folder.iterdir()):
-                if path.is_file() and not path.name.startswith("."):
-                    self.client.log_artifact(run_id, str(path), key)
-        for key, value in results.metrics.items():
-            self.client.log_metric(run_id, key, value)
-
     def _refile(
-        self, version: ModelVersion, folders: Mapping[str, Path], parts: Mapping[str, Mapping[str, Any]], *, copy: bool
-    ) -> tuple[str, ...]:
+        self, version: ModelVersion, parts: Mapping[str, Mapping[str, Any]], *, copy: bool
+    ) -> tuple[str, ...]:  # fmt: skip
         """Take parts that are new, other than before, gone from their place or not yet copied; return their names."""
-        known, copied = self.read_manifest(version) or {}, version.tags.get("copied") == "true"
+        known = self.read_manifest(version) or {}
         taken = {
             name: part for name, part in parts.items()
             if name not in known or known[name]["files"] != part["files"]
-            or (copy and not copied) or not (copied or is_present(known[name]))
+            or (copy and not known[name]["copied"]) or not (known[name]["copied"] or is_present(known[name]))
         }  # fmt: skip
         if not taken:
             return ()
-        if copy or copied:
-            self._copy(version.run_id, {name: folders[name] for name in taken}, taken)
-        self._log_manifest(version.run_id, {**known, **taken})
-        facts = {"copied": str(copy or copied).lower()}
+        copy = copy or version.tags.get("copied") == "true"
+        taken = {name: {**part, "copied": copy} for name, part in taken.items()}
+        if copy:
+            self.copy_parts(version.run_id, taken)
+        self.log_manifest(version.run_id, {**known, **taken})
+        facts = {"copied": str(copy).lower()}
         if "model" in taken:
             facts["model_path"] = taken["model"]["path"]
         for key, value in facts.items():
@@ -174,7 +140,7 @@ class Registry(RegistryStore):
         new = {key: json.dumps(value) for key, value in results.summaries.items()}
         changed = tuple(key for key, value in new.items() if version.tags.get(key) != value)
         if changed:
-            self._log_results(version.run_id, results)
+            self.log_results(version.run_id, results)
             for key in changed:
                 self.client.set_model_version_tag(self.name, version.version, key, new[key])
         return changed
@@ -199,13 +165,13 @@ class Registry(RegistryStore):
         """
         if not NAME.fullmatch(alias) or alias.isdecimal():
             raise PokegemmaError(f"--alias: {alias!r} is no alias; take a word such as champion")
-        version = self.find(spec)
-        number = int(version.version)
-        described = self.describe(spec)
-        reasons = refusals(described["evaluation"], described["parity"])
-        if reasons and not force:
-            raise CheckFailedError(f"version {number} is not promoted: {'; '.join(reasons)} (--force does it anyway)")
+        self.find(spec)  # connects; says where there is none
         with self.lock(), self.plain_errors():
+            described = self.describe(spec)  # under the lock, so that results registered meanwhile count
+            number, failed = described["version"], described["failed"]
+            if failed and not force:
+                reasons = "; ".join(failed.values())
+                raise CheckFailedError(f"version {number} is not promoted: {reasons} (--force does it anyway)")
             before = self._current(alias)
             if before is not None and before != number:
                 # The history first: if this process dies between the two, `rollback` skips what the alias still has.
@@ -240,10 +206,8 @@ class Registry(RegistryStore):
 
     def missing_parts(self, spec: str) -> list[str]:
         """Return the parts of a version (the model, exports) whose files are no longer there to be given out."""
-        version = self.find(spec)
-        if version.tags.get("copied") == "true":
-            return []
-        return [name for name, part in (self.read_manifest(version) or {}).items() if not is_present(part)]
+        parts = self.read_manifest(self.find(spec)) or {}
+        return [name for name, part in parts.items() if not (part["copied"] or is_present(part))]
 
     def export(self, spec: str, output: Path, *, part: str = "model", overwrite: bool = False) -> int:
         """Write a version's model, or one of its exports, as a folder; return the version's number.
@@ -265,9 +229,9 @@ class Registry(RegistryStore):
             raise PokegemmaError(f"--output_dir {output} holds the registered files, or lies in them; choose another")
         with atomic_folder(output, stage="export", overwrite=overwrite) as folder:
             fetched = folder / ".fetched"
-            if version.tags.get("copied") == "true":
+            if parts[part]["copied"]:
                 fetched.mkdir()
-                source = self.artifact(version, f"{_COPIES}/{part}", fetched) or source
+                source = self.artifact(version, f"{COPIES}/{part}", fetched) or source
             check_present(source, files)
             for name in files:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ except ImportError as error:
 
     raise PokegemmaError(f"the registry needs {error.name}: ./init.sh --with registry") from error
 
+from pokegemma.deploy.results import failures
 from pokegemma.errors import PokegemmaError
 
 MANIFEST_FILE = "manifest.json"
@@ -88,10 +89,10 @@ class RegistryStore:
 
     @contextlib.contextmanager
     def plain_errors(self) -> Iterator[None]:
-        """Turn the errors of MLflow and its database in a block into one line."""
+        """Turn the errors of MLflow, its database and the disk in a block into one line."""
         try:
             yield
-        except (MlflowException, sqlalchemy.exc.SQLAlchemyError) as error:
+        except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
             message = " ".join(str(error).split())
             raise PokegemmaError(f"registry {self.uri}: {message[:300]}") from error
 
@@ -126,6 +127,7 @@ class RegistryStore:
     def _describe(self, version: ModelVersion) -> dict[str, Any]:
         aliases = self.client.get_registered_model(self.name).aliases
         tags = version.tags
+        evaluation, parity = (json.loads(tags.get(key, "null")) for key in ("evaluation", "parity"))
         return {
             "name": self.name,
             "version": int(version.version),
@@ -137,8 +139,9 @@ class RegistryStore:
             "model_path": tags.get("model_path"),
             "copied": tags.get("copied") == "true",
             "git_commit": tags.get("git_commit"),
-            "evaluation": json.loads(tags.get("evaluation", "null")),
-            "parity": json.loads(tags.get("parity", "null")),
+            "evaluation": evaluation,
+            "parity": parity,
+            "failed": failures(evaluation, parity),
         }
 
     def artifact(self, version: ModelVersion, path: str, folder: Path) -> Path | None:
@@ -150,7 +153,15 @@ class RegistryStore:
             return Path(self.client.download_artifacts(version.run_id, path, str(folder)))
 
     def read_manifest(self, version: ModelVersion) -> dict[str, Any] | None:
-        """Return the parts of a version (the model, exports): path, and size and hash of each file; None without."""
+        """Return the parts of a version (the model, exports); None where it has no manifest.
+
+        Of each: its path, whether it was copied, and size and hash of its files.
+        """
         with tempfile.TemporaryDirectory() as temporary:
             path = self.artifact(version, MANIFEST_FILE, Path(temporary))
-            return None if path is None else json.loads(path.read_text(encoding="utf-8"))["parts"]
+            if path is None:
+                return None
+            parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        for part in parts.values():  # earlier manifests do not say it of each part
+            part.setdefault("copied", version.tags.get("copied") == "true")
+        return parts

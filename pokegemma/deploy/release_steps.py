@@ -202,18 +202,21 @@ class StepBuilder:
                 **{kind: content_hash(hash_folder(path, hashes)) for kind, path in self.exports.items()},
             },
             outputs=[place], after=[*self.model_steps(), "evaluate", *(["parity"] if self.exports else [])],
-            lost=lambda: self.lost_version(place),
+            lost=lambda hashes: self.lost_version(place, hashes),
         )  # fmt: skip
 
-    def lost_version(self, place: Path) -> str | None:
+    def lost_version(self, place: Path, hashes: FileHashes) -> str | None:
         """Say why the registry no longer has what was registered."""
         from pokegemma.deploy.registry import Registry
 
         version = str(read_json(place)["version"])
         try:
-            missing = Registry(self.options.registry_uri, self.options.name).missing_parts(version)
+            registry = Registry(self.options.registry_uri, self.options.name)
+            content, missing = registry.describe(version)["content_sha256"], registry.missing_parts(version)
         except PokegemmaError as error:
             return str(error)
+        if content != content_hash(hash_folder(self.model, hashes)):  # the registry was begun anew
+            return f"version {version} is another model now"
         gone = [part for part in ("model", *self.exports) if part in missing]
         return f"version {version} names a place where its {' and '.join(gone)} no longer is" if gone else None
 

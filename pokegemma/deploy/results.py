@@ -128,17 +128,17 @@ def summarize_parity(parity: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def refusals(evaluation: Mapping[str, Any] | None, parity: Mapping[str, Any] | None) -> list[str]:
-    """Return why a version with these summaries should not be used; what was never measured is no reason."""
-    reasons = []
-    if evaluation is not None and evaluation["points_above_baseline"] <= 0:
-        reasons.append(
+def failures(evaluation: Mapping[str, Any] | None, parity: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return which of these summaries speak against a version, and why; what was never measured does not."""
+    reasons = {}
+    if evaluation is not None and not evaluation["points_above_baseline"] > 0:
+        reasons["evaluation"] = (
             f"its accuracy of {100 * evaluation['accuracy']:.1f} % is not above the {evaluation['best_baseline']} "
             f"baseline's {100 * evaluation['best_baseline_accuracy']:.1f} %, which sees no picture"
         )
     if parity is not None and not parity["passed"]:
         failed = [engine["name"] for engine in parity["engines"] if not engine["passed"]]
-        reasons.append(f"parity failed ({', '.join(failed) or 'no engine'})")
+        reasons["parity"] = f"parity failed ({', '.join(failed) or 'no engine'})"
     return reasons
 
 
@@ -159,7 +159,8 @@ def compare_versions(first: Mapping[str, Any], second: Mapping[str, Any]) -> dic
     """
     left, right = first["evaluation"] or {}, second["evaluation"] or {}
     warnings = [f"version {one['version']} has no evaluation" for one in (first, second) if not one["evaluation"]]
-    if not warnings:
+    warnings += [f"version {one['version']}: {reason}" for one in (first, second) for reason in one["failed"].values()]
+    if left and right:
         if left["dataset_sha256"] != right["dataset_sha256"]:
             warnings.append("evaluated on different data: their figures do not compare")
         elif left["num_decisions"] != right["num_decisions"]:

@@ -72,7 +72,9 @@ class Step:
     after: Sequence[str] = ()
     command_words: Sequence[str] = ()  # before the flags
     gates: Callable[[], Sequence[Gate]] = tuple
-    lost: Callable[[], str | None] = lambda: None  # why a result outside of `outputs` is not there any more
+    lost: Callable[[FileHashes], str | None] = lambda hashes: (
+        None
+    )  # why a result outside of `outputs` is not there any more
     measures: Path | None = None  # a file that, written anew, makes exit status 1 a matter for `gates`
 
     def command(self) -> list[str]:
@@ -170,7 +172,7 @@ class State:
                 return f"{name} is gone"
             if self.hashes.of(self.path.parent / name) != digest:
                 return f"{name} was changed"
-        return step.lost()
+        return step.lost(self.hashes)
 
 
 @contextlib.contextmanager
@@ -180,10 +182,14 @@ def locked(output_dir: Path) -> Iterator[int]:
     A step that outlives a killed pipeline still holds it.
 
     Raises:
-        PokegemmaError: somebody else holds it.
+        PokegemmaError: somebody else holds it, or it cannot be written to.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with open(output_dir / _LOCK_FILE, "a+", encoding="utf-8") as lock:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(output_dir / _LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise PokegemmaError(f"--output_dir {output_dir} cannot be written to: {error.strerror}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

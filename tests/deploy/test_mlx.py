@@ -218,7 +218,7 @@ def test_a_missing_tensor_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_no_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
-    assert "no weights (*.safetensors) in it" in refused(checkpoint, tmp_path)
+    assert "no weights (model.safetensors or" in refused(checkpoint, tmp_path)
 
 
 def test_positions_that_mlx_vlm_does_not_know_are_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -169,10 +169,16 @@ def test_a_changed_dataset_redoes_evaluation_and_not_the_merge(release: Release)
 
 @pytest.mark.slow
 def test_a_version_that_the_registry_lost_is_registered_again(release: Release, tmp_path: Path) -> None:
+    from pokegemma.deploy.registry import Registry
+
     registry = Path(release.options["registry_uri"])
     registry.rename(tmp_path / "away.db")
     try:
         assert release.reasons()["register"].startswith(f"runs: {registry}: no registry there")
+        other = shutil.copytree(release.output / "merged", tmp_path / "other")
+        (other / "config.json").write_text("{}")
+        assert Registry(str(registry), "pokegemma", create=True).register(other).version == 1  # ... of another model
+        assert release.reasons()["register"] == "runs: version 1 is another model now"
     finally:
         (tmp_path / "away.db").rename(registry)
 

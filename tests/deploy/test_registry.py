@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -187,6 +188,24 @@ def test_known_content_is_copied_when_that_is_asked_for(registry: Any, tmp_path:
     assert (tmp_path / "out" / "model.safetensors").read_text() == "weights"
 
 
+def test_a_part_that_was_never_copied_does_not_count_as_copied(registry: Any, tmp_path: Path) -> None:
+    model, gguf = write_model(tmp_path / "model"), write_gguf(tmp_path / "gguf", "gguf")
+    registry.register(model, exports=[gguf])
+    assert registry.register(model, copy=True).refiled == ("model",)  # of the export nothing was said
+    shutil.rmtree(gguf)
+    assert registry.missing_parts("1") == ["gguf"]
+    assert registry.register(model, exports=[write_gguf(tmp_path / "new" / "gguf", "gguf")]).refiled == ("gguf",)
+    shutil.rmtree(tmp_path / "new")
+    registry.export("1", tmp_path / "out", part="gguf")
+
+
+def test_a_disk_that_refuses_a_copy_is_one_line(registry: Any, tmp_path: Path) -> None:
+    (tmp_path / "registry" / "artifacts").touch()  # where a folder should be
+    with pytest.raises(PokegemmaError, match=r"^registry sqlite:.*artifacts"):
+        registry.register(write_model(tmp_path / "model"), copy=True)
+    assert (registry.versions(), runs_of(registry)) == ([], {})
+
+
 def test_new_results_bring_the_new_card(registry: Any, add: Callable[..., int], tmp_path: Path) -> None:
     model = tmp_path / "one"
     add("one", parity=False)
@@ -249,6 +268,25 @@ def test_a_version_whose_results_failed_is_promoted_only_by_force(registry: Any,
     with pytest.raises(CheckFailedError, match=r"accuracy of 2\.8 % is not above the \w+ baseline"):
         registry.promote("2", "champion")
     assert registry.promote("1", "champion", force=True) == (1, None)
+
+
+def test_results_that_fail_later_move_no_alias_and_are_told(
+    registry: Any, add: Callable[..., int], tmp_path: Path
+) -> None:
+    add("one")
+    add("two")
+    registry.promote("1", "champion")
+    assert registry.describe("champion")["failed"] == {}
+    model = tmp_path / "one"
+    registry.register(model, parity=write_parity(tmp_path / "later", model, passed=False))
+    described = registry.describe("champion")
+    assert (described["version"], described["failed"]) == (1, {"parity": "parity failed (model-f16.gguf)"})
+    with pytest.raises(CheckFailedError, match="version 1 is not promoted: parity failed"):
+        registry.promote("champion", "stable")
+    compared = results.compare_versions(registry.describe("1"), registry.describe("2"))
+    assert compared["warnings"] == ["version 1: parity failed (model-f16.gguf)"]
+    registry.promote("2", "champion")
+    assert registry.rollback("champion") == (1, 2)  # where one comes from is always open
 
 
 def test_rollback_returns_an_alias_to_the_version_before(registry: Any, add: Callable[..., int]) -> None:
@@ -368,6 +406,109 @@ def test_a_registration_that_fails_leaves_no_version_and_no_copy(registry: Any, 
     assert [path for path in tmp_path.rglob("artifacts/*") if path.is_dir()] == []
 
 
+def kill_while(registry: Any, call: str, model: Path, *, at: int = 1, **options: Any) -> None:
+    """Register in a process that gets SIGKILL when it calls a method of MLflow's client for the `at`th time."""
+    child = os.fork()
+    if not child:
+        client, calls = registry.client, []
+        method = getattr(client, call)
+
+        def die(*arguments: Any, **named: Any) -> Any:
+            calls.append(call)
+            if len(calls) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return method(*arguments, **named)
+
+        setattr(client, call, die)
+        try:
+            registry.register(model, **options)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def runs_of(registry: Any) -> dict[str, str]:
+    """Return the status of every run that was not deleted."""
+    experiments = [one.experiment_id for one in registry.client.search_experiments()]
+    return {run.info.run_id: run.info.status for run in registry.client.search_runs(experiments)}
+
+
+@pytest.mark.parametrize("again", ["the same", "another"])
+def test_what_a_killed_register_left_is_removed_by_the_next(again: str, registry: Any, tmp_path: Path) -> None:
+    model, artifacts = write_model(tmp_path / "model"), tmp_path / "registry" / "artifacts"
+    kill_while(registry, "log_artifact", model, at=5, copy=True)  # manifest, run.json, two of three files
+    (killed,) = artifacts.iterdir()
+    assert [path.name for path in sorted(killed.rglob("files/model/*"))] == ["config.json", "model.safetensors"]
+    assert (runs_of(registry), registry.versions()) == ({killed.name: "RUNNING"}, [])
+    done = registry.register(model if again == "the same" else write_model(tmp_path / "other", "other"), copy=True)
+    assert (done.version, done.created) == (1, True)
+    (run_id,) = (path.name for path in artifacts.iterdir())
+    assert (run_id != killed.name, runs_of(registry)) == (True, {run_id: "FINISHED"})
+    assert registry.find("1").run_id == run_id
+
+
+def test_a_version_whose_register_was_killed_at_the_very_end_is_whole(registry: Any, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    kill_while(registry, "set_terminated", model, copy=True)
+    assert list(runs_of(registry).values()) == ["RUNNING"]
+    again = registry.register(model, copy=True)
+    assert (again.version, again.created, again.refiled) == (1, False, ())
+    assert list(runs_of(registry).values()) == ["FINISHED"]
+    registry.export("1", tmp_path / "out")
+
+
+def test_runs_of_others_are_left_alone(registry: Any, tmp_path: Path) -> None:
+    registry.register(write_model(tmp_path / "model"))
+    experiment = registry.client.get_experiment_by_name("pokegemma").experiment_id
+    theirs = registry.client.create_run(experiment, run_name="pokegemma")  # still training, say
+    registry.client.log_text(theirs.info.run_id, "mine", "notes.txt")
+    registry.register(write_model(tmp_path / "other", "other"))
+    assert runs_of(registry)[theirs.info.run_id] == "RUNNING"
+    assert registry.client.list_artifacts(theirs.info.run_id)[0].path == "notes.txt"
+
+
+@pytest.mark.slow
+def test_a_register_that_is_running_is_waited_for_and_not_cleared_away(registry: Any, tmp_path: Path) -> None:
+    one, two = write_model(tmp_path / "one", "1"), write_model(tmp_path / "two", "2")
+    (reached, say_reached), (go, say_go) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        client = registry.client
+        make = client.create_model_version
+
+        def wait(*arguments: Any, **named: Any) -> Any:
+            os.write(say_reached, b"1")
+            os.read(go, 1)
+            return make(*arguments, **named)
+
+        client.create_model_version = wait
+        try:
+            registry.register(one, copy=True)
+        finally:
+            os._exit(0)
+    os.read(reached, 1)
+    process = run_registry("register", "--model_path", two, "--registry_uri", registry.file, "--copy")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    os.write(say_go, b"1")
+    _, stderr = process.communicate(timeout=300)
+    assert (process.returncode, os.waitpid(child, 0)[1]) == (0, 0), stderr
+    assert sorted(Path(one["model_path"]).name for one in registry.versions()) == ["one", "two"]
+    for spec in ("1", "2"):
+        registry.export(spec, tmp_path / f"out{spec}")
+
+
+def test_copies_are_removed_wherever_the_experiment_keeps_them(registry: Any, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "else where"
+    registry.client.create_experiment("pokegemma", artifact_location=elsewhere.as_uri())
+    model = write_model(tmp_path / "model")
+    kill_while(registry, "create_model_version", model, copy=True)
+    (killed,) = elsewhere.iterdir()
+    registry.register(model, copy=True)
+    assert killed not in set(elsewhere.iterdir())
+    assert len(list(elsewhere.iterdir())) == 1
+
+
 # --- as a script
 
 
@@ -424,8 +565,9 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
 
 
 def test_list_show_and_compare_print_json(
-    registry: Any, add: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    registry: Any, add: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     add("one")
     add("two")
     main = runpy.run_path(str(ROOT / "scripts" / "model_registry.py"))["main"]
@@ -444,6 +586,53 @@ def test_list_show_and_compare_print_json(
     assert [one["version"] for one in compared["versions"]] == [1, 2]
     assert [line.split()[0] for line in say("list").splitlines()] == ["version", "1", "2"]
     assert "c0ffee" in say("show", "1")
+    (tmp_path / "file").touch()
+    with pytest.raises(PokegemmaError, match=r"^--output .*file/done\.json cannot be written: "):
+        say("register", "--model_path", str(tmp_path / "one"), "--output", str(tmp_path / "file" / "done.json"))
+
+
+def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
+    registry: Any, add: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    add("one", parity=False)
+    add("two")
+    add("three", num_wrong=70)
+    registry.register(write_model(tmp_path / "four", "four"))
+    registry.promote("1", "champion", force=True)
+    main = runpy.run_path(str(ROOT / "scripts" / "model_registry.py"))["main"]
+    warning = "warning: version 1 (champion): parity failed (model-f16.gguf)\n"
+
+    def say(*words: object) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["model_registry.py", *map(str, words), "--registry_uri", str(registry.file)])
+        main()
+        return capsys.readouterr()
+
+    lines, warned = say("list")
+    assert warned == warning
+    assert [line.split() for line in lines.splitlines()[1:]] == [
+        ["1", "champion", registry.describe("1")["created"], "90.3", "%", "failed", "d" * 12,
+         registry.describe("1")["content_sha256"][:12], str(tmp_path / "one")],
+        ["2", "–", registry.describe("2")["created"], "90.3", "%", "passed", "d" * 12,
+         registry.describe("2")["content_sha256"][:12], str(tmp_path / "two")],
+        ["3", "–", registry.describe("3")["created"], "2.8", "%", "(failed)", "passed", "d" * 12,
+         registry.describe("3")["content_sha256"][:12], str(tmp_path / "three")],
+        ["4", "–", registry.describe("4")["created"], "–", "–", "d" * 12,
+         registry.describe("4")["content_sha256"][:12], str(tmp_path / "four")],
+    ]  # fmt: skip
+    results_of_one = ("--evaluation", tmp_path / "one_eval", "--parity", tmp_path / "one_parity")
+    for words in (
+        ("show", "1"), ("show", "champion", "--json"), ("promote", "1", "--force"),
+        ("export", "champion", "--output_dir", tmp_path / "out"),
+        ("register", "--model_path", tmp_path / "one", *results_of_one),
+    ):  # fmt: skip
+        assert say(*words)[1] == warning, words
+    registry.promote("2", "champion")
+    assert say("rollback") == ("champion is version 1 again, after version 2\n", warning)
+    with pytest.raises(CheckFailedError, match=r"^version 1 \(champion\): parity failed \(model-f16\.gguf\)$"):
+        say("check", "champion")
+    assert say("check", "2") == ("version 2: evaluation passed, parity passed\n", "")
+    assert say("check", "4") == ("version 4: evaluation not measured, parity not measured\n", "")
 
 
 def test_a_registry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -330,6 +330,15 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
         State.read(tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(PokegemmaError, match=r"^--output_dir .*file/out cannot be written to: "),
+        locked(tmp_path / "file" / "out"),
+    ):
+        pass
+
+
 def test_hashes_are_kept_until_a_file_changes(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("one")
