@@ -55,7 +55,7 @@ class RegistryStore:
         self.name, self.uri = name, uri
         self.file: Path | None = None
         if uri.startswith("sqlite:///") or "://" not in uri:
-            self.file = Path(uri.removeprefix("sqlite:///")).absolute()
+            self.file = Path(uri.removeprefix("sqlite:///")).resolve()  # one lock, by whatever link it is reached
             self.uri = f"sqlite:///{self.file}"
             if not self.file.is_file() and not create:
                 raise PokegemmaError(f"{self.file}: no registry there; `register` makes one")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -406,25 +407,44 @@ def test_a_registration_that_fails_leaves_no_version_and_no_copy(registry: Any, 
     assert [path for path in tmp_path.rglob("artifacts/*") if path.is_dir()] == []
 
 
-def kill_while(registry: Any, call: str, model: Path, *, at: int = 1, **options: Any) -> None:
-    """Register in a process that gets SIGKILL when it calls a method of MLflow's client for the `at`th time."""
-    child = os.fork()
-    if not child:
-        client, calls = registry.client, []
-        method = getattr(client, call)
+def run_registry(*words: object, code: str | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """Start scripts/model_registry.py; `code` runs in its process before."""
+    script = ROOT / "scripts" / "model_registry.py"
+    command = [sys.executable, str(script)]
+    if code:
+        command = [sys.executable, "-c", f"{code}\nimport runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
+    return subprocess.Popen(
+        [*command, *map(str, words)], cwd=cwd, text=True, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
 
-        def die(*arguments: Any, **named: Any) -> Any:
-            calls.append(call)
-            if len(calls) == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return method(*arguments, **named)
 
-        setattr(client, call, die)
-        try:
-            registry.register(model, **options)
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+def before_call(call: str, action: str) -> str:
+    """Return code that makes a method of MLflow's client do `action` first; `count` is how often it was called."""
+    return f"""
+import os, signal, time
+from pathlib import Path
+from pokegemma.deploy.registry_store import mlflow
+
+method, count = mlflow.MlflowClient.{call}, 0
+
+def with_action(*arguments, **named):
+    global count
+    count += 1
+    {action}
+    return method(*arguments, **named)
+
+mlflow.MlflowClient.{call} = with_action
+"""
+
+
+def kill_at(registry: Any, call: str, model: Path, *, at: int = 1) -> None:
+    """Register a copy in a process that gets SIGKILL when it calls a method of MLflow's client for the `at`th time."""
+    code = before_call(call, f"if count == {at}: os.kill(os.getpid(), signal.SIGKILL)")
+    process = run_registry("register", "--model_path", model, "--registry_uri", registry.file, "--copy", code=code)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, stderr
 
 
 def runs_of(registry: Any) -> dict[str, str]:
@@ -436,7 +456,7 @@ def runs_of(registry: Any) -> dict[str, str]:
 @pytest.mark.parametrize("again", ["the same", "another"])
 def test_what_a_killed_register_left_is_removed_by_the_next(again: str, registry: Any, tmp_path: Path) -> None:
     model, artifacts = write_model(tmp_path / "model"), tmp_path / "registry" / "artifacts"
-    kill_while(registry, "log_artifact", model, at=5, copy=True)  # manifest, run.json, two of three files
+    kill_at(registry, "log_artifact", model, at=5)  # manifest, run.json, two of three files
     (killed,) = artifacts.iterdir()
     assert [path.name for path in sorted(killed.rglob("files/model/*"))] == ["config.json", "model.safetensors"]
     assert (runs_of(registry), registry.versions()) == ({killed.name: "RUNNING"}, [])
@@ -449,7 +469,7 @@ def test_what_a_killed_register_left_is_removed_by_the_next(again: str, registry
 
 def test_a_version_whose_register_was_killed_at_the_very_end_is_whole(registry: Any, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    kill_while(registry, "set_terminated", model, copy=True)
+    kill_at(registry, "set_terminated", model)
     assert list(runs_of(registry).values()) == ["RUNNING"]
     again = registry.register(model, copy=True)
     assert (again.version, again.created, again.refiled) == (1, False, ())
@@ -470,29 +490,22 @@ def test_runs_of_others_are_left_alone(registry: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_register_that_is_running_is_waited_for_and_not_cleared_away(registry: Any, tmp_path: Path) -> None:
     one, two = write_model(tmp_path / "one", "1"), write_model(tmp_path / "two", "2")
-    (reached, say_reached), (go, say_go) = os.pipe(), os.pipe()
-    child = os.fork()
-    if not child:
-        client = registry.client
-        make = client.create_model_version
-
-        def wait(*arguments: Any, **named: Any) -> Any:
-            os.write(say_reached, b"1")
-            os.read(go, 1)
-            return make(*arguments, **named)
-
-        client.create_model_version = wait
-        try:
-            registry.register(one, copy=True)
-        finally:
-            os._exit(0)
-    os.read(reached, 1)
-    process = run_registry("register", "--model_path", two, "--registry_uri", registry.file, "--copy")
+    code = before_call(
+        "create_model_version",
+        f"Path({str(tmp_path / 'reached')!r}).touch()\n"
+        f"    while not Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.05)",
+    )
+    register = ("register", "--registry_uri", registry.file, "--copy", "--model_path")
+    first = run_registry(*register, one, code=code)
+    while not (tmp_path / "reached").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    second = run_registry(*register, two)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=10)
-    os.write(say_go, b"1")
-    _, stderr = process.communicate(timeout=300)
-    assert (process.returncode, os.waitpid(child, 0)[1]) == (0, 0), stderr
+        second.wait(timeout=10)
+    (tmp_path / "go").touch()
+    said = [process.communicate(timeout=300) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
     assert sorted(Path(one["model_path"]).name for one in registry.versions()) == ["one", "two"]
     for spec in ("1", "2"):
         registry.export(spec, tmp_path / f"out{spec}")
@@ -502,7 +515,7 @@ def test_copies_are_removed_wherever_the_experiment_keeps_them(registry: Any, tm
     elsewhere = tmp_path / "else where"
     registry.client.create_experiment("pokegemma", artifact_location=elsewhere.as_uri())
     model = write_model(tmp_path / "model")
-    kill_while(registry, "create_model_version", model, copy=True)
+    kill_at(registry, "create_model_version", model)
     (killed,) = elsewhere.iterdir()
     registry.register(model, copy=True)
     assert killed not in set(elsewhere.iterdir())
@@ -510,19 +523,6 @@ def test_copies_are_removed_wherever_the_experiment_keeps_them(registry: Any, tm
 
 
 # --- as a script
-
-
-def run_registry(*words: object, code: str | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    """Start scripts/model_registry.py; `code` runs in its process before."""
-    script = ROOT / "scripts" / "model_registry.py"
-    command = [sys.executable, str(script)]
-    if code:
-        command = [sys.executable, "-c", f"{code}\nimport runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
-    return subprocess.Popen(
-        [*command, *map(str, words)], cwd=cwd, text=True, env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -647,3 +647,9 @@ def test_a_registry_that_is_none_is_one_line(tmp_path: Path) -> None:
         Registry(str(tmp_path / "mine.db"), "pokegemma").versions()
     assert len(str(caught.value).splitlines()) == 1
     assert (tmp_path / "mine.db").read_text() == "my notes, in no database"
+
+
+def test_a_registry_has_one_lock_by_whatever_link_it_is_reached(registry: Any, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(registry.file)
+    assert Registry(str(link), "pokegemma").file == registry.file
