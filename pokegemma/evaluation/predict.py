@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import peft
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
 
@@ -205,7 +206,7 @@ def load_predictor(
             bare = models.load_model(base, **changed, dtype=dtype, device=where)
             # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
             model = peft.PeftModel.from_pretrained(bare, str(folder)).get_base_model().eval()
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise PokegemmaError(f"{folder}: the adapter could not be loaded: {str(error)[:300]}") from error
         processor = models.load_processor(folder if (folder / "processor_config.json").is_file() else base)
         if isinstance(bare, Gemma3ForConditionalGeneration):

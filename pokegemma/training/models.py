@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -53,7 +53,7 @@ def _load(what: str, path: str | Path, function: Any, **options: Any) -> Any:
         )
     try:
         return function(str(path), **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         hint = "" if local else "; a gated model needs its licence accepted on the Hub and HUGGINGFACE_TOKEN in .env"
         raise PokegemmaError(
             f"{path}: the {what} could not be loaded: {' '.join(str(error).split())[:300]}{hint}"
@@ -178,13 +178,15 @@ def weights_fingerprint(path: str | Path) -> str:
     Raises:
         PokegemmaError: the weights cannot be read.
     """
-    files = [
-        _load("weights", path, cached_file, filename="model.safetensors", _raise_exceptions_for_missing_entries=False)
-    ]
+    return _load("weights", path, _hash_weights)
+
+
+def _hash_weights(path: str) -> str:
+    files = [cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)]
     if files == [None]:  # several files, and an index that names them
-        index = _load("weights", path, cached_file, filename="model.safetensors.index.json")
+        index = cached_file(path, "model.safetensors.index.json")
         names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-        files = [_load("weights", path, cached_file, filename=name) for name in sorted(names)]
+        files = [cached_file(path, name) for name in sorted(names)]
     digest = hashlib.sha256()
     for file in files:
         with safe_open(file, framework="pt") as weights:

@@ -204,6 +204,15 @@ def test_a_broken_adapter_is_one_line(dataset, tmp_path):
         load(tmp_path, dataset)
 
 
+def test_an_adapter_that_was_cut_off_is_one_line(checkpoint, dataset, tmp_path):
+    model = models.load_model(checkpoint)
+    get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")).save_pretrained(tmp_path)
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(PokegemmaError, match=r"adapter could not be loaded: .* incomplete"):
+        load(tmp_path, dataset)
+
+
 def test_prediction_in_batches_equals_prediction_one_by_one(predictor, dataset):
     answers, scores = predictor.predict(dataset[1], batch_size=2)
     assert answers == predictor.generate(dataset[1])

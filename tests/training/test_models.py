@@ -1,5 +1,7 @@
 """Checkpoints keep their layout and are told apart; wrong ones are refused in one line."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,23 @@ def test_the_fingerprint_reads_sharded_checkpoints(tiny_model: Path, tmp_path: P
     models.load_model(tiny_model).save_pretrained(tmp_path, max_shard_size="4MB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     assert len(models.weights_fingerprint(tmp_path)) == 64
+
+
+@pytest.mark.parametrize("read", [models.load_model, models.weights_fingerprint])
+def test_weights_that_were_cut_off_are_one_line(
+    read: Callable[[Path], object], tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])  # a download that stopped
+    with pytest.raises(PokegemmaError, match=rf"{tmp_path}: the (model|weights) could not be loaded: .* incomplete"):
+        read(tmp_path)
+
+
+def test_an_index_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
+    with pytest.raises(PokegemmaError, match="the weights could not be loaded: Expecting value"):
+        models.weights_fingerprint(tmp_path)
 
 
 def test_what_is_no_gemma_3_is_refused(tmp_path: Path) -> None:
