@@ -127,7 +127,7 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, set_seed
 
     from pokegemma.training import models
-    from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
+    from pokegemma.training.tiny_gemma3 import make_teachable, make_tiny_gemma3
 
     on_gpu = torch.cuda.is_available()
     shape = shapes(on_gpu=on_gpu)
@@ -146,7 +146,7 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
         torch.set_default_dtype(torch.bfloat16 if on_gpu else torch.float32)
         model = Gemma3ForConditionalGeneration(config)
         torch.set_default_dtype(torch.float32)
-    models._make_teachable(model)
+    make_teachable(model)
     model.config.use_cache = False
     return model, models.load_processor(folder)
 

@@ -22,7 +22,7 @@ def _published_key(key: str) -> str:
 
 
 @torch.no_grad()
-def _make_teachable(model: Gemma3ForConditionalGeneration) -> None:
+def make_teachable(model: Gemma3ForConditionalGeneration) -> None:
     """Set the random weights that adapters cannot reach to sizes from which LoRA on the others learns quickly.
 
     transformers' own start leaves it little: a projector of zeros makes all pictures look the same, position
@@ -71,7 +71,7 @@ def make_tiny_gemma3(
         eos_token_id=[1, ids["<end_of_turn>"]], tie_word_embeddings=True,
     )  # fmt: skip
     model = Gemma3ForConditionalGeneration(config)
-    _make_teachable(model)
+    make_teachable(model)
     model.generation_config = GenerationConfig(
         **{**special, "eos_token_id": [1, ids["<end_of_turn>"]]}, cache_implementation="hybrid", do_sample=False
     )

@@ -19,8 +19,8 @@ from pokegemma.deploy import merge as merging
 from pokegemma.deploy.merge import Verification, check, merge, read_adapter
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import read_run_record, write_run_record
-from pokegemma.training import models, sft
-from pokegemma.training.options import ModelOptions
+from pokegemma.training import models
+from pokegemma.training.options import ModelOptions, TrainingOptions
 from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from pokegemma.training.trainable import load_trainable, lora_config
 
@@ -114,7 +114,7 @@ def test_an_adapter_trained_on_nf4_weights_is_merged_onto_whole_ones(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     options = ModelOptions(model_name_or_path=str(tiny_model))
-    training = sft.TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True)
+    training = TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True)
     model = get_peft_model(load_trainable(options, training), lora_config(options))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
