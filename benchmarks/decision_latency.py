@@ -36,6 +36,7 @@ from pokegemma.data.samples import Sample, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation import decision_cost, predict
+from pokegemma.evaluation.button_scores import checked_scores, place_branches, score_buttons
 from pokegemma.evaluation.decider import Decider
 from pokegemma.evaluation.decision_cost import GEMMA_3_4B, Pass, Rates
 from pokegemma.evaluation.predict import Predictor
@@ -239,8 +240,8 @@ def score_whole(setting: Setting, example: Sample | Trajectory) -> tuple[np.ndar
         "token_type_ids": collator.token_types(ids), **collator.read_paths(paths),
     }  # fmt: skip
     batch = {name: value.to(model.device) for name, value in batch.items()}
-    scores = predict.score_buttons(model, batch, collator.button_tokens)
-    return predict.checked_scores(scores)[0], ids.shape[1], len(set(paths))
+    scores = score_buttons(model, batch, collator.button_tokens)
+    return checked_scores(scores)[0], ids.shape[1], len(set(paths))
 
 
 class Meter:
@@ -253,7 +254,7 @@ class Meter:
         self.sizes = {"bytes_per_weight": size, "bytes_per_value": size}
         tokens = setting.predictor.collator.button_tokens
         self.num_button = len(tokens.prefix) + max(map(len, tokens.branches))
-        self.tree = len(predict.place_branches(tokens)[0])
+        self.tree = len(place_branches(tokens)[0])
 
     def run(self, session: Sequence[Sample], *, record: bool) -> None:
         """Decide a session once in every way, decision by decision; `record` keeps the times."""

@@ -127,6 +127,7 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, set_seed
 
     from pokegemma.training import models
+    from pokegemma.training.tiny_gemma3 import make_teachable, make_tiny_gemma3
 
     on_gpu = torch.cuda.is_available()
     shape = shapes(on_gpu=on_gpu)
@@ -134,7 +135,7 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
     size, num_tokens = shape["vision"]["image_size"], 256 // image_scale**2
     if not (folder / "config.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        models.make_tiny_gemma3(folder, image_size_px=size, num_image_tokens=num_tokens)
+        make_tiny_gemma3(folder, image_size_px=size, num_image_tokens=num_tokens)
     config = Gemma3Config.from_pretrained(folder)
     for part, values in (("text_config", shape["text"]), ("vision_config", shape["vision"])):
         for name, value in values.items():
@@ -145,7 +146,7 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
         torch.set_default_dtype(torch.bfloat16 if on_gpu else torch.float32)
         model = Gemma3ForConditionalGeneration(config)
         torch.set_default_dtype(torch.float32)
-    models._make_teachable(model)
+    make_teachable(model)
     model.config.use_cache = False
     return model, models.load_processor(folder)
 
@@ -185,8 +186,8 @@ def stock_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOption
     from datasets import Dataset, Image, Sequence
     from trl import SFTConfig, SFTTrainer
 
-    from pokegemma.training import sft
     from pokegemma.training.options import ModelOptions
+    from pokegemma.training.trainable import lora_config
 
     folder = Path(options.dataset_path)
     rows = []
@@ -199,7 +200,7 @@ def stock_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOption
     config = SFTConfig(**arguments, max_length=None)
     return SFTTrainer(
         model=model, args=config, train_dataset=dataset, processing_class=processor,
-        peft_config=sft.lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
+        peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
     )  # fmt: skip
 
 
@@ -207,8 +208,8 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
     """Return our trainer on the same samples in the same order."""
     from datasets import Dataset
 
-    from pokegemma.training import sft
     from pokegemma.training.options import ModelOptions, TrainingOptions
+    from pokegemma.training.trainable import lora_config
     from pokegemma.training.trainer import PokemonTrainer
     from pokegemma.training.vision import accept_compact_batches
 
@@ -226,14 +227,14 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
         collator.features = open_features(row, model, collator, examples, options)
     return PokemonTrainer(
         model=model, args=TrainingOptions(**arguments), train_dataset=Dataset.from_list(rows), data_collator=collator,
-        processing_class=processor, peft_config=sft.lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
+        processing_class=processor, peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
     )  # fmt: skip
 
 
 def our_examples(row: Row, processor: Any, options: BenchmarkOptions) -> tuple[list[Any], Any]:
     """Return the samples or trajectories of all steps, and the collator that shows them."""
-    from pokegemma.training import sft
     from pokegemma.training.collator import Gemma3Collator
+    from pokegemma.training.examples import read_examples
     from pokegemma.training.options import DataOptions
 
     path = Path(options.dataset_path) / "train.jsonl"
@@ -242,7 +243,7 @@ def our_examples(row: Row, processor: Any, options: BenchmarkOptions) -> tuple[l
     collator = Gemma3Collator(
         processor=processor, layout=row.layout, dataset_folder=Path(), samples_per_row=row.samples_per_row
     )
-    return draw(sft.read_examples(path, data), number=number), collator
+    return draw(read_examples(path, data), number=number), collator
 
 
 def open_features(row: Row, model: Any, collator: Any, examples: list[Any], options: BenchmarkOptions) -> Any:

@@ -61,8 +61,10 @@ def main() -> None:
     files = [path for path in dataset_files(Path(options.dataset_path)) if path is not None]
     import torch
 
-    from pokegemma.training import sft, vision_features
+    from pokegemma.training import vision_features
     from pokegemma.training.collator import Gemma3Collator
+    from pokegemma.training.examples import read_examples
+    from pokegemma.training.feature_cache import hash_frames
     from pokegemma.training.options import DataOptions, automatic_dtype
 
     base = options.model_name_or_path
@@ -75,9 +77,9 @@ def main() -> None:
     encoder = load()
     cache, data = encoder.cache, DataOptions(dataset_path=options.dataset_path, layout=options.layout)
     collator = Gemma3Collator(processor=encoder.processor, layout=options.layout, dataset_folder=Path())
-    examples = itertools.chain.from_iterable(sft.read_examples(path, data) for path in files)
+    examples = itertools.chain.from_iterable(read_examples(path, data) for path in files)
     paths = (os.path.normpath(path) for example in examples for path in collator.picture_paths(example))
-    cache.digests = vision_features.hash_frames(paths)
+    cache.digests = hash_frames(paths)
     chunks = cache.missing_chunks()
     logger.info("%s", vision_features.describe_work(cache, chunks))
     folders = {cache.folder, *(path.parent.resolve() for path in files), *([Path(base)] if Path(base).is_dir() else [])}

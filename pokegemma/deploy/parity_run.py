@@ -15,7 +15,7 @@ from pokegemma.deploy.parity_server import ask_server, choose_model
 from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Task, measure
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.view import View
-from pokegemma.training.collator import ButtonTokens
+from pokegemma.training.button_tokens import ButtonTokens
 from pokegemma.training.families import require_exact
 from pokegemma.training.image_attention import image_attention
 from pokegemma.training.models import load_config, load_processor

@@ -12,17 +12,9 @@ from transformers import DynamicCache, Gemma3ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pokegemma.data.trajectories import Trajectory
-from pokegemma.evaluation.predict import (
-    GeneratedAnswer,
-    Predictor,
-    checked_scores,
-    encoded_pictures,
-    place_branches,
-    read_answer,
-    read_branches,
-    stop_tokens,
-)
-from pokegemma.training.collator import ButtonTokens
+from pokegemma.evaluation.button_scores import checked_scores, encoded_pictures, place_branches, read_branches
+from pokegemma.evaluation.predict import GeneratedAnswer, Predictor, read_answer, stop_tokens
+from pokegemma.training.button_tokens import ButtonTokens
 from pokegemma.training.masks import TRUNK, attention_masks, mask_dtype
 
 
@@ -50,7 +42,7 @@ class Conversation:
 
     @torch.inference_mode()
     def score_buttons(self, tokens: ButtonTokens) -> torch.Tensor:
-        """Return the probabilities (8,) of the buttons as the next answer; see `predict.score_buttons`."""
+        """Return the probabilities (8,) of the buttons as the next answer; see `button_scores.score_buttons`."""
         return self._score([], [], None, tokens)
 
     @torch.inference_mode()

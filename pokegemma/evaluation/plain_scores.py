@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from pokegemma.training.collator import ButtonTokens
+from pokegemma.training.button_tokens import ButtonTokens
 from pokegemma.training.families import family_of
 
 

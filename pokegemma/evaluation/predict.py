@@ -1,4 +1,4 @@
-"""Ask a model for decisions, two ways: the whole answer generated, or the eight buttons scored in one forward pass."""
+"""Ask a model for decisions, two ways: the whole answer generated, or the eight buttons scored."""
 
 import json
 import logging
@@ -10,22 +10,21 @@ from pathlib import Path
 import numpy as np
 import peft
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pokegemma.data.prompts import AnswerError, Layout, parse_answer, sample_images
 from pokegemma.data.samples import Sample
-from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.errors import PokegemmaError
+from pokegemma.evaluation.button_scores import checked_scores, encoded_pictures, score_buttons
 from pokegemma.evaluation.plain_scores import score_by_rows
 from pokegemma.training import models
-from pokegemma.training.collator import ButtonTokens, Example
+from pokegemma.training.collator import Example
 from pokegemma.training.families import FAMILIES, family_of, require_exact
 from pokegemma.training.image_attention import adapter_image_attention, change_processor, image_attention
 from pokegemma.training.image_size import adapter_image_size
-from pokegemma.training.masks import TRUNK, attention_masks, mask_dtype
 from pokegemma.training.processor_collator import Collator, make_collator
-from pokegemma.training.vision import encode_pictures
 from pokegemma.training.vision_features import prepare_cache
 
 logger = logging.getLogger(__name__)
@@ -44,80 +43,6 @@ class GeneratedAnswer:
     text: str
     button: str | None
     complete: bool
-
-
-def place_branches(tokens: ButtonTokens) -> tuple[list[int], list[int], list[int]]:
-    """Return (tokens, branch, depth) to append to a prompt so that one pass scores all buttons.
-
-    The common beginning of all answers, on the trunk, then every branch that is longer than one token, without its
-    last: a tree, `depth` counting from the end of the prompt.
-    """
-    tails = [branch[:-1] for branch in tokens.branches]
-    start = len(tokens.prefix)
-    added = [*tokens.prefix, *(token for tail in tails for token in tail)]
-    branch = [TRUNK] * start + [number for number, tail in enumerate(tails, TRUNK + 1) for _ in tail]
-    depth = [*range(start), *(start + at for tail in tails for at in range(len(tail)))]
-    return added, branch, depth
-
-
-def read_branches(logits: torch.Tensor, tokens: ButtonTokens) -> torch.Tensor:
-    """Return the probabilities (batch, 8) of the buttons, normalised over the eight.
-
-    A score is the product of the branch's token probabilities, as if the answer had stood in a row of its own.
-
-    Args:
-        logits: (batch, places, vocabulary) at the last token of the trunk, then tail after tail of `place_branches`.
-    """
-    log_probabilities = logits.float().log_softmax(-1)
-    scores, next_tail = [], 1
-    for branch in tokens.branches:
-        slots = [0, *range(next_tail, next_tail + len(branch) - 1)]
-        next_tail += len(branch) - 1
-        scores.append(log_probabilities[:, slots, list(branch)].sum(-1))
-    return torch.stack(scores, 1).softmax(-1)
-
-
-def encoded_pictures(
-    model: Gemma3ForConditionalGeneration, batch: dict[str, torch.Tensor]
-) -> BaseModelOutputWithPooling:
-    """Return the soft tokens of every picture in a batch's text: encoded here, or taken from the feature cache."""
-    features = batch.get("image_features")
-    if features is None:
-        features = encode_pictures(model.model, batch["pixel_values"].to(model.dtype))
-    return BaseModelOutputWithPooling(pooler_output=features[batch["image_index"]])
-
-
-@torch.inference_mode()
-def score_buttons(
-    model: Gemma3ForConditionalGeneration, batch: dict[str, torch.Tensor], tokens: ButtonTokens
-) -> torch.Tensor:
-    """Return the probability (batch, 8) of each of `BUTTONS`, normalised over the eight, in one forward pass.
-
-    Args:
-        batch: left-padded prompts, as `Gemma3Collator.prompts` makes them, on the model's device.
-    """
-    device = batch["input_ids"].device
-    added, branch_of, depth = (torch.tensor(values, device=device) for values in place_branches(tokens))
-    num_rows, prompt_length = batch["input_ids"].shape
-    prompt_positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    positions = torch.cat([prompt_positions, prompt_positions[:, -1:] + 1 + depth], 1)
-    masks = attention_masks(
-        positions=positions,
-        branches=torch.nn.functional.pad(branch_of, (prompt_length, 0), value=TRUNK).expand(num_rows, -1),
-        token_type_ids=torch.nn.functional.pad(batch["token_type_ids"], (0, len(added)), value=0),
-        valid=torch.nn.functional.pad(batch["attention_mask"], (0, len(added)), value=1),
-        window=model.config.get_text_config().sliding_window,
-        dtype=mask_dtype(model),
-    )
-    logits = model(
-        input_ids=torch.cat([batch["input_ids"], added.expand(num_rows, -1)], 1),
-        mm_encoder_outputs={"image": encoded_pictures(model, batch)},
-        position_ids=positions,
-        attention_mask=masks,
-        logits_to_keep=torch.arange(prompt_length + len(tokens.prefix) - 1, positions.shape[1], device=device),
-        use_cache=False,
-    ).logits
-    return read_branches(logits, tokens)
 
 
 @torch.inference_mode()
@@ -215,18 +140,6 @@ class Predictor:
         return checked_scores(score(self.model, batch, self.collator.button_tokens))
 
 
-def checked_scores(scores: torch.Tensor) -> np.ndarray:
-    """Return probabilities as float64.
-
-    Raises:
-        CheckFailedError: there are NaNs among them.
-    """
-    values = scores.double().cpu().numpy()
-    if not np.isfinite(values).all():
-        raise CheckFailedError("the model gives NaN instead of probabilities: its training diverged, or overflowed")
-    return values
-
-
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -293,7 +206,7 @@ def load_predictor(
             bare = models.load_model(base, **changed, dtype=dtype, device=where)
             # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
             model = peft.PeftModel.from_pretrained(bare, str(folder)).get_base_model().eval()
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise PokegemmaError(f"{folder}: the adapter could not be loaded: {str(error)[:300]}") from error
         processor = models.load_processor(folder if (folder / "processor_config.json").is_file() else base)
         if isinstance(bare, Gemma3ForConditionalGeneration):

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from pokegemma.evaluation.button_scores import checked_scores
 from pokegemma.evaluation.conversation import Conversation
-from pokegemma.evaluation.predict import Predictor, checked_scores
+from pokegemma.evaluation.predict import Predictor
 from pokegemma.training.families import require_exact
 from pokegemma.training.pictures import to_pixels
 from pokegemma.training.vision import encode_pictures
@@ -50,7 +51,7 @@ class PromptCache:
         return len(self._said)
 
     def score(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Return the probabilities (8,) of `BUTTONS` as the answer to a prompt; see `predict.score_buttons`.
+        """Return the probabilities (8,) of `BUTTONS` as the answer to a prompt; see `button_scores.score_buttons`.
 
         Args:
             ids: the prompt as `Gemma3Collator.tokenize` writes it, every picture with all its soft tokens.

@@ -17,15 +17,8 @@ from pokegemma.data import prompts
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.collator import (
-    IGNORED_LABEL,
-    ButtonTokens,
-    Gemma3Collator,
-    Row,
-    Side,
-    pad_rows,
-    read_example,
-)
+from pokegemma.training.button_tokens import ButtonTokens
+from pokegemma.training.collator import IGNORED_LABEL, Gemma3Collator, Row, Side, pad_rows, read_example
 from pokegemma.training.families import FAMILIES, Family
 
 

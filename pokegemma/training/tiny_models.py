@@ -1,4 +1,4 @@
-"""Tiny random Gemma 3n and Gemma 4 checkpoints that load wherever the published ones do; Gemma 3's is in models."""
+"""Tiny random Gemma 3n and 4 checkpoints that load wherever the published ones do; Gemma 3's is in tiny_gemma3."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from pokegemma.training.families import FAMILIES, require_packages
-from pokegemma.training.models import CHAT_TEMPLATE, make_tiny_gemma3, train_tokenizer
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
+from pokegemma.training.tiny_tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 FamilyName = Literal["gemma3", "gemma3n", "gemma4"]
 

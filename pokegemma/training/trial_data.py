@@ -11,10 +11,10 @@ from tqdm import tqdm
 from pokegemma.data.samples import Sample, dataset_files
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.training.collator import Example
+from pokegemma.training.examples import read_examples
 from pokegemma.training.models import load_processor
 from pokegemma.training.options import DataOptions, ModelOptions
 from pokegemma.training.processor_collator import Collator, make_collator
-from pokegemma.training.sft import read_examples
 
 
 def longest_first(examples: Iterator[Example], collator: Collator, *, number: int) -> list[tuple[int, Example]]:

@@ -35,7 +35,7 @@ def questions(toy_dataset: Path) -> list[Question]:
 @pytest.fixture(scope="session")
 def mlx_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny Gemma 3 with positions like those of a 4B, and 16 tokens a picture instead of 256."""
-    from pokegemma.training.models import make_tiny_gemma3
+    from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 
     folder = tmp_path_factory.mktemp("checkpoint")
     make_tiny_gemma3(

@@ -10,8 +10,9 @@ from PIL import Image
 from pokegemma.data import prompts
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.training.converter_files import write_converter_files
-from pokegemma.training.models import load_model, load_processor, make_tiny_gemma3
+from pokegemma.training.models import load_model, load_processor
 from pokegemma.training.processor_collator import make_collator
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 
 SIZE_PX = 112
 BUTTON_OF = {"red": "up", "blue": "down"}

@@ -20,7 +20,7 @@ from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint, served
 from pokegemma.deploy.gguf_files import GgufFile, read_gguf
 from pokegemma.deploy.ollama import modelfile
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.training.models import CHAT_TEMPLATE
+from pokegemma.training.tiny_tokenizer import CHAT_TEMPLATE
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from pokegemma.deploy.gguf import MMPROJ, run_converter
 from pokegemma.deploy.llama_cpp_engine import LlamaCppEngine
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.collator import ButtonTokens
+from pokegemma.training.button_tokens import ButtonTokens
 from pokegemma.training.models import load_model, load_processor
 
 F16_TOLERANCE = 0.05

@@ -19,8 +19,10 @@ from pokegemma.deploy import merge as merging
 from pokegemma.deploy.merge import Verification, check, merge, read_adapter
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import read_run_record, write_run_record
-from pokegemma.training import models, sft
-from pokegemma.training.options import ModelOptions
+from pokegemma.training import models
+from pokegemma.training.options import ModelOptions, TrainingOptions
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
+from pokegemma.training.trainable import load_trainable, lora_config
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_name_or_path=str(tiny_model), finetuning="lora", train_vision_tower=True, train_projector=True
     )
     torch.manual_seed(0)
-    model = get_peft_model(models.load_model(tiny_model), sft.lora_config(options))
+    model = get_peft_model(models.load_model(tiny_model), lora_config(options))
     for name, weight in model.named_parameters():
         if "lora_B" in name or ("modules_to_save" in name and weight.requires_grad):
             torch.nn.init.normal_(weight, std=0.02)
@@ -112,8 +114,8 @@ def test_an_adapter_trained_on_nf4_weights_is_merged_onto_whole_ones(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     options = ModelOptions(model_name_or_path=str(tiny_model))
-    training = sft.TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True)
-    model = get_peft_model(sft.load_trainable(options, training), sft.lora_config(options))
+    training = TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True)
+    model = get_peft_model(load_trainable(options, training), lora_config(options))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
@@ -149,7 +151,7 @@ def test_merged_weights_that_say_something_else_fail(error: float) -> None:
 def test_another_base_of_the_same_shape_is_refused(adapter: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    models.make_tiny_gemma3(other, seed=1, image_size_px=56, num_image_tokens=4)
+    make_tiny_gemma3(other, seed=1, image_size_px=56, num_image_tokens=4)
     weights = load_file(other / "model.safetensors")
     weights["language_model.model.norm.weight"] += 0.1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})

@@ -20,6 +20,7 @@ from pokegemma.deploy.mlx_engine import MlxEngine
 from pokegemma.deploy.questions import Question
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models
+from pokegemma.training.tiny_tokenizer import CHAT_TEMPLATE
 from tests.deploy import mlx_cases
 
 QUESTIONS = [mlx_cases.make_question(seed) for seed in range(2)]
@@ -235,4 +236,4 @@ def test_no_folder_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_transformers_own_processors_stay_what_they_were(mlx_checkpoint: Path, mlx_folder: Path) -> None:
     mlx_engine.open_processor(mlx_folder)
-    assert AutoProcessor.from_pretrained(mlx_checkpoint).chat_template == models.CHAT_TEMPLATE
+    assert AutoProcessor.from_pretrained(mlx_checkpoint).chat_template == CHAT_TEMPLATE

@@ -23,8 +23,9 @@ from pokegemma.deploy.release_steps import hash_adapter
 from pokegemma.deploy.steps import State, locked
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import write_run_record
-from pokegemma.training import models, sft
+from pokegemma.training import models
 from pokegemma.training.options import ModelOptions
+from pokegemma.training.trainable import lora_config
 
 pytest.importorskip("pokegemma.deploy.registry", exc_type=PokegemmaError)
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
     torch.manual_seed(0)
-    model = get_peft_model(models.load_model(tiny_model), sft.lora_config(options))
+    model = get_peft_model(models.load_model(tiny_model), lora_config(options))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)

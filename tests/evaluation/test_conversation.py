@@ -13,6 +13,7 @@ from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.evaluation import predict
+from pokegemma.evaluation.button_scores import place_branches, score_buttons
 from pokegemma.evaluation.conversation import predict_trajectories
 from pokegemma.evaluation.predict import Predictor
 from pokegemma.training import models
@@ -54,7 +55,7 @@ def test_scores_and_answers_are_those_of_whole_rows(predictor: Predictor, trajec
     assert len(rows) == len(said.answers) == len(said.scores) == sum(len(one.counted) for one in trajectories)
     assert max(row["input_ids"].shape[1] for row in rows) > 4 * 64  # far beyond the sliding window
     for row, scores, answer in zip(rows, said.scores, said.answers, strict=True):
-        expected = predict.score_buttons(predictor.model, row, tokens)[0].numpy()
+        expected = score_buttons(predictor.model, row, tokens)[0].numpy()
         assert scores == pytest.approx(expected, abs=1e-5)
         assert answer == predict.generate_answers(predictor.model, row, tokenizer, max_new_tokens=12)[0]
 
@@ -115,7 +116,7 @@ def test_every_decision_has_a_latency(predictor: Predictor, trajectories: list[T
 
 def test_the_probability_of_a_branch_is_the_product_of_its_tokens(predictor: Predictor) -> None:
     tokens = predictor.collator.button_tokens
-    added, branches, depth = predict.place_branches(tokens)
+    added, branches, depth = place_branches(tokens)
     assert added[: len(tokens.prefix)] == list(tokens.prefix)
     assert depth[: len(tokens.prefix)] == list(range(len(tokens.prefix)))
     for number, group in itertools.groupby(range(len(tokens.prefix), len(added)), key=lambda at: branches[at]):

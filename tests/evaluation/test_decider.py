@@ -14,7 +14,7 @@ from pokegemma.data.prompts import BUTTONS, LAYOUTS, Layout
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
-from pokegemma.evaluation import predict
+from pokegemma.evaluation.button_scores import score_buttons
 from pokegemma.evaluation.decider import Decider
 from pokegemma.evaluation.predict import Predictor
 from pokegemma.evaluation.prompt_cache import PromptCache
@@ -61,7 +61,7 @@ def whole_rows(predictor: Predictor, session: list[Sample]) -> Iterator[dict[str
 def expected_scores(predictor: Predictor, session: list[Sample]) -> np.ndarray:
     tokens = predictor.collator.button_tokens
     rows = whole_rows(predictor, session)
-    return np.stack([predict.score_buttons(predictor.model, row, tokens)[0].numpy() for row in rows])
+    return np.stack([score_buttons(predictor.model, row, tokens)[0].numpy() for row in rows])
 
 
 def play(decider: Decider, session: list[Sample], folder: Path, *, prepare: bool) -> np.ndarray:
@@ -208,7 +208,7 @@ def test_a_prompt_may_begin_as_the_last_did_end_before_it_or_be_the_same(
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         batch["token_type_ids"] = (batch["input_ids"] == image_token).long()
         batch |= predictor.collator.read_paths(session[3].frames[:num_pictures])
-        expected = predict.score_buttons(predictor.model, batch, tokens)[0].numpy()
+        expected = score_buttons(predictor.model, batch, tokens)[0].numpy()
         assert cache.score(ids, pictures[:num_pictures]) == pytest.approx(expected, abs=1e-5)
         cache.prepare(ids, pictures[:num_pictures])
         assert cache.num_tokens == len(ids)

@@ -10,8 +10,10 @@ from pokegemma.data import prompts
 from pokegemma.data.samples import Sample
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation import predict
+from pokegemma.evaluation.button_scores import score_buttons
 from pokegemma.training import models
-from pokegemma.training.collator import ButtonTokens
+from pokegemma.training.button_tokens import ButtonTokens
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 
 GOALS = ("leave", "read the sign, then open the menu and close it again", "go north")
 
@@ -19,7 +21,7 @@ GOALS = ("leave", "read the sign, then open the menu and close it again", "go no
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    models.make_tiny_gemma3(folder, seed=3, image_size_px=56, num_image_tokens=16)
+    make_tiny_gemma3(folder, seed=3, image_size_px=56, num_image_tokens=16)
     return folder
 
 
@@ -92,7 +94,7 @@ def test_scores_equal_those_of_eight_separate_rows(checkpoint, dataset, layout, 
     batch = collator.prompts(dataset[1])
     assert batch["attention_mask"].sum(1).unique().numel() == 3, "the prompts must differ in length"
     expected = torch.stack([score_plainly(model, collator, sample, tokens) for sample in dataset[1]])
-    scores = predict.score_buttons(model, batch, tokens)
+    scores = score_buttons(model, batch, tokens)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
     assert scores.std() > 1e-3, "equal scores would pass by chance"
 
@@ -172,7 +174,7 @@ def test_an_adapter_folder_is_loaded_onto_its_base(checkpoint, dataset, predicto
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
     adapted.save_pretrained(tmp_path)
-    expected = predict.score_buttons(
+    expected = score_buttons(
         adapted.get_base_model().eval(), predictor.collator.prompts(dataset[1]), predictor.collator.button_tokens
     )
     scores = load(tmp_path, dataset).score(dataset[1])
@@ -199,6 +201,15 @@ def test_a_device_that_is_not_there_is_one_line(checkpoint, dataset, options, me
 def test_a_broken_adapter_is_one_line(dataset, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(PokegemmaError, match="adapter could not be loaded"):
+        load(tmp_path, dataset)
+
+
+def test_an_adapter_that_was_cut_off_is_one_line(checkpoint, dataset, tmp_path):
+    model = models.load_model(checkpoint)
+    get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")).save_pretrained(tmp_path)
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(PokegemmaError, match=r"adapter could not be loaded: .* incomplete"):
         load(tmp_path, dataset)
 
 

@@ -17,7 +17,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation import metrics, report
 from pokegemma.evaluation.predict import GeneratedAnswer
 from pokegemma.evaluation.view import View, resolve_view
-from pokegemma.training.models import make_tiny_gemma3
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 HOSTILE_GOAL = '<script>alert("x")</script> \ud83d'

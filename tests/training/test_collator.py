@@ -10,11 +10,11 @@ from PIL import Image
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from pokegemma.data.prompts import BUTTONS, Layout, build_messages, build_output, sample_images
+from pokegemma.data.prompts import Layout, build_messages, build_output, sample_images
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models
-from pokegemma.training.collator import ButtonTokens, Gemma3Collator, expand_pictures
+from pokegemma.training.collator import Gemma3Collator, expand_pictures
 
 MakeCollator = Callable[[str], Gemma3Collator]
 
@@ -165,31 +165,3 @@ def test_a_missing_picture_is_named(samples: list[Sample], make_collator: MakeCo
 def test_a_sample_without_a_grid_picture_is_refused_in_grid(samples: list[Sample], make_collator: MakeCollator) -> None:
     with pytest.raises(PokegemmaError, match="use --layout frames"):
         make_collator("grid")([replace(samples[0], image=None)])
-
-
-def test_button_tokens_tell_the_eight_buttons_apart(processor: Gemma3Processor) -> None:
-    tokens = ButtonTokens.of(processor.tokenizer)
-    assert processor.tokenizer.decode(tokens.prefix) == '{"button": "'
-    for index, button in enumerate(BUTTONS):
-        output = build_output(button=button, reasoning="the path", context="navigation")
-        answer = processor.tokenizer(output, add_special_tokens=False)["input_ids"]
-        found, start, end = tokens.locate(answer)
-        assert (found, start) == (index, len(tokens.prefix))
-        assert processor.tokenizer.decode(answer[start:end]) == button
-
-
-def test_button_tokens_of_a_tokenizer_that_splits_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_VOCABULARY_SIZE", 330)
-    tokenizer = models.train_tokenizer(tmp_path, seed=0)
-    tokens = ButtonTokens.of(tokenizer)
-    lengths = {button: len(branch) for button, branch in zip(BUTTONS, tokens.branches, strict=True)}
-    assert lengths["start"] > 1 and lengths["select"] > 1  # both begin with s
-    for index, button in enumerate(BUTTONS):
-        output = build_output(button=button, reasoning="x", context="y")
-        assert tokens.locate(tokenizer(output, add_special_tokens=False)["input_ids"])[0] == index
-
-
-def test_an_answer_that_names_no_button_is_not_located(processor: Gemma3Processor) -> None:
-    answer = processor.tokenizer('{"button": "jump"}', add_special_tokens=False)["input_ids"]
-    with pytest.raises(ValueError, match="not an answer"):
-        ButtonTokens.of(processor.tokenizer).locate(answer)

@@ -24,9 +24,10 @@ from pokegemma.data.prompts import (
 )
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
-from pokegemma.training import block_attention, models, sft
+from pokegemma.training import block_attention, models
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import ModelOptions, TrainingOptions
+from pokegemma.training.trainable import lora_config
 from pokegemma.training.trainer import PokemonTrainer
 from pokegemma.training.vision_features import prepare_cache
 
@@ -71,7 +72,7 @@ def with_lora(model: nn.Module, *, everything: bool = False) -> nn.Module:
     from peft import get_peft_model
 
     options = replace(LORA, train_vision_tower=everything, train_projector=everything)
-    adapted = get_peft_model(model, sft.lora_config(options))
+    adapted = get_peft_model(model, lora_config(options))
     generator = torch.Generator().manual_seed(0)
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
@@ -279,7 +280,7 @@ def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
     )  # fmt: skip
     stock = SFTTrainer(
         model=stock_model(tiny_model), args=config, train_dataset=Dataset.from_list(rows), data_collator=collate,
-        processing_class=collator.processor, peft_config=sft.lora_config(LORA),
+        processing_class=collator.processor, peft_config=lora_config(LORA),
     )  # fmt: skip
     with count_tower(stock.model) as counts:
         expected = steps_of(stock)
@@ -298,7 +299,7 @@ def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
         trainer = PokemonTrainer(
             model=models.load_model(tiny_model), args=TrainingOptions(**trainer_options(tmp_path / name)),
             train_dataset=Dataset.from_list(ours), data_collator=replace(collator, **changes),
-            processing_class=collator.processor, peft_config=sft.lora_config(LORA),
+            processing_class=collator.processor, peft_config=lora_config(LORA),
         )  # fmt: skip
         with count_tower(trainer.model) as counts:
             steps = steps_of(trainer)

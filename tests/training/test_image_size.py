@@ -21,6 +21,8 @@ from pokegemma.training import models, sft
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.image_size import adapter_image_size, describe_image_size, interpolate_positions, resize_config
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
+from pokegemma.training.trainable import load_trainable
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK: dict[str, Any] = {
@@ -48,7 +50,7 @@ def train(dataset: Path, model: Path, output: Path, *, finetuning: str, **change
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny checkpoint of 224 px and 256 tokens, whose image processor says 256, too, as published ones do."""
     folder = tmp_path_factory.mktemp("base")
-    models.make_tiny_gemma3(folder)
+    make_tiny_gemma3(folder)
     config = json.loads((folder / "processor_config.json").read_text())
     config["image_processor"]["image_seq_length"] = 256
     (folder / "processor_config.json").write_text(json.dumps(config))
@@ -179,7 +181,7 @@ def test_our_batch_is_what_transformers_makes_of_a_resized_processor(
 
 def test_the_position_embeddings_of_a_quantised_model_are_resized_the_same(base: Path, tmp_path: Path) -> None:
     options = ModelOptions(model_name_or_path=str(base), finetuning="qlora", image_size=112)
-    model = sft.load_trainable(options, TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True))
+    model = load_trainable(options, TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True))
     whole = models.load_model(base, image_size_px=112)
     weights = [each.model.vision_tower.embeddings.position_embedding.weight for each in (model, whole)]
     assert type(model.model.language_model.layers[0].mlp.up_proj).__name__ == "Linear4bit"

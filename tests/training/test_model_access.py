@@ -8,7 +8,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from pokegemma.training import model_access
 from pokegemma.training.model_access import check_model_access
-from pokegemma.training.models import make_tiny_gemma3
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 
 MODEL = "google/gemma-3-4b-it"
 

@@ -1,77 +1,21 @@
-"""The tiny checkpoint has what the published ones have; wrong checkpoints are refused in one line."""
+"""Checkpoints keep their layout and are told apart; wrong ones are refused in one line."""
 
-import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
-from safetensors import safe_open
-from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma3Processor
+from safetensors.torch import load_file
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models
 
 
-def keys_of(folder: Path) -> set[str]:
-    with safe_open(folder / "model.safetensors", framework="pt") as weights:
-        return set(weights.keys())
-
-
-def test_the_tiny_checkpoint_has_the_published_layout(tiny_model: Path) -> None:
-    keys = keys_of(tiny_model)
-    assert "language_model.model.embed_tokens.weight" in keys
-    assert "vision_tower.vision_model.embeddings.patch_embedding.weight" in keys
-    assert "multi_modal_projector.mm_input_projection_weight" in keys
-    assert not any(".head." in key or key.startswith(("model.", "lm_head")) for key in keys)
-    config = json.loads((tiny_model / "config.json").read_text())
-    assert config["architectures"] == ["Gemma3ForConditionalGeneration"]
-    assert config["text_config"]["layer_types"] == ["sliding_attention"] * 5 + ["full_attention"]
-    names = {path.name for path in tiny_model.iterdir()}
-    assert {"tokenizer.model", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
-
-
 def test_loading_and_saving_keeps_the_published_key_names(tiny_model: Path, tmp_path: Path) -> None:
     models.load_model(tiny_model).save_pretrained(tmp_path)
-    assert keys_of(tmp_path) == keys_of(tiny_model)
-
-
-def test_transformers_loads_it_with_nothing_else(tiny_model: Path) -> None:
-    model, processor = (
-        AutoModelForImageTextToText.from_pretrained(tiny_model),
-        AutoProcessor.from_pretrained(tiny_model),
-    )
-    assert type(model).__name__ == "Gemma3ForConditionalGeneration"
-    assert processor.image_seq_length == 4
-
-
-def test_the_default_checkpoint_has_256_tokens_a_picture_of_224_px(tmp_path: Path) -> None:
-    models.make_tiny_gemma3(tmp_path)
-    config = models.load_config(tmp_path)
-    assert (config.mm_tokens_per_image, config.vision_config.image_size) == (256, 224)
-
-
-def test_the_same_seed_makes_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
-    models.make_tiny_gemma3(tmp_path, image_size_px=56, num_image_tokens=4, sliding_window=64)
-    for path in tiny_model.iterdir():
-        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
-
-
-def test_no_path_of_the_machine_is_written(tiny_model: Path) -> None:
-    for path in tiny_model.iterdir():
-        assert str(tiny_model.parent).encode() not in path.read_bytes(), path.name
-
-
-@pytest.mark.parametrize("text", ["up\n\ndown", "Pokémon 東京 🎮", 'a "b"\tc  d', "\n\n\n\n"])
-def test_the_tokenizer_gives_any_text_back(text: str, processor: Gemma3Processor) -> None:
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert processor.tokenizer.decode(ids, skip_special_tokens=True) == text
-
-
-def test_the_fast_tokenizer_agrees_with_sentencepiece(tiny_model: Path, processor: Gemma3Processor) -> None:
-    reference = sentencepiece.SentencePieceProcessor(str(tiny_model / "tokenizer.model"))
-    for text in ('{"button": "select", "reasoning": "the path leads up"}', "Goal: heal your Pokémon\nNext button?"):
-        assert processor.tokenizer(text, add_special_tokens=False)["input_ids"] == reference.encode(text)
+    saved, own = (load_file(folder / "model.safetensors") for folder in (tmp_path, tiny_model))
+    assert saved.keys() == own.keys()
 
 
 def test_the_fingerprint_tells_checkpoints_apart(tiny_model: Path, tmp_path: Path) -> None:
@@ -88,6 +32,23 @@ def test_the_fingerprint_reads_sharded_checkpoints(tiny_model: Path, tmp_path: P
     models.load_model(tiny_model).save_pretrained(tmp_path, max_shard_size="4MB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     assert len(models.weights_fingerprint(tmp_path)) == 64
+
+
+@pytest.mark.parametrize("read", [models.load_model, models.weights_fingerprint])
+def test_weights_that_were_cut_off_are_one_line(
+    read: Callable[[Path], object], tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])  # a download that stopped
+    with pytest.raises(PokegemmaError, match=rf"{tmp_path}: the (model|weights) could not be loaded: .* incomplete"):
+        read(tmp_path)
+
+
+def test_an_index_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
+    with pytest.raises(PokegemmaError, match="the weights could not be loaded: Expecting value"):
+        models.weights_fingerprint(tmp_path)
 
 
 def test_what_is_no_gemma_3_is_refused(tmp_path: Path) -> None:

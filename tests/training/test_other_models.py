@@ -17,9 +17,11 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation import predict
 from pokegemma.evaluation.plain_scores import score_by_rows
 from pokegemma.training import models, preflight, sft
-from pokegemma.training.collator import ButtonTokens
+from pokegemma.training.button_tokens import ButtonTokens
 from pokegemma.training.model_access import check_model_access
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.processor_collator import make_collator
+from pokegemma.training.tiny_gemma3 import _published_key
 
 FAMILIES = ["gemma3n", "gemma4", "gemma4_large"]
 
@@ -126,9 +128,7 @@ def test_checkpointing_keeps_the_gradients_of_shared_keys(
         model = models.load_model(other_models(name)).train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        collator = sft.make_collator(
-            models.load_processor(other_models(name)), layout="grid", dataset_folder=toy_dataset
-        )
+        collator = make_collator(models.load_processor(other_models(name)), layout="grid", dataset_folder=toy_dataset)
         model(**collator(samples[:2]), use_cache=False).loss.backward()
         gradients.append(model.model.language_model.layers[0].self_attn.k_proj.weight.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
@@ -169,7 +169,7 @@ def test_a_gemma_3_of_other_proportions_trains(tiny_model: Path, toy_dataset: Pa
     record["vision_config"] |= {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2}
     Gemma3ForConditionalGeneration(Gemma3Config(**record)).save_pretrained(base)
     weights = load_file(base / "model.safetensors")
-    weights = {models._published_key(key): value for key, value in weights.items()}
+    weights = {_published_key(key): value for key, value in weights.items()}
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     train(toy_dataset, base, tmp_path / "adapter", options={"finetuning": "lora"})
     verification = merge(

@@ -67,7 +67,7 @@ def test_a_ray_of_two_workers_writes_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_cache_of_another_model_is_one_line(dataset: Path, tmp_path: Path, alone: Path) -> None:
-    from pokegemma.training.models import make_tiny_gemma3
+    from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 
     (tmp_path / "other").mkdir()
     make_tiny_gemma3(tmp_path / "other", seed=1, image_size_px=56, num_image_tokens=4)

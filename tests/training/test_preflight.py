@@ -7,8 +7,9 @@ from transformers import Gemma3Config
 from pokegemma.environment import Gpu, Hardware
 from pokegemma.training import preflight
 from pokegemma.training.collator import Gemma3Collator
-from pokegemma.training.models import load_processor, make_tiny_gemma3
+from pokegemma.training.models import load_processor
 from pokegemma.training.preflight import GIB, ModelSize, TokenLengths
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from tests.datasets import make_sample, write_split
 
 LENGTHS = TokenLengths(longest=920, longest_prompt_text=150, longest_answer=100, total=920, num_samples=1)

@@ -14,16 +14,17 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 
+from pokegemma.data.samples import read_samples
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training import models, sft
 from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.run_folder import _FIXED_OPTIONS, check_output, check_resumed
+from pokegemma.training.trainable import load_trainable
 from pokegemma.training.trainer import CURVE_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,49 +114,11 @@ def test_the_best_checkpoint_is_kept(finished: Path) -> None:
     assert all(torch.equal(kept[key], result[key]) for key in result)
 
 
-def trained_parts(options: ModelOptions) -> set[str]:
-    model = sft.load_trainable(options, TrainingOptions(output_dir="unused", use_cpu=True))
-    if options.use_peft:
-        model = PeftModel(model, sft.lora_config(options))
-    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    parts = ("vision_tower", "multi_modal_projector", "language_model")
-    return {next(part for part in parts if part in name) for name in names}
-
-
-@pytest.mark.parametrize("finetuning", ["qlora", "lora", "full"])
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        ({}, set()),
-        ({"train_vision_tower": True}, {"vision_tower"}),
-        ({"train_projector": True}, {"multi_modal_projector"}),
-        ({"train_vision_tower": True, "train_projector": True}, {"vision_tower", "multi_modal_projector"}),
-    ],
-)
-def test_tower_and_projector_are_trained_by_flag_only(
-    finetuning: str, flags: dict[str, bool], parts: set[str], tiny_model: Path
-) -> None:
-    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning=finetuning, **flags)
-    assert trained_parts(options) == {"language_model", *parts}
-
-
-@pytest.mark.parametrize("names", [["all-linear"], ["q_proj", "v_proj"]])
-def test_named_target_modules_do_not_reach_the_tower(names: list[str], tiny_model: Path) -> None:
-    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora", lora_target_modules=names)
-    assert trained_parts(options) == {"language_model"}
-
-
-def test_every_linear_layer_of_the_language_model_gets_an_adapter(tiny_model: Path) -> None:
-    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
-    model = PeftModel(models.load_model(tiny_model), sft.lora_config(options))
-    assert sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters()) == 6 * 7
-
-
 def test_qlora_trains_on_nf4_weights_and_leaves_the_tower_whole(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     options = ModelOptions(model_name_or_path=str(tiny_model))
-    model = sft.load_trainable(options, TrainingOptions(output_dir=str(tmp_path), use_cpu=True))
+    model = load_trainable(options, TrainingOptions(output_dir=str(tmp_path), use_cpu=True))
     quantised = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
     assert len(quantised) == 6 * 7 and all("language_model" in name for name in quantised)
     weight = model.model.language_model.layers[0].mlp.up_proj.weight
@@ -216,31 +179,8 @@ def test_held_out_samples_of_another_folder_find_their_pictures(
     assert read_run_record(tmp_path / "a")["eval_dataset"]["path"] == str(toy_dataset / "eval.jsonl")
 
 
-def test_samples_that_are_too_long_are_named_and_refused(toy_dataset: Path, tiny_model: Path) -> None:
-    processor = models.load_processor(tiny_model)
-    collator = Gemma3Collator(processor=processor, layout="grid", dataset_folder=toy_dataset)
-    path = toy_dataset / "train.jsonl"
-    examples = list(sft.read_samples(path))
-    sft.check_lengths(path, examples, collator, max_length=1000)
-    with pytest.raises(
-        PokegemmaError, match=r"40 samples are longer than 50 tokens: \S+/1 \(\d+\).* \.\.\.; raise --max"
-    ):
-        sft.check_lengths(path, examples, collator, max_length=50)
-
-
-def test_the_length_check_agrees_with_the_collator(toy_dataset: Path, tiny_model: Path) -> None:
-    processor = models.load_processor(tiny_model)
-    collator = Gemma3Collator(processor=processor, layout="frames", dataset_folder=toy_dataset)
-    path = toy_dataset / "train.jsonl"
-    examples = list(sft.read_samples(path))
-    longest = max(map(collator.count_tokens, examples))
-    sft.check_lengths(path, examples, collator, max_length=longest)
-    with pytest.raises(PokegemmaError, match=f"longer than {longest - 1} tokens"):
-        sft.check_lengths(path, examples, collator, max_length=longest - 1)
-
-
 def test_without_grid_pictures_the_grid_layout_is_refused(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
-    sample = next(sft.read_samples(toy_dataset / "train.jsonl"))
+    sample = next(read_samples(toy_dataset / "train.jsonl"))
     (tmp_path / "train.jsonl").write_text(dataclasses.replace(sample, image=None).to_json())
     with pytest.raises(PokegemmaError, match="use --layout frames"):
         run_training(tmp_path, tiny_model, tmp_path / "a", options={"finetuning": "lora"})
@@ -322,17 +262,6 @@ def test_trajectories_are_not_continued_with_others(tmp_path: Path) -> None:
     check_resumed(tmp_path, options=options, facts=facts)
     with pytest.raises(PokegemmaError, match="max_decisions was 8, is 4"):
         check_resumed(tmp_path, options={**options, "max_decisions": 4}, facts=facts)
-
-
-def test_rows_of_the_same_relative_path_elsewhere_are_read_anew(
-    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("before", "after"):
-        (tmp_path / name).mkdir()
-        shutil.copy(toy_dataset / "eval.jsonl", tmp_path / name)
-        monkeypatch.chdir(tmp_path / name)
-        rows = sft.load_dataset(Path("eval.jsonl"), DataOptions(dataset_path="."), cache_dir=tmp_path / "cache")
-        assert json.loads(rows[0]["sample"])["frames"][0].startswith(f"{tmp_path / name}/frames/")
 
 
 def test_answers_that_evaluation_cannot_read_are_refused_before_training(

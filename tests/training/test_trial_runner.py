@@ -25,11 +25,11 @@ from pokegemma.training.batch_report import advice
 from pokegemma.training.batch_size import Trial
 from pokegemma.training.batch_trial import GpuMemory, is_out_of_memory, peak_resident_bytes
 from pokegemma.training.collator import Gemma3Collator, expand_pictures
+from pokegemma.training.examples import read_examples
 from pokegemma.training.models import load_processor
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.processor_collator import make_collator
 from pokegemma.training.ranks import in_lockstep, join_ranks
-from pokegemma.training.sft import read_examples
 from pokegemma.training.trial_data import longest_first, write_rows, write_trial_dataset
 from pokegemma.training.trial_runner import Ended, TrialRunner, judge, memory_budget, run_watched
 

@@ -14,7 +14,8 @@ from pokegemma.data.checks import Split, find_splits
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
 from pokegemma.training import preflight
-from pokegemma.training.models import load_config, make_tiny_gemma3
+from pokegemma.training.models import load_config
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from pokegemma.training.trial_step import check_step, longest_samples, longest_trajectory
 from pokegemma.training.validation import Plan, check_dataset, disk_needs
 from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split

@@ -15,12 +15,13 @@ from transformers import Gemma3ForConditionalGeneration
 
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
-from pokegemma.training import models, sft, vision_features
+from pokegemma.training import feature_cache, models, sft
 from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.feature_cache import FeatureCache, hash_frames, open_cache
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.pictures import read_pictures
 from pokegemma.training.vision import encode_pictures
-from pokegemma.training.vision_features import Encoder, FeatureCache, feature_key, hash_frames, open_cache
+from pokegemma.training.vision_features import Encoder, feature_key
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def frames(toy_dataset: Path) -> list[str]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vision_features, "FRAMES_PER_CHUNK", 6)
+    monkeypatch.setattr(feature_cache, "FRAMES_PER_CHUNK", 6)
 
 
 def new_cache(folder: Path, model: Gemma3ForConditionalGeneration, processor: object, paths: list[str]) -> FeatureCache:

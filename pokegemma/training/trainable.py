@@ -1,0 +1,82 @@
+"""The base model as it is trained: quantised or frozen in parts, and the config of the adapter on it."""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from pokegemma.errors import PokegemmaError
+from pokegemma.training.families import FAMILIES, Family
+from pokegemma.training.models import load_model, read_family
+from pokegemma.training.options import ModelOptions, TrainingOptions
+from pokegemma.training.vision import TOWER
+
+
+def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> LoraConfig:
+    """Return the adapter's config: a regex, because bare names such as q_proj would also match SigLIP.
+
+    `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
+    """
+    given = options.lora_target_modules or []  # ModelConfig makes a list of one a string
+    named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
+    # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
+    in_full = [*(options.lora_modules_to_save or []), *([family.projector] if options.train_projector else [])]
+    return LoraConfig(
+        r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, bias="none",
+        target_modules=family.adapted(named=named, train_vision_tower=options.train_vision_tower),
+        modules_to_save=in_full or None,
+        use_rslora=options.use_rslora, use_dora=options.use_dora, task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrainedModel:
+    """Return the base model: quantised for QLoRA, with the right parts frozen for full fine-tuning.
+
+    Raises:
+        PokegemmaError: the model cannot be loaded.
+    """
+    family, extra = read_family(options.model_name_or_path), dict[str, Any]()
+    if options.finetuning == "qlora":
+        if training.deepspeed_plugin is not None:
+            raise PokegemmaError("--finetuning qlora does not work with DeepSpeed; use lora, or multi_gpu.yaml")
+        dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=options.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=options.use_bnb_nested_quant, bnb_4bit_compute_dtype=dtype,
+            # One storage type for all weights, which FSDP and ZeRO-3 need to shard them.
+            bnb_4bit_quant_storage=dtype,
+            llm_int8_skip_modules=family.not_quantised,
+        )  # fmt: skip
+        if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
+            extra["device_map"] = {"": training.device}
+    model = load_model(
+        options.model_name_or_path, image_size_px=options.image_size, attention=options.image_attention,
+        dtype=options.dtype, attn_implementation=options.attn_implementation, **extra,
+    )  # fmt: skip
+    model.config.use_cache = False
+    if options.finetuning == "full":
+        frozen = {TOWER: not options.train_vision_tower, family.projector: not options.train_projector}
+        frozen |= dict.fromkeys(family.untrained, True)
+        for name, weight in model.named_parameters():
+            weight.requires_grad = not any(part in name and freeze for part, freeze in frozen.items())
+    return model
+
+
+def is_reentrant(training: TrainingOptions, *, adapter: bool) -> bool:
+    """Return whether gradient checkpointing will be reentrant: as asked, or as TRL does with adapters under ZeRO-3."""
+    if not training.gradient_checkpointing:
+        return False
+    deepspeed = training.deepspeed_plugin
+    zero3 = adapter and deepspeed is not None and deepspeed.zero_stage == 3
+    return zero3 or bool((training.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+
+
+def describe_trainable(model: torch.nn.Module, family: Family = FAMILIES["gemma3"]) -> str:
+    """Return how many weights are trained in each part of the model, for the log."""
+    counts = dict.fromkeys(("language model", "vision tower", "projector"), 0)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            part = "vision tower" if TOWER in name else "projector" if family.projector in name else "language model"
+            counts[part] += getattr(weight, "ds_numel", weight.numel())
+    return ", ".join(f"{part} {count:,}" for part, count in counts.items())

@@ -1,0 +1,48 @@
+"""Which parts of a model are trained, and where adapters go."""
+
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from pokegemma.training import models
+from pokegemma.training.options import ModelOptions, TrainingOptions
+from pokegemma.training.trainable import load_trainable, lora_config
+
+
+def trained_parts(options: ModelOptions) -> set[str]:
+    model = load_trainable(options, TrainingOptions(output_dir="unused", use_cpu=True))
+    if options.use_peft:
+        model = PeftModel(model, lora_config(options))
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    parts = ("vision_tower", "multi_modal_projector", "language_model")
+    return {next(part for part in parts if part in name) for name in names}
+
+
+@pytest.mark.parametrize("finetuning", ["qlora", "lora", "full"])
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ({}, set()),
+        ({"train_vision_tower": True}, {"vision_tower"}),
+        ({"train_projector": True}, {"multi_modal_projector"}),
+        ({"train_vision_tower": True, "train_projector": True}, {"vision_tower", "multi_modal_projector"}),
+    ],
+)
+def test_tower_and_projector_are_trained_by_flag_only(
+    finetuning: str, flags: dict[str, bool], parts: set[str], tiny_model: Path
+) -> None:
+    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning=finetuning, **flags)
+    assert trained_parts(options) == {"language_model", *parts}
+
+
+@pytest.mark.parametrize("names", [["all-linear"], ["q_proj", "v_proj"]])
+def test_named_target_modules_do_not_reach_the_tower(names: list[str], tiny_model: Path) -> None:
+    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora", lora_target_modules=names)
+    assert trained_parts(options) == {"language_model"}
+
+
+def test_every_linear_layer_of_the_language_model_gets_an_adapter(tiny_model: Path) -> None:
+    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
+    model = PeftModel(models.load_model(tiny_model), lora_config(options))
+    assert sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters()) == 6 * 7
