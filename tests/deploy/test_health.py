@@ -23,10 +23,12 @@ from pokegemma.deploy.processes import ServerProcesses, Usage, gpu_memory_bytes
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 from tests.deploy.served import free_port, write_colour_dataset
+from tests.waiting import WAIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "health_monitor.py"
-LIMITS = Limits(timeout_s=2.0, max_latency_p95_s=1.5, max_consecutive_failures=2, window=4)
+LIMITS = Limits(timeout_s=100, max_latency_p95_s=90, max_consecutive_failures=2, window=4)
+"""A right answer is in time, however busy the machine."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_a_server_is_what_it_does(
     kind: str, state: str, adversary: Callable[[str], str], make_monitor: Callable[..., Monitor]
 ) -> None:
     limits = Limits(
-        timeout_s=0.3 if state == "hanging" else 10, max_latency_p95_s=0.3 if state == "slow" else 9,
+        timeout_s=0.3 if state == "hanging" else 100, max_latency_p95_s=0.3 if state == "slow" else 90,
         max_consecutive_failures=2,
     )  # fmt: skip
     monitor = make_monitor(adversary(kind), limits)
@@ -74,7 +76,9 @@ def test_a_server_that_is_killed_is_dead(make_monitor: Callable[..., Monitor], a
     check = monitor.run_check()
     assert (check.state, check.detail) == ("healthy", "up")
     assert check.memory_bytes > 5 * 2**20
-    processes.usage().listener.kill()
+    listener = processes.usage().listener
+    listener.kill()
+    listener.wait(60)
     checks = [monitor.run_check() for _ in range(2)]
     assert [check.state for check in checks] == ["dead", "dead"]
     assert checks[-1].breaches == ("dead",)
@@ -85,7 +89,7 @@ def test_a_server_that_is_killed_is_dead(make_monitor: Callable[..., Monitor], a
 def test_a_server_that_fails_now_and_then_is_told_by_the_rate(
     make_monitor: Callable[..., Monitor], adversary: Callable[[str], str], closed_url: str
 ) -> None:
-    monitor = make_monitor(adversary("right"), Limits(max_consecutive_failures=2, min_valid_rate=0.6, window=4))
+    monitor = make_monitor(adversary("right"), replace(LIMITS, min_valid_rate=0.6))
     right, breaches = monitor.server_url, []
     for url in (right, closed_url, right, closed_url, right, right, right):
         monitor.server_url = url
@@ -160,7 +164,7 @@ def test_checks_are_counted_and_timed(make_monitor: Callable[..., Monitor], clos
     start = time.monotonic()
     assert len(list(watch(make_monitor(closed_url), interval_s=0.2, num_checks=3))) == 3
     assert time.monotonic() - start >= 0.4  # no wait after the last
-    assert len(list(watch(make_monitor(closed_url), interval_s=0.2, duration_s=0.3))) == 2
+    assert len(list(watch(make_monitor(closed_url), interval_s=0.5, duration_s=0.9))) == 2
 
 
 def test_no_check_begins_after_the_duration_however_long_they_take(
@@ -171,14 +175,12 @@ def test_no_check_begins_after_the_duration_however_long_they_take(
 
 
 def test_memory_counts_the_processes_that_a_server_started() -> None:
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    child_code = "print(flush=True); input()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child_code!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        end = time.monotonic() + 20
-        while not psutil.Process(parent.pid).children() and time.monotonic() < end:
-            time.sleep(0.05)
+        assert parent.stdout.readline() == b"\n"  # the child has started, and waits
         (child,) = psutil.Process(parent.pid).children()
-        time.sleep(0.5)  # the child's start
         used = ServerProcesses("http://192.0.2.1:8000", parent.pid).usage()
         own = psutil.Process(parent.pid).memory_info().rss
         assert used.memory_bytes >= own + child.memory_info().rss // 2
@@ -200,7 +202,7 @@ def test_gpu_memory_is_the_sum_of_what_the_driver_tells(tmp_path: Path, monkeypa
 def test_a_server_is_found_at_its_own_address() -> None:
     code = (
         "import socket, sys; one = socket.socket(int(sys.argv[1])); one.bind((sys.argv[2], int(sys.argv[3]))); "
-        "one.listen(); print(flush=True); input()"
+        "one.listen(); print('listens', flush=True); input()"
     )
     port, started = free_port(), {}
     for address, family in (("127.0.0.2", socket.AF_INET), ("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
@@ -210,7 +212,7 @@ def test_a_server_is_found_at_its_own_address() -> None:
         )  # fmt: skip
     try:
         for address, process in started.items():
-            process.stdout.readline()
+            assert process.stdout.readline() == b"listens\n"
             url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
             assert ServerProcesses(url).usage().listener.pid == process.pid
     finally:
@@ -253,7 +255,7 @@ def test_breach_and_recovery_reach_the_webhook(
     receiver: HTTPServer, make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
 ) -> None:
     url = adversary("recovering")
-    monitor = make_monitor(url, Limits(max_consecutive_failures=2, min_valid_rate=0.5, window=2))
+    monitor = make_monitor(url, replace(LIMITS, min_valid_rate=0.5, window=2))
     webhook = Webhook(f"http://127.0.0.1:{receiver.server_port}/secret", server_url=url)
     for check in watch(monitor, interval_s=0, num_checks=6):  # lies three times
         webhook(check)
@@ -295,7 +297,8 @@ def test_what_is_no_text_is_logged_as_well(tmp_path: Path) -> None:
 
 
 def read_metrics(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=100) as page:
         lines = page.read().decode().splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
@@ -303,7 +306,7 @@ def read_metrics(port: int) -> dict[str, float]:
 def test_prometheus_reads_what_the_monitor_found(
     make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
 ) -> None:
-    monitor, port = make_monitor(adversary("recovering"), Limits(min_valid_rate=0.1)), free_port()
+    monitor, port = make_monitor(adversary("recovering"), replace(LIMITS, min_valid_rate=0.1, window=20)), free_port()
     with PrometheusMetrics(monitor, port=port) as metrics:
         assert str(read_metrics(port)["pokegemma_server_up"]) == "nan"  # not asked yet
         for check in watch(monitor, interval_s=0, num_checks=5):
@@ -325,7 +328,8 @@ def test_prometheus_reads_what_the_monitor_found(
 
 def run_monitor(url: str, dataset: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), "--server_url", url, "--dataset_path", str(dataset), "--image_size", "56"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    command += ["--timeout_s", "100", "--max_latency_p95_s", "90"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_the_exit_status_tells_of_a_breach(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
@@ -368,11 +372,10 @@ def test_numbers_that_cannot_be_are_refused_in_a_line(option: str, value: str, d
 def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     command = [sys.executable, str(SCRIPT), "--server_url", adversary("right"), "--dataset_path", str(dataset)]
-    process = subprocess.Popen([*command, "--log_file", str(log)], stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not (log.is_file() and log.read_text()) and time.monotonic() < end:
-        time.sleep(0.05)
+    command += ["--image_size", "56", "--interval_s", "1000", "--max_latency_p95_s", "90", "--log_file", str(log)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: log.is_file() and log.read_text(), process)
     process.terminate()
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
     assert "checks         1 (1 healthy)" in stdout
