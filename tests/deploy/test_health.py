@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from pokegemma.data.samples import read_samples
-from pokegemma.deploy.health import Check, Limits, Monitor, watch
+from pokegemma.deploy.health import Check, Limits, Monitor, format_summary, watch
 from pokegemma.deploy.health_reports import CheckLog, PrometheusMetrics, Webhook
 from pokegemma.deploy.processes import ServerProcesses, Usage, gpu_memory_bytes
 from pokegemma.deploy.questions import Question, build_questions
@@ -341,11 +342,17 @@ def test_the_exit_status_tells_of_a_breach(dataset: Path, adversary: Callable[[s
     assert bad.returncode == 1, bad.stderr
     summary = json.loads(bad.stdout)
     assert (summary["passed"], summary["num_checks"], summary["breaches"]) == (False, 2, {"lying": 1})
-    assert len(log.read_text().splitlines()) == 2
-    good = run_monitor(adversary("right"), dataset, "--interval_s", "0", "--num_checks", "3")
-    assert good.returncode == 0, good.stderr
-    assert "checks         3 (3 healthy)" in good.stdout
-    assert "breaches       none" in good.stdout
+    assert len(log.read_text().splitlines()) == 2  # tests/test_scripts.py has the other exit status
+
+
+def test_the_summary_counts_checks_and_breaches(
+    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
+) -> None:
+    monitor = make_monitor(adversary("right"))
+    assert len(list(watch(monitor, interval_s=0, num_checks=3))) == 3
+    summary = format_summary(monitor.summary())
+    assert "checks         3 (3 healthy)" in summary
+    assert "breaches       none" in summary
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://[::1"])
@@ -363,10 +370,15 @@ def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
         ("--interval_s", "604801.0"), ("--timeout_s", "inf"),
     ],
 )  # fmt: skip
-def test_numbers_that_cannot_be_are_refused_in_a_line(option: str, value: str, dataset: Path) -> None:
-    done = run_monitor("http://127.0.0.1:1", dataset, option, value, "--num_checks", "1")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {option}: {value} is ")
+def test_numbers_that_cannot_be_are_refused_in_a_line(
+    option: str, value: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--server_url", "http://127.0.0.1:1", "--dataset_path", str(dataset), option, value, "--num_checks", "1"]
+    monkeypatch.setattr(sys, "argv", ["health_monitor.py", *words])
+    with pytest.raises(PokegemmaError, match=f"^{option}: {value} is ") as caught:
+        runpy.run_path(str(SCRIPT))["main"]()
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
 
 
 def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
