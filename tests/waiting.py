@@ -1,8 +1,9 @@
 """Wait for a condition instead of a time, as long as a slow and busy machine may need; for tests of processes."""
 
+import contextlib
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import psutil
 
@@ -26,6 +27,20 @@ def is_running(process: psutil.Process | int) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@contextlib.contextmanager
+def killed_after(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """Kill a process with all that it started where a test that failed left it running."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for one in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            process.kill()
+            process.wait()
 
 
 def wait_until_ended(processes: Iterable[psutil.Process | int]) -> None:

@@ -24,7 +24,7 @@ from pokegemma.deploy.processes import ServerProcesses, Usage, gpu_memory_bytes
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 from tests.deploy.served import free_port, write_colour_dataset
-from tests.waiting import WAIT_S, wait_until
+from tests.waiting import WAIT_S, killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "health_monitor.py"
@@ -386,8 +386,9 @@ def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable
     command = [sys.executable, str(SCRIPT), "--server_url", adversary("right"), "--dataset_path", str(dataset)]
     command += ["--image_size", "56", "--interval_s", "1000", "--max_latency_p95_s", "90", "--log_file", str(log)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    wait_until(lambda: log.is_file() and log.read_text(), process)
-    process.terminate()
-    stdout, _ = process.communicate(timeout=WAIT_S)
+    with killed_after(process):
+        wait_until(lambda: log.is_file() and log.read_text(), process)
+        process.terminate()
+        stdout, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
     assert "checks         1 (1 healthy)" in stdout

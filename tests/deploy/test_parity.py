@@ -28,7 +28,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.evaluation.view import View
 from tests.deploy.served import SIZE_PX, free_port, write_colour_model
-from tests.waiting import WAIT_S
+from tests.waiting import WAIT_S, killed_after
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTION = "multi_modal_projector.mm_input_projection_weight"
@@ -255,10 +255,11 @@ def server(request: pytest.FixtureRequest, colour_gguf: Path, tmp_path: Path) ->
                "--port", port, "--log_probabilities", request.param]  # fmt: skip
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout.readline().startswith(f"ready: {url}"), (tmp_path / "server.log").read_text()
-    yield url
-    process.terminate()
-    assert process.wait(WAIT_S) == 0, (tmp_path / "server.log").read_text()
+    with killed_after(process):
+        assert process.stdout.readline().startswith(f"ready: {url}"), (tmp_path / "server.log").read_text()
+        yield url
+        process.terminate()
+        assert process.wait(WAIT_S) == 0, (tmp_path / "server.log").read_text()
     process.stdout.close()
 
 

@@ -1,11 +1,13 @@
 """The engines' own servers, started by scripts/serve.py: asked with a picture, watched, killed, reported dead."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from pokegemma.deploy.client import ask
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.training.models import load_model, load_processor
 from tests.deploy.served import SIZE_PX, free_port
-from tests.waiting import WAIT_S, is_running, wait_until, wait_until_ended
+from tests.waiting import WAIT_S, is_running, killed_after, wait_until, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE, MONITOR = ROOT / "scripts" / "serve.py", ROOT / "scripts" / "health_monitor.py"
@@ -51,26 +53,18 @@ def reference_text(model_path: Path, question: Question) -> str:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     """Return a function that starts a script; what still runs at the end is killed, with its children."""
-    started = []
+    with contextlib.ExitStack() as stack:
 
-    def start(script: Path, *arguments: object) -> subprocess.Popen:
-        errors = open(tmp_path / f"stderr{len(started)}.txt", "wb+")  # noqa: SIM115 (the child's, and read at the end)
-        process = subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=errors,
-            text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        process.errors = errors
-        started.append(process)
-        return process
+        def start(script: Path, *arguments: object) -> subprocess.Popen:
+            errors = stack.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                [sys.executable, str(script), *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE,
+                stderr=errors, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            )  # fmt: skip
+            process.errors = errors
+            return stack.enter_context(killed_after(process))
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            for one in psutil.Process(process.pid).children(recursive=True):
-                one.kill()
-            process.kill()
-            process.wait()
-        process.errors.close()
+        yield start
 
 
 def errors_of(process: subprocess.Popen) -> str:

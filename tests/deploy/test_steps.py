@@ -1,11 +1,12 @@
 """Steps as processes: left out when nothing changed, resumed after a kill, stopped by a gate, never two at once."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from pokegemma.deploy.content import FileHashes, hash_of
 from pokegemma.deploy.steps import STATE_FILE, Gate, State, Step, check_gates, imported_files, locked, run_step
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from tests.waiting import WAIT_S, is_running, wait_until
+from tests.waiting import WAIT_S, is_running, killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -230,20 +231,23 @@ cli.run(main)
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
+def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Return a function that starts a pipeline of two steps in a group of its own; the second sleeps until told."""
     (tmp_path / "append.py").write_text(COUNT)
     (tmp_path / "sleep.py").write_text(SLEEPER)
     (tmp_path / "input").write_text("1")
 
-    def run() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", RUNNER, str(tmp_path / "out"), str(tmp_path)], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" ignores it
-        )  # fmt: skip
+    with contextlib.ExitStack() as stack:
 
-    return run
+        def run() -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", RUNNER, str(tmp_path / "out"), str(tmp_path)], cwd=ROOT, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" ignores it
+            )  # fmt: skip
+            return stack.enter_context(killed_after(process))
+
+        yield run
 
 
 def wait_for_second_step(process: subprocess.Popen[str], out: Path) -> int:
