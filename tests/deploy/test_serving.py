@@ -179,7 +179,7 @@ def test_an_engine_that_ends_at_once_is_told_in_a_line(
 def test_an_engine_that_is_not_ready_in_time_is_ended(
     broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
-    busy = write_engine(tmp_path, "while :; do sleep 0.1; done\n")
+    busy = write_engine(tmp_path, "sleep 600\n")
     server = start(
         SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", busy,
         "--ready_timeout_s", "0.05",
