@@ -248,7 +248,7 @@ def test_all_that_a_server_says_at_its_end_is_in_the_log(
         SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", talker,
         "--log_file", log,
     )  # fmt: skip
-    wait_for(lambda: log.is_file() and log.read_text(), server)
+    wait_until(lambda: log.is_file() and log.read_text(), server)
     server.terminate()
     assert server.wait(WAIT_S) == 0
     assert log.read_text().split() == ["begin", "the", "end"]
@@ -266,7 +266,7 @@ def test_a_full_disk_does_not_hinder_a_clean_end(
         SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", talker,
         "--log_file", "/dev/full",
     )  # fmt: skip
-    wait_for((tmp_path / "started").exists, server)
+    wait_until((tmp_path / "started").exists, server)
     server.terminate()
     assert server.wait(WAIT_S) == 0, errors_of(server)
 
