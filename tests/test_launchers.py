@@ -1,5 +1,6 @@
 """init.sh, train_gemma3.sh and run_tests.sh, in a temporary copy of the project whose steps only record their calls."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,15 +9,17 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pokegemma.environment import Gpu, Hardware, visible_gpus
 from pokegemma.errors import PokegemmaError
 from pokegemma.settings import read_settings
+from tests.waiting import WAIT_S, is_running, killed_after, wait_until, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = [
@@ -49,13 +52,13 @@ from pathlib import Path
 folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 def save(number, frame):
-    time.sleep(1)
+    time.sleep(1)  # what interrupts it now would show
     (folder / "run.json").write_text('{\\n  "status": "interrupted"\\n}')
     os.write(1, b"saved\\n")
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
 (folder / ("started" + os.environ.get("RANK", ""))).touch()
-time.sleep(100)
+time.sleep(600)
 """
 
 
@@ -99,8 +102,23 @@ def launch(
 ) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", project / launcher, *arguments],
-        env=clean_environ(**variables), capture_output=True, text=True, timeout=120, check=False,
+        env=clean_environ(**variables), capture_output=True, text=True, timeout=WAIT_S, check=False,
     )  # fmt: skip
+
+
+@pytest.fixture
+def start(project: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return a function that starts train_gemma3.sh, with options of Popen; none outlives the test."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen:
+            command = ["bash", project / "train_gemma3.sh"]
+            process = subprocess.Popen(
+                command, env=env or clean_environ(), stderr=subprocess.PIPE, text=True, **options
+            )  # fmt: skip
+            return stack.enter_context(killed_after(process))
+
+        yield run
 
 
 def calls_of(project: Path) -> list[tuple[str, list[str], dict[str, str]]]:
@@ -345,7 +363,7 @@ def test_a_token_reaches_training_and_is_never_printed(project):
     (project / ".env").write_text(f'HUGGINGFACE_TOKEN="{SECRET}"\nWANDB_API_KEY="{SECRET}"\n')
     result = subprocess.run(
         ["bash", "-x", project / "train_gemma3.sh"], env=clean_environ(SHELLOPTS="xtrace"), capture_output=True,
-        text=True, timeout=120, check=True,
+        text=True, timeout=WAIT_S, check=True,
     )  # fmt: skip
     assert "+ run_step train" in result.stderr
     assert "hf_secret" not in result.stdout + result.stderr
@@ -469,34 +487,26 @@ def test_training_runs_under_the_config_that_fits_or_was_named(project, variable
     assert int(environ["OMP_NUM_THREADS"]) >= 1
 
 
-def wait_until(condition, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_lets_training_save_and_skips_what_follows(project, number, status, num_processes):
+def test_a_signal_lets_training_save_and_skips_what_follows(project, start, number, status, num_processes):
     shutil.rmtree(project / "accelerate")  # the real one
     (project / "scripts" / "sft_pokemon_gemma3.py").write_text(INTERRUPTIBLE)
     kind = "MULTI_GPU" if num_processes > 1 else '"NO"'  # torchrun starts the processes, or accelerate does
     config = f"distributed_type: {kind}\nnum_processes: {num_processes}\nuse_cpu: true\n"
     (project / "mine.yaml").write_text(config)
-    process = subprocess.Popen(
-        ["bash", project / "train_gemma3.sh"], env=clean_environ(ACCELERATE_CONFIG="mine.yaml"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    process = start(
+        env=clean_environ(ACCELERATE_CONFIG="mine.yaml"), stdout=subprocess.PIPE, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # bash traps nothing that it found ignored
     )  # fmt: skip
-    wait_until(lambda: len(list((project / "outputs/toy/adapter").glob("started*"))) == num_processes)
+    wait_until(lambda: len(list((project / "outputs/toy/adapter").glob("started*"))) == num_processes, process)
     # Ctrl-C goes to the whole process group of the terminal, SIGTERM usually to the launcher alone.
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == status
     assert output.count("saved") == num_processes and "[6/7]" not in output
     assert "./train_gemma3.sh --resume_from_checkpoint" in errors
@@ -504,41 +514,39 @@ def test_a_signal_lets_training_save_and_skips_what_follows(project, number, sta
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_another_step_ends_it_and_its_children(project, number):
+def test_a_signal_in_another_step_ends_it_and_its_children(project, start, number):
     (project / "scripts" / "record_toy_game.py").write_text(
         "import subprocess, sys\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "open('pids', 'w').write(str(child.pid))\nchild.wait()\n"
     )
-    process = subprocess.Popen(
-        ["bash", project / "train_gemma3.sh"], env=clean_environ(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores SIGHUP, and bash then must
-    )  # fmt: skip
-    wait_until(lambda: (project / "pids").exists() and (project / "pids").read_text())
+    process = start(
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores SIGHUP, and bash then must
+    )
+    wait_until(lambda: (project / "pids").exists() and (project / "pids").read_text(), process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 128 + number
     assert "stopped in step 1 (record)" in errors
-    child = Path("/proc") / (project / "pids").read_text() / "stat"
-    assert not child.exists() or " Z " in child.read_text()
+    wait_until_ended([int((project / "pids").read_text())])
 
 
-def test_a_second_signal_ends_a_step_that_does_not_stop(project):
+def test_a_second_signal_ends_a_step_that_does_not_stop(project, start):
     (project / "scripts" / "record_toy_game.py").write_text(
-        "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: None)\n"
-        "open('started', 'w').close()\nwhile True: time.sleep(1)\n"
+        "import os, signal, time\nsignal.signal(signal.SIGTERM, lambda *_: open('asked', 'w').close())\n"
+        "open('started', 'w').write(str(os.getpid()))\nwhile True: time.sleep(1)\n"
     )
-    process = subprocess.Popen(
-        ["bash", project / "train_gemma3.sh"], env=clean_environ(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    wait_until((project / "started").exists)
+    process = start(stdout=subprocess.DEVNULL)
+    wait_until(lambda: (project / "started").exists() and (project / "started").read_text(), process)
     process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=2)
+    wait_until((project / "asked").exists, process)
+    step = int((project / "started").read_text())
+    assert is_running(step)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=WAIT_S)
     assert process.returncode == 143
+    assert not is_running(step)
 
 
 # --- init.sh
@@ -569,7 +577,7 @@ def init(project: Path, *arguments: str, **variables: str) -> subprocess.Complet
     path = f"{project.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["bash", project / "init.sh", *arguments], env=clean_environ(PATH=path, **variables), capture_output=True,
-        text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+        text=True, timeout=WAIT_S, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 

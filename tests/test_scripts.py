@@ -100,7 +100,7 @@ TABLE = {
     ),
     "health_monitor": Calls(
         success="--server_url {server_url} --dataset_path {toy_dataset} --num_checks 2 --interval_s 0 "
-        "--log_file {out}/health.jsonl",
+        "--log_file {out}/health.jsonl --timeout_s 100 --max_latency_p95_s 90",
         says="checks         2 (2 healthy)",
         writes=("health.jsonl",),
         mistake="--server_url http://127.0.0.1:8000 --dataset_path missing --log_file {out}/health.jsonl",
@@ -143,10 +143,11 @@ TABLE = {
         error="missing not found",
     ),
     "production_pipeline": Calls(
-        success="--checkpoint {sft_pokemon_gemma3} --dataset_path {toy_dataset} --output_dir {out} --exports none "
+        # A whole model: tests/deploy/test_production_pipeline.py merges an adapter.
+        success="--checkpoint {tiny_model} --dataset_path {toy_dataset} --output_dir {out} --exports none "
         "--no_register --max_samples 2 --no_generate --min_gain_over_baseline -1",
-        says="merge ",
-        writes=("merged", "evaluation", "README.md", "pipeline.json", "logs"),
+        says="evaluate ",
+        writes=("evaluation", "README.md", "pipeline.json", "logs"),
         mistake="--checkpoint missing --dataset_path {toy_dataset} --output_dir {out}",
         error="--checkpoint missing: no such folder",
     ),

@@ -1,6 +1,7 @@
 """Fixtures of deployment: models converted, questions, servers that behave badly, a model that can be seen to see."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from pokegemma.data.samples import read_samples
 from pokegemma.deploy.questions import Question, build_questions
 from tests.deploy import mlx_cases
-from tests.deploy.served import free_port, write_colour_dataset, write_colour_model
+from tests.deploy.served import write_colour_dataset, write_colour_model
 
 
 @pytest.fixture(scope="session")
@@ -74,10 +75,12 @@ def adversary() -> Iterator[Callable[[str], str]]:
         process.wait()
 
 
-@pytest.fixture
-def closed_url() -> str:
-    """Return where no server is."""
-    return f"http://127.0.0.1:{free_port()}"
+@pytest.fixture(scope="session")
+def closed_url() -> Iterator[str]:
+    """Return where no server is, nor can be: the port is held, and nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session")
@@ -91,4 +94,27 @@ def colour_model(colour_dataset: Path, tmp_path_factory: pytest.TempPathFactory)
     """Return a model that answers "up" to red and "down" to blue."""
     folder = tmp_path_factory.mktemp("colour_model")
     write_colour_model(folder, colour_dataset)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colour_gguf(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return it converted for llama.cpp, as f16."""
+    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
+    from pokegemma.deploy.converter_source import find_converter
+    from pokegemma.deploy.gguf import convert
+
+    folder = tmp_path_factory.mktemp("colour_gguf") / "gguf"
+    convert(colour_model, folder, quantizations=["f16"], converter=find_converter(None))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colour_mlx(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return it converted for MLX, 16 bits."""
+    pytest.importorskip("mlx_vlm", reason="needs ./init.sh --with mlx")
+    from pokegemma.deploy.mlx import convert_to_mlx
+
+    folder = tmp_path_factory.mktemp("colour_mlx") / "mlx"
+    convert_to_mlx(colour_model, folder)
     return folder

@@ -1,6 +1,8 @@
 """A model that can be seen to see: it answers "up" to a red picture and "down" to a blue one."""
 
+import contextlib
 import json
+import random
 import socket
 from pathlib import Path
 
@@ -19,10 +21,12 @@ BUTTON_OF = {"red": "up", "blue": "down"}
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nobody listens on, below those that the kernel hands out: nobody gets it by chance later."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def write_colour_dataset(folder: Path) -> Path:
@@ -43,13 +47,13 @@ def write_colour_dataset(folder: Path) -> Path:
 
 
 def write_colour_model(folder: Path, dataset: Path) -> None:
-    """Write a tiny Gemma 3 that learned `dataset` by heart: two seconds."""
+    """Write a tiny Gemma 3 that learned `dataset` by heart: two seconds, some forty steps."""
     make_tiny_gemma3(folder, image_size_px=SIZE_PX, num_image_tokens=64, sliding_window=128)
     model, processor = load_model(folder).train(), load_processor(folder)
     collator = make_collator(processor, layout="grid", dataset_folder=dataset)
     batch = collator(list(read_samples(dataset / "train.jsonl")))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(60):
+    for _ in range(400):  # rounding differs between machines, and with it the number of steps
         loss = model(**batch).loss
         if loss.item() < 0.005:
             break

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -17,16 +18,18 @@ import psutil
 import pytest
 
 from pokegemma.data.samples import read_samples
-from pokegemma.deploy.health import Check, Limits, Monitor, watch
+from pokegemma.deploy.health import Check, Limits, Monitor, format_summary, watch
 from pokegemma.deploy.health_reports import CheckLog, PrometheusMetrics, Webhook
 from pokegemma.deploy.processes import ServerProcesses, Usage, gpu_memory_bytes
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 from tests.deploy.served import free_port, write_colour_dataset
+from tests.waiting import WAIT_S, killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "health_monitor.py"
-LIMITS = Limits(timeout_s=2.0, max_latency_p95_s=1.5, max_consecutive_failures=2, window=4)
+LIMITS = Limits(timeout_s=100, max_latency_p95_s=90, max_consecutive_failures=2, window=4)
+"""A right answer is in time, however busy the machine."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_a_server_is_what_it_does(
     kind: str, state: str, adversary: Callable[[str], str], make_monitor: Callable[..., Monitor]
 ) -> None:
     limits = Limits(
-        timeout_s=0.3 if state == "hanging" else 10, max_latency_p95_s=0.3 if state == "slow" else 9,
+        timeout_s=0.3 if state == "hanging" else 100, max_latency_p95_s=0.3 if state == "slow" else 90,
         max_consecutive_failures=2,
     )  # fmt: skip
     monitor = make_monitor(adversary(kind), limits)
@@ -74,7 +77,9 @@ def test_a_server_that_is_killed_is_dead(make_monitor: Callable[..., Monitor], a
     check = monitor.run_check()
     assert (check.state, check.detail) == ("healthy", "up")
     assert check.memory_bytes > 5 * 2**20
-    processes.usage().listener.kill()
+    listener = processes.usage().listener
+    listener.kill()
+    listener.wait(60)
     checks = [monitor.run_check() for _ in range(2)]
     assert [check.state for check in checks] == ["dead", "dead"]
     assert checks[-1].breaches == ("dead",)
@@ -85,7 +90,7 @@ def test_a_server_that_is_killed_is_dead(make_monitor: Callable[..., Monitor], a
 def test_a_server_that_fails_now_and_then_is_told_by_the_rate(
     make_monitor: Callable[..., Monitor], adversary: Callable[[str], str], closed_url: str
 ) -> None:
-    monitor = make_monitor(adversary("right"), Limits(max_consecutive_failures=2, min_valid_rate=0.6, window=4))
+    monitor = make_monitor(adversary("right"), replace(LIMITS, min_valid_rate=0.6))
     right, breaches = monitor.server_url, []
     for url in (right, closed_url, right, closed_url, right, right, right):
         monitor.server_url = url
@@ -160,7 +165,7 @@ def test_checks_are_counted_and_timed(make_monitor: Callable[..., Monitor], clos
     start = time.monotonic()
     assert len(list(watch(make_monitor(closed_url), interval_s=0.2, num_checks=3))) == 3
     assert time.monotonic() - start >= 0.4  # no wait after the last
-    assert len(list(watch(make_monitor(closed_url), interval_s=0.2, duration_s=0.3))) == 2
+    assert len(list(watch(make_monitor(closed_url), interval_s=0.5, duration_s=0.9))) == 2
 
 
 def test_no_check_begins_after_the_duration_however_long_they_take(
@@ -171,14 +176,12 @@ def test_no_check_begins_after_the_duration_however_long_they_take(
 
 
 def test_memory_counts_the_processes_that_a_server_started() -> None:
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    child_code = "print(flush=True); input()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child_code!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        end = time.monotonic() + 20
-        while not psutil.Process(parent.pid).children() and time.monotonic() < end:
-            time.sleep(0.05)
+        assert parent.stdout.readline() == b"\n"  # the child has started, and waits
         (child,) = psutil.Process(parent.pid).children()
-        time.sleep(0.5)  # the child's start
         used = ServerProcesses("http://192.0.2.1:8000", parent.pid).usage()
         own = psutil.Process(parent.pid).memory_info().rss
         assert used.memory_bytes >= own + child.memory_info().rss // 2
@@ -200,7 +203,7 @@ def test_gpu_memory_is_the_sum_of_what_the_driver_tells(tmp_path: Path, monkeypa
 def test_a_server_is_found_at_its_own_address() -> None:
     code = (
         "import socket, sys; one = socket.socket(int(sys.argv[1])); one.bind((sys.argv[2], int(sys.argv[3]))); "
-        "one.listen(); print(flush=True); input()"
+        "one.listen(); print('listens', flush=True); input()"
     )
     port, started = free_port(), {}
     for address, family in (("127.0.0.2", socket.AF_INET), ("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
@@ -210,7 +213,7 @@ def test_a_server_is_found_at_its_own_address() -> None:
         )  # fmt: skip
     try:
         for address, process in started.items():
-            process.stdout.readline()
+            assert process.stdout.readline() == b"listens\n"
             url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
             assert ServerProcesses(url).usage().listener.pid == process.pid
     finally:
@@ -253,7 +256,7 @@ def test_breach_and_recovery_reach_the_webhook(
     receiver: HTTPServer, make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
 ) -> None:
     url = adversary("recovering")
-    monitor = make_monitor(url, Limits(max_consecutive_failures=2, min_valid_rate=0.5, window=2))
+    monitor = make_monitor(url, replace(LIMITS, min_valid_rate=0.5, window=2))
     webhook = Webhook(f"http://127.0.0.1:{receiver.server_port}/secret", server_url=url)
     for check in watch(monitor, interval_s=0, num_checks=6):  # lies three times
         webhook(check)
@@ -295,7 +298,8 @@ def test_what_is_no_text_is_logged_as_well(tmp_path: Path) -> None:
 
 
 def read_metrics(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=100) as page:
         lines = page.read().decode().splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
@@ -303,7 +307,7 @@ def read_metrics(port: int) -> dict[str, float]:
 def test_prometheus_reads_what_the_monitor_found(
     make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
 ) -> None:
-    monitor, port = make_monitor(adversary("recovering"), Limits(min_valid_rate=0.1)), free_port()
+    monitor, port = make_monitor(adversary("recovering"), replace(LIMITS, min_valid_rate=0.1, window=20)), free_port()
     with PrometheusMetrics(monitor, port=port) as metrics:
         assert str(read_metrics(port)["pokegemma_server_up"]) == "nan"  # not asked yet
         for check in watch(monitor, interval_s=0, num_checks=5):
@@ -325,7 +329,8 @@ def test_prometheus_reads_what_the_monitor_found(
 
 def run_monitor(url: str, dataset: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), "--server_url", url, "--dataset_path", str(dataset), "--image_size", "56"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    command += ["--timeout_s", "100", "--max_latency_p95_s", "90"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_the_exit_status_tells_of_a_breach(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
@@ -337,11 +342,17 @@ def test_the_exit_status_tells_of_a_breach(dataset: Path, adversary: Callable[[s
     assert bad.returncode == 1, bad.stderr
     summary = json.loads(bad.stdout)
     assert (summary["passed"], summary["num_checks"], summary["breaches"]) == (False, 2, {"lying": 1})
-    assert len(log.read_text().splitlines()) == 2
-    good = run_monitor(adversary("right"), dataset, "--interval_s", "0", "--num_checks", "3")
-    assert good.returncode == 0, good.stderr
-    assert "checks         3 (3 healthy)" in good.stdout
-    assert "breaches       none" in good.stdout
+    assert len(log.read_text().splitlines()) == 2  # tests/test_scripts.py has the other exit status
+
+
+def test_the_summary_counts_checks_and_breaches(
+    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
+) -> None:
+    monitor = make_monitor(adversary("right"))
+    assert len(list(watch(monitor, interval_s=0, num_checks=3))) == 3
+    summary = format_summary(monitor.summary())
+    assert "checks         3 (3 healthy)" in summary
+    assert "breaches       none" in summary
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://[::1"])
@@ -359,20 +370,25 @@ def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
         ("--interval_s", "604801.0"), ("--timeout_s", "inf"),
     ],
 )  # fmt: skip
-def test_numbers_that_cannot_be_are_refused_in_a_line(option: str, value: str, dataset: Path) -> None:
-    done = run_monitor("http://127.0.0.1:1", dataset, option, value, "--num_checks", "1")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {option}: {value} is ")
+def test_numbers_that_cannot_be_are_refused_in_a_line(
+    option: str, value: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--server_url", "http://127.0.0.1:1", "--dataset_path", str(dataset), option, value, "--num_checks", "1"]
+    monkeypatch.setattr(sys, "argv", ["health_monitor.py", *words])
+    with pytest.raises(PokegemmaError, match=f"^{option}: {value} is ") as caught:
+        runpy.run_path(str(SCRIPT))["main"]()
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
 
 
 def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     command = [sys.executable, str(SCRIPT), "--server_url", adversary("right"), "--dataset_path", str(dataset)]
-    process = subprocess.Popen([*command, "--log_file", str(log)], stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not (log.is_file() and log.read_text()) and time.monotonic() < end:
-        time.sleep(0.05)
-    process.terminate()
-    stdout, _ = process.communicate(timeout=60)
+    command += ["--image_size", "56", "--interval_s", "1000", "--max_latency_p95_s", "90", "--log_file", str(log)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with killed_after(process):
+        wait_until(lambda: log.is_file() and log.read_text(), process)
+        process.terminate()
+        stdout, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
     assert "checks         1 (1 healthy)" in stdout

@@ -136,7 +136,7 @@ def test_fewer_bits_are_further_from_transformers_but_not_far(
     for name in ("model-q8_0.gguf", "model-q4_k_m.gguf"):
         with LlamaCppEngine(gguf_folder / name, gguf_folder / MMPROJ, num_context=512) as other:
             errors.append(np.abs(other.read(questions[0], answers[:1])[0] - expected).mean())
-    assert errors[0] < 0.005 < errors[1] < 0.1 < errors[2] < 1
+    assert errors[0] < 0.016 < errors[1] < 0.16 < errors[2] < 1  # 0.0035, 0.073 and 0.35 were measured
 
 
 def test_pictures_change_what_is_read(

@@ -1,6 +1,7 @@
 """Exports against the checkpoint they come from: the same is the same, and every planted fault is named."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.evaluation.view import View
 from tests.deploy.served import SIZE_PX, free_port, write_colour_model
+from tests.waiting import WAIT_S, killed_after
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTION = "multi_modal_projector.mm_input_projection_weight"
@@ -92,27 +94,6 @@ def test_an_adapter_is_no_reference(tmp_path: Path) -> None:
 # --- planted faults, all in one run of the script
 
 
-@pytest.fixture(scope="module")
-def gguf(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
-    from pokegemma.deploy.converter_source import find_converter
-    from pokegemma.deploy.gguf import convert
-
-    folder = tmp_path_factory.mktemp("parity") / "gguf"
-    convert(colour_model, folder, quantizations=["f16"], converter=find_converter(None))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mlx(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("mlx_vlm", reason="needs ./init.sh --with mlx")
-    from pokegemma.deploy.mlx import convert_to_mlx
-
-    folder = tmp_path_factory.mktemp("parity") / "mlx"
-    convert_to_mlx(colour_model, folder)
-    return folder
-
-
 def swap_rows(weights: torch.Tensor) -> None:
     weights[[0, 1]] = weights[[1, 0]]
 
@@ -135,9 +116,11 @@ def swap_rows_of_mmproj(file: Path, checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module")
 def faulty(
-    colour_model: Path, colour_dataset: Path, gguf: Path, mlx: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """Return one run over right exports and one with each fault."""
+    colour_model: Path, colour_dataset: Path, colour_gguf: Path, colour_mlx: Path, closed_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:  # fmt: skip
+    """Return one run over right exports, one with each fault, and a server that is not there."""
+    gguf, mlx = colour_gguf, colour_mlx
     folder = tmp_path_factory.mktemp("faults")
     swapped = folder / "swapped" / "model-swapped-f16.gguf"
     template = folder / "template" / "model-template-f16.gguf"
@@ -162,7 +145,7 @@ def faulty(
     return check_parity(
         colour_model, colour_dataset, folder / "out",
         "--gguf", gguf, swapped, template, blind, "--mlx", mlx, mlx_swapped, mlx_template,
-        "--transformers", same,
+        "--transformers", same, "--server", closed_url,
     )  # fmt: skip
 
 
@@ -227,21 +210,34 @@ def test_stdout_names_engine_gate_value_limit_and_sample(faulty: tuple) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.slow
+def test_a_server_that_is_not_there_fails_and_the_rest_goes_on(faulty: tuple, closed_url: str) -> None:
+    _, result = faulty
+    assert [(engine["name"], engine["passed"]) for engine in result["engines"]][-2:] == [
+        ("transformers same", True), (f"server {closed_url}", False),
+    ]  # fmt: skip
+    assert gates_failed(result, f"server {closed_url}") == ["runs"]
+
+
 @pytest.mark.parametrize("flag", ["--max_log_probability_difference", "--timeout_s"])
-def test_a_limit_without_end_is_refused_before_any_work(flag: str, tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "scripts/check_parity.py", "--model_path", "m", "--dataset_path", "d"]
-    command += ["--output_dir", tmp_path / "out", "--gguf", "g", flag, "inf"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].startswith(f"error: {flag}: inf is not ")
+def test_a_limit_without_end_is_refused_before_any_work(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = runpy.run_path(str(ROOT / "scripts/check_parity.py"))["main"]
+    words = ["--model_path", "m", "--dataset_path", "d", "--output_dir", str(tmp_path / "out"), "--gguf", "g"]
+    monkeypatch.setattr(sys, "argv", ["check_parity.py", *words, flag, "inf"])
+    with pytest.raises(PokegemmaError, match=f"^{flag}: inf is not ") as caught:
+        main()
+    assert caught.value.exit_code == 2
 
 
 # --- servers
 
 
-@pytest.fixture
-def opposite_model(colour_dataset: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def opposite_model(colour_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model that has learned the other button for each colour."""
+    tmp_path = tmp_path_factory.mktemp("opposite")
     dataset = Path(shutil.copytree(colour_dataset, tmp_path / "opposite_dataset"))
     (dataset / "red.png").write_bytes((colour_dataset / "blue.png").read_bytes())
     (dataset / "blue.png").write_bytes((colour_dataset / "red.png").read_bytes())
@@ -252,31 +248,27 @@ def opposite_model(colour_dataset: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest, opposite_model: Path, tmp_path: Path) -> Iterator[str]:
-    """Return the URL of llama.cpp's server of the opposite model; the parameter: how many likeliest tokens it tells."""
-    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
-    from pokegemma.deploy.converter_source import find_converter
-    from pokegemma.deploy.gguf import convert
-
-    convert(opposite_model, tmp_path / "served", quantizations=["f16"], converter=find_converter(None))
+def server(request: pytest.FixtureRequest, colour_gguf: Path, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of llama.cpp's server of the colour model; the parameter: how many likeliest tokens it tells."""
     url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, ROOT / "scripts/serve.py", "--engine", "llama.cpp", "--model_path", tmp_path / "served",
+    command = [sys.executable, ROOT / "scripts/serve.py", "--engine", "llama.cpp", "--model_path", colour_gguf,
                "--port", port, "--log_probabilities", request.param]  # fmt: skip
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout.readline().startswith(f"ready: {url}"), (tmp_path / "server.log").read_text()
-    yield url
-    process.terminate()
-    process.wait(60)
+    with killed_after(process):
+        assert process.stdout.readline().startswith(f"ready: {url}"), (tmp_path / "server.log").read_text()
+        yield url
+        process.terminate()
+        assert process.wait(WAIT_S) == 0, (tmp_path / "server.log").read_text()
     process.stdout.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", [0], indirect=True)
 def test_a_wrong_model_behind_a_server_is_caught(
-    server: str, colour_model: Path, colour_dataset: Path, tmp_path: Path
+    server: str, opposite_model: Path, colour_dataset: Path, tmp_path: Path
 ) -> None:
-    done, result = check_parity(colour_model, colour_dataset, tmp_path / "out", "--server", server)
+    done, result = check_parity(opposite_model, colour_dataset, tmp_path / "out", "--server", server)
     (engine,) = result["engines"]
     assert done.returncode == 1
     assert gates_failed(result, engine["name"]) == ["button_agreement", "written_agreement"]
@@ -289,28 +281,13 @@ def test_a_wrong_model_behind_a_server_is_caught(
 @pytest.mark.slow
 @pytest.mark.parametrize("server", [5], indirect=True)
 def test_the_right_model_behind_a_server_passes_with_its_log_probabilities(
-    server: str, opposite_model: Path, colour_dataset: Path, tmp_path: Path
+    server: str, colour_model: Path, colour_dataset: Path, tmp_path: Path
 ) -> None:
-    done, result = check_parity(opposite_model, colour_dataset, tmp_path / "out", "--server", server)
+    done, result = check_parity(colour_model, colour_dataset, tmp_path / "out", "--server", server)
     assert done.returncode == 0, done.stderr
     (engine,) = result["engines"]
     assert (engine["button_agreement"], engine["top1_agreement"], engine["valid_json_rate"]) == (1.0, 1.0, 1.0)
     assert engine["log_probability_difference"]["mean"] < 0.02
-
-
-@pytest.mark.slow
-def test_a_server_that_is_not_there_fails_and_the_rest_goes_on(
-    closed_url: str, colour_model: Path, colour_dataset: Path, tmp_path: Path
-) -> None:
-    same = Path(shutil.copytree(colour_model, tmp_path / "same"))
-    done, result = check_parity(
-        colour_model, colour_dataset, tmp_path / "out", "--server", closed_url, "--transformers", same
-    )
-    assert done.returncode == 1
-    assert [(engine["name"], engine["passed"]) for engine in result["engines"]] == [
-        ("transformers same", True), (f"server {closed_url}", False),
-    ]  # fmt: skip
-    assert gates_failed(result, f"server {closed_url}") == ["runs"]
 
 
 # --- parts
@@ -393,18 +370,19 @@ def test_the_type_of_a_gguf_file_is_in_its_name(name: str, expected: str) -> Non
 
 
 def test_an_engine_that_fails_is_reported_with_its_last_words(
-    tiny_model: Path, toy_dataset: Path, tmp_path: Path
+    gguf_folder: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma3"')
     samples = tuple(read_samples(toy_dataset / "eval.jsonl"))[:1]
     task = Task(samples, "grid", toy_dataset, 56, (1,), ((2,),) * 8, max_new_tokens=4)
     with pytest.raises(EngineFailedError, match="config could not be loaded"):
         measure(EngineSpec("transformers", "x", tmp_path), task, timeout_s=300)
+    quick = EngineSpec("llama.cpp", "x", gguf_folder / "model-q8_0.gguf", mmproj=gguf_folder / "mmproj-f16.gguf")
     crashing = replace(task, branches=None)  # a bug of ours, as far as the process can tell
     with pytest.raises(EngineFailedError, match="exit 1: TypeError: 'NoneType' object is not iterable"):
-        measure(EngineSpec("transformers", "x", tiny_model), crashing, timeout_s=300)
-    with pytest.raises(EngineFailedError, match="no answer within"):  # it is still importing then
-        measure(EngineSpec("transformers", "x", tiny_model), task, timeout_s=0.5)
+        measure(quick, crashing, timeout_s=300)
+    with pytest.raises(EngineFailedError, match="no answer within"):  # Python itself has not started then
+        measure(quick, task, timeout_s=0.001)
 
 
 def test_a_model_that_is_causal_inside_pictures_is_asked_so(

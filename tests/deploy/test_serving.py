@@ -1,12 +1,13 @@
 """The engines' own servers, started by scripts/serve.py: asked with a picture, watched, killed, reported dead."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,36 +20,18 @@ from pokegemma.deploy.client import ask
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.training.models import load_model, load_processor
 from tests.deploy.served import SIZE_PX, free_port
+from tests.waiting import WAIT_S, is_running, killed_after, wait_until, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE, MONITOR = ROOT / "scripts" / "serve.py", ROOT / "scripts" / "health_monitor.py"
 ENGINES = ("transformers", "llama.cpp", "mlx")
-WAIT_S = 240
 
 
 @pytest.fixture(scope="module")
-def served_paths(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def served_paths(request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """Return a function from an engine to the colour model as that engine reads it."""
-    folder = tmp_path_factory.mktemp("exports")
-
-    def path_for(engine: str) -> Path:
-        if engine == "transformers":
-            return colour_model
-        path = folder / engine
-        if path.exists():
-            return path
-        if engine == "llama.cpp":
-            from pokegemma.deploy.converter_source import find_converter
-            from pokegemma.deploy.gguf import convert
-
-            convert(colour_model, path, quantizations=["f16"], converter=find_converter(None))
-        else:
-            from pokegemma.deploy.mlx import convert_to_mlx
-
-            convert_to_mlx(colour_model, path)
-        return path
-
-    return path_for
+    names = {"transformers": "colour_model", "llama.cpp": "colour_gguf", "mlx": "colour_mlx"}
+    return lambda engine: request.getfixturevalue(names[engine])
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +53,18 @@ def reference_text(model_path: Path, question: Question) -> str:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     """Return a function that starts a script; what still runs at the end is killed, with its children."""
-    started = []
+    with contextlib.ExitStack() as stack:
 
-    def start(script: Path, *arguments: object) -> subprocess.Popen:
-        errors = open(tmp_path / f"stderr{len(started)}.txt", "wb+")  # noqa: SIM115 (the child's, and read at the end)
-        process = subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=errors,
-            text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        process.errors = errors
-        started.append(process)
-        return process
+        def start(script: Path, *arguments: object) -> subprocess.Popen:
+            errors = stack.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                [sys.executable, str(script), *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE,
+                stderr=errors, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            )  # fmt: skip
+            process.errors = errors
+            return stack.enter_context(killed_after(process))
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            for one in psutil.Process(process.pid).children(recursive=True):
-                one.kill()
-            process.kill()
-            process.wait()
-        process.errors.close()
+        yield start
 
 
 def errors_of(process: subprocess.Popen) -> str:
@@ -97,16 +72,10 @@ def errors_of(process: subprocess.Popen) -> str:
     return process.errors.read().decode(errors="replace")
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert process.poll() is None, errors_of(process)
-        assert time.monotonic() < end, errors_of(process)
-        time.sleep(0.1)
-
-
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """Return the lines of JSON that are whole; the last may just be written."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 @pytest.mark.slow
@@ -133,12 +102,12 @@ def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
         "--interval_s", "0.3", "--max_consecutive_failures", "2", "--exit_on_breach", "--max_latency_p95_s", WAIT_S,
         "--timeout_s", WAIT_S,
     )  # fmt: skip
-    wait_for(lambda: len(read_lines(log)) >= 2, monitor)
+    wait_until(lambda: len(read_lines(log)) >= 2, monitor)
     assert {(line["state"], line["breaches"] == []) for line in read_lines(log)} == {("healthy", True)}
     assert {line["detail"] for line in read_lines(log)} == {"up", "down"}
     assert all(line["memory_bytes"] > 50 * 2**20 for line in read_lines(log))
 
-    (child,) = (one for one in psutil.Process(server.pid).children() if str(port) in one.cmdline())
+    (child,) = (one for one in psutil.Process(server.pid).children() if "--port" in one.cmdline())
     child.kill()
     assert monitor.wait(WAIT_S) == 1, errors_of(monitor)
     last = read_lines(log)[-1]
@@ -148,9 +117,8 @@ def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_server_and_all_that_it_started(
-    number: int, served_paths: Callable[[str], Path], start: Callable[..., subprocess.Popen], tmp_path: Path
+def test_ctrl_c_ends_the_server_and_all_that_it_started(  # SIGTERM does in the servers of test_parity.py
+    served_paths: Callable[[str], Path], start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
     port, log = free_port(), tmp_path / "engine.txt"
     server = start(
@@ -158,10 +126,10 @@ def test_a_signal_ends_the_server_and_all_that_it_started(
     )
     assert server.stdout.readline().startswith("ready: "), errors_of(server)
     family = psutil.Process(server.pid).children(recursive=True)
-    server.send_signal(number)
+    server.send_signal(signal.SIGINT)
     assert server.wait(WAIT_S) == 0, errors_of(server)
     assert family
-    assert not any(one.is_running() for one in family)
+    wait_until_ended(family)
     assert "Uvicorn running on" in log.read_text()
     assert "Uvicorn running on" not in errors_of(server)
 
@@ -174,6 +142,14 @@ def broken_gguf(tmp_path: Path) -> Path:
     for name in ("model-f16.gguf", "mmproj-f16.gguf"):
         (folder / name).write_bytes(b"GGUF" + bytes(100))
     return folder
+
+
+def write_engine(folder: Path, commands: str) -> Path:
+    """Write a llama-server that does nothing but `commands` of sh."""
+    program = folder / "llama-server"
+    program.write_text(f"#!/bin/sh\n{commands}")
+    program.chmod(0o755)
+    return program
 
 
 def test_a_taken_port_is_told_before_anything_is_started(
@@ -201,54 +177,61 @@ def test_an_engine_that_ends_at_once_is_told_in_a_line(
 
 
 def test_an_engine_that_is_not_ready_in_time_is_ended(
-    broken_gguf: Path, start: Callable[..., subprocess.Popen]
+    broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
-    port = free_port()
+    busy = write_engine(tmp_path, "sleep 600\n")
     server = start(
-        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", port, "--ready_timeout_s", "0.05"
-    )
+        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", busy,
+        "--ready_timeout_s", "0.05",
+    )  # fmt: skip
     assert server.wait(WAIT_S) == 1
     assert "error: the llama.cpp server was not ready within 0.05 s (--ready_timeout_s)" in errors_of(server)
-    assert [one for one in psutil.process_iter(["cmdline"]) if str(port) in (one.info["cmdline"] or [])] == []
+    assert [one for one in psutil.process_iter(["cmdline"]) if str(busy) in (one.info["cmdline"] or [])] == []
 
 
 def test_a_server_does_not_outlive_a_script_that_is_killed(
     broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
-    engine = tmp_path / "llama-server"
-    engine.write_text("#!/bin/sh\nsleep 600 &\necho $! > sleeper.part\nmv sleeper.part sleeper\nwait\n")
-    engine.chmod(0o755)
+    engine = write_engine(tmp_path, "sleep 600 &\necho $! > sleeper.part\nmv sleeper.part sleeper\nwait\n")
     server = start(
         SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", engine
     )
-    wait_for((tmp_path / "sleeper").exists, server)
-    sleeper = psutil.Process(int((tmp_path / "sleeper").read_text()))
-    family = [*psutil.Process(server.pid).children(recursive=True), sleeper]
-    time.sleep(0.5)  # the engine begins a moment before what watches over it
+    wait_until((tmp_path / "sleeper").exists, server)
+    script = psutil.Process(server.pid)
+    wait_until(lambda: len(script.children()) == 2, server)  # the engine, and what watches over it
+    family = [*script.children(recursive=True), psutil.Process(int((tmp_path / "sleeper").read_text()))]
     server.kill()
-    _, left = psutil.wait_procs(family, timeout=10)
-    for one in left:
-        one.kill()
-    assert left == []
+    wait_until_ended(family)
+
+
+PATIENT = """
+import sys
+from pathlib import Path
+
+from pokegemma.deploy.servers import ServerOptions, build_launch
+from pokegemma.deploy.serving import serve
+
+model, port, engine = sys.argv[1:]
+launch = build_launch("llama.cpp", model, ServerOptions(port=int(port), llama_server=Path(engine)))
+serve(launch, on_ready=lambda: None, ready_timeout_s=1e6, stop_timeout_s=1e6)
+"""
 
 
 def test_a_server_that_does_not_end_is_killed_by_a_second_signal(
     broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
-    deaf = tmp_path / "llama-server"
-    deaf.write_text("#!/bin/sh\ntrap '' TERM\ntouch started\nwhile :; do sleep 0.1; done\n")
-    deaf.chmod(0o755)
-    server = start(
-        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", deaf
-    )
-    wait_for((tmp_path / "started").exists, server)
+    deaf = write_engine(tmp_path, "trap 'touch asked' TERM\necho $$ > pid\nwhile :; do sleep 0.1; done\n")
+    script = tmp_path / "patient.py"  # as serve.py is for 15 s
+    script.write_text(PATIENT)
+    server = start(script, broken_gguf, free_port(), deaf)
+    wait_until((tmp_path / "pid").exists, server)
     server.send_signal(signal.SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
-        server.wait(1)
-    begin = time.monotonic()
+    wait_until((tmp_path / "asked").exists, server)
+    engine = int((tmp_path / "pid").read_text())
+    assert is_running(engine)
     server.send_signal(signal.SIGINT)
     assert server.wait(WAIT_S) == 0
-    assert time.monotonic() - begin < 10  # a patient end would take 15 s
+    assert not is_running(engine)
     assert "the server did not end by itself: killing it" in errors_of(server)
 
 
@@ -265,7 +248,7 @@ def test_all_that_a_server_says_at_its_end_is_in_the_log(
         SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", talker,
         "--log_file", log,
     )  # fmt: skip
-    wait_for(lambda: log.is_file() and log.read_text(), server)
+    wait_until(lambda: log.is_file() and log.read_text(), server)
     server.terminate()
     assert server.wait(WAIT_S) == 0
     assert log.read_text().split() == ["begin", "the", "end"]
@@ -283,7 +266,7 @@ def test_a_full_disk_does_not_hinder_a_clean_end(
         SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", talker,
         "--log_file", "/dev/full",
     )  # fmt: skip
-    wait_for((tmp_path / "started").exists, server)
+    wait_until((tmp_path / "started").exists, server)
     server.terminate()
     assert server.wait(WAIT_S) == 0, errors_of(server)
 

@@ -1,12 +1,12 @@
 """Steps as processes: left out when nothing changed, resumed after a kill, stopped by a gate, never two at once."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from pokegemma.deploy.content import FileHashes, hash_of
 from pokegemma.deploy.steps import STATE_FILE, Gate, State, Step, check_gates, imported_files, locked, run_step
 from pokegemma.errors import CheckFailedError, PokegemmaError
+from tests.waiting import WAIT_S, is_running, killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -230,47 +231,44 @@ cli.run(main)
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
+def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Return a function that starts a pipeline of two steps in a group of its own; the second sleeps until told."""
     (tmp_path / "append.py").write_text(COUNT)
     (tmp_path / "sleep.py").write_text(SLEEPER)
     (tmp_path / "input").write_text("1")
 
-    def run() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", RUNNER, str(tmp_path / "out"), str(tmp_path)], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+    with contextlib.ExitStack() as stack:
 
-    return run
+        def run() -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-c", RUNNER, str(tmp_path / "out"), str(tmp_path)], cwd=ROOT, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" ignores it
+            )  # fmt: skip
+            return stack.enter_context(killed_after(process))
 
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"waited half a minute for {what}")
+        yield run
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def wait_for_second_step(process: subprocess.Popen[str], out: Path) -> int:
+    """Return its process, from the lock, once it sleeps."""
+    wait_until((out / "started").exists, process)
+    lock = out / ".pipeline.lock"
+    wait_until(lambda: lock.read_text() not in ("", str(process.pid)), process)
+    return int(lock.read_text())
 
 
 def test_a_killed_pipeline_goes_on_in_the_step_where_it_was(
     start: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     out, first = tmp_path / "out", start()
-    wait_until((out / "started").exists, "the second step")
+    wait_for_second_step(first, out)
     os.killpg(first.pid, signal.SIGKILL)  # as when the machine dies
     assert first.communicate()[0] == "ran a\n"
     assert (out / ".b.1234.part").is_dir()
     (out / "awake").touch()
     second = start()
-    stdout, stderr = second.communicate(timeout=60)
+    stdout, stderr = second.communicate(timeout=WAIT_S)
     assert (second.returncode, stdout) == (0, "ran b\n"), stderr
     assert (tmp_path / "a.count").read_text() == "1"
     assert (out / "b").read_text() == "done"
@@ -283,22 +281,19 @@ def test_what_a_killed_step_left_is_removed(start: Callable[[], subprocess.Popen
     (out / ".b.9999.part").mkdir()
     (out / ".b.9999.part" / "model.safetensors").touch()
     (out / "awake").touch()
-    assert start().communicate(timeout=60)[0] == "ran a\nran b\n"
+    assert start().communicate(timeout=WAIT_S)[0] == "ran a\nran b\n"
     assert not (out / ".b.9999.part").exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_step_too(
     number: int, status: int, start: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     out, process = tmp_path / "out", start()
-    wait_until((out / "started").exists, "the second step")
-    child = int((out / ".pipeline.lock").read_text())
-    assert child != process.pid
+    child = wait_for_second_step(process, out)
     assert is_running(child)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=WAIT_S)
     assert process.returncode == status
     assert not is_running(child)
 
@@ -307,13 +302,12 @@ def test_a_step_that_outlives_its_pipeline_keeps_others_out(
     start: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     out, first = tmp_path / "out", start()
-    wait_until((out / "started").exists, "the second step")
-    child = int((out / ".pipeline.lock").read_text())
+    child = wait_for_second_step(first, out)
     first.kill()  # the pipeline alone
     first.wait()
     try:
         second = start()
-        stderr = second.communicate(timeout=60)[1]
+        stderr = second.communicate(timeout=WAIT_S)[1]
         assert second.returncode == 2
         assert f"still runs (process {child}); wait for it, or end it" in stderr
     finally:
