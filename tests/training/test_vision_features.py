@@ -21,6 +21,7 @@ from pokegemma.training.options import DataOptions, ModelOptions, TrainingOption
 from pokegemma.training.pictures import read_pictures
 from pokegemma.training.vision import encode_pictures
 from pokegemma.training.vision_features import Encoder, FeatureCache, feature_key, hash_frames, open_cache
+from tests.processes import DEADLINE_S
 
 CPU = torch.device("cpu")
 
@@ -110,7 +111,7 @@ def test_two_processes_fill_a_cache_at_once(num_ranks, model, tiny_model, proces
     fill(alone, model, processor)
     # Forked, so that they share the small chunks; torch's threads are one in tests.
     context = multiprocessing.get_context("fork")
-    wait = context.Barrier(2).wait
+    wait = context.Barrier(2, timeout=DEADLINE_S).wait  # not for ever where the other one fails
     workers = [
         context.Process(
             target=_fill_share, args=(tmp_path / "two", tiny_model, frames, rank % num_ranks, num_ranks, wait)
