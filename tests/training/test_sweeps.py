@@ -160,18 +160,17 @@ def test_without_a_key_nothing_is_asked_of_the_server(monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_offline_trial_trains_and_its_run_holds_the_metric(tiny_model, toy_dataset, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+def test_an_offline_trial_trains_and_its_run_holds_the_metric(tiny_model, toy_dataset, tmp_path):
     settings = copy.deepcopy(SHIPPED)
     settings["sweep"]["command"][3] = f'exec "$0" "$@" --output_dir "{tmp_path}/$WANDB_RUN_ID"'
     (tmp_path / "wandb.yaml").write_text(yaml.safe_dump(settings))
     fixed = f"model_name_or_path={tiny_model} dataset_path={toy_dataset} finetuning=lora max_steps=1 eval_steps=1 " \
         "per_device_train_batch_size=1 gradient_accumulation_steps=1 dataloader_num_workers=0 use_cpu=true"  # fmt: skip
-    done = call_script(
-        "setup_wandb", "--wandb_config", tmp_path / "wandb.yaml", "--trial_offline", "--seed", 5, "--fixed",
-        *shlex.split(fixed),
-    )  # fmt: skip
+    command = [sys.executable, "scripts/setup_wandb.py", "--wandb_config", str(tmp_path / "wandb.yaml"),
+               "--trial_offline", "--seed", "5", "--fixed", *shlex.split(fixed)]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"WANDB_DIR": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (output,) = tmp_path.glob("*/adapter_config.json")
