@@ -4,11 +4,19 @@ import os
 import secrets
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Tiny models gain nothing from threads, and lose much when the cores are busy. Subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What ./run_tests.sh sees to, for a pytest without it: offline, and no run is logged to the caller's account.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("WANDB_API_KEY", None)
 # A token for the Ray clusters of the tests: without one, Ray would write one to the home folder.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+
+# The same examples every time, however long one takes; --hypothesis-profile default looks for others.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -114,6 +114,17 @@ def real_runs() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_dataset(real_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the converted real sessions; a test that writes into it writes files of its own names."""
+    from pokegemma.data.convert import WindowOptions
+    from pokegemma.data.corpus import convert_corpus
+
+    folder = tmp_path_factory.mktemp("real") / "dataset"
+    convert_corpus(real_runs, folder, window=WindowOptions(4, 4, 30.0, False), eval_fraction=0.1, num_workers=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny Gemma 3 checkpoint: pictures of 56 px, 4 tokens each, a window shorter than a sample."""
     from pokegemma.training.tiny_gemma3 import make_tiny_gemma3

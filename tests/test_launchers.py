@@ -19,7 +19,7 @@ import pytest
 from pokegemma.environment import Gpu, Hardware, visible_gpus
 from pokegemma.errors import PokegemmaError
 from pokegemma.settings import read_settings
-from tests.waiting import WAIT_S, is_running, killed_after, wait_until, wait_until_ended
+from tests.processes import WAIT_S, is_running, killed_after, wait_until, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = [

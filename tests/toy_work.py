@@ -2,17 +2,19 @@
 
 import itertools
 import os
-import time
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
+from tests.processes import wait_until
 
 
 def count_calls():
     return {"process": os.getpid(), "calls": itertools.count(1)}
 
 
-def use_state(item, state):
-    time.sleep(0.1)
+def use_state(item, state, *, folder, num_workers):
+    """Return which process did what, once all workers have an item: a fast one would leave none to a late one."""
+    (folder / str(os.getpid())).touch()
+    wait_until(lambda: len(list(folder.iterdir())) >= num_workers)
     return item, state["process"], next(state["calls"]), os.getpid()
 
 

@@ -1,10 +1,10 @@
 """Work on a Ray cluster: the same bytes as one machine, mistakes in one line, nothing left behind."""
 
+import functools
 import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +19,8 @@ from pokegemma.data.workers import map_items
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from tests.conftest import failed_turn, raw_frame, turn_record, write_session
 from tests.data.test_convert import folder_hashes
-from tests.data.test_stopped_conversion import processes_in_group, wait_until
+from tests.data.test_stopped_conversion import processes_in_group
+from tests.processes import WAIT_S, free_port, wait_until
 from tests.toy_work import count_calls, die, divide, fail_at_three, fail_to_start, use_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,12 +28,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ./init.sh --with ray"),
 ]
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +43,7 @@ def ray_cluster(tmp_path_factory):
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
         try:
             log_text = Path(log.name).read_text
-            assert wait_until(lambda: "Ray runtime started" in log_text(), timeout_s=120), log_text()
+            wait_until(lambda: "Ray runtime started" in log_text(), process)
             yield f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}"
         finally:
             for member in processes_in_group(process.pid):  # SIGTERM would take Ray half a minute
@@ -90,10 +85,10 @@ def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_
     assert {path.name for path in (tmp_path / "ray").iterdir()} == set(OUTPUTS)
 
 
-def test_each_worker_makes_its_state_once_and_results_come_in_order(ray_cluster):
+def test_each_worker_makes_its_state_once_and_results_come_in_order(ray_cluster, tmp_path):
     items = [f"item {number}" for number in range(12)]
-    results = list(map_items(use_state, items, num_workers=2, initialize=count_calls, ray_address=ray_cluster[0],
-                             size=len))  # fmt: skip
+    work = functools.partial(use_state, folder=tmp_path, num_workers=2)
+    results = list(map_items(work, items, num_workers=2, initialize=count_calls, ray_address=ray_cluster[0], size=len))
     assert [result[0] for result in results] == items
     processes = {result[1] for result in results}
     assert len(processes) == 2 and os.getpid() not in processes
@@ -104,8 +99,9 @@ def test_each_worker_makes_its_state_once_and_results_come_in_order(ray_cluster)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_processes_of_this_machine_make_their_state_once_too(num_workers):
-    results = list(map_items(use_state, ["a", "b", "c", "d"], num_workers=num_workers, initialize=count_calls))
+def test_processes_of_this_machine_make_their_state_once_too(num_workers, tmp_path):
+    work = functools.partial(use_state, folder=tmp_path, num_workers=num_workers)
+    results = list(map_items(work, ["a", "b", "c", "d"], num_workers=num_workers, initialize=count_calls))
     assert [result[0] for result in results] == ["a", "b", "c", "d"]
     assert len({result[1] for result in results}) == num_workers
     assert all(result[1] == result[3] for result in results)
@@ -190,12 +186,12 @@ def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, ray_clus
     )  # fmt: skip
     try:
         written = lambda: list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))  # noqa: E731
-        assert wait_until(lambda: len(written()) == 2, timeout_s=90)
+        wait_until(lambda: len(written()) == 2)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=WAIT_S)
         assert process.returncode == status, errors
         assert "Traceback" not in errors
-        assert wait_until(lambda: not processes_in_group(process.pid), timeout_s=20)
+        wait_until(lambda: not processes_in_group(process.pid))
         time.sleep(1)  # for a worker that would still write
         assert not (tmp_path / "out").exists()
     finally:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from pokegemma.data.samples import read_samples, scan_samples
 from pokegemma.data.splits import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from tests.conftest import failed_turn, frame_png, raw_frame, red_of, turn_record, write_session
+from tests.processes import WAIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -339,11 +339,9 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob(".convert.*/frames/*/*.png")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: list((tmp_path / "out").glob(".convert.*/frames/*/*.png")))
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()
@@ -439,7 +437,7 @@ def convert_record(folder, content):
     return result, list(scan_samples(shard))
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(record=SESSION)
 def test_no_session_makes_the_conversion_fail_otherwise_and_no_turn_is_lost(record, session_with_frames):
     try:

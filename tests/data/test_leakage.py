@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from pokegemma.data.checks import find_splits
-from pokegemma.data.convert import WindowOptions
-from pokegemma.data.corpus import convert_corpus
 from pokegemma.data.leakage import (
     advantage_p_value,
     check_history,
@@ -20,12 +18,9 @@ from pokegemma.data.prompts import build_context, build_output, parse_answer
 from tests.datasets import make_sample, play_session, put_leak_back, write_dataset, write_split
 
 
-@pytest.fixture(scope="module")
-def real_dataset(real_runs, tmp_path_factory):
-    """Return the splits of the converted real sessions."""
-    folder = tmp_path_factory.mktemp("real") / "dataset"
-    convert_corpus(real_runs, folder, window=WindowOptions(4, 4, 30.0, False), eval_fraction=0.1, num_workers=2)
-    return find_splits(folder)
+@pytest.fixture
+def real_splits(real_dataset):
+    return find_splits(real_dataset)
 
 
 def reasoned(reasoning, *, goal="leave the house", question="Next button?"):
@@ -204,27 +199,27 @@ def reasoning_in_camel_case(sample, number):
 
 
 @pytest.mark.parametrize("leak", [own_detected_context, hint_in_every_tenth, reasoning_in_camel_case])
-def test_partial_leaks_in_the_real_sessions_fail(real_dataset, tmp_path, leak):
+def test_partial_leaks_in_the_real_sessions_fail(real_splits, tmp_path, leak):
     leaked = [
         write_split(
             tmp_path / split.path.name, [leak(sample, at) for at, sample in enumerate(split.samples())], draw=False
         )
-        for split in real_dataset
+        for split in real_splits
     ]
     check = check_prompts(leaked)
     assert check.status == "FAIL"
     assert len(check.details) == (51 if leak is hint_in_every_tenth else 503)
 
 
-def test_the_real_sessions_pass(real_dataset):
-    assert check_prompts(real_dataset).status == "PASS"
-    assert check_target_text(real_dataset).summary == "0 of 503 prompts hold their own answer's reasoning"
-    assert check_history(real_dataset).status == "PASS"
-    assert check_text_probe(*real_dataset).status == "PASS"
+def test_the_real_sessions_pass(real_splits):
+    assert check_prompts(real_splits).status == "PASS"
+    assert check_target_text(real_splits).summary == "0 of 503 prompts hold their own answer's reasoning"
+    assert check_history(real_splits).status == "PASS"
+    assert check_text_probe(*real_splits).status == "PASS"
 
 
-def test_the_real_sessions_with_the_original_leak_put_back_fail_both_checks(real_dataset, real_runs):
-    leaked = [put_leak_back(split, real_runs) for split in real_dataset]
+def test_the_real_sessions_with_the_original_leak_put_back_fail_both_checks(real_splits, real_runs):
+    leaked = [put_leak_back(split, real_runs) for split in real_splits]
     text, probe = check_target_text(leaked), check_text_probe(*leaked)
     assert text.status == "FAIL"
     assert len(text.details) > 490
@@ -232,6 +227,6 @@ def test_the_real_sessions_with_the_original_leak_put_back_fail_both_checks(real
     assert probe.summary.startswith("the prompt gives the button away")
 
 
-def test_leaked_observations_alone_fail_the_probe(real_dataset, real_runs):
-    leaked = [put_leak_back(split, real_runs, keys=("observations",)) for split in real_dataset]
+def test_leaked_observations_alone_fail_the_probe(real_splits, real_runs):
+    leaked = [put_leak_back(split, real_runs, keys=("observations",)) for split in real_splits]
     assert check_text_probe(*leaked).status == "FAIL"

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import raw_frame, turn_record, write_session
 from tests.data.test_convert import convert
+from tests.processes import WAIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,13 +28,6 @@ def processes_in_group(group):
     return found
 
 
-def wait_until(condition, *, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
-
-
 @pytest.fixture
 def conversion(tmp_path):
     """Start a conversion of two long sessions with two workers; return it once both write frames."""
@@ -46,7 +39,7 @@ def conversion(tmp_path):
                "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        assert wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2, timeout_s=60)
+        wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2)
         yield process
     finally:
         for member in processes_in_group(process.pid):
@@ -59,7 +52,7 @@ def test_the_workers_of_a_killed_conversion_end_and_the_next_one_removes_its_fol
     assert len(processes_in_group(conversion.pid)) >= 3
     conversion.kill()
     conversion.wait()
-    assert wait_until(lambda: not processes_in_group(conversion.pid), timeout_s=10)
+    wait_until(lambda: not processes_in_group(conversion.pid))
     assert len(list((tmp_path / "out").glob(".convert.*"))) == 1
     write_session(tmp_path / "small" / "session_a", [turn_record(1)])
     convert(tmp_path / "small", tmp_path / "out")
@@ -69,13 +62,15 @@ def test_the_workers_of_a_killed_conversion_end_and_the_next_one_removes_its_fol
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_sigterm_to_the_parent_ends_all_and_leaves_nothing(conversion, tmp_path):
     conversion.terminate()
-    assert conversion.wait(timeout=20) == 143
-    assert wait_until(lambda: not processes_in_group(conversion.pid), timeout_s=10)
+    assert conversion.wait(timeout=WAIT_S) == 143
+    wait_until(lambda: not processes_in_group(conversion.pid))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 def test_the_folder_of_a_conversion_that_runs_is_left_alone(conversion, tmp_path):
+    for member in processes_in_group(conversion.pid):
+        os.kill(member, signal.SIGSTOP)  # it must not end before the other one has
     write_session(tmp_path / "small" / "session_a", [turn_record(1)])
     convert(tmp_path / "small", tmp_path / "out")
     assert len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2

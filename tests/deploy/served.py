@@ -1,9 +1,6 @@
 """A model that can be seen to see: it answers "up" to a red picture and "down" to a blue one."""
 
-import contextlib
 import json
-import random
-import socket
 from pathlib import Path
 
 import torch
@@ -18,15 +15,6 @@ from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 
 SIZE_PX = 112
 BUTTON_OF = {"red": "up", "blue": "down"}
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on, below those that the kernel hands out: nobody gets it by chance later."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def write_colour_dataset(folder: Path) -> Path:

@@ -23,8 +23,8 @@ from pokegemma.deploy.health_reports import CheckLog, PrometheusMetrics, Webhook
 from pokegemma.deploy.processes import ServerProcesses, Usage, gpu_memory_bytes
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
-from tests.deploy.served import free_port, write_colour_dataset
-from tests.waiting import WAIT_S, killed_after, wait_until
+from tests.deploy.served import write_colour_dataset
+from tests.processes import WAIT_S, free_port, killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "health_monitor.py"

@@ -27,8 +27,8 @@ from pokegemma.deploy.transformers_engine import TransformersEngine
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.evaluation.view import View
-from tests.deploy.served import SIZE_PX, free_port, write_colour_model
-from tests.waiting import WAIT_S, killed_after
+from tests.deploy.served import SIZE_PX, write_colour_model
+from tests.processes import WAIT_S, free_port, killed_after
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTION = "multi_modal_projector.mm_input_projection_weight"

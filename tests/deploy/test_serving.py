@@ -19,8 +19,8 @@ from pokegemma.data.samples import read_samples
 from pokegemma.deploy.client import ask
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.training.models import load_model, load_processor
-from tests.deploy.served import SIZE_PX, free_port
-from tests.waiting import WAIT_S, is_running, killed_after, wait_until, wait_until_ended
+from tests.deploy.served import SIZE_PX
+from tests.processes import WAIT_S, free_port, is_running, killed_after, wait_until, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE, MONITOR = ROOT / "scripts" / "serve.py", ROOT / "scripts" / "health_monitor.py"

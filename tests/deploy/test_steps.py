@@ -14,7 +14,7 @@ import pytest
 from pokegemma.deploy.content import FileHashes, hash_of
 from pokegemma.deploy.steps import STATE_FILE, Gate, State, Step, check_gates, imported_files, locked, run_step
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from tests.waiting import WAIT_S, is_running, killed_after, wait_until
+from tests.processes import WAIT_S, is_running, killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,8 +4,6 @@ import json
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,9 @@ from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.image_attention import adapter_image_attention, is_causal
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.vision_features import prepare_cache
+from tests.processes import call_script
 from tests.training.test_fast_paths import assert_same, loss_and_gradients, stock_batch, stock_model, with_lora
 from tests.training.test_image_size import QUICK
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(dataset: Path, model: Path, output: Path, **changes: Any) -> Path:
@@ -262,17 +259,15 @@ def test_check_and_evaluation_take_a_model_as_causal(
     dataset, evaluation = ("--dataset_path", toy_dataset), tmp_path / "evaluation"
     check = (*dataset, "--finetuning", "lora", "--output_dir", tmp_path, "--contact_sheet", tmp_path / "sheet.png")
     told = ("--model_name_or_path", tiny_model, "--image_attention", "causal")
-    checks = json.loads(run("validate_training.py", *check, *told, "--json"))["checks"]
+    checks = json.loads(run("validate_training", *check, *told, "--json"))["checks"]
     assert "saved, reloaded" in next(check["summary"] for check in checks if check["name"] == "one step")
-    run("evaluate.py", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3,
-        "--no_generate")  # fmt: skip
+    run("evaluate", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3, "--no_generate")
     assert json.loads((evaluation / "metrics.json").read_text())["image_attention"] == "causal"
     assert re.search(r"image attention\W.*\bcausal\b", (evaluation / "report.html").read_text())
 
 
 def run(script: str, *arguments: object) -> str:
     """Run a script of the project; return what it printed to stdout."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = call_script(script, *arguments)
     assert result.returncode == 0, f"{script}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}"
     return result.stdout

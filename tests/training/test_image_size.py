@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from pokegemma.training.image_size import adapter_image_size, describe_image_siz
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from pokegemma.training.trainable import load_trainable
+from tests.processes import call_script
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK: dict[str, Any] = {
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 2, "eval_strategy": "no",
     "save_steps": 2, "dataloader_num_workers": 0, "learning_rate": 1e-2, "warmup_steps": 0, "use_cpu": True,
@@ -65,6 +63,15 @@ def sample(toy_dataset: Path) -> Sample:
 @pytest.fixture(scope="module")
 def adapter(base: Path, toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(toy_dataset, base, tmp_path_factory.mktemp("run") / "adapter", finetuning="lora")
+
+
+@pytest.fixture(scope="module")
+def merged(adapter: Path, toy_dataset: Path) -> Path:
+    """Return the adapter merged, and compared on two samples."""
+    output = adapter.parent / "merged"
+    verification = merge(adapter, output, dtype="float32", verify_on=toy_dataset / "eval.jsonl", num_samples=2)
+    assert verification.adapter_effect > 1e-3
+    return output
 
 
 def batch_of(folder: Path, sample: Sample, dataset: Path, image_size_px: int | None = None) -> dict[str, torch.Tensor]:
@@ -222,11 +229,8 @@ def test_a_resumed_run_keeps_its_size(adapter: Path, base: Path, toy_dataset: Pa
 
 
 def test_stock_transformers_loads_the_merged_checkpoint_at_its_size(
-    adapter: Path, base: Path, sample: Sample, toy_dataset: Path, tmp_path: Path
+    adapter: Path, merged: Path, sample: Sample, toy_dataset: Path
 ) -> None:
-    merged = tmp_path / "merged"
-    verification = merge(adapter, merged, dtype="float32", verify_on=toy_dataset / "eval.jsonl", num_samples=2)
-    assert verification.adapter_effect > 1e-3
     processor = AutoProcessor.from_pretrained(merged)
     model = AutoModelForImageTextToText.from_pretrained(merged).eval()
     assert (processor.image_seq_length, model.config.mm_tokens_per_image) == (64, 64)
@@ -238,9 +242,8 @@ def test_stock_transformers_loads_the_merged_checkpoint_at_its_size(
         torch.testing.assert_close(model(**collator([sample])).logits, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_tokenizer_of_a_merged_checkpoint_is_that_of_its_base(adapter: Path, base: Path, tmp_path: Path) -> None:
-    merge(adapter, tmp_path / "merged")
-    ours, other = (AutoProcessor.from_pretrained(folder).tokenizer for folder in (tmp_path / "merged", base))
+def test_the_tokenizer_of_a_merged_checkpoint_is_that_of_its_base(merged: Path, base: Path) -> None:
+    ours, other = (AutoProcessor.from_pretrained(folder).tokenizer for folder in (merged, base))
     text = "<start_of_turn>user\n\nup\n<start_of_image><image_soft_token><end_of_turn>\n"
     ids = ours(text, add_special_tokens=False)["input_ids"]
     assert ids == other(text, add_special_tokens=False)["input_ids"]
@@ -249,10 +252,9 @@ def test_the_tokenizer_of_a_merged_checkpoint_is_that_of_its_base(adapter: Path,
     assert ours.decode(ids, skip_special_tokens=True) == "user\n\nup\n\n"
 
 
-def test_every_file_of_the_merged_checkpoint_says_the_size(adapter: Path, tmp_path: Path) -> None:
-    merge(adapter, tmp_path / "merged")
-    check_files(tmp_path / "merged", size=112, num_tokens=64)
-    assert read_run_record(tmp_path / "merged")["image_size_px"] == 112
+def test_every_file_of_the_merged_checkpoint_says_the_size(merged: Path) -> None:
+    check_files(merged, size=112, num_tokens=64)
+    assert read_run_record(merged)["image_size_px"] == 112
 
 
 def check_files(folder: Path, *, size: int, num_tokens: int) -> None:
@@ -291,20 +293,19 @@ def test_an_adapter_without_a_processor_goes_onto_its_base_as_it_is(adapter: Pat
 
 
 @pytest.mark.slow
-def test_check_train_merge_and_evaluate_agree_on_the_size(base: Path, toy_dataset: Path, tmp_path: Path) -> None:
-    dataset, size = ("--dataset_path", toy_dataset), ("--image_size", 112)
-    adapter, merged, evaluation = tmp_path / "adapter", tmp_path / "merged", tmp_path / "evaluation"
-    model = ("--model_name_or_path", base, "--finetuning", "lora")
-    checks = json.loads(run("validate_training.py", *dataset, *model, *size, "--output_dir", tmp_path, "--json",
+def test_check_train_merge_and_evaluate_agree_on_the_size(
+    base: Path, adapter: Path, merged: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    """The check's one step is the script that trains, with its flags."""
+    dataset, evaluation = ("--dataset_path", toy_dataset), tmp_path / "evaluation"
+    model = ("--model_name_or_path", base, "--finetuning", "lora", "--image_size", 112)
+    checks = json.loads(run("validate_training", *dataset, *model, "--output_dir", tmp_path, "--json",
                             "--contact_sheet", tmp_path / "sheet.png"))["checks"]  # fmt: skip
     summaries = {check["name"]: check["summary"] for check in checks if check["status"] != "FAIL"}
     assert "saved, reloaded" in summaries["one step"]
-    run("sft_pokemon_gemma3.py", *dataset, *model, *size, "--output_dir", adapter, "--max_steps", 2,
-        "--eval_strategy", "no", "--dataloader_num_workers", 0, "--gradient_accumulation_steps", 1)  # fmt: skip
     lengths = [batch["input_ids"].shape[1] for batch in all_batches(adapter, toy_dataset)]
     assert f"longest sample {max(lengths)} of" in summaries["token lengths"]
-    run("merge_qlora.py", "--lora_path", adapter, "--output_path", merged, "--verify", "--num_samples", 2)
-    printed = run("evaluate.py", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3,
+    printed = run("evaluate", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3,
                   "--no_generate")  # fmt: skip
     assert "image size: 112 px (64 tokens a picture)" in printed
     metrics = json.loads((evaluation / "metrics.json").read_text())
@@ -314,8 +315,7 @@ def test_check_train_merge_and_evaluate_agree_on_the_size(base: Path, toy_datase
 
 def run(script: str, *arguments: object) -> str:
     """Run a script of the project; return what it printed to stdout."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = call_script(script, *arguments)
     assert result.returncode == 0, f"{script}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}"
     return result.stdout
 

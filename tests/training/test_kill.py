@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import runpy
+import signal
 import sys
 import time
 from multiprocessing.process import BaseProcess
@@ -13,43 +14,71 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pokegemma.provenance import read_run_record
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
-    "finetuning": "lora", "lora_dropout": 0.1, "max_steps": 24, "save_steps": 3, "eval_steps": 3,
+    "finetuning": "lora", "lora_dropout": 0.1, "max_steps": 12, "save_steps": 3, "eval_steps": 3,
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0,
     "dataloader_num_workers": 0, "use_cpu": True, "report_to": "none", "gradient_checkpointing": False,
     "logging_steps": 1, "metric_for_best_model": "eval_loss",
 }  # fmt: skip
-DEADLINE_S = 120
 KILLS = [
-    ("features/key.json", 0),
-    ("features/chunks/*", 0),
-    ("adapter/dataset_cache/**/*incomplete*", 0),
-    (None, 1.0),  # while the model is loaded
-    ("adapter/run.json", 1.0),  # before the first checkpoint
-    ("adapter/checkpoint-*", 0),
-    ("adapter/checkpoint-*/optimizer.pt", 0),
-    ("adapter/checkpoint-*/complete", 1.0),  # in a step, or in the evaluation before the next checkpoint
-    ("adapter/checkpoint-*/complete", 0),  # while an older one is deleted
-    (None, 1.5),
-    ("adapter/adapter_model.safetensors", 0),  # while the result is written
+    ("features/key.json", 1),
+    ("features/chunks/*", 1),
+    ("adapter/dataset_cache/**/*incomplete*", 1),
+    (None, 40),  # while the model is loaded
+    ("adapter/run.json", 4),  # before the first checkpoint
+    ("adapter/checkpoint-3", 1),
+    ("adapter/checkpoint-3/optimizer.pt", 1),
+    ("adapter/checkpoint-3/complete", 5),  # in a step, or in the evaluation before the next checkpoint
+    ("adapter/checkpoint-9/complete", 2),  # while an older one is deleted
+    (None, 60),
+    ("adapter/adapter_model.safetensors", 1),  # while the result is written
 ]
-"""When to kill: as soon as a path of this pattern appears, then a random time of at most so many seconds later."""
+"""When to kill: as soon as a path of this pattern is there (or from the start), at one of so many events."""
+
+FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 
 
-def run_script(arguments: list[str], log: Path) -> None:
+def die_at(folder: Path, pattern: str | None, num_events: int) -> None:
+    """Have this process kill itself `num_events` after a path of this pattern has appeared in `folder`.
+
+    An event is a file that is opened, renamed, made or removed, or an optimizer step. A process that watches from
+    outside may be kept waiting until the run is over.
+    """
+    before, left = set(folder.glob(pattern)) if pattern else set(), num_events
+    appeared = pattern is None
+
+    def count(*_: object) -> None:
+        nonlocal appeared, left
+        appeared = appeared or bool(set(folder.glob(pattern)) - before)
+        if appeared and left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= appeared
+
+    def look(event: str, arguments: tuple) -> None:
+        if event in FILE_EVENTS and str(arguments[0]).startswith(str(folder.parent.parent)):  # models and datasets, too
+            count()
+
+    sys.addaudithook(look)
+    register_optimizer_step_post_hook(count)
+
+
+def run_script(arguments: list[str], log: Path, death: tuple | None) -> None:
     """Be the training script."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    if death:
+        die_at(*death)
     sys.argv = ["sft_pokemon_gemma3.py", *arguments]
     runpy.run_path(str(ROOT / "scripts/sft_pokemon_gemma3.py"), run_name="__main__")
 
 
-def start(folder: Path, dataset: Path, model: Path) -> BaseProcess:
+def start(folder: Path, dataset: Path, model: Path, death: tuple | None = None) -> BaseProcess:
     """Start training in `folder`/adapter as a requeued job would: from the beginning, or where the last one was.
 
     Processes are forked from a server that has imported everything, which takes seconds and writes nothing.
@@ -62,22 +91,20 @@ def start(folder: Path, dataset: Path, model: Path) -> BaseProcess:
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pokegemma.training.sft"])
-    process = context.Process(target=run_script, args=(arguments, folder / "log.txt"))
+    process = context.Process(target=run_script, args=(arguments, folder / "log.txt", death), daemon=True)
     process.start()
     return process
 
 
-def kill_when(process: BaseProcess, folder: Path, pattern: str | None, delay_s: float) -> None:
+def kill(process: BaseProcess, folder: Path, pattern: str | None, num_events: int) -> None:
+    """Wait for a process to kill itself; where the first event would do, kill it before: in the middle of writing."""
     before = set(folder.glob(pattern)) if pattern else set()
-    deadline = time.monotonic() + DEADLINE_S
-    while pattern and not set(folder.glob(pattern)) - before:
-        assert process.is_alive(), f"ended before {pattern}: {(folder / 'log.txt').read_text()[-3000:]}"
-        assert time.monotonic() < deadline, pattern
-        time.sleep(0.0005)
-    time.sleep(delay_s)
-    process.kill()
+    while pattern and num_events == 0 and process.is_alive():
+        if set(folder.glob(pattern)) - before:
+            process.kill()
+        time.sleep(0.002)
     process.join()
-    assert process.exitcode == -9
+    assert process.exitcode == -9, f"ended before {pattern}: {(folder / 'log.txt').read_text()[-3000:]}"
 
 
 @pytest.mark.slow
@@ -87,8 +114,9 @@ def test_a_run_killed_at_every_stage_and_resumed_ends_with_the_same_weights(
     through, killed = tmp_path / "through", tmp_path / "killed"
     undisturbed = start(through, toy_dataset, tiny_model)
     chance = random.Random(0)
-    for pattern, at_most_s in KILLS:
-        kill_when(start(killed, toy_dataset, tiny_model), killed, pattern, chance.uniform(0, at_most_s))
+    for pattern, num_events in KILLS:
+        death = (killed, pattern, chance.randrange(num_events))
+        kill(start(killed, toy_dataset, tiny_model, death), *death)
     last = start(killed, toy_dataset, tiny_model)
     for process, folder in ((last, killed), (undisturbed, through)):
         process.join()

@@ -101,6 +101,7 @@ def test_a_hub_that_cannot_be_reached_fails_in_one_line(monkeypatch):
     # Nobody listens on port 9; the real library is asked, since its errors change with its HTTP client.
     monkeypatch.setattr(model_access, "HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("no_proxy", "*")
     check = check_model_access(MODEL)
     assert check.status == "FAIL"
     assert "cannot be reached: [Errno 111] Connection refused" in check.summary

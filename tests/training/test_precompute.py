@@ -10,6 +10,7 @@ import pytest
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
 from pokegemma.play.toy_recorder import record_sessions
+from tests.processes import call_script
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "precompute_features.py"
 
@@ -25,10 +26,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "dataset"
 
 
-def precompute(dataset: Path, model: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--dataset_path", str(dataset), "--model_name_or_path", str(model)]
-    command += ["--vision_features", str(output), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+def flags(dataset: Path, model: Path, output: Path) -> list[str]:
+    return [
+        "--dataset_path", str(dataset), "--model_name_or_path", str(model), "--vision_features", str(output)
+    ]  # fmt: skip
+
+
+def precompute(dataset: Path, model: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    return call_script("precompute_features", *flags(dataset, model, output))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,7 +65,8 @@ def test_what_is_there_is_not_made_again(dataset: Path, tiny_model: Path, alone:
 def test_a_ray_of_two_workers_writes_the_same_bytes(
     dataset: Path, tiny_model: Path, alone: Path, tmp_path: Path
 ) -> None:
-    done = precompute(dataset, tiny_model, tmp_path / "ray", "--ray_address", "local", "--num_workers", "2")
+    command = [sys.executable, str(SCRIPT), *flags(dataset, tiny_model, tmp_path / "ray"), "--ray_address", "local"]
+    done = subprocess.run([*command, "--num_workers", "2"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "ray") == contents(alone)
 

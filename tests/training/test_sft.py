@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes
@@ -25,7 +24,7 @@ from pokegemma.training.collator import Gemma3Collator
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.run_folder import _FIXED_OPTIONS, check_output, check_resumed
 from pokegemma.training.trainable import load_trainable
-from pokegemma.training.trainer import CURVE_FILE
+from pokegemma.training.trainer import CURVE_FILE, PokemonTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK: dict[str, Any] = {
@@ -86,18 +85,24 @@ def test_a_run_shorter_than_eval_steps_is_evaluated_at_its_end(
 def test_the_log_says_how_long_a_step_waited_for_its_pictures(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collate = Gemma3Collator.__call__
+    """By a clock that a batch moves on by 3 s and a forward and backward pass by 1 s, however fast this machine is."""
+    clock = [0.0]
 
-    def slowly(collator: Gemma3Collator, examples: Any) -> Any:
-        time.sleep(1.0)
-        return collate(collator, examples)
+    def moving_on(seconds: float, method: Callable) -> Callable:
+        def call(*args: Any, **options: Any) -> Any:
+            clock[0] += seconds
+            return method(*args, **options)
 
-    monkeypatch.setattr(Gemma3Collator, "__call__", slowly)
+        return call
+
+    monkeypatch.setattr("pokegemma.training.trainer.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(Gemma3Collator, "__call__", moving_on(3.0, Gemma3Collator.__call__))
+    monkeypatch.setattr(PokemonTrainer, "training_step", moving_on(1.0, PokemonTrainer.training_step))
     run_training(toy_dataset, tiny_model, tmp_path, options={"finetuning": "lora"}, max_steps=3, eval_strategy="no")
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     shares = [entry["data_wait_share"] for entry in history if "loss" in entry]
-    assert len(shares) == 3
-    assert all(0.3 < share <= 1 for share in shares[1:]), shares  # two batches a step, the first prepares more
+    assert shares[1:] == [0.75, 0.75]
+    assert 0.75 < shares[0] < 1  # one batch more is prepared
 
 
 def test_training_lowers_the_loss(finished: Path) -> None:
@@ -389,40 +394,46 @@ def test_tracking_goes_to_wandb_when_a_key_is_set(tmp_path: Path, monkeypatch: p
     assert TrainingOptions(output_dir=str(tmp_path)).report_to == ["tensorboard"]
 
 
-def command(dataset: Path, model: Path, output: Path, *extra: str) -> list[str]:
-    options = {**QUICK, "max_steps": 40, "save_steps": 100, "eval_steps": 100, "lora_dropout": 0.1}
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [
-        sys.executable, str(ROOT / "scripts/sft_pokemon_gemma3.py"), "--finetuning", "lora", *flags,
-        "--model_name_or_path", str(model), "--dataset_path", str(dataset), "--output_dir", str(output), *extra,
-    ]  # fmt: skip
+STOPPED = f"""
+import os, runpy, signal
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+steps = []
+
+
+def stop_in_the_second_step(*_):
+    steps.append(1)
+    if len(steps) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+register_optimizer_step_post_hook(stop_in_the_second_step)
+runpy.run_path({str(ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
+"""
 
 
 @pytest.mark.slow
 def test_a_run_stopped_by_sigterm_and_resumed_ends_with_the_same_weights(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
+    """Of 12 steps 10 are an epoch."""
     through, stopped = tmp_path / "through", tmp_path / "stopped"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run(command(toy_dataset, tiny_model, through), check=True, env=environment, capture_output=True)
+    steps = {"max_steps": 12, "save_steps": 100, "eval_steps": 100}
+    dropout = {"finetuning": "lora", "lora_dropout": 0.1}
+    assert run_training(toy_dataset, tiny_model, through, options=dropout, **steps)
 
-    process = subprocess.Popen(
-        command(toy_dataset, tiny_model, stopped), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if "'loss'" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.stdout.read()
-    assert process.wait() == 0
-    assert "training interrupted" in rest
+    paths = {"model_name_or_path": tiny_model, "dataset_path": toy_dataset, "output_dir": stopped}
+    flags = [
+        str(word) for name, value in {**QUICK, **steps, **dropout, **paths}.items() for word in (f"--{name}", value)
+    ]
+    done = subprocess.run([sys.executable, "-c", STOPPED, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "training interrupted" in done.stdout
     record = read_run_record(stopped)
-    assert record["status"] == "interrupted" and 0 < record["global_step"] < 40
+    assert (record["status"], record["global_step"]) == ("interrupted", 2)
     assert not (stopped / "adapter_model.safetensors").exists()
 
-    resumed = command(toy_dataset, tiny_model, stopped, "--resume_from_checkpoint")
-    subprocess.run(resumed, check=True, env=environment, capture_output=True)
+    assert run_training(toy_dataset, tiny_model, stopped, options=dropout, resume_from_checkpoint="last", **steps)
     assert read_run_record(stopped)["status"] == "completed"
     expected, weights = (load_file(folder / "adapter_model.safetensors") for folder in (through, stopped))
     assert all(torch.equal(weights[key], expected[key]) for key in expected)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from pokegemma.provenance import read_run_record
+from tests.processes import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "training_configs/slurm.sbatch"
@@ -34,7 +34,7 @@ if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >>scontrol.log; fi
 """,
 }
 OPTIONS = {
-    "finetuning": "lora", "max_steps": 8, "eval_steps": 100, "save_steps": 100, "logging_steps": 1, "report_to": "none",
+    "finetuning": "lora", "eval_steps": 100, "save_steps": 100, "logging_steps": 1, "report_to": "none",
     "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "use_cpu": True,
 }  # fmt: skip
 
@@ -54,7 +54,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def submit(project: Path, dataset: Path, model: Path, *, job_id: int) -> subprocess.Popen:
+def submit(project: Path, dataset: Path, model: Path, *, job_id: int, max_steps: int) -> subprocess.Popen:
     """Start the job as Slurm does: a copy of its file, what is printed appended to one log."""
     environment = {
         **os.environ, "PATH": f"{project / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
@@ -63,7 +63,8 @@ def submit(project: Path, dataset: Path, model: Path, *, job_id: int) -> subproc
         "SLURM_JOB_ID": str(job_id), "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1",
         "SLURM_JOB_NODELIST": "node[1-2]",
     }  # fmt: skip
-    flags = [str(word) for name, value in OPTIONS.items() for word in (f"--{name}", value)]
+    options = {**OPTIONS, "max_steps": max_steps}
+    flags = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     with (project / "slurm.log").open("a") as log:
         return subprocess.Popen(["bash", str(JOB), *flags], env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -73,23 +74,29 @@ def test_a_job_on_two_machines_saves_when_its_time_is_up_and_continues_after_req
     project: Path, toy_dataset: Path, tiny_model: Path
 ) -> None:
     log = project / "slurm.log"
-    job_id = os.getpid()  # a port follows from it
-    job = submit(project, toy_dataset, tiny_model, job_id=job_id)
-    while "'loss'" not in log.read_text():
+    job_id = next(port for port in iter(free_port, None) if port >= 20_000)  # the port that follows from it
+    job = submit(project, toy_dataset, tiny_model, job_id=job_id, max_steps=10_000)  # never done when the signal comes
+    try:
+        wait_until(lambda: job.poll() is not None or "'loss'" in log.read_text())
         assert job.poll() is None, log.read_text()[-3000:]
-        time.sleep(0.05)
-    for task in map(int, (project / "tasks").read_text().split()):  # Slurm signals every process of a step
-        for process in [*psutil.Process(task).children(recursive=True), psutil.Process(task)]:
-            process.send_signal(signal.SIGTERM)
-    assert job.wait() == 0, log.read_text()[-3000:]
+        for task in map(int, (project / "tasks").read_text().split()):  # Slurm signals every process of a step
+            for process in [*psutil.Process(task).children(recursive=True), psutil.Process(task)]:
+                process.send_signal(signal.SIGTERM)
+        assert job.wait() == 0, log.read_text()[-3000:]
+    finally:
+        if job.poll() is None:
+            for process in [*psutil.Process(job.pid).children(recursive=True), job]:
+                process.kill()
     record = read_run_record(project / "run/adapter")
-    assert record["status"] == "interrupted" and 0 < record["global_step"] < 8
+    assert record["status"] == "interrupted" and record["global_step"] > 0
     assert (project / "scontrol.log").read_text() == f"requeue {job_id}\n"
 
-    assert submit(project, toy_dataset, tiny_model, job_id=job_id).wait() == 0, log.read_text()[-3000:]
+    num_steps = record["global_step"] + 2
+    again = submit(project, toy_dataset, tiny_model, job_id=job_id, max_steps=num_steps)
+    assert again.wait() == 0, log.read_text()[-3000:]
     assert read_run_record(project / "run/adapter")["status"] == "completed"
     state = json.loads((project / "run/adapter/trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [*range(1, 9)]
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [*range(1, num_steps + 1)]
     assert (project / "scontrol.log").read_text() == f"requeue {job_id}\n"
 
 

@@ -12,6 +12,7 @@ import yaml
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import sweeps
 from pokegemma.training.tracking import read_history, read_tracking, track
+from tests.processes import call_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = yaml.safe_load((ROOT / "wandb_config.yaml").read_text(encoding="utf-8"))
@@ -29,9 +30,8 @@ def read(parameters=None, *, fixed=(), **changes):
 def test_the_shipped_sweep_maximises_button_accuracy_over_flags_that_exist():
     sweep = read()
     assert sweep["metric"] == {"name": "eval/button_accuracy", "goal": "maximize"}
-    done = subprocess.run(
-        [sys.executable, ROOT / sweeps.PROGRAM, "--help"], capture_output=True, text=True, check=True
-    )  # fmt: skip
+    done = call_script(Path(sweeps.PROGRAM).stem, "--help")
+    assert done.returncode == 0
     assert {"learning_rate", "lora_r"} < set(sweep["parameters"])
     assert [name for name in sweep["parameters"] if f"--{name} " not in done.stdout] == []
 

@@ -1,7 +1,7 @@
 """scripts/validate_training.py as a user calls it, and its one real step."""
 
+import functools
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pokegemma.data.checks import Split, find_splits
-from pokegemma.data.convert import WindowOptions
-from pokegemma.data.corpus import convert_corpus
 from pokegemma.training import preflight
 from pokegemma.training.models import load_config
 from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from pokegemma.training.trial_step import check_step, longest_samples, longest_trajectory
 from pokegemma.training.validation import Plan, check_dataset, disk_needs
 from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split
+from tests.processes import call_script
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, str(ROOT / "scripts" / "sft_pokemon_gemma3.py")]
@@ -31,9 +30,7 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def validate(*arguments):
-    command = [sys.executable, ROOT / "scripts" / "validate_training.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+validate = functools.partial(call_script, "validate_training")
 
 
 def step(split, model, *, command=TRAIN, **changes):
@@ -42,16 +39,14 @@ def step(split, model, *, command=TRAIN, **changes):
 
 
 @pytest.mark.slow
-def test_a_good_dataset_exits_0_and_a_leaked_one_1(real_runs, tiny, tmp_path):
-    dataset = tmp_path / "real"
-    convert_corpus(real_runs, dataset, window=WindowOptions(4, 4, 30.0, False), eval_fraction=0.1, num_workers=2)
+def test_a_good_dataset_exits_0_and_a_leaked_one_1(real_runs, real_dataset, tiny, tmp_path):
     common = ("--model_name_or_path", tiny, "--skip_step", "--output_dir", tmp_path, "--layout", "frames")
-    good = validate("--dataset_path", dataset, *common)
+    good = validate("--dataset_path", real_dataset, *common)
     assert good.returncode == 0, good.stdout + good.stderr
     assert "0 FAIL" in good.stdout.splitlines()[-1]
-    assert (dataset / "contact_sheet.png").is_file()
+    assert (real_dataset / "contact_sheet.png").is_file()
 
-    train, held_out = (put_leak_back(split, real_runs).path for split in find_splits(dataset))
+    train, held_out = (put_leak_back(split, real_runs).path for split in find_splits(real_dataset))
     sheet = tmp_path / "sheet.png"
     leaked = validate(
         "--dataset_path", train, "--eval_dataset_path", held_out, "--contact_sheet", sheet, "--json", *common
@@ -129,12 +124,14 @@ def mutated_lines(lines, changes):
 
 @pytest.fixture(scope="module")
 def small_dataset(tmp_path_factory):
-    """Return a folder of nine samples with grid pictures, and the lines of its two files."""
+    """Return a folder of nine samples with grid pictures, and the lines of its two files; contact sheets are small."""
     folder = tmp_path_factory.mktemp("small")
     splits = write_dataset(folder, num_sessions=3, num_turns=3)
     for split in splits:
         write_split(split.path, with_grids(split))
-    return folder, {split.path: split.path.read_bytes().splitlines() for split in splits}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pokegemma.data.contact_sheet._PICTURE_PX", (48, 32))  # most of the time goes into its PNG
+        yield folder, {split.path: split.path.read_bytes().splitlines() for split in splits}
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from pokegemma.training.options import DataOptions, ModelOptions, TrainingOption
 from pokegemma.training.pictures import read_pictures
 from pokegemma.training.vision import encode_pictures
 from pokegemma.training.vision_features import Encoder, feature_key
+from tests.processes import WAIT_S
 
 CPU = torch.device("cpu")
 
@@ -111,7 +112,7 @@ def test_two_processes_fill_a_cache_at_once(num_ranks, model, tiny_model, proces
     fill(alone, model, processor)
     # Forked, so that they share the small chunks; torch's threads are one in tests.
     context = multiprocessing.get_context("fork")
-    wait = context.Barrier(2).wait
+    wait = context.Barrier(2, timeout=WAIT_S).wait  # not for ever where the other one fails
     workers = [
         context.Process(
             target=_fill_share, args=(tmp_path / "two", tiny_model, frames, rank % num_ranks, num_ranks, wait)

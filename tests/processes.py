@@ -1,0 +1,97 @@
+"""What tests need of processes: a script called without one, a port, waiting for what happens instead of for a time."""
+
+import contextlib
+import importlib
+import io
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from unittest import mock
+
+import psutil
+
+WAIT_S = 300
+"""How long anything may take that takes seconds here: a busy machine is many times slower. Only a failure waits."""
+
+
+def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run scripts/`name`.py in this process; return its exit status and what it printed, as subprocess.run does.
+
+    A new process would spend seconds on imports. Start one where it is what is tested (signals, launchers, Ray).
+    """
+    from pokegemma.cli import run  # not above: workers that import this module need no torch
+
+    command = [f"scripts/{name}.py", *map(str, arguments)]
+    output, errors, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.dict(os.environ),  # scripts change it for the processes that they start
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            run(importlib.import_module(f"scripts.{name}").main)
+        except SystemExit as ended:
+            status = ended.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, below those that systems hand out for outgoing connections.
+
+    One that the system chose (port 0) could be given to somebody else before the server that it is for has started.
+    """
+    while True:
+        port = random.SystemRandom().randrange(12_000, 30_000)
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Return when a condition holds; fail where it never does, or `process` ended before."""
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert process is None or process.poll() is None, f"ended with exit status {process.returncode}"
+        assert time.monotonic() < end, f"waited {WAIT_S} s"
+        time.sleep(0.02)
+
+
+def is_running(process: psutil.Process | int) -> bool:
+    """Return whether a process runs. A zombie does not; in a container nobody may ever collect it."""
+    try:
+        process = psutil.Process(process) if isinstance(process, int) else process
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextlib.contextmanager
+def killed_after(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """Kill a process with all that it started where a test that failed left it running."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for one in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            process.kill()
+            process.wait()
+
+
+def wait_until_ended(processes: Iterable[psutil.Process | int]) -> None:
+    """Return when none of the processes runs any more; kill those that do not end, and fail."""
+    processes = list(processes)
+    try:
+        wait_until(lambda: not any(map(is_running, processes)))
+    finally:
+        for process in filter(is_running, processes):
+            (psutil.Process(process) if isinstance(process, int) else process).kill()
