@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from pokegemma.data.copies import Fingerprint, Play, find_copies
-from pokegemma.data.samples import read_samples
 from tests.conftest import frame_png, raw_frame, turn_record, write_session
 from tests.data.test_convert import convert, folder_hashes
 
@@ -50,10 +49,11 @@ def test_the_same_of_two_copies_is_kept_whatever_their_folders_are_called(tmp_pa
     kept = set()
     for number, names in enumerate(itertools.permutations("abc")):
         runs = tmp_path / str(number)
-        for name, goal in zip(names, ("heal", "catch", "win"), strict=True):
-            write_session(runs / f"session_{name}", recorded(3), goal=goal, session_id=goal)
+        records = dict(zip(names, (("1", "heal"), ("2", "heal"), ("1", "win")), strict=True))
+        for name, (session_id, goal) in records.items():
+            write_session(runs / f"session_{name}", recorded(3), goal=goal, session_id=session_id)
         convert(runs, runs / "out")
-        kept |= {sample.metadata["goal"] for sample in read_samples(runs / "out" / "train.jsonl")}
+        kept |= {records[name] for name in kept_turns(runs / "out")}
     assert len(kept) == 1
 
 
@@ -80,7 +80,7 @@ def test_a_beginning_under_another_id_with_moved_screenshots_and_more_keys_is_a_
 
 
 def test_a_copy_that_lacks_pictures_or_has_cut_off_ones_gives_way_even_if_it_has_more_turns(tmp_path: Path) -> None:
-    write_session(tmp_path / "session_a", recorded(6), steps=[])
+    write_session(tmp_path / "session_a", recorded(7), steps=[])
     write_session(tmp_path / "session_b", recorded(6))
     cut_off = tmp_path / "session_b" / "sshots" / "step_0006_grid.png"
     cut_off.write_bytes(cut_off.read_bytes()[:60])
