@@ -53,6 +53,9 @@ class ValidateOptions:
         default=None,
         metadata={"help": "bidirectional or causal; default: the model's.", "choices": ["bidirectional", "causal"]},
     )
+    vision_features: str | None = field(
+        default=None, metadata={"help": "Where training will keep features: for the disk check."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Most tokens a sample may have."})
     per_device_train_batch_size: int = field(default=2, metadata={"help": "For the memory estimate."})
     output_dir: str = field(default="outputs", metadata={"help": "Where training will write: for the disk check."})
@@ -100,6 +103,7 @@ def main() -> int:
         num_workers=options.num_workers or os.cpu_count() or 1,
         contact_sheet=Path(options.contact_sheet or train.folder / "contact_sheet.png"),
         output_dir=Path(options.output_dir),
+        vision_features=Path(options.vision_features) if options.vision_features else None,
         step_command=None if options.skip_step else training_command(),
     )  # fmt: skip
     checks = []

@@ -354,7 +354,8 @@ def test_a_trajectory_is_checked_as_it_is_trained_and_evaluated_in_its_layout(pr
     assert result.returncode == 0, result.stderr
     calls = {name: arguments for name, arguments, _ in calls_of(project)}
     assert all("--layout trajectory" in " ".join(calls[name]) for name in calls if name != "merge_qlora")
-    assert calls["validate_training"][-4:] == ["--max_decisions", "8", "--overlap_decisions", "1"]
+    known = ["--max_decisions", "8", "--overlap_decisions", "1", "--vision_features", "features"]
+    assert calls["validate_training"][-6:] == known
     assert calls["sft_pokemon_gemma3"][-5:] == [*cut, *fast]
     assert "--vision_features" not in calls["evaluate"]  # merging rounds the tower, where training had float32
 

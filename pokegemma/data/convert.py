@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pokegemma.data import prompts
+from pokegemma.data.copies import Fingerprint, hash_picture
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
 from pokegemma.data.grids import FrameError, GridEncoder, read_frame
 from pokegemma.data.samples import Sample
@@ -36,11 +37,14 @@ class WindowOptions:
 
 @dataclass
 class SessionResult:
-    """What became of one session: every turn is counted once, as a sample or under its reason."""
+    """What became of one session: every turn is counted once, as a sample or under its reason.
+
+    `pictures`: a hash of each turn's frame, None without one.
+    """
 
     session: str
     folder: str
-    digest: str = ""
+    fingerprint: Fingerprint
     numbering: str = "none"
     num_turns: int = 0
     num_samples: int = 0
@@ -49,6 +53,7 @@ class SessionResult:
     reasons: dict[str, int] = field(default_factory=dict)
     buttons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    pictures: list[str | None] = field(default_factory=list)
 
 
 @dataclass
@@ -70,7 +75,7 @@ class SessionConverter:
         goal = " ".join(session.goal.split())
         self.context = prompts.build_context(goal)
         self.result = SessionResult(
-            session_id, clean_text(session.folder.name), session.digest, session.numbering, len(session.turns)
+            session_id, clean_text(session.folder.name), session.fingerprint, session.numbering, len(session.turns)
         )
         self.result.goal_shortened = goal not in self.context
         if session.numbering == "ambiguous":
@@ -90,6 +95,7 @@ class SessionConverter:
         """Yield the session's samples in turn order, each with its pictures already written; then `result` is whole."""
         for turn in self.session.turns:
             shown = self._show(turn)
+            self.result.pictures.append(hash_picture(self.window[-1].png) if shown else None)
             status = turn.decision.status
             if status == DECISION and not shown:
                 status = "frame_unreadable"

@@ -17,6 +17,7 @@ from typing import Any
 from pokegemma import provenance
 from pokegemma.data.conversion_report import REPORT_FILE, build_report, explain_nothing, log_problems
 from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
+from pokegemma.data.copies import Play, find_copies
 from pokegemma.data.decisions import clean_text
 from pokegemma.data.samples import dataset_hash
 from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
@@ -137,19 +138,23 @@ def _convert_one(task: _Task, _: None) -> SessionResult | SessionError:
 def _without_copies(
     tasks: Sequence[_Task], outcomes: Sequence[SessionResult | SessionError]
 ) -> list[SessionResult | SessionError]:
-    """Return `outcomes` with each copy of an earlier session as an error, and what was written for it removed."""
-    kept: list[SessionResult | SessionError] = []
-    originals: dict[str, Path] = {}
-    for task, outcome in zip(tasks, outcomes, strict=True):
-        if isinstance(outcome, SessionResult) and outcome.num_turns:
-            folder = task.folder.relative_to(task.data_dir)
-            original = originals.setdefault(outcome.digest, folder)
-            if original is not folder:
-                _remove_session(task)
-                outcome = SessionError(
-                    f"{folder} is a copy of {original}: its {outcome.num_turns} turns are not converted"
-                )
-        kept.append(outcome)
+    """Return `outcomes` with each copy of another session as an error, and what was written for it removed."""
+    read = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, SessionResult)]
+    plays = [
+        Play(outcome.fingerprint, outcome.num_samples, outcome.pictures)
+        for outcome in outcomes
+        if isinstance(outcome, SessionResult)
+    ]
+    kept = list(outcomes)
+    for place, original_place in find_copies(plays).items():
+        index, original = read[place], read[original_place]
+        _remove_session(tasks[index])
+        folder, original_folder = (tasks[at].folder.relative_to(tasks[at].data_dir) for at in (index, original))
+        num_turns, of_turns = outcomes[index].num_turns, outcomes[original].num_turns
+        part = "" if num_turns == of_turns else f" ({of_turns} turns)"
+        kept[index] = SessionError(
+            f"{folder} is a copy of {original_folder}{part}: its {num_turns} turns are not converted"
+        )
     return kept
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pokegemma.data.copies import Fingerprint, take_fingerprint
 from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
 from pokegemma.data.steps import number_steps
 from pokegemma.errors import PokegemmaError
@@ -44,15 +44,14 @@ class Turn:
 class Session:
     """One recording: every logged turn in order.
 
-    `numbering` says how step files were matched (`steps.Numbering`). `digest` is that of the session's id, start and
-    turns as recorded: the same for a copy of the folder, wherever it lies.
+    `numbering` says how step files were matched (`steps.Numbering`).
     """
 
     folder: Path
     goal: str
     turns: tuple[Turn, ...]
     numbering: str
-    digest: str
+    fingerprint: Fingerprint
 
 
 def find_sessions(data_dir: Path) -> list[Path]:
@@ -158,7 +157,15 @@ def _read_session(folder: Path, data_dir: Path) -> Session:
             decision = dataclasses.replace(decision, status="frame_missing")
         timestamp = clean_text(raw.get("timestamp")) if isinstance(raw, dict) else ""
         turns.append(Turn(number, decision, timestamp or None, _read_time(timestamp), frames))
-    return Session(folder, _read_goal(record), tuple(turns), numbering.rule, _digest(record, raw_turns))
+    goal = _read_goal(record)
+    try:
+        fingerprint = take_fingerprint(
+            session_id=record.get("session_id"), start=record.get("start_time"), goal=goal, raw_turns=raw_turns,
+            dated=any(turn.time for turn in turns),
+        )  # fmt: skip
+    except RecursionError as error:
+        raise SessionError(f"{SESSION_FILE} is not a session: nested too deeply") from error
+    return Session(folder, goal, tuple(turns), numbering.rule, fingerprint)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -176,14 +183,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise SessionError(f"{name} is not a session: a JSON {type(record).__name__}, not an object")
     return record
-
-
-def _digest(record: dict[str, Any], raw_turns: list[Any]) -> str:
-    content = [record.get("session_id"), record.get("start_time"), raw_turns]
-    try:
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    except RecursionError as error:
-        raise SessionError(f"{SESSION_FILE} is not a session: nested too deeply") from error
 
 
 def _read_numbers(raw_turns: list[Any]) -> list[int | None]:

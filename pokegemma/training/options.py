@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from trl import ModelConfig, SFTConfig
@@ -11,6 +11,7 @@ from pokegemma.data.prompts import Layout
 from pokegemma.environment import default_finetuning
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.image_attention import ImageAttention
+from pokegemma.training.precision import choose_bf16, deepspeed_precision, is_forced_to_cpu
 
 DEFAULT_MODEL = "google/gemma-3-4b-it"
 LAST_CHECKPOINT = ("last", "true", "True")
@@ -199,6 +200,13 @@ class TrainingOptions(SFTConfig):
         default_factory=lambda: min(4, os.cpu_count() or 1),
         metadata={"help": "Processes that decode and resize pictures; default: a core each, four at most."},
     )
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute in bfloat16; wins over the accelerate config's mixed_precision. Default: what that says, "
+            "else bfloat16 on a GPU that has it."
+        },
+    )
     report_to: str | None = field(
         default=None,
         metadata={"help": "wandb, tensorboard or none; default: wandb with WANDB_API_KEY, else tensorboard."},
@@ -219,8 +227,8 @@ class TrainingOptions(SFTConfig):
         if self.fp16:
             raise PokegemmaError("--fp16 overflows in Gemma 3; use --bf16 or neither")
         _refuse(self, _UNUSED_TRAINING_OPTIONS)
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        asked_bf16, self.bf16 = self.bf16, choose_bf16(self.bf16)
+        self.use_cpu |= is_forced_to_cpu()  # or transformers refuses bf16 where there is no GPU
         if self.report_to is None:
             self.report_to = "wandb" if os.environ.get("WANDB_API_KEY") else "tensorboard"
         if "no" in (self.eval_strategy, self.save_strategy):
@@ -233,3 +241,10 @@ class TrainingOptions(SFTConfig):
         self.remove_unused_columns = False  # the collator reads the sample itself
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
+        if self.deepspeed_plugin is not None:
+            self.mixed_precision = deepspeed_precision(self.deepspeed_plugin.deepspeed_config, asked=asked_bf16)
+        self.bf16 = self.mixed_precision == "bf16"  # without a GPU the accelerate config alone may ask for it
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options, and the precision that they come to."""
+        return {**super().to_dict(), "mixed_precision": self.mixed_precision}

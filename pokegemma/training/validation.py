@@ -55,6 +55,7 @@ class Plan:
     overlap_decisions: int = 2
     image_size: int | None = None
     image_attention: ImageAttention | None = None
+    vision_features: Path | None = None
 
     @property
     def splits(self) -> list[Split]:
@@ -163,6 +164,12 @@ def disk_needs(
     return needs
 
 
+def missing_feature_bytes(folder: Path, *, num_frames: int, bytes_per_frame: int) -> int:
+    """Return the bytes that a feature cache for `num_frames` will grow by: what is in it counts as theirs."""
+    written = sum(path.stat().st_size for path in (folder / "chunks").glob("*.safetensors"))
+    return max(0, num_frames * bytes_per_frame - written)
+
+
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
     config = load_config(plan.model, plan.image_size, plan.image_attention)
     processor = load_processor(plan.model, plan.image_size, plan.image_attention)
@@ -172,10 +179,21 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
         plan.model, size, plan.output_dir, finetuning=plan.finetuning, bytes_per_weight=bytes_per_weight,
         step_command=plan.step_command,
     )  # fmt: skip
-    yield preflight.check_disk(needs)
     collators = {
         split.name: make_collator(processor, layout=plan.layout, dataset_folder=split.folder) for split in plan.splits
     }
+    if plan.vision_features is not None:
+        frames = {
+            path
+            for split in plan.splits
+            for _, example in plan.rows(split)
+            for path in collators[split.name].picture_paths(example)
+        }
+        bytes_per_frame = processor.image_seq_length * config.get_text_config().hidden_size * bytes_per_weight
+        needs[plan.vision_features] = (needs.get(plan.vision_features) or 0) + missing_feature_bytes(
+            plan.vision_features, num_frames=len(frames), bytes_per_frame=bytes_per_frame
+        )
+    yield preflight.check_disk(needs)
     check, lengths = preflight.check_token_lengths(
         plan.splits,
         collators,

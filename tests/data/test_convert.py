@@ -269,7 +269,7 @@ def test_other_files_in_the_output_folder_stay(make_session, tmp_path):
 
 def test_an_earlier_conversion_is_not_overwritten_unasked_and_leaves_nothing_behind(make_session, tmp_path):
     make_session("a", [turn_record(1), turn_record(2)])
-    make_session("b", [turn_record(1)])
+    make_session("b", [turn_record(1, "down")])
     convert(tmp_path / "runs", tmp_path / "out", eval_fraction=0.5)
     with pytest.raises(PokegemmaError, match=r"holds train.jsonl, eval.jsonl, frames.* pass --overwrite"):
         convert(tmp_path / "runs", tmp_path / "out")

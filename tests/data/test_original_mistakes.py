@@ -62,8 +62,9 @@ def test_the_prompt_does_not_change_with_what_the_target_turn_decided(make_sessi
 
 def test_no_session_and_no_frame_is_in_both_splits(make_session, tmp_path):
     # Windows were split at random: 83 % of the "test" windows had all their frames in training.
-    for name in "abcdefgh":
-        make_session(name, [turn_record(turn) for turn in range(1, 6)])
+    for hour, name in enumerate("abcdefgh"):
+        times = [f"2025-06-25T{hour:02d}:00:{turn:02d}" for turn in range(1, 6)]
+        make_session(name, [turn_record(turn, timestamp=time) for turn, time in enumerate(times, start=1)])
     _, splits = convert(tmp_path, eval_fraction=0.25)
     assert {name: len(samples) for name, samples in splits.items()} == {"train": 30, "eval": 10}
     for key in (lambda sample: {sample.session}, lambda sample: set(sample.frames)):

@@ -13,7 +13,10 @@ from tests.data.test_convert import convert, folder_hashes
 
 
 def write_turns(folder, num_turns=3, **options):
-    return write_session(folder, [turn_record(turn) for turn in range(1, num_turns + 1)], **options)
+    """Write a session; those of different length were not recorded at the same time."""
+    times = [f"2025-06-25T{num_turns:02d}:00:{turn:02d}" for turn in range(num_turns)]
+    turns = [turn_record(number, timestamp=time) for number, time in enumerate(times, start=1)]
+    return write_session(folder, turns, **options)
 
 
 # Copies

@@ -15,7 +15,7 @@ from pokegemma.training import preflight
 from pokegemma.training.models import load_config
 from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from pokegemma.training.trial_step import check_step, longest_samples, longest_trajectory
-from pokegemma.training.validation import Plan, check_dataset, disk_needs
+from pokegemma.training.validation import Plan, check_dataset, disk_needs, missing_feature_bytes, run_checks
 from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split
 from tests.processes import call_script
 
@@ -186,6 +186,25 @@ def test_the_place_of_the_one_step_counts_as_disk(tmp_path, tiny, monkeypatch, s
     needs = disk_needs(str(tiny), size, output, finetuning="full", bytes_per_weight=2, step_command=step_command)
     assert needs[output] == preflight.disk_bytes(size, finetuning="full", bytes_per_weight=2)
     assert needs.get(temporary) == (None if step_command is None else 2 * size.num_weights)
+
+
+def test_the_feature_cache_counts_as_disk_but_for_what_is_in_it(tmp_path, tiny, toy_dataset, monkeypatch):
+    train, held_out = find_splits(toy_dataset)
+    features, needs, check_disk = tmp_path / "features", {}, preflight.check_disk
+    plan = Plan(
+        train=train, held_out=held_out, model=str(tiny), layout="frames", finetuning="lora", max_length=None, seed=0,
+        batch_size=1, num_workers=1, contact_sheet=tmp_path / "sheet.png", output_dir=tmp_path / "outputs",
+        step_command=None, vision_features=features,
+    )  # fmt: skip
+    monkeypatch.setattr(preflight, "check_disk", lambda found: needs.update(found) or check_disk(found))
+    list(run_checks(plan, progress=lambda work, **_: work))
+    frames = {frame for split in plan.splits for sample in split.samples() for frame in sample.frames}
+    config = load_config(str(tiny))
+    assert needs[features] == len(frames) * 16 * config.text_config.hidden_size * 4
+    (features / "chunks").mkdir(parents=True)
+    (features / "chunks" / "a.safetensors").write_bytes(b"x" * 120)
+    assert missing_feature_bytes(features, num_frames=3, bytes_per_frame=100) == 180
+    assert missing_feature_bytes(features, num_frames=1, bytes_per_frame=100) == 0
 
 
 def test_a_step_whose_samples_cannot_be_written_out_fails(tmp_path, tiny):

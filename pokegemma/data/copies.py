@@ -1,0 +1,100 @@
+"""Which recorded sessions are the same play: copies under another name, id, start or goal, whole or cut short."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_HASH_BYTES = 8  # compared within one corpus only
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells one recording from another.
+
+    `record` is a digest of the session's id, start and turns as recorded. `turns` holds a hash for each turn, of it and
+    all before: of when it was logged, what the model answered and the buttons; not of what a copy may well have
+    changed or lack, such as paths. `dated`: a turn says when it was logged.
+    """
+
+    record: str
+    goal: str
+    turns: tuple[str, ...]
+    dated: bool
+
+
+@dataclass(frozen=True)
+class Play:
+    """One converted session as `find_copies` sees it. `pictures`: a hash of each turn's frame, None without one."""
+
+    fingerprint: Fingerprint
+    num_samples: int
+    pictures: Sequence[str | None]
+
+
+def take_fingerprint(
+    *, session_id: object, start: object, goal: str, raw_turns: Sequence[Any], dated: bool
+) -> Fingerprint:
+    """Return the fingerprint of a session's record; `raw_turns` as in session_data.json.
+
+    Raises:
+        RecursionError: a turn is nested too deeply.
+    """
+    record = json.dumps([session_id, start, raw_turns], sort_keys=True)
+    played, hashes = hashlib.blake2b(digest_size=_HASH_BYTES), []
+    for raw in raw_turns:
+        known = (
+            [raw.get(key) for key in ("timestamp", "button_presses", "ai_analysis")] if isinstance(raw, dict) else raw
+        )
+        played.update(json.dumps(known, sort_keys=True).encode() + b"\n")
+        hashes.append(played.hexdigest())
+    return Fingerprint(hashlib.sha256(record.encode()).hexdigest(), goal, tuple(hashes), dated)
+
+
+def hash_picture(png: bytes) -> str:
+    """Return the hash that `Play.pictures` holds."""
+    return hashlib.blake2b(png, digest_size=_HASH_BYTES).hexdigest()
+
+
+def find_copies(plays: Sequence[Play]) -> dict[int, int]:
+    """Return, for the index of each play that is a copy, the index of the one that is kept.
+
+    Kept is the play with the most samples, then with the most turns: the longer one, unless its pictures are missing.
+    What is left is decided by the content, and between identical ones by their order.
+    """
+    order = sorted(
+        (index for index, play in enumerate(plays) if play.fingerprint.turns),
+        key=lambda index: (
+            -plays[index].num_samples, -len(plays[index].fingerprint.turns), plays[index].fingerprint.record,
+            plays[index].fingerprint.goal, index,
+        ),
+    )  # fmt: skip
+    copies: dict[int, int] = {}
+    kept_of_record: dict[str, int] = {}
+    kept_by_first_turn: dict[str, list[int]] = {}
+    for index in order:
+        play, mark = plays[index], plays[index].fingerprint
+        alike = kept_by_first_turn.setdefault(mark.turns[0], []) if mark.dated else []
+        original = kept_of_record.get(mark.record)
+        if original is None:
+            original = next((kept for kept in alike if _is_same_play(plays[kept], play)), index)
+            kept_of_record[mark.record] = original
+        if original == index:
+            alike.append(index)
+        else:
+            copies[index] = original
+    return copies
+
+
+def _is_same_play(one: Play, other: Play) -> bool:
+    """Tell whether the shorter of two plays is the beginning of the longer: the same turns at the same times.
+
+    Times may have been made up, from one start for all sessions, and a player who stands still gives the same answers:
+    a turn that shows another picture makes it another play. A copy may lack pictures.
+    """
+    num_shared = min(len(one.fingerprint.turns), len(other.fingerprint.turns))
+    if one.fingerprint.turns[num_shared - 1] != other.fingerprint.turns[num_shared - 1]:
+        return False
+    pictures = zip(one.pictures, other.pictures, strict=False)
+    return all(ours is None or theirs is None or ours == theirs for ours, theirs in pictures)
