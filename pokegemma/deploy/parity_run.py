@@ -11,8 +11,8 @@ from tqdm import tqdm
 from pokegemma.data.samples import read_samples
 from pokegemma.deploy import parity, parity_limits
 from pokegemma.deploy.parity import Gates
-from pokegemma.deploy.parity_server import ask_server, choose_model
 from pokegemma.deploy.parity_finished import FinishedEngines
+from pokegemma.deploy.parity_server import ask_server, choose_model
 from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Task, context_for, measure
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.view import View
