@@ -219,7 +219,7 @@ def test_an_engine_is_asked_again_where_what_it_depends_on_has_changed(
     assert not is_asked(tmp_path / "kept", spec, other)  # the new answers are kept instead
 
 
-def test_an_engine_is_asked_again_after_its_code_or_a_package_has_changed(
+def test_an_engine_is_asked_again_after_its_code_has_changed(
     spec: EngineSpec, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = dependencies(spec, task, FileHashes())
