@@ -4,7 +4,8 @@ python scripts/check_parity.py --model_path outputs/merged --dataset_path traini
     --output_dir outputs/parity
 
 Writes parity.json, report.html (one page, no network) and run.json; prints a table. Exits 1 where an engine differs
-from the reference by more than the gates allow, and says where first.
+from the reference by more than the gates allow, and says where first. Interrupted, the same command goes on from the
+engines that were finished.
 """
 
 import json
@@ -111,6 +112,7 @@ def main() -> None:
     view = resolve_view(options.model_path, layout=options.layout)
     from pokegemma.deploy import parity_report
     from pokegemma.deploy.parity import Gates
+    from pokegemma.deploy.parity_finished import FinishedEngines
     from pokegemma.deploy.parity_run import Comparison, Server, find_engines, run_comparison
     from pokegemma.deploy.parity_worker import EngineSpec
 
@@ -124,10 +126,11 @@ def main() -> None:
     reference = EngineSpec(
         "transformers", "reference", Path(options.model_path), dtype=options.dtype, device=options.device
     )
+    finished = FinishedEngines.beside(Path(options.output_dir))
     with atomic_folder(Path(options.output_dir), stage="parity", overwrite=options.overwrite) as output:
         comparison = Comparison.prepare(
             reference, held_out, view, gates=gates, num_samples=options.num_samples,
-            max_new_tokens=options.max_new_tokens, timeout_s=options.timeout_s,
+            max_new_tokens=options.max_new_tokens, timeout_s=options.timeout_s, finished=finished,
         )  # fmt: skip
         result = run_comparison(comparison, specs, servers)
         parity_report.write_report(output, result, comparison.task)
@@ -135,6 +138,7 @@ def main() -> None:
             output, stage="parity", options=asdict(options), dataset_hash=dataset_hash(held_out),
             passed=result["passed"],
         )  # fmt: skip
+    finished.remove()
     if options.json:
         print(json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False))
     else:

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from pokegemma.data.samples import read_samples
 from pokegemma.deploy import parity, parity_limits
 from pokegemma.deploy.parity import Gates
+from pokegemma.deploy.parity_finished import FinishedEngines
 from pokegemma.deploy.parity_server import ask_server, choose_model
-from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Task, measure
+from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Task, context_for, measure
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.view import View
 from pokegemma.training.button_tokens import ButtonTokens
@@ -73,6 +74,7 @@ class Comparison:
     tokenizer: Any
     image_attention: str
     timeout_s: float
+    finished: FinishedEngines
 
     def __post_init__(self) -> None:
         self.said: Measured | None = None
@@ -81,7 +83,7 @@ class Comparison:
     @classmethod
     def prepare(
         cls, reference: EngineSpec, held_out: Path, view: View, *, gates: Gates, num_samples: int, max_new_tokens: int,
-        timeout_s: float,
+        timeout_s: float, finished: FinishedEngines,
     ) -> "Comparison":  # fmt: skip
         """Choose decisions and read what they are asked with: config and tokenizer, not the weights.
 
@@ -103,13 +105,16 @@ class Comparison:
             max_new_tokens=max_new_tokens,
         )  # fmt: skip
         task.question(0)  # a mistake in dataset or layout shows before a model is loaded
-        return cls(reference, task, gates, tokenizer, image_attention(config), timeout_s)
+        return cls(reference, task, gates, tokenizer, image_attention(config), timeout_s, finished)
 
     def ask(self, spec: EngineSpec) -> Measured:
-        """Ask an engine, with a progress bar."""
-        return self._with_bar(
-            spec.name, lambda advance: measure(spec, self.task, timeout_s=self.timeout_s, on_reading=advance)
-        )
+        """Ask an engine, with a progress bar, unless it has been asked before the comparison was interrupted."""
+        return self.finished.take_or_keep(
+            spec, self.task,
+            lambda: self._with_bar(
+                spec.name, lambda advance: measure(spec, self.task, timeout_s=self.timeout_s, on_reading=advance)
+            ),
+        )  # fmt: skip
 
     def _with_bar(self, name: str, ask: Callable[[Callable[[], None]], Measured]) -> Measured:
         with tqdm(total=len(self.task.examples), desc=name, unit="decision") as bar:
@@ -118,7 +123,8 @@ class Comparison:
     def ask_reference(self) -> dict[str, Any]:
         """Ask the reference; what the others are to read are its answers."""
         self.said = self.ask(self.reference)
-        self.task = replace(self.task, answers=tuple(reading.tokens for reading in self.said.readings))
+        answers = tuple(reading.tokens for reading in self.said.readings)
+        self.task = replace(self.task, answers=answers, num_context=context_for(self.task, self.said))
         return {
             "name": self.reference.name, "path": str(self.reference.path), "dtype": self.reference.dtype,
             "image_attention": self.image_attention, "file_bytes": _size(self.reference),

@@ -27,6 +27,7 @@ from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 
 _EXIT_TIMEOUT_S = 20
+_SPARE_TOKENS = 256
 _EXTRAS = {"llama_cpp": "gguf", "mlx": "mlx", "mlx_vlm": "mlx"}
 
 
@@ -62,7 +63,7 @@ class Task:
     """What every engine is asked: these decisions, and the buttons as continuations.
 
     `prefix` and `branches` as in `ButtonTokens`. `answers`: tokens to read, one answer a decision; None: the engine's
-    own.
+    own. `num_context`: tokens that llama.cpp keeps room for, see `context_for`.
     """
 
     examples: tuple[Sample | Trajectory, ...]
@@ -73,6 +74,7 @@ class Task:
     branches: tuple[tuple[int, ...], ...]
     max_new_tokens: int
     answers: tuple[tuple[int, ...], ...] | None = None
+    num_context: int = 8192
 
     def question(self, number: int) -> Question:
         """Return a decision as a question; the pictures are read here, one question's at a time."""
@@ -114,8 +116,20 @@ class Measured:
     peak_gpu_memory_bytes: int | None = None
 
 
-def load_engine(spec: EngineSpec) -> Engine:
-    """Load an engine.
+def context_for(task: Task, reference: Measured) -> int:
+    """Return how many tokens the longest prompt and all that is read or written after it take, rounded up.
+
+    An export whose prompts are a little longer than the reference's is to be found out by its prompts, not by its
+    context: hence the spare tokens. llama.cpp itself rounds up to 256.
+    """
+    prompt = max(len(reading.prompt) for reading in reference.readings)
+    buttons = max(len(task.prefix) + len(branch) for branch in task.branches)
+    needed = prompt + max(task.max_new_tokens, buttons) + _SPARE_TOKENS
+    return -(-needed // 256) * 256
+
+
+def load_engine(spec: EngineSpec, *, num_context: int) -> Engine:
+    """Load an engine; `num_context` is for llama.cpp, whose memory grows with it.
 
     Raises:
         PokegemmaError: its files are at fault, or its package is not installed.
@@ -127,7 +141,7 @@ def load_engine(spec: EngineSpec) -> Engine:
     if spec.kind == "llama.cpp":
         from pokegemma.deploy.llama_cpp_engine import LlamaCppEngine
 
-        return LlamaCppEngine(spec.path, spec.mmproj)
+        return LlamaCppEngine(spec.path, spec.mmproj, num_context=num_context)
     from pokegemma.deploy.mlx_engine import MlxEngine
 
     return MlxEngine(spec.path)
@@ -185,7 +199,7 @@ def _serve(connection: Connection, spec: EngineSpec, task: Task, log: Path) -> N
         os.dup2(file.fileno(), 1)  # llama.cpp writes there past Python
         os.dup2(file.fileno(), 2)
     try:
-        engine = load_engine(spec)
+        engine = load_engine(spec, num_context=task.num_context)
         engine.write(task.question(len(task.examples) - 1), max_new_tokens=2)  # a warm-up
         for number in range(len(task.examples)):
             connection.send(read_decision(engine, task, number))

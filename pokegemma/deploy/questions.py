@@ -60,6 +60,20 @@ def read_picture(path: Path, *, size_px: int) -> Image.Image:
     return open_picture(path).resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
+def shown(example: Sample | Trajectory, layout: Layout) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Return the conversation with its last answer, and its pictures as paths relative to the dataset.
+
+    Raises:
+        PokegemmaError: the sample has no picture for this layout.
+    """
+    try:
+        if isinstance(example, Trajectory):
+            return prompts.build_trajectory_messages(example), prompts.trajectory_images(example)
+        return prompts.build_messages(example, layout), prompts.sample_images(example, layout)
+    except ValueError as error:
+        raise PokegemmaError(str(error)) from error
+
+
 def build_questions(
     examples: Iterable[Sample | Trajectory], *, layout: Layout, dataset_folder: Path, size_px: int
 ) -> list[Question]:
@@ -70,13 +84,7 @@ def build_questions(
     """
     questions = []
     for example in examples:
-        try:
-            if isinstance(example, Trajectory):
-                messages, paths = prompts.build_trajectory_messages(example), prompts.trajectory_images(example)
-            else:
-                messages, paths = prompts.build_messages(example, layout), prompts.sample_images(example, layout)
-        except ValueError as error:
-            raise PokegemmaError(str(error)) from error
+        messages, paths = shown(example, layout)
         pictures: Sequence[Image.Image] = [read_picture(dataset_folder / path, size_px=size_px) for path in paths]
         name = example.samples[-1].id if isinstance(example, Trajectory) else example.id
         questions.append(Question(id=name, messages=tuple(messages[:-1]), pictures=tuple(pictures)))

@@ -84,17 +84,7 @@ class Step:
 
     def dependencies(self, hashes: FileHashes) -> dict[str, str]:
         """Return a hash of each thing that the result depends on, by what a person would call it."""
-        code = {os.path.relpath(path, ROOT): hashes.of(path) for path in imported_files(self.script)}
-        versions = package_versions()
-        for package in _EXPORT_PACKAGES:
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                versions[package] = metadata.version(package)
-        return {
-            **self.inputs(hashes),
-            "settings": hash_of(list(self.settings)),
-            "code": hash_of(code),
-            "package versions": hash_of(versions),
-        }
+        return {**self.inputs(hashes), "settings": hash_of(list(self.settings)), **hash_program(self.script, hashes)}
 
     def written(self, hashes: FileHashes, *, root: Path) -> dict[str, str]:
         """Return {path from `root`: hash} of every file that the step made; the model card is not its own."""
@@ -107,8 +97,21 @@ class Step:
         return {path.relative_to(root).as_posix(): hashes.of(path) for path in files}
 
 
-def imported_files(script: str) -> list[Path]:
-    """Return a script of scripts/ and every module of this package that it imports, also within functions."""
+def hash_program(script: str | Path, hashes: FileHashes) -> dict[str, str]:
+    """Return a hash of the code that a file can import (see `imported_files`), and one of the packages' versions."""
+    code = {os.path.relpath(path, ROOT): hashes.of(path) for path in imported_files(script)}
+    versions = package_versions()
+    for package in _EXPORT_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"code": hash_of(code), "package versions": hash_of(versions)}
+
+
+def imported_files(script: str | Path) -> list[Path]:
+    """Return a script of scripts/, or a file by its absolute path, and every module of this package that it imports.
+
+    Imports within functions count as well.
+    """
     found: set[Path] = set()
     waiting = [ROOT / "scripts" / script]
     while waiting:

@@ -21,7 +21,7 @@ from pokegemma.deploy import parity
 from pokegemma.deploy.client import Reply, Token
 from pokegemma.deploy.parity_limits import weights_type
 from pokegemma.deploy.parity_server import read_reply
-from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Reading, Task, measure
+from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Reading, Task, context_for, measure
 from pokegemma.deploy.questions import build_questions
 from pokegemma.deploy.transformers_engine import TransformersEngine
 from pokegemma.errors import PokegemmaError
@@ -399,3 +399,37 @@ def test_a_model_that_is_causal_inside_pictures_is_asked_so(
     )
     assert np.array_equal(asked, own)
     assert not np.allclose(plain, own, atol=1e-4)
+
+
+# --- the context of llama.cpp
+
+
+@pytest.mark.parametrize(("lengths", "max_new_tokens", "expected"), [((300, 700), 128, 1280), ((9000,), 24, 9472)])
+def test_the_context_holds_the_longest_prompt_its_answer_and_spare_tokens(
+    lengths: tuple[int, ...], max_new_tokens: int, expected: int, toy_dataset: Path
+) -> None:
+    task = Task((), "grid", toy_dataset, 56, (1,), ((2,),) * 8, max_new_tokens=max_new_tokens)
+    said = Measured(tuple(reading(prompt=(-1,) * length) for length in lengths))
+    assert context_for(task, said) == expected
+
+
+@pytest.mark.slow
+def test_a_conversation_longer_than_8192_tokens_is_compared(
+    colour_model: Path, colour_dataset: Path, colour_gguf: Path, tmp_path: Path
+) -> None:
+    model, dataset = tmp_path / "model", Path(shutil.copytree(colour_dataset, tmp_path / "dataset"))
+    shutil.copytree(colour_model, model)
+    options = {"layout": "trajectory", "max_decisions": 170, "overlap_decisions": 0}
+    (model / "run.json").write_text(json.dumps({"stage": "train", "options": options}), encoding="utf-8")
+    pair = [sample.to_json() for sample in read_samples(dataset / "train.jsonl")]
+    session = [json.loads(line) for line in pair * 85]
+    for turn, sample in enumerate(session, start=1):
+        sample["id"], sample["metadata"]["turn"] = f"session/{turn}", turn
+    (dataset / "train.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in session), encoding="utf-8")
+    done, result = check_parity(
+        model, dataset, tmp_path / "out", "--gguf", colour_gguf, "--num_samples", "2", "--max_new_tokens", "2",
+        "--max_log_probability_difference", "1",
+    )  # fmt: skip
+    (engine,) = result["engines"]
+    assert (done.returncode, engine["failures"]) == (0, [])
+    assert engine["prompts_equal"] is True
