@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from pokegemma.deploy.content import FileHashes
 from pokegemma.deploy.parity_finished import FinishedEngines, dependencies
 from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Reading, Task
 from tests.deploy.test_parity import swap_rows_of_mmproj
+from tests.processes import killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,13 +83,10 @@ def killed(
         process = subprocess.Popen(
             work.command("out"), env=work.environment(), stdout=log, stderr=log, start_new_session=True
         )
-        end = time.monotonic() + 300
-        while len(list(folder.glob(".out.finished/*.json"))) < 2:
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < end, (folder / "log").read_text()
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with killed_after(process):
+            wait_until(lambda: len(list(folder.glob(".out.finished/*.json"))) == 2, process)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     assert not (folder / "out").exists()
     shutil.copytree(folder / ".out.finished", folder / ".other.finished")
     return work
