@@ -61,6 +61,7 @@ class Step:
 
     `paths` are flags whose values say where files lie, `settings` those that change the result. `inputs` returns a hash
     of each thing the script reads; `outputs` are the files and folders that it makes. `gates` are read off the outputs.
+    `lost` says why a result that is not among the outputs is no longer there.
     """
 
     name: str
@@ -72,9 +73,7 @@ class Step:
     after: Sequence[str] = ()
     command_words: Sequence[str] = ()  # before the flags
     gates: Callable[[], Sequence[Gate]] = tuple
-    lost: Callable[[FileHashes], str | None] = lambda hashes: (
-        None
-    )  # why a result outside of `outputs` is not there any more
+    lost: Callable[[FileHashes], str | None] = lambda hashes: None
     measures: Path | None = None  # a file that, written anew, makes exit status 1 a matter for `gates`
 
     def command(self) -> list[str]:
