@@ -477,6 +477,39 @@ def test_a_version_whose_register_was_killed_at_the_very_end_is_whole(registry: 
     registry.export("1", tmp_path / "out")
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_an_interruption_right_after_the_version_was_made_leaves_it_whole(
+    copy: bool, registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after the commit, or a server that made the version and whose answer came too late."""
+    model, make = write_model(tmp_path / "model"), registry.client.create_model_version
+
+    def make_and_fail(*arguments: Any, **named: Any) -> None:
+        make(*arguments, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry.client, "create_model_version", make_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        registry.register(model, copy=copy)
+    assert list(runs_of(registry).values()) == ["FINISHED"]
+    again = registry.register(model, copy=copy)
+    assert (again.version, again.created, again.refiled) == (1, False, ())
+    assert registry.export("1", tmp_path / "out") == 1
+
+
+def test_a_move_that_was_interrupted_is_told_by_the_next_registration(
+    registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(write_model(tmp_path / "before"))
+    (tmp_path / "before").rename(tmp_path / "after")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.client, "set_model_version_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            registry.register(tmp_path / "after")
+    assert registry.register(tmp_path / "after").refiled == ("model",)
+    assert registry.describe("1")["model_path"] == str(tmp_path / "after")
+
+
 def test_runs_of_others_are_left_alone(registry: Any, tmp_path: Path) -> None:
     registry.register(write_model(tmp_path / "model"))
     experiment = registry.client.get_experiment_by_name("pokegemma").experiment_id
