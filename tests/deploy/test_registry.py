@@ -668,6 +668,26 @@ def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
     assert say("check", "4") == ("version 4: evaluation not measured, parity not measured\n", "")
 
 
+def test_a_version_that_somebody_else_made_is_shown_without_what_it_does_not_say(
+    registry: Any, add: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    add("one")
+    registry.client.create_model_version("pokegemma", str(tmp_path / "theirs"))
+    main = runpy.run_path(str(ROOT / "scripts" / "model_registry.py"))["main"]
+
+    def say(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["model_registry.py", *map(str, words), "--registry_uri", str(registry.file)])
+        main()
+        return capsys.readouterr().out
+
+    assert say("list").splitlines()[2].split()[-5:] == ["–"] * 5
+    assert "model_path      None" in say("show", "2")
+    assert "version 2 has no evaluation" in json.loads(say("compare", "1", "2", "--json"))["warnings"]
+    with pytest.raises(PokegemmaError, match=r"^version 2 has no manifest.json: not of this project$"):
+        registry.export("2", tmp_path / "out")
+
+
 def test_a_registry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PokegemmaError, match=r"^registry .*cannot be made: "):
