@@ -227,6 +227,19 @@ def test_results_that_were_moved_with_their_model_are_taken(registry: Any, tmp_p
         registry.register(new / "other", evaluation=new / "evaluation")
 
 
+def test_an_engine_that_did_not_run_is_a_failure_of_parity(registry: Any, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    parity = write_parity(tmp_path / "parity", model, passed=False)
+    failure = {"gate": "runs", "value": None, "limit": None, "sample": None, "message": "no answer within 9 s"}
+    died = {"name": "mlx", "kind": "mlx", "path": "mlx", "passed": False, "failures": [failure]}
+    (parity / "parity.json").write_text(json.dumps({"passed": False, "num_samples": 50, "engines": [died]}))
+    registry.register(model, parity=parity)
+    assert registry.describe("1")["failed"] == {"parity": "parity failed (mlx)"}
+    described = registry.describe("1")
+    (row,) = [row for row in results.compare_versions(described, described)["rows"] if row["key"] == "parity/mlx"]
+    assert (row["values"], row["difference"]) == ([None, None], None)
+
+
 def test_results_of_another_model_are_refused(registry: Any, tmp_path: Path) -> None:
     one, two = write_model(tmp_path / "one", "1"), write_model(tmp_path / "two", "2")
     evaluation = write_evaluation(tmp_path / "evaluation", one, num_wrong=0)
