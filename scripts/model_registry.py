@@ -146,7 +146,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
         str(one["version"]), ", ".join(one["aliases"]) or "–", one["created"],
         f"{100 * evaluation['accuracy']:.1f} %{note}" if evaluation else "–",
         ("passed" if parity["passed"] else "failed") if parity else "–",
-        one["dataset_sha256"][:12], one["content_sha256"][:12], one["model_path"],
+        *((one[key] or "–")[:12] for key in ("dataset_sha256", "content_sha256")), one["model_path"] or "–",
     )  # fmt: skip
 
 

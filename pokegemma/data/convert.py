@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pokegemma.data import prompts
-from pokegemma.data.copies import Fingerprint, hash_picture
+from pokegemma.data.copies import Fingerprint, Picture
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
 from pokegemma.data.grids import FrameError, GridEncoder, read_frame
 from pokegemma.data.samples import Sample
@@ -39,7 +39,7 @@ class WindowOptions:
 class SessionResult:
     """What became of one session: every turn is counted once, as a sample or under its reason.
 
-    `pictures`: a hash of each turn's frame, None without one.
+    `pictures`: each turn's frame, None without one.
     """
 
     session: str
@@ -53,7 +53,7 @@ class SessionResult:
     reasons: dict[str, int] = field(default_factory=dict)
     buttons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    pictures: list[str | None] = field(default_factory=list)
+    pictures: list[Picture | None] = field(default_factory=list)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class SessionConverter:
         """Yield the session's samples in turn order, each with its pictures already written; then `result` is whole."""
         for turn in self.session.turns:
             shown = self._show(turn)
-            self.result.pictures.append(hash_picture(self.window[-1].png) if shown else None)
+            self.result.pictures.append(shown)
             status = turn.decision.status
             if status == DECISION and not shown:
                 status = "frame_unreadable"
@@ -109,8 +109,8 @@ class SessionConverter:
         self.result.buttons = {name: self.buttons[name] for name in prompts.BUTTONS if self.buttons[name]}
         self.result.reasons = {name: self.reasons[name] for name in REASONS if self.reasons[name]}
 
-    def _show(self, turn: Turn) -> bool:
-        """Append the turn's frame to the window (emptied after a long pause); tell whether it has one that decodes."""
+    def _show(self, turn: Turn) -> Picture | None:
+        """Append the turn's frame to the window (emptied after a long pause); return it, None if none decodes."""
         for source in turn.frames:
             try:
                 frame = read_frame(_read_bytes(source))
@@ -124,8 +124,8 @@ class SessionConverter:
             if turn.time is not None:
                 self.last_time, self.shown_since = turn.time, 0
             self.window.append(_Shown(turn.number, f"frames/{self.id}/{turn.number:04d}.png", frame.png, frame.tile))
-            return True
-        return False
+            return Picture.of(frame.png, raw=isinstance(source, str))
+        return None
 
     def _sample(self, turn: Turn) -> Sample:
         window = list(self.window)

@@ -25,12 +25,25 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A turn's frame as a hash; a raw one and a screenshot, with v1's overlay, differ in any recording."""
+
+    raw: bool
+    digest: str
+
+    @classmethod
+    def of(cls, png: bytes, *, raw: bool) -> "Picture":
+        """Hash a picture."""
+        return cls(raw, hashlib.blake2b(png, digest_size=_HASH_BYTES).hexdigest())
+
+
+@dataclass(frozen=True)
 class Play:
-    """One converted session as `find_copies` sees it. `pictures`: a hash of each turn's frame, None without one."""
+    """One converted session as `find_copies` sees it. `pictures`: each turn's frame, None without one."""
 
     fingerprint: Fingerprint
     num_samples: int
-    pictures: Sequence[str | None]
+    pictures: Sequence[Picture | None]
 
 
 def take_fingerprint(
@@ -52,22 +65,19 @@ def take_fingerprint(
     return Fingerprint(hashlib.sha256(record.encode()).hexdigest(), goal, tuple(hashes), dated)
 
 
-def hash_picture(png: bytes) -> str:
-    """Return the hash that `Play.pictures` holds."""
-    return hashlib.blake2b(png, digest_size=_HASH_BYTES).hexdigest()
-
-
 def find_copies(plays: Sequence[Play]) -> dict[int, int]:
     """Return, for the index of each play that is a copy, the index of the one that is kept.
 
-    Kept is the play with the most samples, then with the most turns: the longer one, unless its pictures are missing.
-    What is left is decided by the content, and between identical ones by their order.
+    Kept is the play with the most samples, then with the most turns: the longer one, unless its pictures are missing;
+    then the one with the most raw frames. What is left is decided by the content, and between identical ones by their
+    order.
     """
     order = sorted(
         (index for index, play in enumerate(plays) if play.fingerprint.turns),
         key=lambda index: (
-            -plays[index].num_samples, -len(plays[index].fingerprint.turns), plays[index].fingerprint.record,
-            plays[index].fingerprint.goal, index,
+            -plays[index].num_samples, -len(plays[index].fingerprint.turns),
+            -sum(picture is not None and picture.raw for picture in plays[index].pictures),
+            plays[index].fingerprint.record, plays[index].fingerprint.goal, index,
         ),
     )  # fmt: skip
     copies: dict[int, int] = {}
@@ -91,10 +101,14 @@ def _is_same_play(one: Play, other: Play) -> bool:
     """Tell whether the shorter of two plays is the beginning of the longer: the same turns at the same times.
 
     Times may have been made up, from one start for all sessions, and a player who stands still gives the same answers:
-    a turn that shows another picture makes it another play. A copy may lack pictures.
+    a turn that shows another picture makes it another play. A copy may lack pictures, or only the raw ones: v1 wrote a
+    turn first and its raw frame afterwards.
     """
     num_shared = min(len(one.fingerprint.turns), len(other.fingerprint.turns))
     if one.fingerprint.turns[num_shared - 1] != other.fingerprint.turns[num_shared - 1]:
         return False
     pictures = zip(one.pictures, other.pictures, strict=False)
-    return all(ours is None or theirs is None or ours == theirs for ours, theirs in pictures)
+    return all(
+        ours is None or theirs is None or ours.raw != theirs.raw or ours.digest == theirs.digest
+        for ours, theirs in pictures
+    )

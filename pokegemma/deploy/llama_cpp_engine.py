@@ -160,6 +160,13 @@ class LlamaCppEngine:
 
     def _append(self, tokens: Sequence[int], position: int) -> list[np.ndarray]:
         """Process tokens after what is in the cache; return the logits after each."""
+        size, rows = self._llama.n_batch, []
+        for start in range(0, len(tokens), size):
+            rows += self._append_batch(tokens[start : start + size], position + start)
+        return rows
+
+    def _append_batch(self, tokens: Sequence[int], position: int) -> list[np.ndarray]:
+        """Do the same for as many tokens as a batch takes: with more, llama.cpp ends the process."""
         batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)

@@ -96,7 +96,7 @@ class Registry(RegistryRuns):
                 return Registered(int(version.version), created=False, updated=updated, refiled=refiled)
             run_id = self.start_run(content)
             with contextlib.ExitStack() as undo:
-                undo.callback(self.drop_run, run_id)
+                undo.callback(self.settle_run, run_id)
                 self.log_manifest(run_id, parts)
                 for file in (RUN_FILE, CARD_FILE):
                     if (model_path / file).is_file():
@@ -128,12 +128,13 @@ class Registry(RegistryRuns):
         taken = {name: {**part, "copied": copy} for name, part in taken.items()}
         if copy:
             self.copy_parts(version.run_id, taken)
-        self.log_manifest(version.run_id, {**known, **taken})
         facts = {"copied": str(copy).lower()}
         if "model" in taken:
             facts["model_path"] = taken["model"]["path"]
         for key, value in facts.items():
             self.client.set_model_version_tag(self.name, version.version, key, value)
+        # The manifest last: as long as it is the old one, the next registration does all of this again.
+        self.log_manifest(version.run_id, {**known, **taken})
         return tuple(taken)
 
     def _update(self, version: ModelVersion, results: Results) -> tuple[str, ...]:

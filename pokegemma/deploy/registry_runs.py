@@ -46,6 +46,13 @@ class RegistryRuns(RegistryStore):
         self.client.set_terminated(run_id, "FAILED")
         self.client.delete_run(run_id)
 
+    def settle_run(self, run_id: str) -> None:
+        """End the run of a registration that was interrupted: drop it, unless a version was made of it already."""
+        if self.client.search_model_versions(f"run_id = '{run_id}'"):
+            self.client.set_terminated(run_id)  # nothing is missing
+        else:
+            self.drop_run(run_id)
+
     def drop_killed_runs(self) -> None:
         """Drop what killed registrations left in a local registry.
 
@@ -56,10 +63,7 @@ class RegistryRuns(RegistryStore):
             return
         query = f"tags.`{_MARK}` != '' and attributes.status != 'FINISHED'"
         for run in self.client.search_runs([experiment.experiment_id], query):
-            if self.client.search_model_versions(f"run_id = '{run.info.run_id}'"):
-                self.client.set_terminated(run.info.run_id)  # killed after the version was made: nothing is missing
-            else:
-                self.drop_run(run.info.run_id)
+            self.settle_run(run.info.run_id)
 
     def log_manifest(self, run_id: str, parts: Mapping[str, Any]) -> None:
         """Write which files the parts of a version consist of; replaces the earlier manifest."""

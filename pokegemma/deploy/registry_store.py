@@ -146,6 +146,8 @@ class RegistryStore:
 
     def artifact(self, version: ModelVersion, path: str, folder: Path) -> Path | None:
         """Fetch an artifact (a file, or a folder with what is in it) into `folder`; None where there is none."""
+        if not version.run_id:  # somebody else made it
+            return None
         with self.plain_errors():
             parent = str(Path(path).parent)
             if path not in {file.path for file in self.client.list_artifacts(version.run_id, parent.strip("."))}:

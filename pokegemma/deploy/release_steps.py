@@ -169,6 +169,10 @@ class StepBuilder:
         """Judge agreement here, so that another limit needs no other comparison; the rest as the script judged it."""
         gates, override = [], self.options.max_log_probability_difference
         for engine in read_json(place / PARITY_FILE)["engines"]:
+            if "button_agreement" not in engine:  # it did not run
+                what = f"{engine['name']} failed ({engine['failures'][0]['message']}), its agreement"
+                gates.append(Gate("--min_agreement", what, None, self.options.min_agreement))
+                continue
             for key in ("button_agreement", "written_agreement"):
                 if engine[key] is not None:  # a model that writes no valid answer has none to agree on
                     what = f"{engine['name']} {key}"
@@ -180,7 +184,8 @@ class StepBuilder:
             for failure in engine["failures"]:
                 if override is None or not failure["gate"].endswith("log_probability_difference"):
                     limit_name = "--max_log_probability_difference" if "log_prob" in failure["gate"] else "its limit"
-                    gates.append(Gate(limit_name, f"{engine['name']} {failure['gate']}", float(failure["value"]),
+                    value = None if failure["value"] is None else float(failure["value"])
+                    gates.append(Gate(limit_name, f"{engine['name']} {failure['gate']}", value,
                                       float(failure["limit"]), at_least="log_prob" not in failure["gate"]))  # fmt: skip
         return gates
 

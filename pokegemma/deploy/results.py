@@ -120,7 +120,7 @@ def summarize_parity(parity: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "name": engine["name"],
                 "passed": engine["passed"],
-                "button_agreement": engine["button_agreement"],
+                "button_agreement": engine.get("button_agreement"),  # one that did not run has none
                 "failures": [failure["message"] for failure in engine["failures"]],
             }
             for engine in parity["engines"]

@@ -227,8 +227,10 @@ class TrainingOptions(SFTConfig):
         if self.fp16:
             raise PokegemmaError("--fp16 overflows in Gemma 3; use --bf16 or neither")
         _refuse(self, _UNUSED_TRAINING_OPTIONS)
-        asked_bf16, self.bf16 = self.bf16, choose_bf16(self.bf16)
         self.use_cpu |= is_forced_to_cpu()  # or transformers refuses bf16 where there is no GPU
+        asked_bf16, self.bf16 = self.bf16, choose_bf16(self.bf16, use_cpu=self.use_cpu)
+        if asked_bf16 is None and not (self.use_cpu or torch.cuda.is_available()):
+            self.bf16 = False  # transformers refuses this option without a GPU, and not the accelerate config's
         if self.report_to is None:
             self.report_to = "wandb" if os.environ.get("WANDB_API_KEY") else "tensorboard"
         if "no" in (self.eval_strategy, self.save_strategy):

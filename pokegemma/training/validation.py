@@ -1,5 +1,6 @@
 """All checks in order: the machine, the dataset, the model on both, then one real step. None stops the others."""
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -183,12 +184,11 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
         split.name: make_collator(processor, layout=plan.layout, dataset_folder=split.folder) for split in plan.splits
     }
     if plan.vision_features is not None:
-        frames = {
-            path
-            for split in plan.splits
-            for _, example in plan.rows(split)
-            for path in collators[split.name].picture_paths(example)
-        }
+        frames: set[str] = set()
+        for split in plan.splits:
+            for _, example in plan.rows(split):
+                with contextlib.suppress(PokegemmaError):  # no grid picture: the check of token lengths names it
+                    frames.update(collators[split.name].picture_paths(example))
         bytes_per_frame = processor.image_seq_length * config.get_text_config().hidden_size * bytes_per_weight
         needs[plan.vision_features] = (needs.get(plan.vision_features) or 0) + missing_feature_bytes(
             plan.vision_features, num_frames=len(frames), bytes_per_frame=bytes_per_frame

@@ -89,6 +89,15 @@ def test_a_copy_that_lacks_pictures_or_has_cut_off_ones_gives_way_even_if_it_has
     assert kept_turns(tmp_path / "out") == {"b": 5}
 
 
+@pytest.mark.parametrize(("with_raw", "without"), [("a", "b"), ("b", "a")])
+def test_of_two_copies_the_one_with_raw_frames_is_kept(tmp_path: Path, with_raw: str, without: str) -> None:
+    raw = [raw_frame(turn, 50 + turn) for turn in (1, 2, 3)]
+    write_session(tmp_path / f"session_{with_raw}", recorded(3), session_id="x", enhanced_turns=raw)
+    write_session(tmp_path / f"session_{without}", recorded(3), session_id="x")
+    convert(tmp_path, tmp_path / "out")
+    assert kept_turns(tmp_path / "out") == {with_raw: 3}
+
+
 def test_plays_that_are_only_similar_are_all_kept(tmp_path: Path) -> None:
     """Same answers and pictures at another time; same times with another picture, button or text; no times at all."""
     write_session(tmp_path / "session_a", recorded(4))
@@ -111,11 +120,24 @@ def test_plays_that_are_only_similar_are_all_kept(tmp_path: Path) -> None:
     assert len(kept_turns(tmp_path / "out")) == 7
 
 
-def test_one_other_picture_at_the_end_makes_another_play(tmp_path: Path) -> None:
-    write_session(tmp_path / "session_a", recorded(3))
-    write_session(tmp_path / "session_b", recorded(3), session_id="b", enhanced_turns=[raw_frame(3, 77)])
+@pytest.mark.parametrize("raw", [False, True])
+def test_one_other_picture_at_the_end_makes_another_play(tmp_path: Path, raw: bool) -> None:
+    for name, last in (("a", 3), ("b", 77)):
+        frames = [raw_frame(turn, value) for turn, value in ((1, 1), (2, 2), (3, last))] if raw else []
+        write_session(tmp_path / f"session_{name}", recorded(3), session_id=name, enhanced_turns=frames)
+        (tmp_path / f"session_{name}" / "sshots" / "step_0003_grid.png").write_bytes(frame_png(last))
     convert(tmp_path, tmp_path / "out")
     assert kept_turns(tmp_path / "out") == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize("num_raw", [0, 3, 4])
+def test_a_beginning_without_all_raw_frames_is_a_copy(tmp_path: Path, num_raw: int) -> None:
+    """v1 wrote a turn first and its raw frame afterwards; and people take the raw frames out, which are large."""
+    raw = [raw_frame(turn, 50 + turn) for turn in range(1, 7)]
+    write_session(tmp_path / "session_a", recorded(6), enhanced_turns=raw)
+    write_session(tmp_path / "session_b", recorded(4), enhanced_turns=raw[:num_raw])
+    report = convert(tmp_path, tmp_path / "out")
+    assert report["problems"] == ["session_b is a copy of session_a (6 turns): its 4 turns are not converted"]
 
 
 def test_a_copy_of_a_copy_names_the_one_that_is_kept() -> None:

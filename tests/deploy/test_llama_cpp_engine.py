@@ -193,6 +193,15 @@ def test_text_is_what_the_tokenizer_of_the_checkpoint_says(
     assert prompts.parse_answer(engine.text(answers[4])).button == "a"
 
 
+def test_an_answer_longer_than_a_batch_is_read_in_several(
+    engine: LlamaCppEngine, reference: Reference, questions: list[Question]
+) -> None:
+    answer = [5, 6, 7] * 400  # llama.cpp ends the whole process at more than 1024 at once
+    (rows,) = engine.read(questions[0], [answer])
+    assert rows.shape[0] == len(answer)
+    assert np.abs(rows - reference.read(questions[0], answer)).max() < F16_TOLERANCE
+
+
 def test_a_prompt_that_does_not_fit_is_refused(gguf_folder: Path, questions: list[Question]) -> None:
     with (
         LlamaCppEngine(gguf_folder / "model-q8_0.gguf", gguf_folder / MMPROJ, num_context=256) as engine,

@@ -279,6 +279,21 @@ def test_gates_of_exports_and_parity_judge_what_was_measured(
     assert failed("parity", min_agreement=0.95) == [f"{far} 0.2 (at most)"]
     assert failed("parity", min_agreement=0.95, max_log_probability_difference=0.25) == [f"{far} 0.25 (at most)"]
     assert failed("parity", min_agreement=0.95, max_log_probability_difference=0.35) == []
+    silent = {**failure, "value": None, "message": "it tells no log-probabilities, which have a limit"}
+    (out / "parity" / "parity.json").write_text(
+        json.dumps({"engines": [{**engine, "log_probability_difference": None, "failures": [silent]}]})
+    )
+    assert failed("parity", min_agreement=0.95) == [
+        "model-q8_0.gguf log_probability_difference not measured, --max_log_probability_difference 0.2 (at most)"
+    ]
+    died = {"name": "mlx", "passed": False, "failures": [
+        {"gate": "runs", "value": None, "limit": None, "sample": None, "message": "killed by SIGKILL: out of memory"}
+    ]}  # fmt: skip
+    (out / "parity" / "parity.json").write_text(json.dumps({"engines": [died]}))
+    for changes in ({"min_agreement": 0.0}, {"min_agreement": 0.0, "max_log_probability_difference": 9.0}):
+        assert failed("parity", **changes) == [
+            "mlx failed (killed by SIGKILL: out of memory), its agreement not measured, --min_agreement 0 (at least)"
+        ]
 
 
 # --- the Hub

@@ -227,6 +227,19 @@ def test_results_that_were_moved_with_their_model_are_taken(registry: Any, tmp_p
         registry.register(new / "other", evaluation=new / "evaluation")
 
 
+def test_an_engine_that_did_not_run_is_a_failure_of_parity(registry: Any, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    parity = write_parity(tmp_path / "parity", model, passed=False)
+    failure = {"gate": "runs", "value": None, "limit": None, "sample": None, "message": "no answer within 9 s"}
+    died = {"name": "mlx", "kind": "mlx", "path": "mlx", "passed": False, "failures": [failure]}
+    (parity / "parity.json").write_text(json.dumps({"passed": False, "num_samples": 50, "engines": [died]}))
+    registry.register(model, parity=parity)
+    assert registry.describe("1")["failed"] == {"parity": "parity failed (mlx)"}
+    described = registry.describe("1")
+    (row,) = [row for row in results.compare_versions(described, described)["rows"] if row["key"] == "parity/mlx"]
+    assert (row["values"], row["difference"]) == ([None, None], None)
+
+
 def test_results_of_another_model_are_refused(registry: Any, tmp_path: Path) -> None:
     one, two = write_model(tmp_path / "one", "1"), write_model(tmp_path / "two", "2")
     evaluation = write_evaluation(tmp_path / "evaluation", one, num_wrong=0)
@@ -477,6 +490,39 @@ def test_a_version_whose_register_was_killed_at_the_very_end_is_whole(registry: 
     registry.export("1", tmp_path / "out")
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_an_interruption_right_after_the_version_was_made_leaves_it_whole(
+    copy: bool, registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after the commit, or a server that made the version and whose answer came too late."""
+    model, make = write_model(tmp_path / "model"), registry.client.create_model_version
+
+    def make_and_fail(*arguments: Any, **named: Any) -> None:
+        make(*arguments, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry.client, "create_model_version", make_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        registry.register(model, copy=copy)
+    assert list(runs_of(registry).values()) == ["FINISHED"]
+    again = registry.register(model, copy=copy)
+    assert (again.version, again.created, again.refiled) == (1, False, ())
+    assert registry.export("1", tmp_path / "out") == 1
+
+
+def test_a_move_that_was_interrupted_is_told_by_the_next_registration(
+    registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(write_model(tmp_path / "before"))
+    (tmp_path / "before").rename(tmp_path / "after")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.client, "set_model_version_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            registry.register(tmp_path / "after")
+    assert registry.register(tmp_path / "after").refiled == ("model",)
+    assert registry.describe("1")["model_path"] == str(tmp_path / "after")
+
+
 def test_runs_of_others_are_left_alone(registry: Any, tmp_path: Path) -> None:
     registry.register(write_model(tmp_path / "model"))
     experiment = registry.client.get_experiment_by_name("pokegemma").experiment_id
@@ -633,6 +679,26 @@ def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
         say("check", "champion")
     assert say("check", "2") == ("version 2: evaluation passed, parity passed\n", "")
     assert say("check", "4") == ("version 4: evaluation not measured, parity not measured\n", "")
+
+
+def test_a_version_that_somebody_else_made_is_shown_without_what_it_does_not_say(
+    registry: Any, add: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    add("one")
+    registry.client.create_model_version("pokegemma", str(tmp_path / "theirs"))
+    main = runpy.run_path(str(ROOT / "scripts" / "model_registry.py"))["main"]
+
+    def say(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["model_registry.py", *map(str, words), "--registry_uri", str(registry.file)])
+        main()
+        return capsys.readouterr().out
+
+    assert say("list").splitlines()[2].split()[-5:] == ["–"] * 5
+    assert "model_path      None" in say("show", "2")
+    assert "version 2 has no evaluation" in json.loads(say("compare", "1", "2", "--json"))["warnings"]
+    with pytest.raises(PokegemmaError, match=r"^version 2 has no manifest.json: not of this project$"):
+        registry.export("2", tmp_path / "out")
 
 
 def test_a_registry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -72,6 +72,23 @@ def test_without_a_flag_the_launcher_counts_and_without_one_the_gpu(monkeypatch:
     assert choose_bf16(None) is False
 
 
+def test_without_a_gpu_the_accelerate_config_may_ask_for_bf16_also_without_use_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a Mac; transformers refuses only the option."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(LAUNCHED, "bf16")
+    options = TrainingOptions(output_dir=str(tmp_path))
+    assert (options.mixed_precision, options.bf16, options.use_cpu) == ("bf16", True, False)
+
+
+def test_use_cpu_asks_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_gpu(monkeypatch, has_bf16=True)
+    monkeypatch.delenv(LAUNCHED, raising=False)
+    options = TrainingOptions(output_dir=str(tmp_path), use_cpu=True)
+    assert (options.mixed_precision, options.bf16) == ("no", False)
+
+
 def test_a_gpu_without_bfloat16_trains_in_float32_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

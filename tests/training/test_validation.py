@@ -207,6 +207,18 @@ def test_the_feature_cache_counts_as_disk_but_for_what_is_in_it(tmp_path, tiny, 
     assert missing_feature_bytes(features, num_frames=1, bytes_per_frame=100) == 0
 
 
+def test_samples_without_grid_pictures_are_named_also_with_a_feature_cache(tmp_path, tiny):
+    splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
+    plan = Plan(
+        train=splits[0], held_out=splits[1], model=str(tiny), layout="grid", finetuning="lora", max_length=None, seed=0,
+        batch_size=1, num_workers=1, contact_sheet=tmp_path / "sheet.png", output_dir=tmp_path / "outputs",
+        step_command=None, vision_features=tmp_path / "features",
+    )  # fmt: skip
+    checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
+    assert checks["disk space"].status == "PASS"
+    assert "has no grid picture" in str(checks["token lengths"].details)
+
+
 def test_a_step_whose_samples_cannot_be_written_out_fails(tmp_path, tiny):
     split = write_split(tmp_path / "train.jsonl", [make_sample("s", 1, "up", frames=("x" * 300,))], draw=False)
     check = step(split, tiny, command=[sys.executable, "-c", ""])
