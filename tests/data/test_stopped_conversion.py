@@ -39,7 +39,7 @@ def conversion(tmp_path):
                "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2)
+        wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2, process)
         yield process
     finally:
         for member in processes_in_group(process.pid):
