@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import logging
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess[st
     command = [f"scripts/{name}.py", *map(str, arguments)]
     output, errors, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
     with (
+        _logging_untouched(),
         mock.patch.dict(os.environ),  # scripts change it for the processes that they start
         mock.patch.object(sys, "argv", command),
         contextlib.redirect_stdout(output),
@@ -41,6 +43,19 @@ def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess[st
         finally:
             signal.signal(signal.SIGTERM, handler)
     return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
+
+
+@contextlib.contextmanager
+def _logging_untouched() -> Iterator[None]:
+    """Take pytest's handlers away, with which a script would log nothing to stderr; then put all back as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def free_port() -> int:

@@ -173,9 +173,10 @@ def test_without_ray_installed_the_extra_is_named(monkeypatch):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("kind", ["local", "cluster"])
 def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, ray_cluster, kind, number, status):
+    frame = raw_frame(1, 5)  # drawn once: for every turn it would take ten seconds
     for name in ("a", "b"):
         turns = [turn_record(turn, screenshot_path=f"{name}{turn}") for turn in range(1, 6000)]
-        raw = [raw_frame(1, 5) | {"turn_number": turn} for turn in range(1, 6000)]
+        raw = [frame | {"turn_number": turn} for turn in range(1, 6000)]
         write_session(tmp_path / "runs" / f"session_{name}", turns, steps=[], enhanced_turns=raw)
     address = "local" if kind == "local" else ray_cluster[0]
     command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(tmp_path / "runs"),
@@ -186,7 +187,7 @@ def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, ray_clus
     )  # fmt: skip
     try:
         written = lambda: list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))  # noqa: E731
-        wait_until(lambda: len(written()) == 2)
+        wait_until(lambda: len(written()) == 2, process)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
         _, errors = process.communicate(timeout=WAIT_S)
         assert process.returncode == status, errors

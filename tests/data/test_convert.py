@@ -23,7 +23,7 @@ from pokegemma.data.samples import read_samples, scan_samples
 from pokegemma.data.splits import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from tests.conftest import failed_turn, frame_png, raw_frame, red_of, turn_record, write_session
-from tests.processes import WAIT_S, wait_until
+from tests.processes import WAIT_S, killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -339,9 +339,10 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
     )  # fmt: skip
-    wait_until(lambda: list((tmp_path / "out").glob(".convert.*/frames/*/*.png")))
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=WAIT_S)
+    with killed_after(process):
+        wait_until(lambda: list((tmp_path / "out").glob(".convert.*/frames/*/*.png")), process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()

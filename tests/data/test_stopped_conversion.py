@@ -31,15 +31,16 @@ def processes_in_group(group):
 @pytest.fixture
 def conversion(tmp_path):
     """Start a conversion of two long sessions with two workers; return it once both write frames."""
+    frame = raw_frame(1, 5)  # drawn once: for every turn it would take ten seconds
     for name in ("a", "b"):
         turns = [turn_record(turn, screenshot_path=f"{name}{turn}") for turn in range(1, 6000)]
-        raw = [raw_frame(1, 5) | {"turn_number": turn} for turn in range(1, 6000)]
+        raw = [frame | {"turn_number": turn} for turn in range(1, 6000)]
         write_session(tmp_path / "runs" / f"session_{name}", turns, steps=[], enhanced_turns=raw)
     command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(tmp_path / "runs"),
                "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2)
+        wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2, process)
         yield process
     finally:
         for member in processes_in_group(process.pid):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.evaluation.view import View
 from tests.deploy.served import SIZE_PX, write_colour_model
-from tests.processes import WAIT_S, free_port, killed_after
+from tests.processes import WAIT_S, free_port, is_running, killed_after
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTION = "multi_modal_projector.mm_input_projection_weight"
@@ -258,8 +259,11 @@ def server(request: pytest.FixtureRequest, colour_gguf: Path, tmp_path: Path) ->
     with killed_after(process):
         assert process.stdout.readline().startswith(f"ready: {url}"), (tmp_path / "server.log").read_text()
         yield url
+        family = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         assert process.wait(WAIT_S) == 0, (tmp_path / "server.log").read_text()
+        assert family
+        assert not any(map(is_running, family))
     process.stdout.close()
 
 

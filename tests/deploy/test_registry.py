@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pokegemma.deploy.content import FileHashes, content_hash, hash_folder
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation import metrics, report
 from pokegemma.provenance import write_run_record
+from tests.processes import WAIT_S, killed_after, wait_until
 
 registry_module = pytest.importorskip("pokegemma.deploy.registry", exc_type=PokegemmaError)
 Registry = registry_module.Registry
@@ -452,6 +452,22 @@ mlflow.MlflowClient.{call} = with_action
 """
 
 
+BEFORE_LOCK = """
+import fcntl
+from pathlib import Path
+
+flock = fcntl.flock
+
+def tell(file, operation):
+    if operation == fcntl.LOCK_EX:  # others, of packages, do not wait
+        Path({file!r}).touch()
+    flock(file, operation)
+
+fcntl.flock = tell
+"""
+"""Code that makes a file before a process waits for the registry's lock."""
+
+
 def kill_at(registry: Any, call: str, model: Path, *, at: int = 1) -> None:
     """Register a copy in a process that gets SIGKILL when it calls a method of MLflow's client for the `at`th time."""
     code = before_call(call, f"if count == {at}: os.kill(os.getpid(), signal.SIGKILL)")
@@ -542,17 +558,17 @@ def test_a_register_that_is_running_is_waited_for_and_not_cleared_away(registry:
         f"    while not Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.05)",
     )
     register = ("register", "--registry_uri", registry.file, "--copy", "--model_path")
-    first = run_registry(*register, one, code=code)
-    while not (tmp_path / "reached").exists():
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.05)
-    second = run_registry(*register, two)
-    with pytest.raises(subprocess.TimeoutExpired):
-        second.wait(timeout=10)
-    (tmp_path / "go").touch()
-    said = [process.communicate(timeout=300) for process in (first, second)]
+    with killed_after(run_registry(*register, one, code=code)) as first:
+        wait_until((tmp_path / "reached").exists, first)
+        tell = BEFORE_LOCK.format(file=str(tmp_path / "asked"))
+        with killed_after(run_registry(*register, two, code=tell)) as second:
+            wait_until((tmp_path / "asked").exists, second)
+            with pytest.raises(subprocess.TimeoutExpired):
+                second.wait(timeout=5)  # without the lock it would take one
+            (tmp_path / "go").touch()
+            said = [process.communicate(timeout=WAIT_S) for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), said
-    assert sorted(Path(one["model_path"]).name for one in registry.versions()) == ["one", "two"]
+    assert [Path(one["model_path"]).name for one in registry.versions()] == ["one", "two"]
     for spec in ("1", "2"):
         registry.export(spec, tmp_path / f"out{spec}")
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pokegemma.provenance import read_run_record
-from tests.processes import free_port, wait_until
+from tests.processes import free_port, killed_after, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "training_configs/slurm.sbatch"
@@ -76,24 +76,20 @@ def test_a_job_on_two_machines_saves_when_its_time_is_up_and_continues_after_req
     log = project / "slurm.log"
     job_id = next(port for port in iter(free_port, None) if port >= 20_000)  # the port that follows from it
     job = submit(project, toy_dataset, tiny_model, job_id=job_id, max_steps=10_000)  # never done when the signal comes
-    try:
+    with killed_after(job):
         wait_until(lambda: job.poll() is not None or "'loss'" in log.read_text())
         assert job.poll() is None, log.read_text()[-3000:]
         for task in map(int, (project / "tasks").read_text().split()):  # Slurm signals every process of a step
             for process in [*psutil.Process(task).children(recursive=True), psutil.Process(task)]:
                 process.send_signal(signal.SIGTERM)
         assert job.wait() == 0, log.read_text()[-3000:]
-    finally:
-        if job.poll() is None:
-            for process in [*psutil.Process(job.pid).children(recursive=True), job]:
-                process.kill()
     record = read_run_record(project / "run/adapter")
     assert record["status"] == "interrupted" and record["global_step"] > 0
     assert (project / "scontrol.log").read_text() == f"requeue {job_id}\n"
 
     num_steps = record["global_step"] + 2
-    again = submit(project, toy_dataset, tiny_model, job_id=job_id, max_steps=num_steps)
-    assert again.wait() == 0, log.read_text()[-3000:]
+    with killed_after(submit(project, toy_dataset, tiny_model, job_id=job_id, max_steps=num_steps)) as again:
+        assert again.wait() == 0, log.read_text()[-3000:]
     assert read_run_record(project / "run/adapter")["status"] == "completed"
     state = json.loads((project / "run/adapter/trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [*range(1, num_steps + 1)]

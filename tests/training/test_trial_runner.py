@@ -33,7 +33,7 @@ from pokegemma.training.processor_collator import make_collator
 from pokegemma.training.ranks import in_lockstep, join_ranks
 from pokegemma.training.trial_data import longest_first, write_rows, write_trial_dataset
 from pokegemma.training.trial_runner import Ended, TrialRunner, judge, memory_budget, run_watched
-from tests.processes import call_script, wait_until
+from tests.processes import call_script, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "find_batch_size.py"
@@ -217,7 +217,7 @@ def test_a_process_that_takes_too_much_is_killed_with_its_children(tmp_path: Pat
     assert ended.stopped
     assert ended.returncode == -signal.SIGKILL
     assert ended.peak_bytes > 150 * MIB
-    wait_until(lambda: not commands_with(f"# {tmp_path}"))  # a child's end is not waited for
+    wait_until_ended(commands_with(f"# {tmp_path}"))  # a child's end is not waited for
 
 
 def test_a_process_within_its_limit_ends_by_itself_with_its_peak_and_output(
