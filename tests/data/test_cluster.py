@@ -58,7 +58,8 @@ def sessions(tmp_path):
     runs = tmp_path / "runs"
     for number in range(5):
         turns = [
-            turn_record(turn, ["up", "a"][turn % 2], screenshot_path=str(number)) for turn in range(1, 6 + 4 * number)
+            turn_record(turn, ["up", "a"][turn % 2], timestamp=f"2025-06-2{number}T18:{turn:02d}:00")
+            for turn in range(1, 6 + 4 * number)
         ]
         write_session(runs / f"session_{number}", turns, steps=None if number else [1, 2, 5])
     shutil.copytree(runs / "session_3", runs / "session_copy")
