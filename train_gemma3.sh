@@ -38,9 +38,16 @@ launcher=${LAUNCHER:-./train_gemma3.sh}  # train_gemma3n.sh sets this and DEFAUL
 
 resume=false overwrite=false own_config=false full=false previous=""
 check_options=()  # those arguments for training that the check before it must know
+is_checked() {
+    case ${1//-/_} in
+        __finetuning | __max_length | __image_size | __image_attention | __max_decisions | __overlap_decisions | __vision_features) ;;
+        *) return 1 ;;
+    esac
+}
 for argument in "$@"; do
     name=${argument%%=*}
-    case ${previous//-/_} in __finetuning | __max_length | __image_size | __image_attention | __max_decisions | __overlap_decisions | __vision_features) check_options+=("$previous" "$argument") ;; esac
+    if is_checked "$previous"; then check_options+=("$previous" "$argument"); fi
+    if is_checked "$name" && [[ $name != "$argument" ]]; then check_options+=("$name" "${argument#*=}"); fi
     case ${previous//-/_}=$argument in __finetuning=full) full=true ;; esac
     case ${argument//-/_} in __finetuning=full) full=true ;; esac
     previous=$argument
@@ -49,7 +56,6 @@ for argument in "$@"; do
         __dataset_path | __eval_dataset_path) fail "$name: set DATASET_PATH, EVAL_DATASET_PATH instead; other steps read them" ;;
         __model_name_or_path | __model_name) fail "$name: set MODEL_NAME instead; the check before training reads it, too" ;;
         __layout) fail "$name: set LAYOUT instead; evaluation must use the same" ;;
-        __finetuning | __max_length | __image_size | __image_attention | __max_decisions | __overlap_decisions | __vision_features) if [[ $name != "$argument" ]]; then check_options+=("$name" "${argument#*=}"); fi ;;
         __resume_from_checkpoint) resume=true ;;
         __overwrite) overwrite=true ;;
         __config) own_config=true ;;

@@ -163,7 +163,4 @@ class RegistryStore:
             path = self.artifact(version, MANIFEST_FILE, Path(temporary))
             if path is None:
                 return None
-            parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-        for part in parts.values():  # earlier manifests do not say it of each part
-            part.setdefault("copied", version.tags.get("copied") == "true")
-        return parts
+            return json.loads(path.read_text(encoding="utf-8"))["parts"]

@@ -165,3 +165,9 @@ def hash_frames(paths: Iterable[str], *, progress: bool = True) -> dict[str, str
     with ThreadPoolExecutor(_NUM_HASHING_THREADS) as pool:
         results = tqdm(pool.map(digest, distinct), total=len(distinct), desc="hash frames", disable=not progress)
         return dict(zip(distinct, results, strict=True))
+
+
+def missing_feature_bytes(folder: Path, *, num_frames: int, bytes_per_frame: int) -> int:
+    """Return the bytes that a feature cache for `num_frames` will grow by: what is in it counts as theirs."""
+    written = sum(path.stat().st_size for path in (folder / _CHUNKS).glob("*.safetensors"))
+    return max(0, num_frames * bytes_per_frame - written)

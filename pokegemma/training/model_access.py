@@ -29,7 +29,7 @@ def _folder_problems(folder: Path) -> list[str]:
         return ["config.json is missing"]
     problems = []
     index = folder / _INDEX
-    if index.is_file():
+    if index.is_file() and not (folder / _WEIGHTS).is_file():  # transformers prefers the one file
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:

@@ -20,20 +20,20 @@ def is_forced_to_cpu() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
-def choose_bf16(asked: bool | None, *, use_cpu: bool = False) -> bool:
+def choose_bf16(asked: bool | None, *, use_cpu: bool) -> bool:
     """Return whether to compute in bfloat16, and leave the same for accelerate, DeepSpeed and FSDP to read.
 
     transformers lets the launcher's bf16 win over `--bf16 false`; and a GPU without bfloat16 would emulate it, slowly.
 
     Args:
         asked: what `--bf16` says; None without it.
-        use_cpu: what `--use_cpu` says.
+        use_cpu: whether `--use_cpu` or the accelerate config says so.
 
     Raises:
         PokegemmaError: the accelerate config asks for what Gemma 3 cannot be trained in.
     """
     launched = os.environ.get(LAUNCHED, "no")
-    has_gpu = torch.cuda.is_available() and not (use_cpu or is_forced_to_cpu())
+    has_gpu = torch.cuda.is_available() and not use_cpu
     has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if asked is not None:
         bf16 = asked

@@ -26,6 +26,7 @@ from pokegemma.environment import detect_hardware
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import preflight
 from pokegemma.training.collator import Example
+from pokegemma.training.feature_cache import missing_feature_bytes
 from pokegemma.training.image_attention import ImageAttention
 from pokegemma.training.model_access import check_model_access, is_on_this_machine
 from pokegemma.training.models import load_config, load_processor
@@ -163,12 +164,6 @@ def disk_needs(
     for folder, num_bytes in others.items():
         needs[folder] = (needs.get(folder) or 0) + num_bytes
     return needs
-
-
-def missing_feature_bytes(folder: Path, *, num_frames: int, bytes_per_frame: int) -> int:
-    """Return the bytes that a feature cache for `num_frames` will grow by: what is in it counts as theirs."""
-    written = sum(path.stat().st_size for path in (folder / "chunks").glob("*.safetensors"))
-    return max(0, num_frames * bytes_per_frame - written)
 
 
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:

@@ -72,6 +72,10 @@ def test_truncated_weights_fail(folder):
 def test_a_shard_that_the_index_names_must_be_there(folder):
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert check_model_access(str(folder)).status == "PASS"  # transformers reads the one file
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index["weight_map"]["a"] = "model-00001-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00002-of-00002.safetensors is missing" in check_model_access(str(folder)).summary
 
 

@@ -53,23 +53,22 @@ def set_gpu(monkeypatch: pytest.MonkeyPatch, *, has_bf16: bool) -> None:
 @pytest.mark.parametrize("asked", [True, False])
 def test_an_explicit_flag_wins_over_the_launcher(monkeypatch: pytest.MonkeyPatch, launched: str, asked: bool) -> None:
     monkeypatch.setenv(LAUNCHED, launched)
-    assert choose_bf16(asked) is asked
+    assert choose_bf16(asked, use_cpu=False) is asked
     assert os.environ[LAUNCHED] == ("bf16" if asked else "no")
 
 
 def test_without_a_flag_the_launcher_counts_and_without_one_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv(LAUNCHED, raising=False)
-    assert choose_bf16(None) is False
+    assert choose_bf16(None, use_cpu=False) is False
     assert LAUNCHED not in os.environ
     monkeypatch.setenv(LAUNCHED, "bf16")
-    assert choose_bf16(None) is True
+    assert choose_bf16(None, use_cpu=False) is True
     set_gpu(monkeypatch, has_bf16=True)
     monkeypatch.setenv(LAUNCHED, "no")
-    assert choose_bf16(None) is True
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert choose_bf16(None, use_cpu=False) is True
     monkeypatch.setenv(LAUNCHED, "no")
-    assert choose_bf16(None) is False
+    assert choose_bf16(None, use_cpu=True) is False
 
 
 def test_without_a_gpu_the_accelerate_config_may_ask_for_bf16_also_without_use_cpu(
@@ -82,11 +81,14 @@ def test_without_a_gpu_the_accelerate_config_may_ask_for_bf16_also_without_use_c
     assert (options.mixed_precision, options.bf16, options.use_cpu) == ("bf16", True, False)
 
 
-def test_use_cpu_asks_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_use_cpu_asks_no_gpu(by_flag: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_gpu(monkeypatch, has_bf16=True)
     monkeypatch.delenv(LAUNCHED, raising=False)
-    options = TrainingOptions(output_dir=str(tmp_path), use_cpu=True)
-    assert (options.mixed_precision, options.bf16) == ("no", False)
+    if not by_flag:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    options = TrainingOptions(output_dir=str(tmp_path), use_cpu=by_flag)
+    assert (options.mixed_precision, options.bf16, options.use_cpu) == ("no", False, True)
 
 
 def test_a_gpu_without_bfloat16_trains_in_float32_and_says_so(
@@ -94,7 +96,7 @@ def test_a_gpu_without_bfloat16_trains_in_float32_and_says_so(
 ) -> None:
     set_gpu(monkeypatch, has_bf16=False)
     monkeypatch.setenv(LAUNCHED, "bf16")
-    assert choose_bf16(None) is False
+    assert choose_bf16(None, use_cpu=False) is False
     assert os.environ[LAUNCHED] == "no"
     assert caplog.messages == [
         "this GPU has no bfloat16 (mixed_precision in the accelerate config): training in float32"
@@ -105,7 +107,7 @@ def test_a_gpu_without_bfloat16_trains_in_float32_and_says_so(
 def test_fp16_and_fp8_in_the_accelerate_config_are_refused(monkeypatch: pytest.MonkeyPatch, launched: str) -> None:
     monkeypatch.setenv(LAUNCHED, launched)
     with pytest.raises(PokegemmaError, match=rf"^mixed_precision: {launched} in the accelerate config: Gemma 3 needs"):
-        choose_bf16(None)
+        choose_bf16(None, use_cpu=False)
 
 
 def test_a_deepspeed_config_has_the_last_word_and_a_flag_against_it_is_refused() -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from pokegemma.data.checks import Split, find_splits
 from pokegemma.training import preflight
+from pokegemma.training.feature_cache import missing_feature_bytes
 from pokegemma.training.models import load_config
 from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from pokegemma.training.trial_step import check_step, longest_samples, longest_trajectory
-from pokegemma.training.validation import Plan, check_dataset, disk_needs, missing_feature_bytes, run_checks
+from pokegemma.training.validation import Plan, check_dataset, disk_needs, run_checks
 from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split
 from tests.processes import call_script
 
