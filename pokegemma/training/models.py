@@ -156,6 +156,9 @@ def load_model(
         "model", path, AutoModelForImageTextToText.from_pretrained,
         dtype=getattr(torch, dtype), attn_implementation=implementation, **options,
     )  # fmt: skip
+    # Under ZeRO-3 transformers 5.23 keeps all renamings that it knows, not those that loading needed. Saving undoes the
+    # ones kept, so the names would be neither the published ones nor those of one process.
+    model._weight_conversions = [step for step in model._weight_conversions if step.was_used()]
     if image_size_px is not None:
         resize_model(model, image_size_px)
     if attention is not None:

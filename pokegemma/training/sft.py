@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -26,6 +27,7 @@ from pokegemma.training.models import (
     weights_fingerprint,
 )
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.parallel_mode import check_requested_mode, require_mode
 from pokegemma.training.processor_collator import make_collator
 from pokegemma.training.run_folder import (
     DATASET_CACHE,
@@ -90,6 +92,7 @@ def train(
             model have been read without one.
     """
     check_fast_paths(data, model_options)
+    check_requested_mode(training)
     if data.samples_per_row > training.per_device_train_batch_size:
         logger.warning(
             "--samples_per_row %d: a forward pass has %d samples, so no row has more; raise "
@@ -162,21 +165,26 @@ def train(
     for split, dataset in datasets.items():
         logger.info("%s: %d rows of %s", split, len(dataset), files[split])
     track(training.report_to)
+
+    def record(status: str, **results: Any) -> None:
+        if trainer.is_world_process_zero():
+            write_run_record(output_dir, stage="train", options=options, **facts, status=status, **results)
+
+    def record_modes(wrapped: torch.nn.Module) -> None:
+        facts["parallel_mode"] = require_mode(wrapped, training)
+        record("running")
+
     stop = StopOnSignal()
     try:
         trainer = PokemonTrainer(
             model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
             data_collator=collator, processing_class=processor,
             callbacks=[*callbacks, stop, EvaluateAtEnd(), CurvePlotter()],
-            peft_config=adapter,
+            peft_config=adapter, before_first_step=record_modes,
         )  # fmt: skip
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
         raise PokegemmaError(" ".join(str(error).split())[:300]) from error
     logger.info("trained weights: %s", describe_trainable(trainer.model, family))
-
-    def record(status: str, **results: Any) -> None:
-        if trainer.is_world_process_zero():
-            write_run_record(output_dir, stage="train", options=options, **facts, status=status, **results)
 
     record("running")
     with stop:

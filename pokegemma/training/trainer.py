@@ -4,6 +4,7 @@ import functools
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,10 +37,16 @@ class PokemonTrainer(SFTTrainer):
 
     The collator must be a `Gemma3Collator`. A button counts as right when each of its tokens is the most likely
     one of the whole vocabulary, given the picture and the answer's fixed beginning: what greedy decoding reads.
+
+    Args:
+        before_first_step: called with the wrapped model (DDP, FSDP, DeepSpeed or none) before its first forward pass.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, before_first_step: Callable[[torch.nn.Module], None] | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
+        self._before_first_step = before_first_step
         # TRL makes the trained weights of a quantised model bfloat16, which rounds small updates and Adam's slow
         # averages away, and clashes with a projector in float32. FSDP wants one type for all and keeps bfloat16.
         if getattr(self.model, "is_loaded_in_4bit", False) and not self.is_fsdp_enabled:
@@ -65,6 +72,9 @@ class PokemonTrainer(SFTTrainer):
         return result
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
+        if self._before_first_step is not None:
+            self._before_first_step(model)
+            self._before_first_step = None
         starts = find_answers(inputs["labels"])[1]
         # As if every process had as many: of trajectories one may have a few more, and counting them would cost a wait.
         self._num_decisions += len(starts) * self.accelerator.num_processes
@@ -151,6 +161,10 @@ class PokemonTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
+        if state_dict is not None:
+            # save_pretrained finds tied weights by their memory. FSDP2 gathers a copy for each name of one.
+            tied = getattr(self.model, "all_tied_weights_keys", {})
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         if not is_peft_model(self.model) and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             # Trainer reads a checkpoint back by the names of the model in memory, and passes over, with a warning, the
             # published names that save_pretrained writes: a resumed run would start again from the base.

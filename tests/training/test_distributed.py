@@ -1,7 +1,9 @@
-"""Every accelerate config trains: on a CPU what can run there, the same losses as one process in all of them."""
+"""Every accelerate config trains in its own mode, on a CPU: to the losses, weights and names of one process."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,18 +17,36 @@ from safetensors.torch import load_file
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
+from pokegemma.deploy.converter_source import find_converter
+from pokegemma.deploy.gguf import convert
+from pokegemma.deploy.merge import merge
+from pokegemma.deploy.mlx import convert_to_mlx
 from pokegemma.play.toy_recorder import record_sessions
 from pokegemma.training import models
+from pokegemma.training.vision import TOWER
 from tests.processes import call_script, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("loss", "grad_norm", "eval_loss", "eval_button_accuracy")
 BATCH, NUM_STEPS = 4, 6  # samples (or trajectories) an optimizer step, over all processes
-PATHS: dict[str, dict[str, Any]] = {
-    "plain": {},
+FULL = {"finetuning": "full", "learning_rate": 1e-4}
+ALL_PARTS = {"train_vision_tower": True, "train_projector": True, "max_steps": 3}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {},
     "shared_rows": {"samples_per_row": 2},
     "trajectory": {"layout": "trajectory", "max_decisions": 3, "overlap_decisions": 1},
+    "lora_all_parts": ALL_PARTS,
+    "full": {**FULL, "max_steps": 3},
+    "full_all_parts": {**FULL, **ALL_PARTS, "image_size": 112},
 }
+MODES = {  # engine, class of the wrapped LoRA model, whether parameters are sharded
+    "single_gpu": ("none", "PeftModel", False),
+    "cpu_mps": ("none", "PeftModel", False),
+    "multi_gpu": ("ddp", "DistributedDataParallel", False),
+    "deepspeed_zero3": ("deepspeed_zero3", "DeepSpeedEngine", True),
+    "fsdp2": ("fsdp2", "FSDPPeftModel", True),
+}
+TWO_PROCESSES = ("multi_gpu", "deepspeed_zero3", "fsdp2")
 Launch = tuple[dict[str, list[float]], Path]
 """What a run logged, and its output folder."""
 
@@ -39,6 +59,25 @@ deepspeed.ops.__compatible_ops__ = {{}}
 runpy.run_path({str(ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
 """
 """DeepSpeed would try a compiler on all its parts, then compile what only processes of a CPU exchange tensors by."""
+
+FSDP_ON_CPU = f"""
+import runpy
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+initialize = PartialState.__init__
+
+
+def initialize_as_gpus(self, *arguments, **options):
+    initialize(self, *arguments, **options)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+
+
+PartialState.__init__ = initialize_as_gpus
+runpy.run_path({str(ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
+"""
+"""accelerate 1.15 looks for FSDP on accelerators only, and takes DDP for processes of a CPU."""
 
 
 def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:
@@ -53,9 +92,9 @@ def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:
 def launcher(name: str, folder: Path, *, num_processes: int) -> list[str]:
     """Return the command that trains under accelerate_configs/`name`.yaml on a CPU, to which options are added."""
     script = ROOT / "scripts/sft_pokemon_gemma3.py"
-    if name == "deepspeed_zero3":
+    if name in ("deepspeed_zero3", "fsdp2"):
         script = folder / "train.py"
-        script.write_text(WITHOUT_COMPILER)
+        script.write_text(WITHOUT_COMPILER if name == "deepspeed_zero3" else FSDP_ON_CPU)
     port = str(free_port())
     if name == "multi_gpu":  # accelerate has no launcher for DDP on CPUs without MPI; torchrun starts the same
         start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
@@ -65,7 +104,9 @@ def launcher(name: str, folder: Path, *, num_processes: int) -> list[str]:
     return [*start, "--main_process_port", port, str(script)]
 
 
-def train(launch: list[str] | None, output: Path, *, num_processes: int, **changes: Any) -> Launch:
+def start_training(
+    launch: list[str] | None, output: Path, *, num_processes: int, **changes: Any
+) -> subprocess.CompletedProcess[str]:
     """Train by a launcher's command, or in this process (None); `changes` are options."""
     # Samples that share a row must be in one forward pass; otherwise gradients of several passes are summed.
     batch_size = 2 if "samples_per_row" in changes else BATCH // num_processes // 2
@@ -78,14 +119,31 @@ def train(launch: list[str] | None, output: Path, *, num_processes: int, **chang
     flags = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if launch is None:
-        result = call_script("sft_pokemon_gemma3", *flags)
-    else:
-        if "torch.distributed.run" in launch:  # not for `accelerate launch`: it would put DDP in DeepSpeed's place
-            environment["ACCELERATE_USE_CPU"] = "true"
-        result = subprocess.run([*launch, *flags], env=environment, capture_output=True, text=True)
+        return call_script("sft_pokemon_gemma3", *flags)
+    if "torch.distributed.run" in launch:  # not for `accelerate launch`: it would put DDP in DeepSpeed's place
+        environment["ACCELERATE_USE_CPU"] = "true"
+    return subprocess.run([*launch, *flags], env=environment, capture_output=True, text=True)
+
+
+def train(launch: list[str] | None, output: Path, **options: Any) -> Launch:
+    """Train as `start_training`, to the end."""
+    result = start_training(launch, output, **options)
     assert result.returncode == 0, result.stderr[-3000:]
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return {key: [entry[key] for entry in history if key in entry] for key in KEYS}, output
+
+
+def assert_mode(output: Path, name: str, *, num_processes: int) -> None:
+    """Assert from the class and parameters of the model that took the steps that it was trained in a config's mode."""
+    engine, model_class, sharded = MODES[name]
+    record = json.loads((output / "run.json").read_text())
+    mode = record["parallel_mode"]
+    if record["options"]["finetuning"] == "full":
+        model_class = model_class.replace("PeftModel", "Gemma3ForConditionalGeneration")
+    assert (mode["engine"], mode["num_processes"]) == (engine, num_processes)
+    assert mode["model_class"].startswith(model_class)  # PEFT's class is named after the task
+    assert mode["num_parameters"] > 0
+    assert mode["num_sharded"] == (mode["num_parameters"] if sharded else 0)
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +158,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Launch]:
-    """Return a function that trains one of PATHS with one process, decoding every picture; once each."""
-    done: dict[str, Launch] = {}
+def run(dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Launch]:
+    """Return a function that trains a variant under a config, once each; None: in this process, by itself."""
+    where = {"dataset_path": dataset, "model_name_or_path": tiny_model}
 
-    def run(path: str) -> Launch:
-        if path not in done:
-            output = tmp_path_factory.mktemp("alone") / "adapter"
-            where = {"dataset_path": dataset, "model_name_or_path": tiny_model}
-            done[path] = train(None, output, num_processes=1, **where, **PATHS[path])
-        return done[path]
+    @functools.cache
+    def train_once(name: str | None, variant: str) -> Launch:
+        if name == "deepspeed_zero3":
+            pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
+        folder = tmp_path_factory.mktemp(f"{name}_{variant}")
+        num_processes = 2 if name in TWO_PROCESSES else 1
+        launch = None if name is None else launcher(name, folder, num_processes=num_processes)
+        done = train(launch, folder / "trained", num_processes=num_processes, **where, **VARIANTS[variant])
+        assert_mode(folder / "trained", name or "cpu_mps", num_processes=num_processes)
+        return done
 
-    return run
+    return train_once
 
 
 def assert_same(ours: Launch, expected: Launch) -> None:
@@ -128,61 +190,95 @@ def assert_same(ours: Launch, expected: Launch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "num_processes"),
-    [("single_gpu", 1), ("cpu_mps", 1), ("multi_gpu", 2), ("deepspeed_zero3", 2), ("fsdp2", 2)],
-)
-def test_a_config_trains_to_the_same_losses_and_weights_as_one_process(
-    name: str, num_processes: int, alone: Callable[[str], Launch], dataset: Path, tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("name", MODES)
+def test_a_config_trains_in_its_mode_to_the_same_losses_and_weights_as_one_process(
+    name: str, run: Callable[..., Launch]
 ) -> None:
-    if name == "deepspeed_zero3":
-        pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
-    launch = launcher(name, tmp_path, num_processes=num_processes)
+    assert_same(run(name, "lora"), run(None, "lora"))
+
+
+@pytest.mark.slow
+def test_a_config_whose_mode_is_not_in_force_is_refused(dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """accelerate itself replaces FSDP by DDP on CPUs, without a message."""
+    config = config_for_cpu("fsdp2", tmp_path, num_processes=2)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch += ["--main_process_port", str(free_port()), str(ROOT / "scripts/sft_pokemon_gemma3.py")]
     where = {"dataset_path": dataset, "model_name_or_path": tiny_model}
-    assert_same(train(launch, tmp_path / "adapter", num_processes=num_processes, **where), alone("plain"))
+    result = start_training(launch, tmp_path / "trained", num_processes=2, **where)
+    assert result.returncode != 0
+    assert "error: the accelerate config asks for fsdp2 with 2 processes" in result.stderr
+    assert not (tmp_path / "trained").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "path"), [("multi_gpu", "shared_rows"), ("deepspeed_zero3", "trajectory"), ("fsdp2", "trajectory")]
+    ("name", "variant"), [("multi_gpu", "shared_rows"), ("deepspeed_zero3", "trajectory"), ("fsdp2", "trajectory")]
 )
 def test_two_processes_that_share_a_feature_cache_train_as_one_that_decodes_every_picture(
-    name: str, path: str, alone: Callable[[str], Launch], dataset: Path, tiny_model: Path, tmp_path: Path
+    name: str, variant: str, run: Callable[..., Launch], dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     if name == "deepspeed_zero3":
         pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
     features, launch = tmp_path / "features", launcher(name, tmp_path, num_processes=2)
     where = {"dataset_path": dataset, "model_name_or_path": tiny_model, "vision_features": features}
-    ours = train(launch, tmp_path / "adapter", num_processes=2, **where, **PATHS[path])
+    ours = train(launch, tmp_path / "adapter", num_processes=2, **where, **VARIANTS[variant])
+    assert_mode(tmp_path / "adapter", name, num_processes=2)
     assert len(list((features / "chunks").iterdir())) == 2  # one each
-    assert_same(ours, alone(path))
+    assert_same(ours, run(None, variant))
 
 
-@pytest.fixture(scope="module")
-def large_pictures(toy_dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """Return options of full fine-tuning at 112 px, and what one process makes of them."""
-    changes = {
-        "image_size": 112, "finetuning": "full", "train_vision_tower": True, "learning_rate": 1e-4, "max_steps": 3,
-        "dataset_path": toy_dataset, "model_name_or_path": tiny_model,
-    }  # fmt: skip
-    return changes, train(None, tmp_path_factory.mktemp("large") / "alone", num_processes=1, **changes)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepspeed_zero3", "fsdp2"])
+def test_a_sharded_run_that_is_continued_ends_with_the_same_weights(
+    name: str, run: Callable[..., Launch], dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    _, through = run(name, "lora")
+    stopped = Path(shutil.copytree(through, tmp_path / "stopped"))
+    shutil.rmtree(stopped / f"checkpoint-{NUM_STEPS}")
+    (stopped / "adapter_model.safetensors").unlink()
+    launch = launcher(name, tmp_path, num_processes=2)
+    where = {"dataset_path": dataset, "model_name_or_path": tiny_model, "resume_from_checkpoint": "last"}
+    train(launch, stopped, num_processes=2, **where)
+    assert_mode(stopped, name, num_processes=2)
+    ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (stopped, through))
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepspeed_zero3", "fsdp2"])
 def test_a_sharded_model_trains_at_another_picture_size(
-    name: str, large_pictures: tuple, tiny_model: Path, tmp_path: Path
+    name: str, run: Callable[..., Launch], tiny_model: Path
 ) -> None:
     """Position embeddings are interpolated, then trained and saved, from shares of them."""
-    if name == "deepspeed_zero3":
-        pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
-    changes, (alone, alone_folder) = large_pictures
-    launch = launcher(name, tmp_path, num_processes=2)
-    sharded, _ = train(launch, tmp_path / "sharded", num_processes=2, **changes)
+    (sharded, folder), (alone, alone_folder) = run(name, "full_all_parts"), run(None, "full_all_parts")
     assert sharded["loss"] == pytest.approx(alone["loss"], rel=1e-4)
-    ours, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "sharded", alone_folder))
+    ours, expected = (load_file(path / "model.safetensors") for path in (folder, alone_folder))
     place = next(key for key in expected if key.endswith("position_embedding.weight"))
     assert ours[place].shape == (64, 128)
     torch.testing.assert_close(ours[place], expected[place], atol=1e-4, rtol=1e-3)
     start = models.load_model(tiny_model, image_size_px=112).model.vision_tower.embeddings.position_embedding.weight
     assert not torch.equal(ours[place], start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
+@pytest.mark.parametrize("name", [None, *TWO_PROCESSES])
+def test_what_any_mode_trains_has_the_published_names_and_converts(
+    name: str | None, variant: str, run: Callable[..., Launch], tiny_model: Path, tmp_path: Path
+) -> None:
+    (_, trained), (_, alone) = run(name, variant), run(None, variant)
+    if variant.startswith("lora"):
+        ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (trained, alone))
+        assert {key: (w.shape, w.dtype) for key, w in ours.items()} == {
+            key: (w.shape, w.dtype) for key, w in expected.items()
+        }
+        merge(trained, tmp_path / "merged", dtype="float32")
+        trained = tmp_path / "merged"
+    ours, base = load_file(trained / "model.safetensors"), load_file(tiny_model / "model.safetensors")
+    assert ours.keys() == base.keys()
+    if not variant.endswith("all_parts"):  # frozen weights: bit for bit the base's
+        frozen = [key for key in base if TOWER in key]
+        assert len(frozen) > 0
+        assert all(torch.equal(ours[key], base[key].to(ours[key].dtype)) for key in frozen)
+    convert(trained, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
+    convert_to_mlx(trained, tmp_path / "mlx")

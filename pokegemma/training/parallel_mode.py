@@ -1,0 +1,129 @@
+"""Which parallel mode was asked for, and which one a wrapped model is really in."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainingArguments
+
+from pokegemma.errors import PokegemmaError
+
+
+@dataclass(frozen=True)
+class ParallelMode:
+    """The mode in which a model is trained.
+
+    Attributes:
+        engine: "none", "ddp", "fsdp1", "fsdp2", or "deepspeed_zero0" to "deepspeed_zero3". "megatron_lm" can be asked
+            for and is never in force.
+        num_processes: processes that train together.
+        model_class: class of the wrapped model; None for a mode that was only asked for.
+        num_sharded: parameters of which this process has only its share (FSDP2, ZeRO-3).
+        num_parameters: all parameters of the model, counted as tensors.
+    """
+
+    engine: str
+    num_processes: int
+    model_class: str | None = None
+    num_sharded: int = 0
+    num_parameters: int = 0
+
+    def describe(self) -> str:
+        """Return the mode in words, for a message."""
+        return f"{self.engine} with {self.num_processes} process{'es' * (self.num_processes > 1)}"
+
+
+def requested_mode(training: TrainingArguments, environ: Mapping[str, str] = os.environ) -> ParallelMode:
+    """Return the mode that the accelerate config, through the variables of its launcher, or an option asks for."""
+    num_processes = int(environ.get("WORLD_SIZE", 1))
+    if training.deepspeed or environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        plugin = training.deepspeed_plugin
+        stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0") if plugin is None else plugin.zero_stage
+        engine = f"deepspeed_zero{stage}"
+    elif training.fsdp:
+        engine = f"fsdp{training.fsdp_plugin_args['fsdp_version']}"
+    elif environ.get("ACCELERATE_USE_FSDP") == "true":
+        engine = f"fsdp{environ.get('FSDP_VERSION', 1)}"
+    elif environ.get("ACCELERATE_USE_MEGATRON_LM") == "true":
+        engine = "megatron_lm"
+    else:
+        engine = "ddp" if num_processes > 1 else "none"
+    return ParallelMode(engine, num_processes)
+
+
+def check_requested_mode(training: TrainingArguments) -> None:
+    """Refuse, before anything is loaded, a mode that accelerate would replace by another one without a message.
+
+    accelerate 1.15 runs FSDP and Megatron-LM on accelerators only: with `use_cpu` it takes DistributedDataParallel.
+
+    Raises:
+        PokegemmaError: the mode will not be in force.
+    """
+    asked, state = requested_mode(training), training.distributed_state
+    if asked.engine.startswith("deepspeed"):
+        in_force = training.deepspeed_plugin is not None
+    elif asked.engine in ("none", "ddp"):
+        in_force = True
+    else:
+        in_force = state.distributed_type not in ("NO", "MULTI_CPU")
+    if asked.engine == "megatron_lm" or not in_force:
+        raise PokegemmaError(
+            f"the accelerate config asks for {asked.describe()}, which does not run on {state.device.type} here "
+            f"(accelerate: {state.distributed_type.value}); use accelerate_configs/multi_gpu.yaml or cpu_mps.yaml"
+        )
+    if asked.num_processes != state.num_processes:
+        raise PokegemmaError(
+            f"the launcher started {asked.num_processes} processes, accelerate found {state.num_processes}; "
+            "start training with accelerate launch or torchrun"
+        )
+
+
+def _is_sharded(parameter: torch.nn.Parameter) -> bool:
+    if isinstance(parameter, DTensor):
+        return any(placement.is_shard() for placement in parameter.placements)
+    share = getattr(parameter, "ds_tensor", None)  # what ZeRO-3 leaves of a parameter to this process
+    return share is not None and share.numel() < parameter.ds_numel
+
+
+def mode_in_force(model: torch.nn.Module) -> ParallelMode:
+    """Return the mode of a wrapped model, the one that a training step gets, from its class and its parameters."""
+    if isinstance(model, FSDPModule):
+        engine = "fsdp2"
+    elif isinstance(model, FullyShardedDataParallel):
+        engine = "fsdp1"
+    elif isinstance(model, DistributedDataParallel):
+        engine = "ddp"
+    elif hasattr(model, "zero_optimization_stage"):  # DeepSpeedEngine, whose package exists on Linux only
+        engine = f"deepspeed_zero{model.zero_optimization_stage()}"
+    else:
+        engine = "none"
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    parameters = list(model.parameters())
+    return ParallelMode(
+        engine=engine,
+        num_processes=torch.distributed.get_world_size() if initialized else 1,
+        model_class=type(model).__name__,
+        num_sharded=sum(map(_is_sharded, parameters)),
+        num_parameters=len(parameters),
+    )
+
+
+def require_mode(model: torch.nn.Module, training: TrainingArguments) -> dict[str, Any]:
+    """Return the mode of a wrapped model as a dictionary for run.json.
+
+    Raises:
+        PokegemmaError: it is not the mode that was asked for, or FSDP2 or ZeRO-3 have sharded nothing.
+    """
+    asked, mode = requested_mode(training), mode_in_force(model)
+    whole = mode.engine in ("fsdp2", "deepspeed_zero3") and mode.num_processes > 1 and not mode.num_sharded
+    if (mode.engine, mode.num_processes) != (asked.engine, asked.num_processes) or whole:
+        raise PokegemmaError(
+            f"the accelerate config asks for {asked.describe()}, in force is {mode.describe()} ({mode.model_class}, "
+            f"{mode.num_sharded} of {mode.num_parameters} parameters sharded); nothing was trained"
+        )
+    return vars(mode)
