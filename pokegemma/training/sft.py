@@ -36,7 +36,8 @@ from pokegemma.training.run_folder import (
     clear_output,
     clear_unfinished,
 )
-from pokegemma.training.tracking import track
+from pokegemma.training.trackers import guarded_trackers
+from pokegemma.training.tracking import earlier_run_id, make_run_id, track
 from pokegemma.training.trainable import describe_trainable, is_reentrant, load_trainable, lora_config
 from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
 from pokegemma.training.vision import PROJECTOR, TOWER
@@ -93,6 +94,7 @@ def train(
     """
     check_fast_paths(data, model_options)
     check_requested_mode(training)
+    track(training.report_to)
     if data.samples_per_row > training.per_device_train_batch_size:
         logger.warning(
             "--samples_per_row %d: a forward pass has %d samples, so no row has more; raise "
@@ -140,8 +142,10 @@ def train(
         "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
         **picture_facts(config), **attention_facts(config),
     }  # fmt: skip
+    earlier_id = None
     if training.resume_from_checkpoint is not None:
         check_resumed(checkpoint or output_dir, options=options, facts=facts)
+        earlier_id = earlier_run_id(output_dir, checkpoint)
     if model_options.finetuning == "full" and training.learning_rate > 1e-4:
         logger.warning("a learning rate of %g is high for full fine-tuning; 1e-5 is usual", training.learning_rate)
 
@@ -164,7 +168,7 @@ def train(
     datasets = {split: load_dataset(path, data, cache_dir=cache_dir) for split, path in files.items()}
     for split, dataset in datasets.items():
         logger.info("%s: %d rows of %s", split, len(dataset), files[split])
-    track(training.report_to)
+    facts["wandb_run_id"] = make_run_id(training.report_to, earlier_id)
 
     def record(status: str, **results: Any) -> None:
         if trainer.is_world_process_zero():
@@ -187,7 +191,7 @@ def train(
     logger.info("trained weights: %s", describe_trainable(trainer.model, family))
 
     record("running")
-    with stop:
+    with stop, guarded_trackers(trainer, run_id=facts["wandb_run_id"], earlier_id=earlier_id):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         state = trainer.state
         if not stop.stopped:
