@@ -15,7 +15,7 @@ from typing import Any
 
 from pokegemma.deploy.content import CARD_FILE, FileHashes, check_files, content_hash, hash_folder
 from pokegemma.deploy.registry_runs import COPIES, RegistryRuns
-from pokegemma.deploy.registry_store import MANIFEST_FILE, NAME, ModelVersion
+from pokegemma.deploy.registry_store import MANIFEST_FILE, NAME, ModelVersion, find_all
 from pokegemma.deploy.results import Results, read_results
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import RUN_FILE, atomic_folder
@@ -87,7 +87,7 @@ class Registry(RegistryRuns):
         with self.lock(), self.plain_errors():
             self.drop_killed_runs()
             query = f"name = '{self.name}' and tags.content_sha256 = '{content}'"
-            if known := client.search_model_versions(query):
+            if known := find_all(client.search_model_versions, query):
                 version = min(known, key=lambda one: int(one.version))
                 refiled = self._refile(version, parts, copy=copy)
                 updated = self._update(version, results)
@@ -105,7 +105,7 @@ class Registry(RegistryRuns):
                 if copy:
                     self.copy_parts(run_id, parts)
                 source = client.get_run(run_id).info.artifact_uri
-                if not client.search_registered_models(f"name = '{self.name}'"):
+                if not find_all(client.search_registered_models, f"name = '{self.name}'"):
                     client.create_registered_model(self.name)
                 version = client.create_model_version(self.name, source, run_id, tags=tags, description=description)
                 undo.pop_all()

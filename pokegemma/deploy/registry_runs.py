@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pokegemma.deploy.registry_store import MANIFEST_FILE, RegistryStore
+from pokegemma.deploy.registry_store import MANIFEST_FILE, RegistryStore, find_all
 from pokegemma.deploy.results import Results
 
 COPIES = "files"
@@ -48,7 +48,7 @@ class RegistryRuns(RegistryStore):
 
     def settle_run(self, run_id: str) -> None:
         """End the run of a registration that was interrupted: drop it, unless a version was made of it already."""
-        if self.client.search_model_versions(f"run_id = '{run_id}'"):
+        if find_all(self.client.search_model_versions, f"run_id = '{run_id}'"):
             self.client.set_terminated(run_id)  # nothing is missing
         else:
             self.drop_run(run_id)
@@ -62,7 +62,7 @@ class RegistryRuns(RegistryStore):
         if self.file is None or experiment is None:
             return
         query = f"tags.`{_MARK}` != '' and attributes.status != 'FINISHED'"
-        for run in self.client.search_runs([experiment.experiment_id], query):
+        for run in find_all(self.client.search_runs, [experiment.experiment_id], query):
             self.settle_run(run.info.run_id)
 
     def log_manifest(self, run_id: str, parts: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ from pokegemma.errors import PokegemmaError
 MANIFEST_FILE = "manifest.json"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 """What a model or an alias may be called."""
+
+
+def find_all(search: Callable[..., Any], *query: Any) -> list[Any]:
+    """Return what a search of MLflow's client finds, on all of its pages."""
+    page = search(*query)
+    found = list(page)
+    while page.token:
+        page = search(*query, page_token=page.token)
+        found += page
+    return found
 
 
 class RegistryStore:
@@ -99,8 +109,9 @@ class RegistryStore:
     def versions(self) -> list[dict[str, Any]]:
         """Return what `describe` says of each version, the first one first."""
         with self.plain_errors():
-            found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
-            return [self._describe(version) for version in sorted(found, key=lambda one: int(one.version))]
+            found = find_all(self.client.search_model_versions, f"name = '{self.name}'")
+            aliases = self._aliases() if found else {}
+            return [self._describe(version, aliases) for version in sorted(found, key=lambda one: int(one.version))]
 
     def find(self, spec: str) -> ModelVersion:
         """Return a version by its number or an alias.
@@ -122,10 +133,13 @@ class RegistryStore:
     def describe(self, spec: str) -> dict[str, Any]:
         """Return what is known of a version, ready for JSON: aliases, hashes, origin, results; no artifacts."""
         with self.plain_errors():
-            return self._describe(self.find(spec))
+            return self._describe(self.find(spec), self._aliases())
 
-    def _describe(self, version: ModelVersion) -> dict[str, Any]:
-        aliases = self.client.get_registered_model(self.name).aliases
+    def _aliases(self) -> dict[str, str]:
+        """Return the version of each alias."""
+        return self.client.get_registered_model(self.name).aliases
+
+    def _describe(self, version: ModelVersion, aliases: Mapping[str, str]) -> dict[str, Any]:
         tags = version.tags
         evaluation, parity = (json.loads(tags.get(key, "null")) for key in ("evaluation", "parity"))
         return {

@@ -549,6 +549,31 @@ def test_runs_of_others_are_left_alone(registry: Any, tmp_path: Path) -> None:
     assert registry.client.list_artifacts(theirs.info.run_id)[0].path == "notes.txt"
 
 
+def answer_in_pages(registry: Any, monkeypatch: pytest.MonkeyPatch, search: str) -> None:
+    """Make MLflow find two at a time, instead of a thousand and more."""
+    ask = getattr(registry.client, search)
+    monkeypatch.setattr(registry.client, search, lambda *words, **options: ask(*words, **{**options, "max_results": 2}))
+
+
+def test_versions_beyond_the_first_page_are_listed(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.client.create_registered_model("pokegemma")
+    for _ in range(5):
+        registry.client.create_model_version("pokegemma", "/model")
+    registry.client.set_registered_model_alias("pokegemma", "production", "1")
+    answer_in_pages(registry, monkeypatch, "search_model_versions")
+    versions = [(one["version"], one["aliases"]) for one in registry.versions()]
+    assert versions == [(1, ["production"]), (2, []), (3, []), (4, []), (5, [])]
+
+
+def test_killed_registrations_beyond_the_first_page_are_removed(
+    registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = [registry.start_run("content") for _ in range(5)]
+    answer_in_pages(registry, monkeypatch, "search_runs")
+    registry.drop_killed_runs()
+    assert {registry.client.get_run(run_id).info.lifecycle_stage for run_id in killed} == {"deleted"}
+
+
 @pytest.mark.slow
 def test_a_register_that_is_running_is_waited_for_and_not_cleared_away(registry: Any, tmp_path: Path) -> None:
     one, two = write_model(tmp_path / "one", "1"), write_model(tmp_path / "two", "2")
