@@ -1,10 +1,10 @@
+import http.server
 import json
 import shutil
+import threading
 
 import pytest
-import requests
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from pokegemma.training import model_access
 from pokegemma.training.model_access import check_model_access
@@ -26,18 +26,31 @@ def folder(whole, tmp_path):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """Pretend an empty cache and a Hub that answers with an error: hub(error)."""
+def hub(monkeypatch):
+    """Pretend an empty cache, and run a Hub that refuses every model as told: hub(403, "GatedRepo")."""
+    refusals = []
 
-    def answer(error):
-        def auth_check(self, repo_id):
-            raise error
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, code = refusals[-1]
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
-        monkeypatch.setattr(model_access.HfApi, "auth_check", auth_check)
+        def log_message(self, *message):
+            pass
 
     monkeypatch.setattr(model_access.constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(model_access, "is_on_this_machine", lambda model: False)
-    return answer
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("no_proxy", "*")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setattr(model_access, "HfApi", lambda: HfApi(endpoint=endpoint))
+        yield lambda status, code: refusals.append((status, code))
+        server.shutdown()
 
 
 def test_a_whole_folder_passes(folder):
@@ -92,8 +105,7 @@ def test_offline_says_so(monkeypatch):
 
 
 def test_a_gated_model_says_what_to_do(hub):
-    response = requests.Response()
-    hub(GatedRepoError("gated", response=response))
+    hub(403, "GatedRepo")
     summary = check_model_access(MODEL).summary
     assert "accept its licence at https://huggingface.co/google/gemma-3-4b-it" in summary
     assert "HUGGINGFACE_TOKEN" in summary
@@ -112,8 +124,7 @@ def test_a_hub_that_cannot_be_reached_fails_in_one_line(monkeypatch):
 
 
 def test_an_unknown_model_and_a_hub_out_of_reach_fail_differently(hub):
-    response = requests.Response()
-    hub(RepositoryNotFoundError("not found", response=response))
+    hub(404, "RepoNotFound")
     assert "no such model on the Hugging Face Hub" in check_model_access("google/gemma-9").summary
-    hub(HfHubHTTPError("server error", response=response))
-    assert "cannot be reached: server error" in check_model_access(MODEL).summary
+    hub(500, "")
+    assert "cannot be reached: Server error '500" in check_model_access(MODEL).summary
