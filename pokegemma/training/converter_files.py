@@ -6,6 +6,33 @@ from pathlib import Path
 from transformers import Gemma3Processor, ProcessorMixin
 
 
+def published_name(name: str) -> str:
+    """Return what published Gemma 3 checkpoints call a tensor, which is what llama.cpp and mlx-vlm read.
+
+    transformers 5 saves other names in three cases: a checkpoint-N of full fine-tuning (`model.vision_tower...`), a
+    model built from its config (`vision_tower.embeddings...`), and full fine-tuning under DeepSpeed ZeRO-3
+    (`language_model.model.model.layers...`).
+
+    Example:
+        >>> published_name("model.language_model.layers.0.mlp.up_proj.weight")
+        'language_model.model.layers.0.mlp.up_proj.weight'
+    """
+    part, _, rest = name.removeprefix("model.").partition(".")
+    if part == "lm_head":
+        return f"language_model.lm_head.{rest}"
+    if part == "language_model" and not rest.startswith("lm_head."):
+        return f"language_model.model.{_without(rest, 'model.')}"
+    if part == "vision_tower":
+        return f"vision_tower.vision_model.{_without(rest, 'vision_model.')}"
+    return f"{part}.{rest}"
+
+
+def _without(text: str, prefix: str) -> str:
+    while text.startswith(prefix):
+        text = text.removeprefix(prefix)
+    return text
+
+
 def write_converter_files(processor: ProcessorMixin, folder: Path) -> None:
     """Add to a saved checkpoint what converting it to GGUF takes beside tokenizer.model.
 
