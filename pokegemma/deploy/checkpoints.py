@@ -1,18 +1,24 @@
 """Which checkpoints can be exported at all, and which files hold their weights."""
 
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import Gemma3Config
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.converter_files import published_name
 from pokegemma.training.families import FAMILIES
 from pokegemma.training.models import load_config, read_family
 
+LM_HEAD, EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_COPY_BYTES = 16 * 2**20
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -36,16 +42,6 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def unread_files(path: Path) -> set[str]:
-    """Return the names of *.safetensors and indexes beside `weight_files`: converters would read them, too."""
-    read = {file.name for file in weight_files(path)}
-    if _WEIGHTS not in read:
-        read.add(_INDEX)
-    return {
-        file.name for pattern in ("*.safetensors", "*.safetensors.index.json") for file in path.glob(pattern)
-    } - read
-
-
 def open_weights(path: Path) -> Iterator[tuple[Path, Any]]:
     """Yield each of `weight_files`, and it opened.
 
@@ -58,6 +54,100 @@ def open_weights(path: Path) -> Iterator[tuple[Path, Any]]:
                 yield file, weights
         except (OSError, SafetensorError) as error:
             raise PokegemmaError(f"{file}: the weights cannot be read: {error}") from error
+
+
+def _has_head_of_its_own(path: Path) -> bool:
+    """Return whether a checkpoint stores an LM head with other values than its embeddings.
+
+    transformers (5.23) uses such a head even where config.json says that it is tied, and ties one that is the same.
+    """
+    names = {published_name(name) for _, weights in open_weights(path) for name in weights.keys()}  # noqa: SIM118
+    if not {LM_HEAD, EMBEDDINGS} <= names:
+        return LM_HEAD in names
+    head, embeddings = (
+        next(
+            weights.get_tensor(name)
+            for _, weights in open_weights(path)
+            for name in weights.keys()  # noqa: SIM118
+            if published_name(name) == wanted
+        )
+        for wanted in (LM_HEAD, EMBEDDINGS)
+    )
+    return head.dtype != embeddings.dtype or not torch.equal(head, embeddings)
+
+
+def open_tensors(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the published name and a slice of each tensor of a checkpoint, without an LM head that is only a copy.
+
+    A slice has `get_shape()`; `[:]` reads it.
+
+    Raises:
+        PokegemmaError: as `open_weights`.
+    """
+    has_head = _has_head_of_its_own(path)
+    for _, weights in open_weights(path):
+        for stored in weights.keys():  # noqa: SIM118
+            if has_head or published_name(stored) != LM_HEAD:
+                yield published_name(stored), weights.get_slice(stored)
+
+
+def staged_bytes(path: Path) -> int:
+    """Return the space that `stage_weights` takes: that of copies, or none where links will do.
+
+    Links will do where all tensors have the names that llama.cpp and mlx-vlm read, and all of them are wanted.
+    """
+    stored = {name for _, weights in open_weights(path) for name in weights.keys()}  # noqa: SIM118
+    if stored == {name for name, _ in open_tensors(path)}:
+        return 0
+    return sum(file.stat().st_size for file in weight_files(path))
+
+
+def stage_weights(path: Path, folder: Path) -> None:
+    """Put the weights of a checkpoint into `folder` for a converter: links, or copies with published names.
+
+    A checkpoint-N of full fine-tuning needs copies: its tensors have the names of transformers 5, which converters do
+    not know. https://github.com/ggml-org/llama.cpp/issues/22656
+    """
+    files = weight_files(path)
+    if not staged_bytes(path):
+        for file in [*files, *([] if files[0].name == _WEIGHTS else [path / _INDEX])]:
+            (folder / file.name).symlink_to(file.resolve())
+        return
+    wanted = {name for name, _ in open_tensors(path)}
+    places = {name: file.name for file in files for name in _copy_renamed(file, folder / file.name, wanted)}
+    if files[0].name != _WEIGHTS:
+        (folder / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+
+
+def _copy_renamed(source: Path, target: Path, wanted: set[str]) -> list[str]:
+    """Copy those tensors of a safetensors file that are `wanted`, by their published names, and return these.
+
+    The file is a length of 8 bytes, a JSON header, then the data. It is copied piece by piece: a 4B in float32 has
+    16 GB.
+    """
+    with source.open("rb") as file, target.open("wb") as output:
+        (length,) = struct.unpack("<Q", file.read(8))
+        stored = json.loads(file.read(length))
+        renamed, ranges, end = {"__metadata__": stored.pop("__metadata__", {})}, [], 0
+        for name, entry in sorted(stored.items(), key=lambda item: item[1]["data_offsets"]):
+            if published_name(name) not in wanted:
+                continue
+            start, stop = entry["data_offsets"]
+            renamed[published_name(name)] = {**entry, "data_offsets": [end, end + stop - start]}
+            ranges.append((8 + length + start, stop - start))
+            end += stop - start
+        header = json.dumps(renamed).encode()
+        header += b" " * (-len(header) % 8)
+        output.write(struct.pack("<Q", len(header)) + header)
+        for start, size in ranges:
+            _copy_range(file, output, start=start, size=size)
+    return [name for name in renamed if name != "__metadata__"]
+
+
+def _copy_range(file: IO[bytes], output: IO[bytes], *, start: int, size: int) -> None:
+    file.seek(start)
+    while size > 0:
+        size -= output.write(file.read(min(size, _COPY_BYTES)))
 
 
 def load_exportable_config(path: Path, *, target: str) -> Gemma3Config:

@@ -156,9 +156,13 @@ def convert(
     source = "bf16" if "bf16" in wanted and "f16" not in wanted else "f16"
     types = list(dict.fromkeys([source, *wanted]))
     num_bytes = int(1.05 * checkpoint.num_weights * sum(_BITS[name] for name in types) / 8)
+    num_bytes += checkpoint.num_staged_bytes
     require_space(output, num_bytes, remedy="free some, or ask for fewer types with --quantization")
     _warn_of_causal_pictures(model_path)
-    with atomic_folder(output, stage="gguf", overwrite=overwrite) as folder, staged(checkpoint) as staging:
+    with (
+        atomic_folder(output, stage="gguf", overwrite=overwrite) as folder,
+        staged(checkpoint, beside=folder) as staging,
+    ):
         logger.info("converting the vision tower and projector")
         run_converter(converter, staging, folder / MMPROJ, "--mmproj", "--outtype", "f16")
         for name in types:

@@ -1,6 +1,7 @@
 """What a checkpoint holds, to be found again in the files it is converted to."""
 
 import contextlib
+import logging
 import math
 import shutil
 import tempfile
@@ -9,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pokegemma.deploy.checkpoints import load_exportable_config, open_weights, unread_files
+from pokegemma.deploy.checkpoints import load_exportable_config, open_tensors, stage_weights, staged_bytes
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import read_run_record
 from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.families import FAMILIES, TOWER
-from pokegemma.training.models import load_processor
+from pokegemma.training.models import copy_tokenizer_model, load_processor
+
+logger = logging.getLogger(__name__)
 
 _MARKER_BEGIN, _MARKER_END = "<__media", "__>"
 
@@ -38,6 +42,7 @@ class Checkpoint:
     num_text_tensors: int
     num_vision_tensors: int
     num_weights: int
+    num_staged_bytes: int
     image_size_px: int
     image_tokens: int
     processor: Any
@@ -61,15 +66,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         PokegemmaError: it is something that cannot be converted.
     """
     config = load_exportable_config(path, target="GGUF")
-    if not (path / "tokenizer.model").is_file():
+    if not (path / "tokenizer.model").is_file() and _base_of(path) is None:
         raise PokegemmaError(
             f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
         )
-    shapes = {
-        name: weights.get_slice(name).get_shape()
-        for _, weights in open_weights(path)
-        for name in weights.keys()  # noqa: SIM118
-    }
+    shapes = {name: tensor.get_shape() for name, tensor in open_tensors(path)}
     parts = (f"{TOWER}.", f"{FAMILIES['gemma3'].projector}.")
     eyes = [name for name in shapes if any(part in name for part in parts)]
     if not any(f"{TOWER}." in name for name in eyes):
@@ -80,28 +81,45 @@ def read_checkpoint(path: Path) -> Checkpoint:
         num_text_tensors=len(shapes) - len(eyes),
         num_vision_tensors=len(eyes) - len(heads),
         num_weights=sum(math.prod(shape) for shape in shapes.values()),
+        num_staged_bytes=staged_bytes(path),
         image_size_px=config.vision_config.image_size,
         image_tokens=config.mm_tokens_per_image,
         processor=load_processor(path),
     )
 
 
-@contextlib.contextmanager
-def staged(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Yield a folder of links to a checkpoint, with `chat_template` and the files that the converter wants.
+def _base_of(path: Path) -> str | None:
+    """Return the base of the training run that wrote a checkpoint, where its run.json is there."""
+    return (read_run_record(path) or {}).get("base_model")
 
-    Merged checkpoints have these files, others of transformers 5 do not. Without them <start_of_turn> becomes text, and
-    the converter says nothing.
+
+@contextlib.contextmanager
+def staged(checkpoint: Checkpoint, *, beside: Path) -> Iterator[Path]:
+    """Yield a folder of what the converter reads: a checkpoint's files, some of them as the converter wants them.
+
+    Its weights have published names. `chat_template` and the files of the tokenizer and the image processor are
+    written: merged checkpoints have them, others of transformers 5 do not. Without them <start_of_turn> becomes text,
+    and the converter says nothing. A checkpoint-N has no tokenizer.model: its base's is taken.
+
+    Args:
+        beside: a folder on a disk with room for `checkpoint.num_staged_bytes`, in which the other one is made.
     """
-    left_out = {"tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json"}
-    left_out |= unread_files(checkpoint.path)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / checkpoint.path.resolve().name  # the converter takes the model's name from it
+    left_out = ("*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "chat_template.*")
+    left_out += ("tokenizer_config.json",)
+    path = checkpoint.path
+    with tempfile.TemporaryDirectory(prefix=".staged.", dir=beside) as temporary:
+        folder = Path(temporary) / path.resolve().name  # the converter takes the model's name from it
         folder.mkdir()
-        for path in sorted(checkpoint.path.resolve().iterdir()):
-            if path.is_file() and path.name not in left_out:
-                (folder / path.name).symlink_to(path)
-        shutil.copyfile(checkpoint.path / "tokenizer_config.json", folder / "tokenizer_config.json")
+        for file in sorted(path.resolve().iterdir()):
+            if file.is_file() and not any(file.match(pattern) for pattern in left_out):
+                (folder / file.name).symlink_to(file)
+        stage_weights(path, folder)
+        if not (path / "tokenizer.model").is_file():
+            base = _base_of(path)
+            assert base is not None  # see read_checkpoint
+            logger.info("tokenizer.model of %s: that of its base, %s", path, base)
+            copy_tokenizer_model(base, folder)
+        shutil.copyfile(path / "tokenizer_config.json", folder / "tokenizer_config.json")
         write_converter_files(checkpoint.processor, folder)
         (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         yield folder

@@ -14,7 +14,14 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from transformers import Gemma3Config
 
-from pokegemma.deploy.checkpoints import load_exportable_config, open_weights, unread_files
+from pokegemma.deploy.checkpoints import (
+    LM_HEAD,
+    load_exportable_config,
+    open_tensors,
+    open_weights,
+    stage_weights,
+    staged_bytes,
+)
 from pokegemma.deploy.mlx_check import Part, check_config, check_processor, check_weights
 from pokegemma.deploy.mlx_engine import mlx_processors
 from pokegemma.errors import PokegemmaError
@@ -39,7 +46,7 @@ Bits = Literal[4, 8, 16]
 _GROUP = 64
 """Weights that share a scale and an offset, 16 bits each, in a quantised layer; mlx-vlm's own default."""
 
-_COPIED = ("*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
+_COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json")
 _COPIED += ("chat_template.*", "generation_config.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -50,14 +57,18 @@ def read_checkpoint(path: Path) -> Gemma3Config:
         PokegemmaError: it is an adapter, quantised, another family's, blind, or for MLX already.
     """
     config = load_exportable_config(path, target="MLX")
-    names = []
     for file, weights in open_weights(path):
         if (weights.metadata() or {}).get("format") == "mlx":
             raise PokegemmaError(f"{file}: for MLX already")
-        names += weights.keys()
+    names = [name for name, _ in open_tensors(path)]
     for part in (TOWER, FAMILIES["gemma3"].projector):
         if not any(name.startswith(f"{part}.") for name in names):
             raise PokegemmaError(f"{path}: its weights hold no {part}; it would not see")
+    if LM_HEAD in names:  # mlx-vlm 0.7 replaces it with the embeddings whenever it loads a Gemma 3
+        raise PokegemmaError(
+            f"{path}: its LM head is not tied to its embeddings, and mlx-vlm computes with tied ones only; "
+            "convert it to GGUF: scripts/convert_to_gguf.py"
+        )
     return config
 
 
@@ -111,15 +122,17 @@ def mlx_config(path: Path, config: Gemma3Config) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _staged(path: Path, config: dict[str, Any]) -> Iterator[str]:
-    """Yield a folder of links to a checkpoint's files beside the config: the converter reads and copies no others."""
-    unread = unread_files(path)
-    with tempfile.TemporaryDirectory(prefix="pokegemma_mlx.") as folder:
+def _staged(path: Path, config: dict[str, Any], *, beside: Path) -> Iterator[str]:
+    """Yield a folder of a checkpoint's files with `config` as config.json: the converter reads and copies no others.
+
+    Args:
+        beside: a folder on a disk with room for the weights, in which the other one is made.
+    """
+    with tempfile.TemporaryDirectory(prefix=".staged.", dir=beside) as folder:
         for pattern in _COPIED:
             for file in path.glob(pattern):
-                if file.name in unread:
-                    continue
                 (Path(folder) / file.name).symlink_to(file.resolve())
+        stage_weights(path, Path(folder))
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         yield folder
 
@@ -127,14 +140,13 @@ def _staged(path: Path, config: dict[str, Any]) -> Iterator[str]:
 def _size(path: Path, bits: Bits) -> int:
     """Return the bytes that a converted checkpoint takes, with a copy of the embeddings as LM head."""
     num_quantised = num_kept = 0
-    for _, weights in open_weights(path):
-        for name in weights.keys():  # noqa: SIM118
-            shape = weights.get_slice(name).get_shape()
-            count = math.prod(shape) * (2 if "embed_tokens" in name else 1)
-            if bits < 16 and name.startswith("language_model.") and len(shape) == 2:
-                num_quantised += count
-            else:
-                num_kept += count
+    for name, tensor in open_tensors(path):
+        shape = tensor.get_shape()
+        count = math.prod(shape) * (2 if "embed_tokens" in name else 1)
+        if bits < 16 and name.startswith("language_model.") and len(shape) == 2:
+            num_quantised += count
+        else:
+            num_kept += count
     return int(num_kept * 2 + num_quantised * (bits + 32 / _GROUP) / 8)
 
 
@@ -156,14 +168,19 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
         raise PokegemmaError(f"--output_path {output} holds {path}, which is read; choose another")
     processor = load_processor(path)
     stored = mlx_config(path, config)
-    require_space(output, int(1.02 * _size(path, bits)) + 64 * 2**20, remedy=_REMEDY)
+    num_bytes = int(1.02 * _size(path, bits)) + 64 * 2**20 + staged_bytes(path)
+    require_space(output, num_bytes, remedy=_REMEDY)
     if image_attention(config) != "causal":
         logger.warning(
             "mlx-vlm is causal inside pictures, and this model was trained with bidirectional attention there: its "
             "answers will differ a little. How much, and a training flag: docs/deployment.md, Attention inside pictures"
         )
     with atomic_folder(output, stage="mlx", overwrite=overwrite) as folder:
-        with _staged(path, stored) as source, contextlib.redirect_stdout(sys.stderr), mlx_processors():
+        with (
+            _staged(path, stored, beside=folder) as source,
+            contextlib.redirect_stdout(sys.stderr),
+            mlx_processors(),
+        ):
             try:
                 convert(
                     source, str(folder), quantize=bits < 16, q_bits=bits, q_group_size=_GROUP, dtype="bfloat16",

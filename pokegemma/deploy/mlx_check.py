@@ -10,16 +10,13 @@ import torch
 from PIL import Image
 from transformers import Gemma3Config, Gemma3Processor
 
-from pokegemma.deploy.checkpoints import open_weights
+from pokegemma.deploy.checkpoints import EMBEDDINGS, LM_HEAD, open_tensors
 from pokegemma.deploy.mlx_engine import mx, open_model, open_processor, prepare
 from pokegemma.deploy.questions import Question
 from pokegemma.errors import CheckFailedError
 
 _ERROR_LIMIT = {4: 0.2, 8: 0.02}
 """Largest error of a quantised matrix, as a share of its root mean square; 0.09 and 0.008 are usual."""
-
-_LM_HEAD = "language_model.lm_head.weight"
-_EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def _part(name: str) -> str:
     top, _, rest = name.partition(".")
     if top != "language_model":
         return {"vision_tower": "vision tower", "multi_modal_projector": "projector"}.get(top, top)
-    if name == _LM_HEAD:
+    if name == LM_HEAD:
         return "LM head"
     return "embeddings" if rest.startswith("model.embed_tokens") else "language model"
 
@@ -79,24 +76,23 @@ def check_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
     for file in sorted(folder.glob("*.safetensors")):
         written |= mx.load(str(file))  # lazily: nothing is in memory until it is compared
     sums: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(4))
-    left = {name for name in written if not name.endswith((".scales", ".biases"))} - {_LM_HEAD}
-    for _, weights in open_weights(checkpoint):
-        for name in weights.keys():  # noqa: SIM118
-            if name not in left:
-                raise CheckFailedError(f"{folder}: {name} was not written")
-            left.remove(name)
-            tensor = weights.get_tensor(name)
-            for target in (name, _LM_HEAD) if name == _EMBEDDINGS else (name,):
-                if target not in written:
-                    raise CheckFailedError(f"{folder}: {target} was not written")
-                restored, num_bytes, quantised = _restore(written, target, bits)
-                exact, error, square = _compare(target, tensor, restored)
-                if not (error <= _ERROR_LIMIT[bits] ** 2 * square if quantised else exact):
-                    share = (error / square) ** 0.5 if square else float("inf")
-                    raise CheckFailedError(f"{folder}: {target} differs from the checkpoint by {share:.2g} of its size")
-                stored = f"{bits} bits" if quantised else "bfloat16"
-                sums[_part(target), stored] += tensor.numel(), num_bytes, error, square
-                written.pop(target)  # frees it
+    left = {name for name in written if not name.endswith((".scales", ".biases"))} - {LM_HEAD}
+    for name, stored_tensor in open_tensors(checkpoint):
+        if name not in left:
+            raise CheckFailedError(f"{folder}: {name} was not written")
+        left.remove(name)
+        tensor = stored_tensor[:]
+        for target in (name, LM_HEAD) if name == EMBEDDINGS else (name,):
+            if target not in written:
+                raise CheckFailedError(f"{folder}: {target} was not written")
+            restored, num_bytes, quantised = _restore(written, target, bits)
+            exact, error, square = _compare(target, tensor, restored)
+            if not (error <= _ERROR_LIMIT[bits] ** 2 * square if quantised else exact):
+                share = (error / square) ** 0.5 if square else float("inf")
+                raise CheckFailedError(f"{folder}: {target} differs from the checkpoint by {share:.2g} of its size")
+            stored = f"{bits} bits" if quantised else "bfloat16"
+            sums[_part(target), stored] += tensor.numel(), num_bytes, error, square
+            written.pop(target)  # frees it
     if left:
         raise CheckFailedError(f"{folder}: holds {', '.join(sorted(left)[:3])}, which the checkpoint does not")
     return [

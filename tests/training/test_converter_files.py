@@ -13,7 +13,10 @@ from pokegemma.training.converter_files import published_name
         ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
         ("model.language_model.norm.weight", "language_model.model.norm.weight"),
         ("lm_head.weight", "language_model.lm_head.weight"),
-        ("model.vision_tower.embeddings.patch_embedding.bias", "vision_tower.vision_model.embeddings.patch_embedding.bias"),
+        (
+            "model.vision_tower.embeddings.patch_embedding.bias",
+            "vision_tower.vision_model.embeddings.patch_embedding.bias",
+        ),
         ("vision_tower.post_layernorm.bias", "vision_tower.vision_model.post_layernorm.bias"),
         ("model.vision_tower.vision_model.post_layernorm.bias", "vision_tower.vision_model.post_layernorm.bias"),
         ("model.multi_modal_projector.mm_soft_emb_norm.weight", "multi_modal_projector.mm_soft_emb_norm.weight"),
