@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import Gemma3Config
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import read_run_record
 from pokegemma.training.converter_files import published_name
 from pokegemma.training.families import FAMILIES
 from pokegemma.training.models import load_config, read_family
@@ -18,6 +19,11 @@ from pokegemma.training.models import load_config, read_family
 LM_HEAD, EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PROCESSOR_FILES = (
+    ("tokenizer.json",),
+    ("tokenizer_config.json",),
+    ("processor_config.json", "preprocessor_config.json"),
+)
 _COPY_BYTES = 16 * 2**20
 
 
@@ -154,7 +160,7 @@ def load_exportable_config(path: Path, *, target: str) -> Gemma3Config:
     """Return the config of a Gemma 3 in full precision; `target` is what it shall become, for the error.
 
     Raises:
-        PokegemmaError: it is an adapter, quantised, or of another family.
+        PokegemmaError: it is an adapter, quantised, of another family, or lacks a file of its processor.
     """
     if not path.is_dir():
         raise PokegemmaError(f"--model_path {path}: no such folder")
@@ -166,4 +172,15 @@ def load_exportable_config(path: Path, *, target: str) -> Gemma3Config:
     config = load_config(path)
     if getattr(config, "quantization_config", None) or getattr(config, "quantization", None):
         raise PokegemmaError(f"{path}: its weights are quantised; convert the full-precision checkpoint")
+    missing = [names[0] for names in _PROCESSOR_FILES if not any((path / name).is_file() for name in names)]
+    if missing:
+        base = base_of(path)
+        raise PokegemmaError(
+            f"{path}: {', '.join(missing)} not found; copy from the base checkpoint{f', {base}' if base else ''}"
+        )
     return config
+
+
+def base_of(path: Path) -> str | None:
+    """Return the base of the training run that wrote a checkpoint, where its run.json is there."""
+    return (read_run_record(path) or {}).get("base_model")

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pokegemma.deploy.checkpoints import load_exportable_config, open_tensors, stage_weights, staged_bytes
+from pokegemma.deploy.checkpoints import base_of, load_exportable_config, open_tensors, stage_weights, staged_bytes
 from pokegemma.errors import PokegemmaError
-from pokegemma.provenance import read_run_record
 from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.families import FAMILIES, TOWER
 from pokegemma.training.models import copy_tokenizer_model, load_processor
@@ -66,7 +65,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         PokegemmaError: it is something that cannot be converted.
     """
     config = load_exportable_config(path, target="GGUF")
-    if not (path / "tokenizer.model").is_file() and _base_of(path) is None:
+    if not (path / "tokenizer.model").is_file() and base_of(path) is None:
         raise PokegemmaError(
             f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
         )
@@ -86,11 +85,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         image_tokens=config.mm_tokens_per_image,
         processor=load_processor(path),
     )
-
-
-def _base_of(path: Path) -> str | None:
-    """Return the base of the training run that wrote a checkpoint, where its run.json is there."""
-    return (read_run_record(path) or {}).get("base_model")
 
 
 @contextlib.contextmanager
@@ -115,7 +109,7 @@ def staged(checkpoint: Checkpoint, *, beside: Path) -> Iterator[Path]:
                 (folder / file.name).symlink_to(file)
         stage_weights(path, folder)
         if not (path / "tokenizer.model").is_file():
-            base = _base_of(path)
+            base = base_of(path)
             assert base is not None  # see read_checkpoint
             logger.info("tokenizer.model of %s: that of its base, %s", path, base)
             copy_tokenizer_model(base, folder)

@@ -143,6 +143,15 @@ def test_a_training_checkpoint_without_its_base_names_the_missing_file(checkpoin
     assert not (tmp_path / "gguf").exists()
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "processor_config.json"])
+def test_a_missing_file_of_the_processor_is_named_with_the_base(
+    name: str, checkpoint_n: Path, tiny_model: Path
+) -> None:
+    (checkpoint_n / name).unlink()
+    with pytest.raises(PokegemmaError, match=f"{name} not found; copy from the base checkpoint, {tiny_model}"):
+        read_checkpoint(checkpoint_n)
+
+
 # --- the LM head
 
 
