@@ -195,16 +195,16 @@ def check_checkpointing(config: PreTrainedConfig, *, reentrant: bool) -> None:
     """Refuse reentrant gradient checkpointing of a model whose layers share keys and values.
 
     It cuts the gradient from a layer to the one whose keys it uses, in silence: gradients of tiny models were off by
-    40 %. TRL asks for it with adapters under DeepSpeed ZeRO-3.
+    40 %.
 
     Raises:
         PokegemmaError: it is reentrant, and the model shares them.
     """
     if reentrant and getattr(config.get_text_config(), "num_kv_shared_layers", 0):
         raise PokegemmaError(
-            "reentrant gradient checkpointing, which adapters need under DeepSpeed ZeRO-3, gives "
-            f"{family_of(config).name} wrong gradients (its layers share keys and values); "
-            "use accelerate_configs/fsdp2.yaml, or --gradient_checkpointing false"
+            f"reentrant gradient checkpointing gives {family_of(config).name} wrong gradients (its layers share keys "
+            "and values); leave out --gradient_checkpointing_kwargs (under DeepSpeed ZeRO-3 adapters make any of them "
+            "reentrant)"
         )
 
 

@@ -64,12 +64,17 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrain
 
 
 def is_reentrant(training: TrainingOptions, *, adapter: bool) -> bool:
-    """Return whether gradient checkpointing will be reentrant: as asked, or as TRL does with adapters under ZeRO-3."""
-    if not training.gradient_checkpointing:
+    """Return whether gradient checkpointing will be reentrant.
+
+    TRL (1.16) asks for it with adapters under ZeRO-3, and changes an argument for that whose name transformers (5.23)
+    no longer reads. So it is only where the user gave that argument, which then has both names; ZeRO-3 needs neither.
+    """
+    asked = training.activation_checkpointing_kwargs
+    if not training.activation_checkpointing or not asked:
         return False
     deepspeed = training.deepspeed_plugin
     zero3 = adapter and deepspeed is not None and deepspeed.zero_stage == 3
-    return zero3 or bool((training.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+    return zero3 or bool(asked.get("use_reentrant"))
 
 
 def describe_trainable(model: torch.nn.Module, family: Family = FAMILIES["gemma3"]) -> str:

@@ -1,13 +1,15 @@
 """Which parts of a model are trained, and where adapters go."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from peft import PeftModel
 
 from pokegemma.training import models
 from pokegemma.training.options import ModelOptions, TrainingOptions
-from pokegemma.training.trainable import load_trainable, lora_config
+from pokegemma.training.trainable import is_reentrant, load_trainable, lora_config
 
 
 def trained_parts(options: ModelOptions) -> set[str]:
@@ -46,3 +48,24 @@ def test_every_linear_layer_of_the_language_model_gets_an_adapter(tiny_model: Pa
     options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
     model = PeftModel(models.load_model(tiny_model), lora_config(options))
     assert sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters()) == 6 * 7
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "zero3", "expected"),
+    [
+        (None, False, False),
+        ({"use_reentrant": True}, False, True),
+        ({"use_reentrant": False}, False, False),
+        # TRL asks for it by a name that transformers no longer reads; a dict of the user's has both names.
+        (None, True, False),
+        ({"use_reentrant": False}, True, True),
+    ],
+)
+def test_checkpointing_is_reentrant_where_transformers_is_told_so(
+    kwargs: dict[str, Any] | None, zero3: bool, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = TrainingOptions(output_dir=str(tmp_path), use_cpu=True, gradient_checkpointing_kwargs=kwargs)
+    training.deepspeed_plugin = SimpleNamespace(zero_stage=3) if zero3 else None
+    assert is_reentrant(training, adapter=True) is expected
+    training.activation_checkpointing = False
+    assert is_reentrant(training, adapter=True) is False
