@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import block_attention
 from pokegemma.training.families import TOWER
-from pokegemma.training.options import ModelOptions
+from pokegemma.training.options import ModelOptions, TrainingOptions
+from pokegemma.training.trainable import is_reentrant
 
 LANGUAGE_MODEL = "language_model"
 
@@ -134,15 +135,16 @@ class ModesObserver(TrainerCallback):
     - `runs_per_pass`: how often its first layer ran for a forward pass and its backward pass; 2 with checkpointing.
 
     Args:
-        options: as asked for.
-        checkpointing: as in `check_modes`.
-        bf16: whether the language model should compute in bfloat16. With nf4 weights not all of it does:
-            bitsandbytes returns the type of its input, which is float32 after a norm.
+        options, training: as asked for. In bfloat16 not all layers with nf4 weights compute: bitsandbytes returns the
+            type of its input, which is float32 after a norm.
     """
 
-    def __init__(self, options: ModelOptions, *, checkpointing: str, bf16: bool) -> None:
+    def __init__(self, options: ModelOptions, training: TrainingOptions) -> None:
         self.modes: dict[str, Any] | None = None
-        self._options, self._checkpointing, self._bf16 = options, checkpointing, bf16
+        self._options, self._bf16 = options, training.mixed_precision == "bf16"
+        self._checkpointing = "reentrant" if is_reentrant(training, adapter=options.use_peft) else "not reentrant"
+        if not training.activation_checkpointing:
+            self._checkpointing = "off"
         self._types: dict[str, set[str]] = {}
         self._passes: Counter[str] = Counter()
         self._runs: Counter[str] = Counter()

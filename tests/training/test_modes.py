@@ -28,15 +28,15 @@ QUICK: dict[str, Any] = {
 
 
 def observe(
-    model: Path, dataset: Path, output: Path, *, checkpointing: str, bf16: bool = False,
+    model: Path, dataset: Path, output: Path, *, bf16: bool = False,
     training: dict[str, Any] | None = None,
     features: Path | None = None, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a step and return the modes that were in force."""
     asked = ModelOptions(model_name_or_path=str(model), **options)
-    observer = ModesObserver(asked, checkpointing=checkpointing, bf16=bf16)
     data = DataOptions(dataset_path=str(dataset), vision_features=features and str(features))
     arguments = TrainingOptions(output_dir=str(output), bf16=bf16, **QUICK, **(training or {}))
+    observer = ModesObserver(asked, arguments)
     assert sft.train(data, arguments, asked, callbacks=[observer])
     assert observer.modes is not None
     return observer.modes
@@ -53,9 +53,7 @@ def observe(
 def test_layers_are_run_again_with_gradient_checkpointing_and_an_adapter(
     training: dict[str, Any], expected: str, runs: float, tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
-    modes = observe(
-        tiny_model, toy_dataset, tmp_path / "a", checkpointing=expected, training=training, finetuning="lora"
-    )
+    modes = observe(tiny_model, toy_dataset, tmp_path / "a", training=training, finetuning="lora")
     assert modes["gradient_checkpointing"]["language_model"] == expected
     # The frozen tower runs without gradients: nothing of it is run again.
     assert modes["runs_per_pass"] == {"language_model": runs, "vision_tower": 1.0}
@@ -64,9 +62,7 @@ def test_layers_are_run_again_with_gradient_checkpointing_and_an_adapter(
 
 
 def test_a_trained_tower_is_checkpointed_too(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
-    modes = observe(
-        tiny_model, toy_dataset, tmp_path / "m", checkpointing=ON, finetuning="full", train_vision_tower=True
-    )
+    modes = observe(tiny_model, toy_dataset, tmp_path / "m", finetuning="full", train_vision_tower=True)
     assert modes["runs_per_pass"] == {"language_model": 2.0, "vision_tower": 2.0}
     assert modes["trained_weights"] == {"language_model": "float32", "vision_tower": "float32"}
 
@@ -74,7 +70,7 @@ def test_a_trained_tower_is_checkpointed_too(tiny_model: Path, toy_dataset: Path
 def test_bf16_is_the_type_that_every_linear_layer_computes_in(
     tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
-    modes = observe(tiny_model, toy_dataset, tmp_path / "a", checkpointing=ON, bf16=True, finetuning="lora")
+    modes = observe(tiny_model, toy_dataset, tmp_path / "a", bf16=True, finetuning="lora")
     assert modes["computed_in"] == {"language_model": "bfloat16", "vision_tower": "bfloat16"}
     assert modes["trained_weights"] == {"language_model": "float32"}
 
@@ -83,7 +79,7 @@ def test_bf16_is_the_type_that_every_linear_layer_computes_in(
 def test_qlora_has_4_bits_in_every_linear_layer_of_the_language_model_alone(
     bf16: bool, computed: str, tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
-    modes = observe(tiny_model, toy_dataset, tmp_path / "a", checkpointing=ON, bf16=bf16, finetuning="qlora")
+    modes = observe(tiny_model, toy_dataset, tmp_path / "a", bf16=bf16, finetuning="qlora")
     stored = {"type": "nf4", "nested": True, "storage": "float32", "compute": "float32"}  # autocast does not reach it
     assert modes["4bit"] == {"layers": {"language_model": 6 * 7}, **stored}
     assert modes["computed_in"]["language_model"] == computed
@@ -92,7 +88,7 @@ def test_qlora_has_4_bits_in_every_linear_layer_of_the_language_model_alone(
 
 def test_qlora_in_bfloat16_stores_and_computes_in_it(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
     modes = observe(
-        tiny_model, toy_dataset, tmp_path / "a", checkpointing=ON, bf16=True, finetuning="qlora", dtype="bfloat16",
+        tiny_model, toy_dataset, tmp_path / "a", bf16=True, finetuning="qlora", dtype="bfloat16",
         use_bnb_nested_quant=False,
     )  # fmt: skip
     stored = {"type": "nf4", "nested": False, "storage": "bfloat16", "compute": "bfloat16"}
@@ -177,7 +173,7 @@ def test_rows_of_several_samples_or_answers_take_blocks_under_sdpa(
 
 def test_cached_features_leave_the_tower_out(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
     features = {"features": tmp_path / "features"}
-    modes = observe(tiny_model, toy_dataset, tmp_path / "a", checkpointing=ON, finetuning="lora", **features)
+    modes = observe(tiny_model, toy_dataset, tmp_path / "a", finetuning="lora", **features)
     assert modes["computed_in"] == {"language_model": "float32"}
     assert modes["runs_per_pass"] == {"language_model": 2.0}
 
@@ -224,6 +220,6 @@ def test_bf16_that_is_not_in_force_ends_training_in_its_first_step(
 ) -> None:
     asked = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
     arguments = TrainingOptions(output_dir=str(tmp_path / "a"), bf16=False, **{**QUICK, "max_steps": 5})
-    observer = ModesObserver(asked, checkpointing=ON, bf16=True)
+    observer = ModesObserver(asked, TrainingOptions(output_dir=str(tmp_path / "a"), bf16=True, **QUICK))
     with pytest.raises(PokegemmaError, match="bf16 was asked for, and the language model computed in float32"):
         sft.train(DataOptions(dataset_path=str(toy_dataset)), arguments, asked, callbacks=[observer])
