@@ -8,6 +8,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,15 @@ MMPROJ = "mmproj-f16.gguf"
 _K_BLOCK = 256
 _CONVERTED = ("f16", "bf16")
 """Types that the converter writes; the others are quantised from one of these."""
+
+_MATRIX_TYPES = {
+    "f16": {"F16"},
+    "bf16": {"BF16"},
+    "q8_0": {"Q8_0"},
+    "q5_k_m": {"Q5_K", "Q6_K"},
+    "q4_k_m": {"Q4_K", "Q5_K", "Q6_K"},
+}
+"""Types of the matrices in a file: "m" mixes in some of more bits. Vectors are float32 in all of them."""
 
 _BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q5_k_m": 5.7, "q4_k_m": 4.9}
 """About how many bits a weight takes, for the disk; what was written is measured."""
@@ -83,11 +93,31 @@ def _quantize(source: Path, output: Path, quantization: str) -> None:
         raise PokegemmaError(f"{output.name}: llama.cpp could not quantise: {errors.last or f'status {status}'}")
 
 
+def _is_k_quant(quantization: str) -> bool:
+    return "_k" in quantization
+
+
+def wrong_types(file: GgufFile, quantization: str) -> dict[str, int]:
+    """Return how many matrices of a file have types that its quantization has not; empty where all are as they should.
+
+    Matrices that k-quants cannot hold may have any type, see `fallback_note`.
+    """
+    counts = Counter(
+        file.types[name]
+        for name, shape in file.shapes.items()
+        if len(shape) > 1 and not (_is_k_quant(quantization) and shape[0] % _K_BLOCK)
+    )
+    named = {"q5_k_m": "Q5_K", "q4_k_m": "Q4_K"}.get(quantization)
+    if named in counts or named is None:  # mixtures of more bits alone would be another quantization
+        counts = Counter({kind: n for kind, n in counts.items() if kind not in _MATRIX_TYPES[quantization]})
+    return dict(counts)
+
+
 def check_files(checkpoint: Checkpoint, models: dict[str, GgufFile], mmproj: GgufFile) -> None:
     """Check that the files hold what the checkpoint holds.
 
     Raises:
-        CheckFailedError: tensors, the chat template or the pictures differ; all that does is said.
+        CheckFailedError: tensors, their types, the chat template or the pictures differ; all that does is said.
     """
     wrong = []
 
@@ -96,10 +126,15 @@ def check_files(checkpoint: Checkpoint, models: dict[str, GgufFile], mmproj: Ggu
             wrong.append(f"{file.path.name}: {what}: {found}, the checkpoint has {expected}")
 
     expect(mmproj, "tensors of the vision tower and projector", len(mmproj.shapes), checkpoint.num_vision_tensors)
+    if not set(mmproj.types.values()) <= {"F16", "F32"} or "F16" not in mmproj.types.values():
+        wrong.append(f"{mmproj.path.name}: its tensors are {', '.join(mmproj.type_counts)}, not F16")
     expect(mmproj, "image size", mmproj.image_size_px, checkpoint.image_size_px)
     expect(mmproj, "tokens a picture", mmproj.image_tokens, checkpoint.image_tokens)
     first = next(iter(models.values()))
-    for model in models.values():
+    for quantization, model in models.items():
+        if types := wrong_types(model, quantization):
+            found = ", ".join(f"{count} {kind}" for kind, count in sorted(types.items()))
+            wrong.append(f"{model.path.name}: {found} are not what {quantization} has")
         expect(model, "tensors of the language model", len(model.shapes), checkpoint.num_text_tensors)
         template = model.fields.get("tokenizer.chat_template")
         if template != checkpoint.chat_template:
@@ -196,7 +231,7 @@ def fallback_note(file: GgufFile) -> str | None:
 
     llama.cpp takes another type of about the same size for them, without a word in the file's name.
     """
-    if not any(name.endswith("_K") for name in file.types.values()) and "_k_" not in file.path.name:
+    if not any(name.endswith("_K") for name in file.types.values()) and not _is_k_quant(file.path.stem):
         return None
     odd = {name: shape[0] for name, shape in file.shapes.items() if len(shape) > 1 and shape[0] % _K_BLOCK}
     if not odd:

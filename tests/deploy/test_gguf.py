@@ -5,14 +5,17 @@ import json
 import logging
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from pokegemma.deploy import converter_source, gguf
 from pokegemma.deploy.converter_source import find_converter, unpack_converter
@@ -20,7 +23,9 @@ from pokegemma.deploy.gguf_checkpoint import Checkpoint, read_checkpoint, served
 from pokegemma.deploy.gguf_files import GgufFile, read_gguf
 from pokegemma.deploy.ollama import modelfile
 from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from pokegemma.training.tiny_tokenizer import CHAT_TEMPLATE
+from scripts.convert_to_gguf import QUANTIZATIONS
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +99,39 @@ def test_run_json_tells_sizes_and_types(gguf_folder: Path, tiny_model: Path) -> 
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def wide_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GgufFile]:
+    """Return every type of a model whose rows have 256 and 512 weights, as k-quants need them."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=4)
+    config = Gemma3Config.from_pretrained(folder)
+    config.text_config.update({"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8})
+    model = Gemma3ForConditionalGeneration(config).to(torch.bfloat16)
+    model.save_pretrained(folder, save_original_format=False)
+    done = gguf.convert(
+        folder, folder.parent / "gguf", quantizations=list(QUANTIZATIONS), converter=find_converter(None)
+    )  # fmt: skip
+    return {**done.models, "mmproj": done.mmproj}
+
+
+def matrix_types(file: GgufFile) -> dict[str, int]:
+    return dict(Counter(file.types[name] for name, shape in sorted(file.shapes.items()) if len(shape) > 1))
+
+
+@pytest.mark.slow
+def test_every_matrix_has_the_type_that_its_file_names(wide_files: dict[str, GgufFile]) -> None:
+    assert {name: matrix_types(file) for name, file in wide_files.items()} == {
+        "f16": {"F16": 43}, "bf16": {"BF16": 43}, "q8_0": {"Q8_0": 43}, "q5_k_m": {"Q5_K": 38, "Q6_K": 5},
+        "q4_k_m": {"Q4_K": 38, "Q6_K": 5}, "mmproj": {"F16": 25, "F32": 2},
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_vectors_of_every_type_are_float32(wide_files: dict[str, GgufFile]) -> None:
+    for file in wide_files.values():
+        assert {file.types[name] for name, shape in file.shapes.items() if len(shape) == 1} == {"F32"}
+
+
 def test_fewer_bits_are_fewer_bytes(files: dict[str, GgufFile]) -> None:
     sizes = [files[f"model-{name}"].num_bytes for name in ("f16", "q8_0", "q4_k_m")]
     assert sizes == sorted(sizes, reverse=True)
@@ -151,6 +189,35 @@ def test_all_that_got_lost_in_a_language_model_is_told_at_once(
     assert "its chat template is not the checkpoint's; " in str(caught.value)
     assert "model-q8_0.gguf: <start_of_turn> would be read as text; " in str(caught.value)
     assert "model-f16.gguf:" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "types", "error"),
+    [
+        ("f16", "F32", "43 F32 are not what f16 has"),
+        ("bf16", "F16", "43 F16 are not what bf16 has"),
+        ("q8_0", "F16", "43 F16 are not what q8_0 has"),
+        ("q4_k_m", "Q8_0", "43 Q8_0 are not what q4_k_m has"),
+        ("q4_k_m", "Q6_K", "43 Q6_K are not what q4_k_m has"),
+        ("q5_k_m", "Q4_K", "43 Q4_K are not what q5_k_m has"),
+    ],
+)
+def test_a_file_of_another_type_than_it_names_is_refused(
+    name: str, types: str, error: str, files: dict[str, GgufFile], checkpoint: Checkpoint
+) -> None:
+    shapes = {tensor: tuple(256 for _ in shape) for tensor, shape in files["model-f16"].shapes.items()}
+    kinds = {tensor: types if len(shape) > 1 else "F32" for tensor, shape in shapes.items()}
+    other = replace(files["model-f16"], shapes=shapes, types=kinds)
+    with pytest.raises(CheckFailedError, match=error):
+        gguf.check_files(checkpoint, {name: other}, files["mmproj-f16"])
+
+
+def test_a_mmproj_in_float32_is_refused(files: dict[str, GgufFile], checkpoint: Checkpoint) -> None:
+    mmproj = files["mmproj-f16"]
+    with pytest.raises(CheckFailedError, match=r"mmproj-f16\.gguf: its tensors are F32, not F16"):
+        gguf.check_files(
+            checkpoint, {"f16": files["model-f16"]}, replace(mmproj, types=dict.fromkeys(mmproj.types, "F32"))
+        )
 
 
 def test_a_truncated_file_is_no_gguf_file(gguf_folder: Path, tmp_path: Path) -> None:
