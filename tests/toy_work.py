@@ -18,6 +18,14 @@ def use_state(item, state, *, folder, num_workers):
     return item, state["process"], next(state["calls"]), os.getpid()
 
 
+def note_ray_worker(item, state, *, work, folder):
+    """Do a piece of work, and leave a file with the Ray actor that did it in `folder`, named after its process."""
+    import ray
+
+    (folder / str(os.getpid())).write_text(str(ray.get_runtime_context().get_actor_id()))
+    return work(item, state)
+
+
 def fail_at_three(item, _):
     if item == 3:
         raise CheckFailedError("item 3: broken")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pokegemma.data import cluster
+from pokegemma.data import cluster, corpus
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import OUTPUTS, convert_corpus
 from pokegemma.data.workers import map_items
@@ -21,7 +21,7 @@ from tests.conftest import failed_turn, raw_frame, turn_record, write_session
 from tests.data.test_convert import folder_hashes
 from tests.data.test_stopped_conversion import processes_in_group
 from tests.processes import WAIT_S, free_port, wait_until
-from tests.toy_work import count_calls, die, divide, fail_at_three, fail_to_start, use_state
+from tests.toy_work import count_calls, die, divide, fail_at_three, fail_to_start, note_ray_worker, use_state
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -76,9 +76,23 @@ def convert(data_dir, output, **options):
     return convert_corpus(data_dir, output, window=WindowOptions(), eval_fraction=0.3, **options)
 
 
-def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_path, capfd):
+def assert_done_by_ray(workers, *, num_workers):
+    """Check what `note_ray_worker` left: so many processes, none of them this one, each an actor of Ray."""
+    actors = {int(path.name): path.read_text() for path in workers.iterdir()}
+    assert len(actors) == num_workers and os.getpid() not in actors
+    assert len(set(actors.values())) == num_workers and "None" not in actors.values()
+
+
+def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_path, capfd, monkeypatch):
     report = convert(sessions, tmp_path / "one", num_workers=1)
+    workers = tmp_path / "workers"
+    workers.mkdir()
+    note = lambda work, items, **options: map_items(  # noqa: E731
+        functools.partial(note_ray_worker, work=work, folder=workers), items, **options
+    )
+    monkeypatch.setattr(corpus, "map_items", note)
     assert convert(sessions, tmp_path / "ray", num_workers=2, ray_address="local") == report
+    assert_done_by_ray(workers, num_workers=2)
     assert report["sessions"]["unreadable"] == 2 and len(report["problems"]) > 2
     hashes = folder_hashes(tmp_path / "one")
     assert len(hashes) > 50 and folder_hashes(tmp_path / "ray") == hashes
@@ -88,8 +102,12 @@ def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_
 
 def test_each_worker_makes_its_state_once_and_results_come_in_order(ray_cluster, tmp_path):
     items = [f"item {number}" for number in range(12)]
-    work = functools.partial(use_state, folder=tmp_path, num_workers=2)
+    (workers := tmp_path / "workers").mkdir()
+    (begun := tmp_path / "begun").mkdir()
+    work = functools.partial(use_state, folder=begun, num_workers=2)
+    work = functools.partial(note_ray_worker, work=work, folder=workers)
     results = list(map_items(work, items, num_workers=2, initialize=count_calls, ray_address=ray_cluster[0], size=len))
+    assert_done_by_ray(workers, num_workers=2)
     assert [result[0] for result in results] == items
     processes = {result[1] for result in results}
     assert len(processes) == 2 and os.getpid() not in processes

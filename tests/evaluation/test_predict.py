@@ -182,6 +182,22 @@ def test_an_adapter_folder_is_loaded_onto_its_base(checkpoint, dataset, predicto
     assert not np.allclose(scores, predictor.score(dataset[1]), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("what", ["checkpoint", "adapter"])
+def test_every_linear_layer_computes_in_the_type_that_was_asked_for(what, dtype, checkpoint, dataset, tmp_path):
+    if what == "adapter":
+        model = models.load_model(checkpoint)
+        get_peft_model(model, LoraConfig(target_modules=r".*language_model.*\.q_proj")).save_pretrained(tmp_path)
+    predictor = load(checkpoint if what == "checkpoint" else tmp_path, dataset, dtype=dtype, max_new_tokens=2)
+    seen = set()
+    for name, layer in predictor.model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and "lora_" not in name:  # PEFT keeps an adapter in float32
+            layer.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+    _, scores = predictor.predict(dataset[1], batch_size=2)
+    assert scores.sum(1) == pytest.approx(1, abs=1e-2)
+    assert seen == {getattr(torch, dtype)}
+
+
 def test_latency_counts_every_sample_once_after_a_warm_up(dataset):
     seen = []
     durations = predict.measure_latency(lambda samples: seen.append(samples[0].id), dataset[1])

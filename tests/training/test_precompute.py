@@ -1,18 +1,24 @@
 """The script that fills a feature cache: here, killed and continued, and on a Ray of two workers."""
 
+import functools
+import hashlib
 import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import SiglipVisionModel
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
+from pokegemma.data.workers import map_items
 from pokegemma.play.toy_recorder import record_sessions
+from scripts import precompute_features
+from tests.data.test_cluster import assert_done_by_ray
 from tests.processes import call_script
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "precompute_features.py"
+from tests.toy_work import note_ray_worker
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +69,17 @@ def test_what_is_there_is_not_made_again(dataset: Path, tiny_model: Path, alone:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ./init.sh --with ray")
 def test_a_ray_of_two_workers_writes_the_same_bytes(
-    dataset: Path, tiny_model: Path, alone: Path, tmp_path: Path
+    dataset: Path, tiny_model: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, str(SCRIPT), *flags(dataset, tiny_model, tmp_path / "ray"), "--ray_address", "local"]
-    done = subprocess.run([*command, "--num_workers", "2"], capture_output=True, text=True, check=False)
+    (workers := tmp_path / "workers").mkdir()
+    note = lambda work, chunks, **options: map_items(  # noqa: E731
+        functools.partial(note_ray_worker, work=work, folder=workers), chunks, **options
+    )
+    monkeypatch.setattr(precompute_features, "map_items", note)
+    ray = ("--ray_address", "local", "--num_workers", "2")
+    done = call_script("precompute_features", *flags(dataset, tiny_model, tmp_path / "ray"), *ray)
     assert done.returncode == 0, done.stderr
+    assert_done_by_ray(workers, num_workers=2)
     assert contents(tmp_path / "ray") == contents(alone)
 
 
@@ -80,3 +92,29 @@ def test_a_cache_of_another_model_is_one_line(dataset: Path, tmp_path: Path, alo
     done = precompute(dataset, tmp_path / "other", alone)
     assert done.returncode == 2
     assert "is of another model or size (weights differ" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_are_computed_and_stored_in_the_type_that_was_asked_for(
+    dtype: str, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    types, pictures = set(), []
+
+    def look(module: torch.nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(module, torch.nn.Linear):
+            types.add(output.dtype)
+        if isinstance(module, SiglipVisionModel):
+            pictures.append(len(output.last_hidden_state))
+
+    handle = torch.nn.modules.module.register_module_forward_hook(look)
+    try:
+        options = flags(toy_dataset, tiny_model, tmp_path / "features")
+        done = call_script("precompute_features", *options, "--dtype", dtype)
+    finally:
+        handle.remove()
+    assert done.returncode == 0, done.stderr
+    assert types == {getattr(torch, dtype)}
+    features = [load_file(path)["features"] for path in (tmp_path / "features" / "chunks").iterdir()]
+    assert {part.dtype for part in features} == {getattr(torch, dtype)}
+    grids = {hashlib.sha256(path.read_bytes()).digest() for path in (toy_dataset / "grid_images").iterdir()}
+    assert sum(pictures) == sum(map(len, features)) == len(grids)  # every picture once
