@@ -69,6 +69,9 @@ def train_tokenizer(
 ) -> GemmaTokenizer:
     """Write a tiny SentencePiece tokenizer to `folder` and return it.
 
+    As the published ones, it adds a BOS to every text: text of a chat template, which begins with one, has to be
+    tokenized with `add_special_tokens=False`.
+
     Args:
         control_symbols: part of SentencePiece's vocabulary.
         tokens: special tokens by transformers' names; those that are no control symbols get the ids that follow.
@@ -82,7 +85,8 @@ def train_tokenizer(
         character_coverage=1.0, num_threads=1, minloglevel=2,
     )  # fmt: skip
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    tokenizer = GemmaTokenizer.from_pretrained(folder, extra_special_tokens=tokens)
+    # The published tokenizers add a BOS to every text, also to one that begins with it; transformers' default does not.
+    tokenizer = GemmaTokenizer.from_pretrained(folder, extra_special_tokens=tokens, add_bos_token=True)
     tokenizer.save_pretrained(folder)
     # transformers takes every user-defined symbol of tokenizer.model for a special token, and notes the path it
     # read. Newlines are ordinary text in the published checkpoints: decoding must keep them.

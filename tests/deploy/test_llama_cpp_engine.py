@@ -99,6 +99,11 @@ def chosen(log_probabilities: Sequence[np.ndarray], answers: Sequence[Sequence[i
     return int(np.argmax(scores))
 
 
+def test_a_prompt_begins_with_its_only_bos(engine: LlamaCppEngine, questions: list[Question]) -> None:
+    tokens = engine.prompt_tokens(questions[0])
+    assert (tokens[0], tokens.count(2)) == (2, 1)
+
+
 # --- against transformers
 
 

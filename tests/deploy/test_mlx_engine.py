@@ -78,6 +78,7 @@ def test_a_prompt_has_the_tokens_of_transformers(engine: MlxEngine, mlx_checkpoi
         tokens = mlx_cases.prompt_inputs(processor, question)["input_ids"][0].tolist()
         assert engine.prompt_tokens(question) == [SOFT_TOKEN if token == soft else token for token in tokens]
         assert tokens.count(soft) == 3 * mlx_cases.IMAGE_TOKENS
+        assert (tokens[0], tokens.count(2)) == (2, 1)  # its only BOS
 
 
 def test_it_says_what_transformers_says_causally(

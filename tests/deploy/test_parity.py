@@ -69,6 +69,7 @@ def test_a_question_has_the_pixels_and_answers_that_evaluation_has(colour_model:
         assert torch.equal(engine.pixels(question), batch["pixel_values"])
         soft = predictor.collator.processor.tokenizer.image_token_id
         assert engine.prompt_tokens(question) == [-1 if one == soft else one for one in batch["input_ids"][0].tolist()]
+        assert engine.prompt_tokens(question).count(2) == 1  # its only BOS
         assert engine.text(engine.write(question, max_new_tokens=24)) == answers[place].text
         rows = engine.read(question, [(*tokens.prefix, *branch) for branch in tokens.branches])
         start = len(tokens.prefix)

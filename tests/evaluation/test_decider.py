@@ -92,8 +92,9 @@ def test_decisions_in_play_are_those_of_the_recorded_samples(
     expected = expected_scores(predictor, session)
     assert len(expected) == len(session) > MAX_DECISIONS + 1  # a second conversation begins
     assert np.ptp(expected, axis=0).max() > 1e-3  # decisions that differ: else any of them would do
-    scores = play(new_decider(predictor, session), session, toy_dataset, prepare=prepare)
-    assert scores == pytest.approx(expected, abs=1e-5)
+    decider = new_decider(predictor, session)
+    assert play(decider, session, toy_dataset, prepare=prepare) == pytest.approx(expected, abs=1e-5)
+    assert (decider.cache._said[0], decider.cache._said.count(2)) == (2, 1)  # the last prompt's only BOS
 
 
 def test_a_model_that_is_causal_inside_pictures_is_asked_so(

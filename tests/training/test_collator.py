@@ -12,6 +12,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from pokegemma.data.prompts import Layout, build_messages, build_output, sample_images
 from pokegemma.data.samples import Sample
+from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models
 from pokegemma.training.collator import Gemma3Collator, expand_pictures
@@ -80,9 +81,19 @@ def test_loss_is_on_the_answer_and_its_end_of_turn_only(
         assert processor.tokenizer.decode(ids[: places[0]]).endswith("<start_of_turn>model\n")
 
 
-def test_a_sample_has_one_bos(samples: list[Sample], make_collator: MakeCollator, processor: Gemma3Processor) -> None:
-    batch = make_collator("frames")(samples[:4])
-    assert (batch["input_ids"] == processor.tokenizer.bos_token_id).sum(dim=1).tolist() == [1, 1, 1, 1]
+@pytest.mark.parametrize(("layout", "samples_per_row"), [("grid", 1), ("frames", 1), ("grid", 2), ("trajectory", 1)])
+def test_every_row_begins_with_its_only_bos(
+    layout: Layout, samples_per_row: int, samples: list[Sample], make_collator: MakeCollator
+) -> None:
+    collator = replace(make_collator(layout), samples_per_row=samples_per_row)
+    trajectories = list(cut_trajectories(samples, max_decisions=4, overlap=1))
+    batches = [collator((trajectories if layout == "trajectory" else samples)[:4])["input_ids"]]
+    if layout != "trajectory":
+        prompts = collator.prompts(samples[:4])
+        assert prompts["input_ids"][torch.arange(4), prompts["attention_mask"].argmax(1)].tolist() == [2, 2, 2, 2]
+        batches.append(prompts["input_ids"])
+    assert batches[0][:, 0].tolist() == [2] * len(batches[0])
+    assert all((ids == 2).sum(1).tolist() == [1] * len(ids) for ids in batches)
 
 
 def test_image_tokens_and_types_follow_the_number_of_pictures(mixed: list[Sample], make_collator: MakeCollator) -> None:

@@ -1,10 +1,13 @@
-"""The tiny tokenizer writes any text, and the same as SentencePiece."""
+"""The tiny tokenizer writes any text, the same as SentencePiece, and adds a BOS as the real one does."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from transformers import Gemma3Processor
+from transformers import AutoTokenizer, Gemma3Processor
+
+from pokegemma.training import tiny_models
 
 
 @pytest.mark.parametrize("text", ["up\n\ndown", "Pokémon 東京 🎮", 'a "b"\tc  d', "\n\n\n\n"])
@@ -17,3 +20,17 @@ def test_the_fast_tokenizer_agrees_with_sentencepiece(tiny_model: Path, processo
     reference = sentencepiece.SentencePieceProcessor(str(tiny_model / "tokenizer.model"))
     for text in ('{"button": "select", "reasoning": "the path leads up"}', "Goal: heal your Pokémon\nNext button?"):
         assert processor.tokenizer(text, add_special_tokens=False)["input_ids"] == reference.encode(text)
+
+
+def test_the_tokenizer_adds_a_bos_by_itself_as_the_real_one_does(tiny_model: Path, processor: Gemma3Processor) -> None:
+    for tokenizer in (processor.tokenizer, AutoTokenizer.from_pretrained(tiny_model)):
+        hi = tokenizer("hi", add_special_tokens=False)["input_ids"]
+        assert 2 not in hi
+        assert tokenizer("hi")["input_ids"] == [2, *hi]
+        assert tokenizer("<bos>hi")["input_ids"] == [2, 2, *hi]  # the real one: 2, 2, 2202
+
+
+def test_the_tokenizers_of_other_families_add_a_bos_too(tmp_path: Path, other_models: Callable[[str], Path]) -> None:
+    tiny_models.write_gemma3n_processor(tmp_path)
+    for folder in (tmp_path, other_models("gemma4")):
+        assert AutoTokenizer.from_pretrained(folder)("<bos>hi")["input_ids"][:3].count(2) == 2
