@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import Gemma3Config
 
 from pokegemma.deploy.checkpoints import (
@@ -150,6 +152,18 @@ def _size(path: Path, bits: Bits) -> int:
     return int(num_kept * 2 + num_quantised * (bits + 32 / _GROUP) / 8)
 
 
+def _leave_bos_to_template(folder: Path) -> None:
+    """Make the folder's tokenizer add no BOS: the chat template writes it.
+
+    mlx-vlm 0.7.10 tokenizes text of a template with `add_special_tokens=False`, but hands that only to processors whose
+    signature has this argument. Its own for Gemma 3 does not, so its server would begin a prompt with two BOS tokens
+    wherever there is a picture.
+    """
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool = False) -> list[Part]:
     """Write a checkpoint for MLX: bfloat16, or the language model in groups of quantised weights.
 
@@ -190,6 +204,7 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
                 reason = " ".join(str(error).split())[:200]
                 raise PokegemmaError(f"{path}: mlx-vlm cannot convert it: {reason}") from error
         (folder / "README.md").unlink()  # an empty model card
+        _leave_bos_to_template(folder)
         parts = check_weights(path, folder, bits=bits)
         check_config(folder, stored)
         check_processor(processor, folder, config)

@@ -126,7 +126,7 @@ def check_processor(processor: Gemma3Processor, folder: Path, config: Gemma3Conf
     """Compare a prompt with a picture as the folder's files make it with the checkpoint's.
 
     Raises:
-        CheckFailedError: tokens or pixels differ.
+        CheckFailedError: tokens or pixels differ, or the tokenizer adds a BOS to that of the chat template.
     """
     size = config.vision_config.image_size
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -134,10 +134,11 @@ def check_processor(processor: Gemma3Processor, folder: Path, config: Gemma3Conf
     messages = ({"role": "user", "content": content}, {"role": "assistant", "content": content[:1]}, {
         "role": "user", "content": content[::-1]})  # fmt: skip
     question = Question(id="check", messages=messages, pictures=(Image.fromarray(noise),) * 2)
-    tokens, pixels = prepare(open_processor(folder), question)
+    written = open_processor(folder)
+    tokens, pixels = prepare(written, question)
     text = processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     expected = processor(text=[text], images=[list(question.pictures)], add_special_tokens=False, return_tensors="pt")
-    if tokens.tolist() != expected["input_ids"].tolist():
+    if tokens.tolist() != expected["input_ids"].tolist() or written.tokenizer("").input_ids:
         raise CheckFailedError(f"{folder}: its chat template or tokenizer gives another prompt than the checkpoint's")
     if not np.array_equal(np.array(pixels), expected["pixel_values"].numpy()):
         raise CheckFailedError(f"{folder}: its image processor gives other pixels than the checkpoint's")

@@ -129,6 +129,12 @@ def check_mlx_folder(model_path: str) -> None:
         )
 
 
+def adds_bos(model_path: str) -> bool:
+    """Return whether the tokenizer in a folder adds a BOS to every text; False for a Hub id, which is not here."""
+    processor = _read_json(Path(model_path) / "tokenizer.json").get("post_processor") or {}
+    return any("SpecialToken" in part for part in processor.get("single") or ())
+
+
 def find_gguf(model_path: str, quantization: str | None) -> tuple[Path, Path]:
     """Return the files of the language model and of the vision tower with its projector.
 

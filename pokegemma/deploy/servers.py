@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pokegemma.deploy.model_folders import (
     ModelFacts,
+    adds_bos,
     check_checkpoint,
     check_mlx_folder,
     find_gguf,
@@ -210,6 +211,11 @@ def _mlx(model_path: str, options: ServerOptions) -> _Parts:
         logger.warning(
             "mlx-vlm attends causally inside pictures, %s both ways: its answers may differ from those measured; "
             "scripts/check_parity.py tells by how much", model_path,
+        )  # fmt: skip
+    if adds_bos(model_path):
+        logger.warning(
+            "%s: its tokenizer adds a BOS, and mlx-vlm's server would begin prompts with two; convert it again with "
+            "scripts/convert_to_mlx.py", model_path,
         )  # fmt: skip
     command = (
         # A request that names another model makes it drop this one, and fetch that: offline, it is refused.

@@ -16,11 +16,12 @@ from transformers import AutoConfig, Gemma3Config
 pytest.importorskip("mlx_vlm", reason="needs ./init.sh --with mlx")
 
 import mlx.core as mx
+from mlx_vlm.utils import prepare_inputs
 
 from pokegemma.deploy import mlx as exporting
 from pokegemma.deploy.mlx import convert_to_mlx, mlx_config, read_checkpoint
 from pokegemma.deploy.mlx_check import check_config, check_processor, check_weights
-from pokegemma.deploy.mlx_engine import MlxEngine
+from pokegemma.deploy.mlx_engine import MlxEngine, open_processor
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import read_run_record
 from pokegemma.training import models
@@ -93,6 +94,18 @@ def test_the_folder_says_what_it_is(mlx_checkpoint: Path, mlx_folder: Path) -> N
     assert record["options"] == {"model_path": str(mlx_checkpoint), "quantization_bits": 16}
     assert (record["image_size_px"], record["image_tokens"]) == (112, 16)
     assert record["versions"]["mlx-vlm"]
+
+
+def test_the_server_of_mlx_vlm_reads_a_prompt_with_one_bos(mlx_checkpoint: Path, mlx_folder: Path) -> None:
+    processor, question = open_processor(mlx_folder), mlx_cases.make_question(0)
+    text = processor.tokenizer.apply_chat_template(
+        list(question.messages), add_generation_prompt=True, tokenize=False
+    )  # fmt: skip
+    # As its server does it; the folder that it converts itself has two.
+    made = prepare_inputs(processor, images=list(question.pictures), prompts=[text], add_special_tokens=False)
+    expected = mlx_cases.prompt_inputs(models.load_processor(mlx_checkpoint), question)["input_ids"]
+    assert made["input_ids"].tolist() == expected.tolist()
+    assert models.load_processor(mlx_checkpoint).tokenizer("").input_ids == [2]  # the checkpoint's is as it was
 
 
 def test_transformers_still_understands_its_config(mlx_checkpoint: Path, mlx_folder: Path) -> None:

@@ -142,6 +142,18 @@ def test_mlx_is_offline_so_that_no_request_can_fetch_another_model(write_checkpo
     assert launch.url == "http://127.0.0.1:8000"
 
 
+@pytest.mark.parametrize(("single", "warns"), [([{"SpecialToken": {"id": "<bos>"}}], True), ([], False)])
+def test_a_folder_for_mlx_whose_tokenizer_adds_a_bos_is_warned_of(
+    single: list, warns: bool, write_checkpoint: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = write_checkpoint(weights="mlx", image_attention="causal")
+    record = {"post_processor": {"single": [*single, {"Sequence": {"id": "A"}}]}}
+    (Path(model) / "tokenizer.json").write_text(json.dumps(record), encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        build_launch("mlx", model, ServerOptions())
+    assert ("convert_to_mlx.py" in caplog.text) == warns
+
+
 @pytest.mark.parametrize(
     ("engine", "attention", "warns"),
     [

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pokegemma.data.samples import read_samples
-from pokegemma.deploy.client import ask
+from pokegemma.deploy.client import ask, request
 from pokegemma.deploy.questions import Question, build_questions
 from pokegemma.training.models import load_model, load_processor
 from tests.deploy.served import SIZE_PX
@@ -40,12 +40,24 @@ def questions(colour_dataset: Path) -> list[Question]:
     return build_questions(samples, layout="grid", dataset_folder=colour_dataset, size_px=SIZE_PX)
 
 
+def prompt_inputs(model_path: Path, question: Question) -> dict[str, torch.Tensor]:
+    """Return what transformers makes of a question."""
+    processor = load_processor(model_path)
+    prompt = processor.apply_chat_template(list(question.messages), add_generation_prompt=True)
+    return processor(text=[prompt], images=[list(question.pictures)], return_tensors="pt", add_special_tokens=False)
+
+
+def count_prompt_tokens(url: str, question: Question, *, model: str) -> int:
+    """Return how many tokens a server made of a question."""
+    body = {"model": model, "messages": question.openai_messages(), "max_tokens": 1, "temperature": 0.0}
+    answer = json.loads(request("POST", f"{url}/v1/chat/completions", timeout_s=WAIT_S, body=body))
+    return answer["usage"]["prompt_tokens"]
+
+
 @torch.no_grad()
 def reference_text(model_path: Path, question: Question) -> str:
     """Return transformers' greedy answer in float32, without a server."""
-    model, processor = load_model(model_path), load_processor(model_path)
-    prompt = processor.apply_chat_template(list(question.messages), add_generation_prompt=True)
-    inputs = processor(text=[prompt], images=[list(question.pictures)], return_tensors="pt", add_special_tokens=False)
+    model, processor, inputs = load_model(model_path), load_processor(model_path), prompt_inputs(model_path, question)
     tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     return processor.decode(tokens, skip_special_tokens=True)
 
@@ -95,6 +107,10 @@ def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
     assert [answer.text for answer in answers] == ['{"button": "up"}', '{"button": "down"}']  # it saw the picture
     assert [answer.text for answer in answers] == [reference_text(colour_model, question) for question in questions]
     assert all(answer.complete for answer in answers)
+    # As many tokens as in training: no second BOS.
+    assert count_prompt_tokens(url, questions[0], model=name) == len(
+        prompt_inputs(colour_model, questions[0])["input_ids"][0]
+    )
 
     log = tmp_path / "health.jsonl"
     monitor = start(
