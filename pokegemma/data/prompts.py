@@ -1,7 +1,6 @@
 """All text that the model reads or writes: prompts, answers, and the parser of its answers."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,15 +23,24 @@ NEXT_QUESTION = "Next button?"
 """What every question ends with, and the whole of it where a conversation has told the rest."""
 
 MAX_PREVIOUS_BUTTONS = 8
-MAX_GOAL_TOKENS = 50
+MAX_GOAL_BYTES = 85
+"""Longest goal in a prompt, in bytes of UTF-8; so it has at most as many tokens, whatever its text.
+
+A token of SentencePiece with byte fallback, as Gemma's, covers at least one byte. A tighter bound would not hold for
+any text: "gqgqgq" has one token a letter.
+"""
+
 MAX_PROMPT_TOKENS = 200
+"""Context and question together have fewer tokens of Gemma's tokenizer than this, whatever the goal.
+
+The rules have 80, the line of the goal at most 91 (its bytes), the question at most 24.
+"""
 
 _RULES = (
     "You play Pokémon on a Game Boy Advance. You see the latest game screens, oldest first "
     "(in a grid: t=0 to t=3); the last one is now. Choose the next button: " + ", ".join(BUTTONS) + ". "
     'Answer with JSON: {"button": "...", "reasoning": "...", "context": "..."}'
 )
-_WORD = re.compile(r"[A-Za-z]+|\d|\s|[^\w\s]|.", re.DOTALL)
 
 
 class AnswerError(ValueError):
@@ -48,31 +56,17 @@ class Answer:
     context: str
 
 
-def estimate_tokens(text: str) -> int:
-    """Return an upper estimate of the Gemma 3 tokens of `text`; the tokenizer itself may not be at hand.
-
-    A word of Latin letters counts one token per four letters begun, a digit or mark one, any other
-    character its UTF-8 bytes (byte fallback). Single spaces belong to the next word.
-    """
-    pieces = _WORD.findall(re.sub(r" (?=\S)", "", text))
-    return sum(-(-len(piece) // 4) if piece.isascii() else len(piece.encode()) for piece in pieces)
-
-
-def shorten(text: str, *, max_tokens: int) -> str:
-    """Return `text` on one line, cut with an ellipsis where it would estimate to more than `max_tokens`."""
+def shorten(text: str, *, max_bytes: int) -> str:
+    """Return `text` on one line, cut with an ellipsis where it would have more than `max_bytes` bytes of UTF-8."""
     text = " ".join(text.split())
-    if estimate_tokens(text) <= max_tokens:
+    if len(text.encode()) <= max_bytes:
         return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if estimate_tokens(text[:middle] + "…") <= max_tokens else (low, middle - 1)
-    return text[:low].rstrip() + "…"
+    return text.encode()[: max_bytes - len("…".encode())].decode(errors="ignore").rstrip() + "…"
 
 
 def build_context(goal: str | None) -> str:
     """Return the text before the pictures: the rules, then the session's goal."""
-    goal = shorten(goal or "", max_tokens=MAX_GOAL_TOKENS)
+    goal = shorten(goal or "", max_bytes=MAX_GOAL_BYTES)
     return f"{_RULES}\nGoal: {goal or 'none given'}"
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, Gemma3Processor
 
 from pokegemma.training import tiny_models
@@ -14,6 +16,15 @@ from pokegemma.training import tiny_models
 def test_the_tokenizer_gives_any_text_back(text: str, processor: Gemma3Processor) -> None:
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert processor.tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(codec="utf-8"), max_size=100))
+@example(text="Lv 5 to 10 in Rt 1")
+@example(text="gqgqgq 東京 🎮 \x00\x7f \u200d é")
+def test_a_token_has_at_least_one_byte(text: str, processor: Gemma3Processor) -> None:
+    """The rule by which a goal of 85 bytes has at most 85 tokens; digits are split, unknown characters are bytes."""
+    assert len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) <= len(text.encode())
 
 
 def test_the_fast_tokenizer_agrees_with_sentencepiece(tiny_model: Path, processor: Gemma3Processor) -> None:
