@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pokegemma.data.checks import Split
+from pokegemma.data.pictures import to_rgb
 from pokegemma.data.prompts import AnswerError, Layout, parse_answer
 from pokegemma.data.samples import Sample
 from pokegemma.outputs import atomic_file
@@ -42,7 +43,7 @@ def _paste_pictures(sheet: Image.Image, corner: tuple[int, int], paths: list[Pat
         left, top = corner[0] + at % columns * width, corner[1] + at // columns * height
         try:
             with Image.open(path) as image:
-                picture = image.convert("RGB")
+                picture = to_rgb(image)
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
             draw = ImageDraw.Draw(sheet)
             draw.rectangle((left, top, left + width - 1, top + height - 1), outline=_ERROR, width=3)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from pokegemma.data.pictures import to_rgb
 from pokegemma.data.png import PNG_SIGNATURE, Band, compress_rows, encode_png, join_bands
 
 FRAME_SIZE_PX = (240, 160)
@@ -46,7 +47,7 @@ def read_frame(content: bytes) -> Frame:
             if image.format == "PNG":
                 _check_chunks(content)
             image.load()
-            rgb = image.convert("RGB")
+            rgb = to_rgb(image)
             png = content if image.format == "PNG" else encode_png(np.asarray(rgb))
     except UnidentifiedImageError:
         raise FrameError("not a picture") from None
@@ -75,7 +76,7 @@ def _check_chunks(png: bytes) -> None:
 
 def fit_tile(image: Image.Image) -> Image.Image:
     """Return `image` as RGB at 240x160; another size is resized with a box filter, exact for whole multiples."""
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else to_rgb(image)
     return image if image.size == FRAME_SIZE_PX else image.resize(FRAME_SIZE_PX, Image.Resampling.BOX)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pokegemma.data.checks import NO_SAMPLES, Check, Split, percent, skipped
 from pokegemma.data.grids import FRAME_SIZE_PX, GRID_SIZE_PX, LABEL_SIZE_PX, NUM_TILES, compose_grid, fit_tile
+from pokegemma.data.pictures import to_rgb
 from pokegemma.data.samples import Sample
 
 MIN_SIDE_PX, MAX_SIDE_PX, MAX_ASPECT = 64, 4096, 4
@@ -77,7 +78,7 @@ def inspect_picture(path: str, folder: str) -> Picture:
                 return Picture(problem=f"{width}x{height} px is no screen ({MIN_SIDE_PX} to {MAX_SIDE_PX} px a side)")
             if max(image.size) > MAX_ASPECT * min(image.size):
                 return Picture(problem=f"{width}x{height} px is no screen (longer than {MAX_ASPECT}:1)")
-            pixels = image.convert("RGB")
+            pixels = to_rgb(image)
     # Pillow raises these for damaged files: SyntaxError from a broken PNG chunk, ValueError from impossible headers.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         return Picture(problem=f"does not decode: {error}")
@@ -170,7 +171,7 @@ def check_pictures(splits: Iterable[Split], scan: PictureScan) -> Check:
 
 def _pixels(path: str) -> Image.Image:
     with Image.open(path) as image:
-        return image.convert("RGB")
+        return to_rgb(image)
 
 
 def grid_problem(job: tuple[str, list[str]]) -> str | None:

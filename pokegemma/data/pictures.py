@@ -7,14 +7,25 @@ from PIL import Image
 from pokegemma.errors import PokegemmaError
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB, what is transparent on white, as transformers' image processors do it.
+
+    Pillow alone would show the stored colour of a transparent pixel.
+    """
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def open_picture(path: str | Path) -> Image.Image:
-    """Return a picture as RGB.
+    """Return a picture as RGB; see `to_rgb`.
 
     Raises:
         PokegemmaError: it cannot be read.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except (OSError, SyntaxError) as error:
         raise PokegemmaError(f"{path} cannot be read as a picture: {error}") from error

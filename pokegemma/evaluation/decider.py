@@ -11,7 +11,7 @@ from PIL import Image
 
 from pokegemma.data import prompts
 from pokegemma.data.grids import compose_grid, fit_tile
-from pokegemma.data.pictures import open_picture
+from pokegemma.data.pictures import open_picture, to_rgb
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
@@ -80,7 +80,7 @@ class Decider:
             PokegemmaError: the frame is a file that cannot be read, or the goal holds control symbols.
             CheckFailedError: the model gives NaN.
         """
-        picture = frame.convert("RGB") if isinstance(frame, Image.Image) else open_picture(frame)
+        picture = to_rgb(frame) if isinstance(frame, Image.Image) else open_picture(frame)
         self._num_seen += 1
         name = f"{self._num_seen:04d}.png"
         self._window.append(name)

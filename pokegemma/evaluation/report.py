@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from pokegemma.data.pictures import to_rgb
 from pokegemma.data.prompts import BUTTONS, Layout, sample_images
 from pokegemma.data.samples import Sample, evenly_spread
 from pokegemma.evaluation import metrics, plots
@@ -168,7 +169,7 @@ def prediction_lines(
 
 def _thumbnail(path: Path) -> str:
     with Image.open(path) as image:
-        small = image.convert("RGB")
+        small = to_rgb(image)
     small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import Gemma3Processor, ProcessorMixin
 
 from pokegemma.data import prompts
+from pokegemma.data.pictures import to_rgb
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
@@ -141,7 +142,7 @@ class ProcessorCollator:
         images = []
         for path in distinct:
             with self._opened(path) as image:
-                images.append(image.convert("RGB"))
+                images.append(to_rgb(image))
         made = self.processor.image_processor(images, return_tensors="pt")
         places = [distinct.index(path) for path in paths]
         return {name: values[places] for name, values in made.items() if name != "num_soft_tokens_per_image"}

@@ -97,6 +97,15 @@ def test_decisions_in_play_are_those_of_the_recorded_samples(
     assert (decider.cache._said[0], decider.cache._said.count(2)) == (2, 1)  # the last prompt's only BOS
 
 
+def test_a_grabbed_picture_with_transparency_is_seen_as_its_file_is(
+    trained: Predictor, session: list[Sample], tmp_path: Path
+) -> None:
+    half = Image.new("RGBA", (240, 160), (200, 10, 20, 90))
+    half.save(tmp_path / "half.png")
+    scores = [new_decider(trained, session).decide(frame).probabilities for frame in (half, tmp_path / "half.png")]
+    assert np.array_equal(*scores)
+
+
 def test_a_model_that_is_causal_inside_pictures_is_asked_so(
     tiny_model: Path, trained: Predictor, session: list[Sample], toy_dataset: Path
 ) -> None:

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.image_transforms import convert_to_rgb
 
+from pokegemma.data.grids import fit_tile, read_frame
+from pokegemma.data.pictures import to_rgb
+from pokegemma.deploy.questions import read_picture
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models
 from pokegemma.training.pictures import read_pictures
@@ -23,12 +27,47 @@ def test_pixels_are_bit_for_bit_the_image_processors(mean: tuple[float, ...], ti
     paths = sorted(tmp_path.iterdir())
     processor = models.load_processor(tiny_model)
     processor.image_processor.image_mean = list(mean)
-    images = [Image.open(path).convert("RGB") for path in paths]
+    images = [Image.open(path) for path in paths]
     expected = processor.image_processor(images, return_tensors="pt", do_pan_and_scan=False)["pixel_values"]
     pixels = read_pictures(processor, paths)
     assert pixels.shape == (4, 3, 56, 56)
     assert pixels.dtype == torch.float32
     assert torch.equal(pixels, expected)
+
+
+def write_transparent_pictures(folder: Path) -> list[Path]:
+    """Write noise as each kind of picture that may be transparent, as PNG, WebP and GIF."""
+    generator = np.random.default_rng(0)
+    rgba = Image.fromarray(generator.integers(0, 256, (40, 60, 4), dtype=np.uint8), "RGBA")
+    palette = rgba.convert("RGB").quantize(16)
+    rgba.save(folder / "rgba.png")
+    rgba.save(folder / "rgba.webp", lossless=True)
+    rgba.convert("LA").save(folder / "la.png")
+    palette.save(folder / "palette.png", transparency=3)
+    palette.save(folder / "palette_alpha.png", transparency=bytes(range(0, 256, 16)))
+    palette.save(folder / "palette.gif", transparency=3)
+    rgba.convert("RGB").save(folder / "rgb.png", transparency=rgba.convert("RGB").getpixel((0, 0)))
+    rgba.convert("L").save(folder / "grey.png", transparency=rgba.convert("L").getpixel((0, 0)))
+    return sorted(folder.iterdir())
+
+
+def test_transparency_is_composited_as_the_image_processor_does(tiny_model: Path, tmp_path: Path) -> None:
+    paths = write_transparent_pictures(tmp_path)
+    processor = models.load_processor(tiny_model)
+    images = [Image.open(path) for path in paths]
+    expected = processor.image_processor(images, return_tensors="pt", do_pan_and_scan=False)["pixel_values"]
+    assert torch.equal(read_pictures(processor, paths), expected)
+
+
+def test_transparency_is_the_same_in_conversion_questions_and_play(tiny_model: Path, tmp_path: Path) -> None:
+    for path in write_transparent_pictures(tmp_path):
+        expected = convert_to_rgb(Image.open(path), return_numpy=True)
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(to_rgb(image)), expected)
+        tile = read_frame(path.read_bytes()).tile
+        assert np.array_equal(tile, np.asarray(fit_tile(Image.fromarray(expected)))), path.name
+        question = read_picture(path, size_px=56)
+        assert np.array_equal(np.asarray(question), np.asarray(Image.fromarray(expected).resize((56, 56), 2)))
 
 
 def test_a_damaged_picture_is_named(tiny_model: Path, tmp_path: Path) -> None:

@@ -145,6 +145,16 @@ def test_an_empty_thought_that_is_asked_for_stands_before_the_answer(mixed: list
     assert processor.tokenizer.decode(labels[labels != -100]) == f"{mixed[0].output}<turn|>\n"
 
 
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
+def test_transparency_is_composited_as_the_image_processor_does(name, mixed, load_processor, tmp_path: Path) -> None:
+    processor = load_processor(name)
+    Image.new("RGBA", (64, 96), (200, 10, 20, 90)).save(tmp_path / "rgba.png")
+    sample = replace(mixed[0], frames=(str(tmp_path / "rgba.png"),))
+    pixels = collator_of(processor).pictures([sample])["pixel_values"]
+    expected = processor.image_processor([Image.open(tmp_path / "rgba.png")], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, expected)
+
+
 @pytest.mark.parametrize(("name", "symbol"), [("gemma3n", "<image_soft_token>"), ("gemma4", "<|image|>")])
 def test_a_control_symbol_in_a_sample_is_refused(name, symbol, mixed: list[Sample], load_processor) -> None:
     sample = replace(mixed[0], question=f"{mixed[0].question} {symbol}")
