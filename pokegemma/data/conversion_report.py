@@ -76,12 +76,44 @@ def log_problems(problems: Sequence[str]) -> None:
         logger.warning("... %d more problems, all in %s", len(problems) - _MAX_PROBLEMS_NAMED, REPORT_FILE)
 
 
+def find_picture_problems(results: Sequence[SessionResult], data_dir: Path) -> list[str]:
+    """Return a line for each session without a picture of its decisions, and for each picture of several sessions."""
+    problems = [
+        _explain_session(result, data_dir)
+        for result in results
+        if not result.num_samples and result.reasons.get("frame_missing")
+    ]
+    sessions_of: dict[Path, list[str]] = {}
+    for result in results:
+        for path in result.outside_pictures:
+            sessions_of.setdefault(path, []).append(result.folder)
+    problems += [
+        f"{path.relative_to(data_dir)} is named by {len(folders)} sessions ({', '.join(folders[:3])}), and one of them "
+        "recorded it: what the others saw is unknown"
+        for path, folders in sessions_of.items()
+        if len(folders) > 1
+    ]
+    return problems
+
+
+def _explain_session(result: SessionResult, data_dir: Path) -> str:
+    num_missing, num_unreadable = (result.reasons.get(name, 0) for name in ("frame_missing", "frame_unreadable"))
+    if num_missing:
+        return (
+            f"{result.folder}: {num_missing} decisions, no picture; looked for {result.missing_picture} in sshots/ of "
+            f"the session, in its folder and below {data_dir}; put the pictures into sshots/"
+        )
+    if num_unreadable:
+        return f"{result.folder}: {num_unreadable} decisions, no picture of them can be read"
+    return f"{result.folder}: {result.num_turns} turns, none a decision"
+
+
 def explain_nothing(data_dir: Path, outcomes: Sequence[SessionResult | SessionError]) -> str:
     """Return, in one line, why no session gave a sample."""
     unreadable = [str(outcome) for outcome in outcomes if isinstance(outcome, SessionError)]
     results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
     reasons = sum((Counter(result.reasons) for result in results), Counter())
-    found = [f"{result.folder}: {result.num_turns} turns, none a decision" for result in results]
+    found = [_explain_session(result, data_dir) for result in results]
     causes = (unreadable + found)[:_MAX_PROBLEMS_NAMED]
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no turn"
     return f"{data_dir}: nothing to convert in {len(outcomes)} sessions ({counts}): {'; '.join(causes)}"

@@ -15,6 +15,7 @@ from pokegemma.data import prompts
 from pokegemma.data.copies import Fingerprint, Picture
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
 from pokegemma.data.grids import FrameError, GridEncoder, read_frame
+from pokegemma.data.named_pictures import NamedPictures
 from pokegemma.data.samples import Sample
 from pokegemma.data.sessions import Session, Turn, read_session
 
@@ -39,7 +40,8 @@ class WindowOptions:
 class SessionResult:
     """What became of one session: every turn is counted once, as a sample or under its reason.
 
-    `pictures`: each turn's frame, None without one.
+    `pictures`: each turn's frame, None without one. `missing_picture`: what the first decision without one should have.
+    `outside_pictures`: those that are not in the session's folder.
     """
 
     session: str
@@ -54,6 +56,8 @@ class SessionResult:
     buttons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     pictures: list[Picture | None] = field(default_factory=list)
+    missing_picture: str | None = None
+    outside_pictures: list[Path] = field(default_factory=list)
 
 
 @dataclass
@@ -77,6 +81,13 @@ class SessionConverter:
         self.result = SessionResult(
             session_id, clean_text(session.folder.name), session.fingerprint, session.numbering, len(session.turns)
         )
+        self.result.missing_picture = session.missing_picture
+        self.result.outside_pictures = [
+            frame
+            for turn in session.turns
+            for frame in turn.frames
+            if isinstance(frame, Path) and not frame.is_relative_to(session.folder)
+        ]
         self.result.goal_shortened = goal not in self.context
         if session.numbering == "ambiguous":
             self.result.problems.append(
@@ -171,7 +182,7 @@ def convert_session(
     shard: Path,
     output: Path,
     options: WindowOptions,
-    data_dir: Path | None = None,
+    named_pictures: NamedPictures | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> SessionResult:
     """Convert one session folder: pictures under `output`, samples into the JSONL file `shard`.
@@ -181,7 +192,7 @@ def convert_session(
         OSError: `output` cannot be written.
         KeyboardInterrupt: `cancelled()` became true.
     """
-    session = read_session(folder, data_dir=data_dir)
+    session = read_session(folder, pictures=named_pictures)
     converter = SessionConverter(session, session_id, output=output, options=options)
     for folder in (output / "frames", output / "frames" / session_id):  # not `output`: it may have been removed
         folder.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -15,10 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma import provenance
-from pokegemma.data.conversion_report import REPORT_FILE, build_report, explain_nothing, log_problems
+from pokegemma.data.conversion_report import (
+    REPORT_FILE,
+    build_report,
+    explain_nothing,
+    find_picture_problems,
+    log_problems,
+)
 from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
 from pokegemma.data.copies import Play, find_copies
 from pokegemma.data.decisions import clean_text
+from pokegemma.data.named_pictures import NamedPictures
 from pokegemma.data.samples import dataset_hash
 from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
 from pokegemma.data.splits import choose_eval_sessions
@@ -74,14 +82,18 @@ def convert_corpus(
         # The largest first, so that no worker is left alone with one at the end.
         results_in_order = map_items(
             _convert_one, tasks, num_workers=num_workers, ray_address=ray_address, folders=(data_dir, part),
+            initialize=functools.partial(NamedPictures, data_dir),
             size=lambda task: _num_bytes(task.folder / SESSION_FILE), label="converting", unit="session",
         )  # fmt: skip
         outcomes = _without_copies(tasks, list(results_in_order))
         results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
         problems = [clean_text(str(outcome)) for outcome in outcomes if isinstance(outcome, SessionError)]
         problems += [clean_text(problem) for result in results for problem in result.problems]
+        has_samples = any(result.num_samples for result in results)
+        if has_samples:  # else the error names them
+            problems += map(clean_text, find_picture_problems(results, data_dir))
         log_problems(problems)
-        if not any(result.num_samples for result in results):
+        if not has_samples:
             raise CheckFailedError(explain_nothing(data_dir, outcomes))
         held_out = choose_eval_sessions(
             {result.session: result.num_samples for result in results}, eval_fraction=eval_fraction
@@ -120,7 +132,7 @@ def session_ids(folders: Sequence[Path]) -> list[str]:
     return ids
 
 
-def _convert_one(task: _Task, _: None) -> SessionResult | SessionError:
+def _convert_one(task: _Task, pictures: NamedPictures) -> SessionResult | SessionError:
     try:
         return convert_session(
             task.folder,
@@ -128,7 +140,7 @@ def _convert_one(task: _Task, _: None) -> SessionResult | SessionError:
             shard=task.shard,
             output=task.output,
             options=task.options,
-            data_dir=task.data_dir,
+            named_pictures=pictures,
             cancelled=is_cancelled,
         )
     except SessionError as error:

@@ -1,6 +1,5 @@
 """Recorded Eevee v1 sessions, in every shape that they have on disk."""
 
-import collections
 import dataclasses
 import json
 import os
@@ -12,11 +11,10 @@ from typing import Any
 
 from pokegemma.data.copies import Fingerprint, take_fingerprint
 from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
+from pokegemma.data.named_pictures import REPORT_FILE, SESSION_FILE, NamedPictures, split_path
 from pokegemma.data.steps import number_steps
 from pokegemma.errors import PokegemmaError
 
-SESSION_FILE = "session_data.json"
-REPORT_FILE = "conversion_report.json"  # what tells a converted dataset
 MAX_TURN = 10**9
 _STEP_FILE = re.compile(r"step_(\d{1,9})_grid\.png")
 
@@ -44,7 +42,8 @@ class Turn:
 class Session:
     """One recording: every logged turn in order.
 
-    `numbering` says how step files were matched (`steps.Numbering`).
+    `numbering` says how step files were matched (`steps.Numbering`). `missing_picture` is the name of the picture that
+    the first decision without one should have.
     """
 
     folder: Path
@@ -52,6 +51,7 @@ class Session:
     turns: tuple[Turn, ...]
     numbering: str
     fingerprint: Fingerprint
+    missing_picture: str | None = None
 
 
 def find_sessions(data_dir: Path) -> list[Path]:
@@ -118,24 +118,24 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
-def read_session(folder: Path, *, data_dir: Path | None = None) -> Session:
+def read_session(folder: Path, *, pictures: NamedPictures | None = None) -> Session:
     """Read a session folder; every logged turn comes back, with exactly one status.
 
     Args:
         folder: holds session_data.json and the screenshots.
-        data_dir: absolute `screenshot_path`s are followed inside this folder only (default: `folder`).
+        pictures: finds what a `screenshot_path` names (default: in `folder` only).
 
     Raises:
         SessionError: session_data.json is missing, cut off, or not a session.
     """
     folder = Path(folder)
     try:
-        return _read_session(folder, Path(data_dir or folder))
+        return _read_session(folder, pictures or NamedPictures(folder))
     except OSError as error:
         raise SessionError(f"{folder.name} cannot be read: {error.strerror}") from error
 
 
-def _read_session(folder: Path, data_dir: Path) -> Session:
+def _read_session(folder: Path, pictures: NamedPictures) -> Session:
     record = _read_record(folder)
     raw_turns = record.get("turns") or record.get("gameplay_history") or []
     if not isinstance(raw_turns, list):
@@ -148,13 +148,18 @@ def _read_session(folder: Path, data_dir: Path) -> Session:
     files = _step_files(folder)
     numbering = number_steps(numbers, [decision.captured for decision in decisions], sorted(files))
     raw_frames = _raw_frames(record)
-    named = _named_frames(raw_turns, folder, data_dir)
-    turns = []
+    wanted = [
+        number is not None and number not in raw_frames and step is None
+        for number, step in zip(numbers, numbering.steps, strict=True)
+    ]
+    named = pictures.find(raw_turns, folder, wanted=wanted)
+    turns, missing = [], None
     for number, raw, decision, step, path in zip(numbers, raw_turns, decisions, numbering.steps, named, strict=True):
         found = (raw_frames.get(number), path if step is None else files[step]) if number is not None else ()
         frames = tuple(frame for frame in found if frame is not None)
         if decision.status == DECISION and not frames:
             decision = dataclasses.replace(decision, status="frame_missing")
+            missing = missing or _picture_name(raw, number)
         timestamp = clean_text(raw.get("timestamp")) if isinstance(raw, dict) else ""
         turns.append(Turn(number, decision, timestamp or None, _read_time(timestamp), frames))
     goal = _read_goal(record)
@@ -165,7 +170,12 @@ def _read_session(folder: Path, data_dir: Path) -> Session:
         )  # fmt: skip
     except RecursionError as error:
         raise SessionError(f"{SESSION_FILE} is not a session: nested too deeply") from error
-    return Session(folder, goal, tuple(turns), numbering.rule, fingerprint)
+    return Session(folder, goal, tuple(turns), numbering.rule, fingerprint, missing)
+
+
+def _picture_name(raw: dict[str, Any], number: int) -> str:
+    parts = split_path(clean_text(raw.get("screenshot_path")))
+    return parts[-1] if len(parts) > 1 else f"step_{number:04d}_grid.png"
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -230,31 +240,3 @@ def _step_files(folder: Path) -> dict[int, Path]:
             if match := _STEP_FILE.fullmatch(path.name):
                 files[int(match[1])] = path
     return files
-
-
-def _named_frames(raw_turns: list[Any], folder: Path, data_dir: Path) -> list[Path | None]:
-    """Return the file that each turn's `screenshot_path` names, if it exists and no other turn names it too.
-
-    The recording machine's absolute path rarely exists here: the file's name is looked up in the session's folder, and
-    the path itself is followed only inside `data_dir`.
-    """
-    paths = [
-        raw["screenshot_path"] if isinstance(raw, dict) and isinstance(raw.get("screenshot_path"), str) else ""
-        for raw in raw_turns
-    ]
-    times_named = collections.Counter(paths)
-    return [_named_frame(path, folder, data_dir) if path and times_named[path] == 1 else None for path in paths]
-
-
-def _named_frame(path: str, folder: Path, data_dir: Path) -> Path | None:
-    name = re.split(r"[\\/]", path)[-1]
-    try:
-        if name not in ("", ".", ".."):
-            for candidate in (folder / "sshots" / name, folder / name):
-                if candidate.is_file():
-                    return candidate
-        absolute = Path(path)
-        inside = absolute.is_absolute() and absolute.resolve().is_relative_to(data_dir.resolve())
-        return absolute if inside and absolute.is_file() else None
-    except (OSError, ValueError):  # too long for a file name, a NUL byte, a lone surrogate
-        return None

@@ -202,6 +202,45 @@ def test_the_real_sessions_give_503_samples(real_runs, tmp_path):
     assert stored == {frame for sample in samples for frame in sample.frames}
 
 
+def write_early_session(data_dir, name, *, pictures="analysis", turns=(1, 2, 3)):
+    """Write a session of the oldest kind, whose pictures are in a folder beside runs/, named by another machine."""
+    records = [turn_record(turn, screenshot_path=f"/Users/ash/eevee/{pictures}/{turn}.png") for turn in turns]
+    for record in records:
+        record["ai_analysis"] = f"grass ahead of {name}"
+    write_session(data_dir / "runs" / name, records, steps=[], turns_key="gameplay_history", start_time=name)
+    (data_dir / pictures).mkdir(exist_ok=True)
+    for turn in turns:
+        (data_dir / pictures / f"{turn}.png").write_bytes(frame_png(10 * turn))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_pictures_beside_the_sessions_are_found(tmp_path, num_workers):
+    for name in ("one", "two"):
+        write_early_session(tmp_path / "in", name, pictures=f"analysis_{name}")
+    report = convert(tmp_path / "in", tmp_path / "out", num_workers=num_workers)
+    assert (report["samples"], report["problems"]) == (6, [])
+    assert red_of(tmp_path / "out" / "frames" / "two" / "0003.png") == 30
+
+
+def test_pictures_that_are_nowhere_are_named_with_where_they_belong(tmp_path, make_session):
+    write_early_session(tmp_path, "lost")
+    shutil.rmtree(tmp_path / "analysis")
+    with pytest.raises(CheckFailedError) as error:
+        convert(tmp_path / "runs", tmp_path / "out")
+    for words in ("lost: 3 decisions, no picture", "looked for 1.png in", "sshots/"):
+        assert words in str(error.value)
+    make_session("whole", [turn_record(1)])
+    (problem,) = convert(tmp_path / "runs", tmp_path / "out")["problems"]
+    assert problem.startswith("lost: 3 decisions, no picture; looked for 1.png in ")
+
+
+def test_a_picture_that_two_sessions_name_is_told(tmp_path):
+    for name in ("one", "two"):
+        write_early_session(tmp_path, name, turns=[1, 2] if name == "one" else [2, 3])
+    problems = convert(tmp_path, tmp_path / "out")["problems"]
+    assert [problem.split(" is named by ")[0] for problem in problems] == ["analysis/2.png"]
+
+
 def test_the_files_are_the_same_for_any_number_of_workers_and_after_overwriting(make_session, tmp_path):
     for name in ("a", "b", "c"):
         make_session(name, [turn_record(turn, timestamp="") for turn in range(1, 4)])

@@ -1,9 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from pokegemma.data.decisions import REASONS, is_failed_action, read_decision
+from pokegemma.data.named_pictures import NamedPictures
 from pokegemma.data.sessions import SessionError, find_sessions, read_session
 from pokegemma.data.steps import number_steps
 from pokegemma.errors import PokegemmaError
@@ -237,7 +239,7 @@ def test_an_absolute_screenshot_path_is_followed_inside_the_data_folder_only(mak
     turns = [turn_record(1, screenshot_path=str(inside)), turn_record(2, screenshot_path=str(outside)),
              turn_record(3, screenshot_path=str(tmp_path / "runs" / ".." / "two.png"))]  # fmt: skip
     folder = make_session("s", turns, steps=[])
-    assert frame_names(read_session(folder, data_dir=tmp_path / "runs")) == ["one.png", None, None]
+    assert frame_names(read_session(folder, pictures=NamedPictures(tmp_path / "runs"))) == ["one.png", None, None]
     assert frame_names(read_session(folder)) == [None, None, None]
 
 
@@ -245,6 +247,59 @@ def test_one_screenshot_named_by_several_turns_belongs_to_none(make_session):
     folder = make_session("s", [turn_record(turn, screenshot_path="latest.png") for turn in (1, 2)], steps=[])
     (folder / "latest.png").write_bytes(b"")
     assert frame_names(read_session(folder)) == [None, None]
+
+
+def write_early_session(data_dir, *, paths, files):
+    """Write a session of the oldest kind, whose pictures are elsewhere in the data folder."""
+    turns = [turn_record(i + 1, screenshot_path=path) for i, path in enumerate(paths)]
+    folder = write_session(data_dir / "runs" / "20250618_000000", turns, steps=[], turns_key="gameplay_history")
+    for name in files:
+        (data_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (data_dir / name).write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "files", "expected"),
+    [
+        ("/Users/ash/eevee/analysis/one.png", ["analysis/one.png"], "analysis/one.png"),
+        ("C:\\eevee\\analysis\\one.png", ["analysis/one.png"], "analysis/one.png"),
+        ("eevee/analysis/one.png", ["pictures/one.png"], "pictures/one.png"),
+        ("/Users/ash/eevee/analysis/one.png", ["a/analysis/one.png", "b/one.png"], "a/analysis/one.png"),
+        ("/Users/ash/a/analysis/one.png", ["a/analysis/one.png", "b/analysis/one.png"], "a/analysis/one.png"),
+        ("/Users/ash/analysis/one.png", ["a/analysis/one.png", "b/analysis/one.png"], None),
+        ("/Users/ash/analysis/one.png", ["a/one.png", "b/one.png"], None),
+        ("/Users/ash/one.png", ["runs/20250618_000000/own/one.png", "b/one.png"], "runs/20250618_000000/own/one.png"),
+        # another session's, a dataset's, one that v1 never wrote
+        ("/Users/ash/one.png", ["runs/other/session_data.json", "runs/other/sshots/one.png"], None),
+        ("/Users/ash/one.png", ["out/conversion_report.json", "out/frames/one.png"], None),
+        ("one.png", ["analysis/one.png"], None),
+    ],
+)  # fmt: skip
+def test_a_named_screenshot_is_found_below_the_data_folder_by_the_end_of_its_path(tmp_path, path, files, expected):
+    folder = write_early_session(tmp_path, paths=[path], files=files)
+    (turn,) = read_session(folder, pictures=NamedPictures(tmp_path)).turns
+    assert turn.frames == (() if expected is None else (tmp_path / expected,))
+
+
+def test_a_picture_that_two_turns_name_by_different_paths_belongs_to_neither(tmp_path):
+    folder = write_early_session(tmp_path, paths=["/a/one.png", "/b/one.png", "/a/two.png"],
+                                 files=["analysis/one.png", "analysis/two.png"])  # fmt: skip
+    assert frame_names(read_session(folder, pictures=NamedPictures(tmp_path))) == [None, None, "two.png"]
+
+
+def test_a_data_folder_is_listed_once_and_only_where_a_picture_is_missing(make_session, tmp_path, monkeypatch):
+    listed = []
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda root: listed.append(Path(root).name) or walk(root))
+    pictures = NamedPictures(tmp_path)
+    whole = make_session("s", [turn_record(1, screenshot_path="/Users/ash/analysis/one.png"), turn_record(2)])
+    read_session(whole, pictures=pictures)
+    assert listed == []
+    early = write_early_session(tmp_path, paths=[f"/Users/ash/analysis/{n}.png" for n in range(3)], files=["x/1.png"])
+    for _ in range(2):
+        assert frame_names(read_session(early, pictures=pictures)) == [None, "1.png", None]
+    assert listed == ["20250618_000000", tmp_path.name, "20250618_000000"]
 
 
 # Step numbers

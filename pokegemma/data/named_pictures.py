@@ -1,0 +1,109 @@
+"""The pictures that recorded turns name by a path, which was often one of another machine."""
+
+import collections
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+SESSION_FILE = "session_data.json"
+REPORT_FILE = "conversion_report.json"  # what tells a converted dataset
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+
+class NamedPictures:
+    """Find what `screenshot_path` names, in a session's folder or elsewhere below `data_dir`.
+
+    The folder is listed once, when the first path needs it, and without the folders of sessions: their pictures are
+    their own.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = Path(data_dir)
+
+    def find(self, raw_turns: Sequence[Any], folder: Path, *, wanted: Sequence[bool]) -> list[Path | None]:
+        """Return the file that each turn's `screenshot_path` names, None where it is not certain.
+
+        It is looked up, by its name, in sshots/ and in the session's folder; then as it is, if that is inside
+        `data_dir`; then below the session's folder and below `data_dir`: the file whose path ends as the recorded one
+        does, the longer the better, if there is only one. What two turns name is the picture of neither.
+
+        Args:
+            folder: of the session.
+            wanted: whether a turn still lacks a picture; for others the folders are not listed.
+        """
+        paths = [
+            raw["screenshot_path"] if isinstance(raw, dict) and isinstance(raw.get("screenshot_path"), str) else ""
+            for raw in raw_turns
+        ]
+        times_named = collections.Counter(paths)
+        own = functools.cache(lambda: _list_pictures(folder, others=folder))
+        found = [
+            self._find_one(path, folder, own if is_wanted else None) if path and times_named[path] == 1 else None
+            for path, is_wanted in zip(paths, wanted, strict=True)
+        ]
+        times_found = collections.Counter(found)
+        return [path if times_found[path] == 1 else None for path in found]
+
+    def _find_one(self, path: str, folder: Path, own: Any) -> Path | None:
+        parts = split_path(path)
+        try:
+            if not parts or parts[-1] in (".", ".."):
+                return None
+            for candidate in (folder / "sshots" / parts[-1], folder / parts[-1]):
+                if candidate.is_file():
+                    return candidate
+            absolute = Path(path)
+            if absolute.is_absolute() and absolute.resolve().is_relative_to(self.data_dir.resolve()):
+                return absolute if absolute.is_file() else None
+        except (OSError, ValueError):  # too long for a file name, a NUL byte, a lone surrogate
+            return None
+        if own is None or len(parts) == 1:  # v1's own "screenshot_3.png" was never written: another would be found
+            return None
+        return _longest_match(own(), parts) or _longest_match(self._shared, parts)
+
+    @functools.cached_property
+    def _shared(self) -> dict[str, list[Path]]:
+        return _list_pictures(self.data_dir, others=None)
+
+
+def split_path(path: str) -> list[str]:
+    """Return the parts of a path of Linux, macOS or Windows."""
+    return [part for part in re.split(r"[\\/]", path) if part]
+
+
+def _list_pictures(root: Path, *, others: Path | None) -> dict[str, list[Path]]:
+    """Return the pictures below a folder by name, those of sessions other than `others` and of datasets left out."""
+    pictures: dict[str, list[Path]] = {}
+    for folder, names in _walk(root, others):
+        for name in names:
+            if name.lower().endswith(_SUFFIXES):
+                pictures.setdefault(name, []).append(folder / name)
+    return pictures
+
+
+def _walk(root: Path, others: Path | None) -> Iterator[tuple[Path, list[str]]]:
+    for name, folders, files in os.walk(root):  # what cannot be read is left out
+        folder = Path(name)
+        if SESSION_FILE in files and folder != others:
+            folders.clear()
+            continue
+        generated = ("frames", "grid_images") if REPORT_FILE in files else ()
+        folders[:] = sorted(one for one in folders if one not in generated and not one.startswith(".convert."))
+        yield folder, files
+
+
+def _longest_match(pictures: dict[str, list[Path]], parts: Sequence[str]) -> Path | None:
+    """Return the picture whose path has the longest end in common with a recorded one, None if several have."""
+    candidates = pictures.get(parts[-1], [])
+    for length in range(2, len(parts) + 1):
+        if len(candidates) < 2:
+            break
+        end = tuple(parts[-length:])
+        longer = [path for path in candidates if path.parts[-length:] == end]
+        candidates = longer or candidates
+        if not longer:
+            break
+    return candidates[0] if len(candidates) == 1 else None
