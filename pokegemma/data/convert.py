@@ -18,6 +18,7 @@ from pokegemma.data.grids import FrameError, GridEncoder, read_frame
 from pokegemma.data.named_pictures import NamedPictures
 from pokegemma.data.samples import Sample
 from pokegemma.data.sessions import Session, Turn, read_session
+from pokegemma.data.still_pictures import find_still
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
@@ -101,6 +102,7 @@ class SessionConverter:
         self.grid_encoder = GridEncoder()
         self.buttons: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
+        self.decisions: list[tuple[int, Picture, str]] = []
 
     def convert(self) -> Iterator[Sample]:
         """Yield the session's samples in turn order, each with its pictures already written; then `result` is whole."""
@@ -112,10 +114,12 @@ class SessionConverter:
                 status = "frame_unreadable"
             if status == DECISION:
                 self.buttons[turn.decision.pressed[0]] += 1
+                self.decisions.append((turn.number, shown, turn.decision.pressed[0]))
                 yield self._sample(turn)
             else:
                 self.reasons[status] += 1
             self.previous.extend(turn.decision.pressed)
+        self.result.problems += [f"{self.result.folder} {still.describe()}" for still in find_still(self.decisions)]
         self.result.num_samples = self.buttons.total()
         self.result.buttons = {name: self.buttons[name] for name in prompts.BUTTONS if self.buttons[name]}
         self.result.reasons = {name: self.reasons[name] for name in REASONS if self.reasons[name]}

@@ -21,6 +21,7 @@ from pokegemma.data.checks import (
 from pokegemma.data.contact_sheet import write_contact_sheet
 from pokegemma.data.picture_checks import check_grids, check_pictures, check_windows, scan_pictures
 from pokegemma.data.prompts import Layout
+from pokegemma.data.still_pictures import check_still
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.environment import detect_hardware
 from pokegemma.errors import PokegemmaError
@@ -123,6 +124,7 @@ def check_dataset(plan: Plan, progress: Progress) -> Iterator[Check]:
     )
     yield check_pictures(splits, scan)
     yield check_grids(splits, scan, num_workers=plan.num_workers)
+    yield check_still(splits, scan)
     if held_out is None:
         for name in ("sessions", "identical windows", "text-only probe"):
             yield skipped(name, "needs an eval split")
