@@ -98,6 +98,8 @@ def find_picture_problems(results: Sequence[SessionResult], data_dir: Path) -> l
 
 def _explain_session(result: SessionResult, data_dir: Path) -> str:
     num_missing, num_unreadable = (result.reasons.get(name, 0) for name in ("frame_missing", "frame_unreadable"))
+    if num_spelled := result.reasons.get("control_token"):
+        return f"{result.folder}: {num_spelled} decisions whose text holds one of the model's control symbols"
     if num_missing:
         return (
             f"{result.folder}: {num_missing} decisions, no picture; looked for {result.missing_picture} in sshots/ of "

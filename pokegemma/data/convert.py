@@ -16,7 +16,7 @@ from pokegemma.data.copies import Fingerprint, Picture
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
 from pokegemma.data.grids import FrameError, GridEncoder, read_frame
 from pokegemma.data.named_pictures import NamedPictures
-from pokegemma.data.samples import Sample
+from pokegemma.data.samples import Sample, find_control_token
 from pokegemma.data.sessions import Session, Turn, read_session
 from pokegemma.data.still_pictures import find_still
 
@@ -110,6 +110,8 @@ class SessionConverter:
             shown = self._show(turn)
             self.result.pictures.append(shown)
             status = turn.decision.status
+            if status in (DECISION, "frame_missing") and self._spells_control_token(turn):
+                status = "control_token"
             if status == DECISION and not shown:
                 status = "frame_unreadable"
             if status == DECISION:
@@ -123,6 +125,17 @@ class SessionConverter:
         self.result.num_samples = self.buttons.total()
         self.result.buttons = {name: self.buttons[name] for name in prompts.BUTTONS if self.buttons[name]}
         self.result.reasons = {name: self.reasons[name] for name in REASONS if self.reasons[name]}
+
+    def _spells_control_token(self, turn: Turn) -> bool:
+        if token := find_control_token(self.context):
+            problem = f"{self.result.folder}: its goal holds {token}, one of the model's control symbols"
+            if problem not in self.result.problems:
+                self.result.problems.append(problem)
+        elif token := find_control_token(_write_output(turn)):
+            self.result.problems.append(
+                f"{self.result.folder} turn {turn.number}: its answer holds {token}, one of the model's control symbols"
+            )
+        return token is not None
 
     def _show(self, turn: Turn) -> Picture | None:
         """Append the turn's frame to the window (emptied after a long pause); return it, None if none decodes."""
@@ -161,9 +174,7 @@ class SessionConverter:
             image=image,
             context=self.context,
             question=prompts.build_question(previous),
-            output=prompts.build_output(
-                button=decision.pressed[0], reasoning=decision.reasoning, context=decision.situation
-            ),
+            output=_write_output(turn),
             metadata={
                 "session": self.id,
                 "turn": turn.number,
@@ -208,6 +219,13 @@ def convert_session(
             if cancelled():
                 raise KeyboardInterrupt
     return converter.result
+
+
+def _write_output(turn: Turn) -> str:
+    decision = turn.decision
+    return prompts.build_output(
+        button=decision.pressed[0], reasoning=decision.reasoning, context=decision.situation
+    )  # fmt: skip
 
 
 def _read_bytes(source: str | Path) -> bytes:

@@ -17,6 +17,7 @@ REASONS = (
     "no_button",  # an answer that asks for no button; v1 pressed "b"
     "invalid_button",  # none of the first three is a button; v1 pressed "b"
     "action_failed",  # the press did not arrive
+    "control_token",  # the goal or the answer spells a control token of the model
     "frame_missing",  # no picture of what the player saw
     "frame_unreadable",  # there is one, but it does not decode
 )

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pokegemma.data.samples import Sample
+from pokegemma.data.samples import Sample, find_control_token
 from pokegemma.data.trajectories import Trajectory
+from pokegemma.errors import PokegemmaError
 
 BUTTONS = ("up", "down", "left", "right", "a", "b", "start", "select")
 """The eight buttons, in the order of every table and score vector of the project."""
@@ -119,7 +120,12 @@ def sample_images(sample: Sample, layout: Layout) -> tuple[str, ...]:
 
 
 def build_messages(sample: Sample, layout: Layout) -> list[dict[str, Any]]:
-    """Return the conversation for a chat template: context, one image slot a picture, question, and the answer."""
+    """Return the conversation for a chat template: context, one image slot a picture, question, and the answer.
+
+    Raises:
+        PokegemmaError: a text holds one of the model's control symbols.
+    """
+    _check_text(sample)
     content = [_text(sample.context), *({"type": "image"} for _ in sample_images(sample, layout))]
     return [_user(*content, _text(sample.question)), _answer(sample)]
 
@@ -139,7 +145,12 @@ def build_trajectory_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
 
     Earlier answers are the history; a question repeats the buttons only where these answers do not tell them: after
     turns that are no samples, and turns of several buttons.
+
+    Raises:
+        PokegemmaError: a text holds one of the model's control symbols.
     """
+    for sample in trajectory.samples:
+        _check_text(sample)
     first = trajectory.samples[0]
     num_images = len(trajectory_images(trajectory)) - len(trajectory.samples) + 1
     images = [{"type": "image"}] * num_images
@@ -157,6 +168,12 @@ def parse_buttons(sample: Sample) -> tuple[str, ...]:
         return (parse_answer(sample.output).button,)
     except AnswerError:
         return ()
+
+
+def _check_text(sample: Sample) -> None:
+    for text in (sample.context, sample.question, sample.output):
+        if token := find_control_token(text):
+            raise PokegemmaError(f"{sample.id}: its text holds {token}, one of the model's control symbols")
 
 
 def _text(text: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,14 @@ from typing import Any
 from pokegemma.errors import PokegemmaError
 
 _FIELDS = ("id", "frames", "image", "context", "question", "output", "metadata")
+_SHOWN = ("context", "question", "output")
 _MAX_PROBLEMS_NAMED = 5
+_CONTROL_TOKEN = re.compile(
+    r"<(pad|eos|bos|unk|mask|unused\d+|(start|end)_of_(turn|image|audio)|(image|audio)_soft_token)>"  # Gemma 3, 3n
+    r"|\[multimodal\]"
+    r"|<\|[\w\"/-]+\|?>|<[\w\"/-]+\|>"  # Gemma 4: <|turn>, <turn|>, <|image|>
+    r"|<__media\w*__>"  # where llama.cpp puts a picture
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,16 @@ class Sample:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
+def find_control_token(text: str) -> str | None:
+    """Return the first control token of Gemma 3, 3n or 4 that a text spells, or None.
+
+    Tokenizers and engines would read it as the token itself: an end of turn in the middle of an answer, a second BOS, a
+    picture that is not there.
+    """
+    match = _CONTROL_TOKEN.search(text)
+    return match[0] if match else None
+
+
 def _fits_utf8(value: object) -> bool:
     """Return whether all text in a JSON value can be written: JSON may escape half of a surrogate pair."""
     try:
@@ -81,6 +99,8 @@ def check_record(record: object) -> list[str]:
             problems.append(f"{name!r} is not a text: {str(record[name])[:60]!r}")
         elif not _fits_utf8(record.get(name)):
             problems.append(f"{name!r} holds text that UTF-8 cannot: {record[name][:60]!r}")
+        elif name in _SHOWN and name in record and (token := find_control_token(record[name])):
+            problems.append(f"{name!r} holds {token}, one of the model's control symbols")
     frames = record.get("frames", [None])
     if not isinstance(frames, list) or not frames:
         problems.append("'frames' is not a list of paths")

@@ -202,6 +202,22 @@ def test_the_real_sessions_give_503_samples(real_runs, tmp_path):
     assert stored == {frame for sample in samples for frame in sample.frames}
 
 
+@pytest.mark.parametrize("symbol", ["<end_of_turn>", "<start_of_image>", "<turn|>", "<__media__>"])
+def test_turns_whose_text_spells_a_control_token_are_no_samples(make_session, tmp_path, symbol):
+    spelled = turn_record(2)
+    spelled["ai_analysis"]["parsed_json"]["reasoning"] = f"press a {symbol}"
+    in_context = turn_record(3)
+    in_context["ai_analysis"]["parsed_json"]["context_detected"] = symbol
+    make_session("answer", [turn_record(1), spelled, in_context])
+    make_session("goal", [turn_record(1, "down")], goal=f"find {symbol}")
+    report = convert(tmp_path / "runs", tmp_path / "out")
+    assert (report["samples"], report["turns_without_sample"]["control_token"]) == (1, 3)
+    assert [problem.split(":")[0] for problem in report["problems"]] == [
+        "session_answer turn 2", "session_answer turn 3", "session_goal",
+    ]  # fmt: skip
+    assert all(symbol in problem for problem in report["problems"])
+
+
 def write_early_session(data_dir, name, *, pictures="analysis", turns=(1, 2, 3)):
     """Write a session of the oldest kind, whose pictures are in a folder beside runs/, named by another machine."""
     records = [turn_record(turn, screenshot_path=f"/Users/ash/eevee/{pictures}/{turn}.png") for turn in turns]

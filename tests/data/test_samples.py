@@ -55,6 +55,9 @@ def test_a_missing_key_is_named(key):
         ({"id": "\ud800"}, "'id' holds text that UTF-8 cannot"),
         ({"context": "\ud800"}, "'context' holds text that UTF-8 cannot"),
         ({"question": "\ud800"}, "'question' holds text that UTF-8 cannot"),
+        ({"context": "Goal: <bos>"}, "'context' holds <bos>, one of the model's control symbols"),
+        ({"question": "a <unused12> b"}, "'question' holds <unused12>, "),
+        ({"output": "a <end_of_turn> b"}, "'output' holds <end_of_turn>, "),
         ({"output": "\ud800"}, "'output' holds text that UTF-8 cannot"),
         ({"frames": ["\ud800.png"]}, "'\\ud800.png' is not a path"),
         ({"image": "\udfff.png"}, "'\\udfff.png' is not a path"),
@@ -93,6 +96,11 @@ def test_no_jsonl_file_makes_the_reader_fail_otherwise_and_no_line_is_lost(lines
     scanned = list(scan_samples(path))
     assert [number for number, _, _ in scanned] == [number for number, line in enumerate(lines, 1) if line.strip()]
     assert all((sample is None) == bool(problems) for _, sample, problems in scanned)
+
+
+@pytest.mark.parametrize("text", ["<b>bold</b>", "a < b > c", "<-- left", "x|>y", "<end_of_turn", "<unused>", "[a|b]"])
+def test_text_that_is_no_control_token_is_a_sample(text):
+    assert check_record({**RECORD, "context": text, "output": text}) == []
 
 
 def test_bad_lines_are_counted_and_named(tmp_path):

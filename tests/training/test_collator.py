@@ -12,7 +12,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from pokegemma.data.prompts import Layout, build_messages, build_output, sample_images
 from pokegemma.data.samples import Sample
-from pokegemma.data.trajectories import cut_trajectories
+from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models
 from pokegemma.training.collator import Gemma3Collator, expand_pictures
@@ -161,11 +161,17 @@ def test_rows_of_jsonl_make_the_same_batch(samples: list[Sample], make_collator:
     assert all(torch.equal(value, batch[key]) for key, value in collator(rows).items())
 
 
-@pytest.mark.parametrize("symbol", ["<start_of_image>", "<image_soft_token>", "<bos>"])
-def test_control_symbols_in_a_goal_are_refused(symbol: str, samples: list[Sample], make_collator: MakeCollator) -> None:
-    sample = replace(samples[0], context=f"Goal: find {symbol}")
-    with pytest.raises(PokegemmaError, match=sample.id):
-        make_collator("grid")([sample])
+@pytest.mark.parametrize("field", ["context", "question", "output"])
+@pytest.mark.parametrize(
+    "symbol", ["<start_of_image>", "<image_soft_token>", "<bos>", "<end_of_turn>", "<eos>", "<pad>"]
+)
+def test_control_symbols_in_a_text_are_refused(
+    symbol: str, field: str, samples: list[Sample], make_collator: MakeCollator
+) -> None:
+    sample = replace(samples[0], **{field: f"{getattr(samples[0], field)} find {symbol}"})
+    for layout, example in (("grid", sample), ("trajectory", Trajectory((samples[1], sample)))):
+        with pytest.raises(PokegemmaError, match=f"{sample.id}: its text holds {symbol}"):
+            make_collator(layout)([example])
 
 
 def test_a_missing_picture_is_named(samples: list[Sample], make_collator: MakeCollator) -> None:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, Gemma3Processor
 
+from pokegemma.data.samples import find_control_token
 from pokegemma.training import tiny_models
 
 
@@ -16,6 +17,17 @@ from pokegemma.training import tiny_models
 def test_the_tokenizer_gives_any_text_back(text: str, processor: Gemma3Processor) -> None:
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert processor.tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_every_special_token_of_all_families_is_known_to_the_data(
+    processor: Gemma3Processor, tmp_path: Path, other_models: Callable[[str], Path]
+) -> None:
+    gemma3n = tiny_models.write_gemma3n_processor(tmp_path)
+    gemma4 = AutoTokenizer.from_pretrained(other_models("gemma4"))
+    for tokenizer in (processor.tokenizer, gemma3n, gemma4):
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        assert len(special) >= 10
+        assert [find_control_token(f"go {token} north") for token in special] == special
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
