@@ -74,7 +74,8 @@ if [[ -z ${DATASET_PATH:-} ]]; then
 else
     model=${MODEL_NAME:-${DEFAULT_MODEL:-google/gemma-3-4b-it}} dataset=$DATASET_PATH
     output_dir=${OUTPUT_DIR:-outputs/$(basename "$model")}
-    [[ -e $dataset ]] || fail "DATASET_PATH=$dataset: not found"
+    converted="what scripts/convert_eevee_data_v2.py wrote; datasets of the Hub and of other trainers are not read"
+    [[ -e $dataset ]] || fail "DATASET_PATH=$dataset: not found here; set it to $converted"
     # Evaluation is hours away: what it needs is looked for now.
     held_out=${EVAL_DATASET_PATH:-$dataset}
     case $held_out in *.jsonl) ;; *) held_out=$held_out/eval.jsonl ;; esac
@@ -87,6 +88,7 @@ else
                 exit 2
             fi
         done
+        [[ ! -d $dataset ]] || fail "DATASET_PATH=$dataset: no train.jsonl in it; set it to $converted"
     fi
     for file in "$held_out" "$(dirname "$held_out")/train.jsonl"; do
         [[ -f $file ]] || fail "$file not found; evaluation needs it (DATASET_PATH, EVAL_DATASET_PATH)"

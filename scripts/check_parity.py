@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
+from pokegemma.data.foreign_datasets import refuse_foreign_dataset
 from pokegemma.data.samples import dataset_hash
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation.view import resolve_view
@@ -90,6 +91,7 @@ class ParityOptions:
 
 def find_dataset(path: Path) -> Path:
     """Return the JSONL file that decisions are taken from."""
+    refuse_foreign_dataset(path)
     file = path if path.suffix == ".jsonl" else path / "eval.jsonl"
     if not file.is_file():
         raise PokegemmaError(f"{file} not found; make it with scripts/convert_eevee_data_v2.py")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
+from pokegemma.data.foreign_datasets import refuse_foreign_dataset
 from pokegemma.data.samples import dataset_hash, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
@@ -70,6 +71,7 @@ class EvaluateOptions:
 def find_files(dataset_path: str) -> tuple[Path, Path]:
     """Return the JSONL file to evaluate on and the one that the baselines are fitted on."""
     path = Path(dataset_path)
+    refuse_foreign_dataset(path)
     held_out = path if path.suffix == ".jsonl" else path / "eval.jsonl"
     if held_out != path and not held_out.is_file() and (path / "train.jsonl").is_file():
         raise PokegemmaError(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pokegemma.data.foreign_datasets import describe_record, refuse_foreign_dataset
 from pokegemma.errors import PokegemmaError
 
 _FIELDS = ("id", "frames", "image", "context", "question", "output", "metadata")
@@ -92,6 +93,8 @@ def check_record(record: object) -> list[str]:
     """Return what is wrong with a decoded JSONL line as a sample; an empty list if nothing is. Opens no file."""
     if not isinstance(record, dict):
         return ["not a JSON object"]
+    if foreign := describe_record(record):
+        return [f"of {foreign}"]
     problems = [f"{name!r} is missing" for name in _FIELDS if name not in record]
     problems += [f"unknown key {name!r}" for name in record if name not in _FIELDS]
     for name in ("id", "context", "question", "output"):
@@ -178,9 +181,10 @@ def dataset_files(dataset_path: Path) -> tuple[Path, Path | None]:
     """Return (train.jsonl, eval.jsonl or None) of a dataset folder; a path of a JSONL file is taken as train.
 
     Raises:
-        PokegemmaError: there is no such file.
+        PokegemmaError: there is no such file, or it is the dataset of another tool.
     """
     path = Path(dataset_path)
+    refuse_foreign_dataset(path)
     train = path / "train.jsonl" if path.is_dir() else path
     if not train.is_file():
         raise PokegemmaError(

@@ -1,0 +1,87 @@
+"""Datasets of other tools, recognised so that the error can name them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pokegemma.errors import PokegemmaError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_KINDS = (
+    ({"messages"}, "a chat dataset of TRL or LLaMA-Factory"),
+    ({"conversations"}, "a ShareGPT dataset of LLaMA-Factory or LLaVA"),
+    ({"prompt", "completion"}, "a prompt-completion dataset of TRL"),
+    ({"chosen", "rejected"}, "a preference dataset of TRL"),
+    ({"instruction", "output"}, "an Alpaca dataset of LLaMA-Factory"),
+    ({"text"}, "a language-modelling dataset of TRL"),
+)
+_SUFFIXES = {".parquet": "Parquet", ".arrow": "Arrow", ".csv": "CSV", ".tar": "WebDataset", ".json": "JSON"}
+_OWN_FILES = ("conversion_report.json", "run.json")
+_LISTED_FOLDERS = ("", "data", "train", "default")
+_MAX_LINE_BYTES = 2**20
+_READS = (
+    "this project reads train.jsonl and its pictures as scripts/convert_eevee_data_v2.py writes them from recorded "
+    "sessions (training_data/format_spec.md)"
+)
+
+
+def describe_record(record: dict[str, Any]) -> str | None:
+    """Return which other tool's dataset a record is of, with its keys; None if none is recognised."""
+    if "frames" in record:  # ours
+        return None
+    for keys, kind in _KINDS:
+        if keys <= set(record):
+            return f"{kind} (keys {', '.join(sorted(map(str, record)))})"
+    return None
+
+
+def refuse_foreign_dataset(path: Path) -> None:
+    """Refuse what is recognised as the dataset of another tool; anything else passes.
+
+    Args:
+        path: a folder or a file, as the user named it, or a dataset's id on the Hub.
+
+    Raises:
+        PokegemmaError: it is one.
+    """
+    found = None
+    if path.is_dir():
+        train = path / "train.jsonl"
+        found = _describe_file(train) if train.is_file() else _describe_folder(path)
+    elif path.is_file():
+        found = _describe_file(path)
+    elif _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
+        found = "no such folder here, and datasets of the Hugging Face Hub are not read"
+    if found:
+        raise PokegemmaError(f"{path}: {found}; {_READS}")
+
+
+def _describe_folder(folder: Path) -> str | None:
+    for name in _LISTED_FOLDERS:
+        for path in sorted((folder / name).iterdir()) if (folder / name).is_dir() else ():
+            if path.suffix in _SUFFIXES and path.name not in _OWN_FILES:
+                kind = _SUFFIXES[path.suffix]
+                return f"no train.jsonl in it, but {path.relative_to(folder)}, of a {kind} dataset of other tools"
+    return None
+
+
+def _describe_file(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(_MAX_LINE_BYTES).strip()
+            more = file.read(_MAX_LINE_BYTES) if line.startswith(b"[") else b""
+    except OSError:  # whoever reads it names the reason
+        return None
+    if line.startswith(b"PAR1"):
+        return "a Parquet file, a dataset of other tools"
+    is_array = line.startswith(b"[")
+    text = (
+        (line + b"\n" + more).decode(errors="replace").removeprefix("[") if is_array else line.decode(errors="replace")
+    )
+    try:
+        record, _ = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        record = None
+    kind = describe_record(record) if isinstance(record, dict) else None
+    return kind or ("a JSON array, a dataset of other tools" if is_array and path.suffix == ".json" else None)
