@@ -18,6 +18,7 @@ from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
 from pokegemma.training.batch_options import SearchOptions
+from pokegemma.training.modes import LANGUAGE_MODEL, OFF, modes_in_force
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED", "by signal: Killed")
@@ -106,6 +107,7 @@ class MeasureAndLeave(TrainerCallback):
             peak_bytes=peak_resident_bytes() if peak is None else peak,
             decisions_per_second=len(timed) / sum(1 / speed for speed in timed),
             gradient_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+            gradient_checkpointing=modes_in_force(kwargs["model"])["gradient_checkpointing"].get(LANGUAGE_MODEL, OFF),
         )
         sys.exit(0)
 

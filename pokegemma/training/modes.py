@@ -18,6 +18,8 @@ from pokegemma.training.options import ModelOptions, TrainingOptions
 from pokegemma.training.trainable import is_reentrant
 
 LANGUAGE_MODEL = "language_model"
+OFF, ON, REENTRANT = "off", "not reentrant", "reentrant"
+"""What gradient checkpointing does to the layers of a part."""
 
 
 def part_of(name: str) -> str:
@@ -64,15 +66,15 @@ def _quantisation(model: torch.nn.Module) -> dict[str, Any] | None:
 
 
 def _checkpointing(model: torch.nn.Module) -> dict[str, str]:
-    """Return "off", "reentrant" or "not reentrant" for the layers of each part that can be checkpointed."""
+    """Return `OFF`, `ON` or `REENTRANT` for the layers of each part that can be checkpointed."""
     found: dict[str, set[str]] = {}
     for name, module in model.named_modules():
         if not name.rpartition(".")[2].isdecimal() or not hasattr(module, "gradient_checkpointing"):
             continue
-        kind = "off"
+        kind = OFF
         if module.gradient_checkpointing:
             function: Any = module._gradient_checkpointing_func
-            kind = "reentrant" if function.keywords.get("use_reentrant") else "not reentrant"
+            kind = REENTRANT if function.keywords.get("use_reentrant") else ON
         found.setdefault(part_of(name), set()).add(kind)
     return {part: _joined(kinds) for part, kinds in sorted(found.items())}
 
@@ -108,7 +110,7 @@ def check_modes(modes: dict[str, Any], options: ModelOptions, *, checkpointing: 
 
     Args:
         modes: what `modes_in_force` returned.
-        checkpointing: what the layers of the language model should do: "off", "reentrant" or "not reentrant".
+        checkpointing: what the layers of the language model should do: `OFF`, `ON` or `REENTRANT`.
 
     Raises:
         PokegemmaError: a mode is not in force.
@@ -121,7 +123,7 @@ def check_modes(modes: dict[str, Any], options: ModelOptions, *, checkpointing: 
     attention, asked = modes["attention"][LANGUAGE_MODEL], options.attn_implementation
     if attention != asked and (attention, asked) != (block_attention.NAME, "sdpa"):
         raise PokegemmaError(f"--attn_implementation {asked}: {attention} is in force in the language model")
-    found = modes["gradient_checkpointing"].get(LANGUAGE_MODEL, "off")
+    found = modes["gradient_checkpointing"].get(LANGUAGE_MODEL, OFF)
     if found != checkpointing:
         raise PokegemmaError(f"gradient checkpointing should be {checkpointing}, and is {found} in the language model")
 
@@ -142,9 +144,9 @@ class ModesObserver(TrainerCallback):
     def __init__(self, options: ModelOptions, training: TrainingOptions) -> None:
         self.modes: dict[str, Any] | None = None
         self._options, self._bf16 = options, training.mixed_precision == "bf16"
-        self._checkpointing = "reentrant" if is_reentrant(training, adapter=options.use_peft) else "not reentrant"
+        self._checkpointing = REENTRANT if is_reentrant(training, adapter=options.use_peft) else ON
         if not training.activation_checkpointing:
-            self._checkpointing = "off"
+            self._checkpointing = OFF
         self._types: dict[str, set[str]] = {}
         self._passes: Counter[str] = Counter()
         self._runs: Counter[str] = Counter()

@@ -118,6 +118,17 @@ def judge(ended: Ended, result: dict[str, Any] | None, log: str, *, limit_bytes:
     return Trial(True, peak, result["decisions_per_second"])
 
 
+def check_checkpointing(result: dict[str, Any] | None, *, asked: bool) -> None:
+    """Refuse a trial that did not do what it was to measure.
+
+    Raises:
+        PokegemmaError: gradients were checkpointed and should not have been, or the other way round.
+    """
+    in_force = (result or {}).get("gradient_checkpointing")
+    if in_force is not None and (in_force != "off") is not asked:
+        raise PokegemmaError(f"a trial with --gradient_checkpointing {str(asked).lower()} had it {in_force}")
+
+
 @dataclass(frozen=True)
 class TrialRunner:
     """Call it with a batch size and whether to checkpoint gradients: it trains a few steps and says what came of it.
@@ -142,6 +153,7 @@ class TrialRunner:
             ended = run_watched(command, log=log, limit_bytes=None if self.on_gpu else self.limit_bytes)
             if (folder / "result.json").is_file():
                 result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            check_checkpointing(result, asked=gradient_checkpointing)
             if result is not None and "peak_bytes" in result and not self.on_gpu:
                 result["peak_bytes"] = max(result["peak_bytes"], ended.peak_bytes)  # with workers
             return judge(

@@ -16,11 +16,10 @@ from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models, sft
-from pokegemma.training.modes import ModesObserver, check_modes, modes_in_force
+from pokegemma.training.modes import OFF, ON, REENTRANT, ModesObserver, check_modes, modes_in_force
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.trainable import load_trainable
 
-ON, OFF, REENTRANT = "not reentrant", "off", "reentrant"
 QUICK: dict[str, Any] = {
     "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 1, "eval_strategy": "no",
     "save_strategy": "no", "dataloader_num_workers": 0, "warmup_steps": 0, "use_cpu": True, "report_to": "none",
