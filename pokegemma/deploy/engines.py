@@ -19,6 +19,8 @@ class Engine(Protocol):
     """
 
     name: str
+    weights: str
+    """The type of most weights as they were loaded: "f32", "bf16", "4 bits", or as llama.cpp says, such as "Q4_K_M"."""
 
     def prompt_tokens(self, question: Question) -> list[int]:
         """Return the prompt's tokens, `SOFT_TOKEN` for each of a picture's (not for the marks around it)."""

@@ -72,6 +72,13 @@ class LlamaCppEngine:
                 self.close()
                 raise
 
+    @property
+    def weights(self) -> str:
+        """The type that the file says its weights have, such as "Q4_K_M"; "" where it says none."""
+        stored = self._llama.metadata.get("general.file_type")
+        names = [name for name, value in vars(llama_cpp).items() if "_FTYPE_" in name and str(value) == stored]
+        return names[0].rpartition("MOSTLY_")[2].removeprefix("LLAMA_FTYPE_ALL_") if names else ""
+
     def __enter__(self) -> Self:
         return self
 

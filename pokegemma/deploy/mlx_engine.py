@@ -104,6 +104,14 @@ class MlxEngine:
         ends = config.eos_token_id
         self._stops = {ends} if isinstance(ends, int) else set(ends)
 
+    @property
+    def weights(self) -> str:
+        """The bits of the language model's quantised layers, "4 bits", or the type of its weights, "bf16"."""
+        layer = self._model.language_model.model.layers[0].self_attn.q_proj
+        if bits := getattr(layer, "bits", None):
+            return f"{bits} bits"
+        return {mx.bfloat16: "bf16", mx.float16: "f16", mx.float32: "f32"}[layer.weight.dtype]
+
     def prompt_tokens(self, question: Question) -> list[int]:
         tokens = prepare(self._processor, question)[0][0].tolist()
         return [SOFT_TOKEN if token == self._soft_token else token for token in tokens]

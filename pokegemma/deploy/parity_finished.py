@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _WORKER = ROOT / "pokegemma" / "deploy" / "parity_worker.py"
 """All that a process with an engine runs; what judges and reports afterwards may change."""
 
+_FACTS = ("peak_memory_bytes", "peak_gpu_memory_bytes", "engine", "weights")
 _ARRAYS = {"log_probabilities": np.float32, "likeliest": np.int64, "buttons": np.float32}
 
 
@@ -109,8 +110,7 @@ def _place(spec: EngineSpec) -> str:
 def _write(file: Path, measured: Measured, depends_on: dict[str, str]) -> None:
     record = {
         "depends_on": depends_on,
-        "peak_memory_bytes": measured.peak_memory_bytes,
-        "peak_gpu_memory_bytes": measured.peak_gpu_memory_bytes,
+        **{name: getattr(measured, name) for name in _FACTS},
         "readings": [
             {field.name: _plain(getattr(reading, field.name)) for field in fields(reading)}
             for reading in measured.readings
@@ -132,7 +132,7 @@ def _read(file: Path, depends_on: dict[str, str], *, name: str) -> Measured | No
         record = json.loads(file.read_text(encoding="utf-8"))
         then = record["depends_on"]
         readings = tuple(map(_reading, record["readings"]))
-        measured = Measured(readings, record["peak_memory_bytes"], record["peak_gpu_memory_bytes"])
+        measured = Measured(readings, **{name: record[name] for name in _FACTS})
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s: asked again, its kept answers in %s are damaged (%s)", name, file, error)
         return None

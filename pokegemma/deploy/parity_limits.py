@@ -9,7 +9,7 @@ import re
 import struct
 from pathlib import Path
 
-from pokegemma.deploy.parity_worker import EngineSpec
+from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec
 from pokegemma.errors import PokegemmaError
 
 LIMITS = {"f32": 0.25, "f16": 0.25, "bf16": 2.0, "8 bits": 4.0, "6 bits": 6.0, "5 bits": 8.0, "4 bits": 16.0}
@@ -22,6 +22,40 @@ _SAFETENSORS_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _GGUF_TYPE = re.compile(r"(?<![a-z0-9])(bf16|f16|f32|i?q([2-8])(?:_\w+)?)(?![a-z0-9])", re.IGNORECASE)
 
 
+def gguf_type(name: str) -> str | None:
+    """Return the type of weights in the name of a GGUF file, or in llama.cpp's own name for it; None where it has none.
+
+    Example:
+        >>> gguf_type("model-q4_k_m")
+        '4 bits'
+    """
+    found = _GGUF_TYPE.findall(name)
+    if not found:
+        return None
+    kind, bits = found[-1]
+    return f"{bits} bits" if bits else kind.lower()
+
+
+def check_loaded(spec: EngineSpec, *, engine: str, weights: str) -> None:
+    """Refuse to judge an engine that did not load what its files are named after.
+
+    Args:
+        engine: what the engine calls itself.
+        weights: what it says of the weights that it loaded.
+
+    Raises:
+        EngineFailedError: it is another engine, or the weights have another type.
+    """
+    if engine.split()[0] != spec.kind:
+        raise EngineFailedError(f"{engine} answered instead of {spec.kind}")
+    if spec.kind == "transformers":
+        return
+    named = gguf_type(spec.path.stem) if spec.kind == "llama.cpp" else weights_type(spec)
+    loaded = gguf_type(weights) or weights
+    if named and loaded and named != loaded:
+        raise EngineFailedError(f"{spec.path} is named after {named}, and the loaded weights are {weights}")
+
+
 def weights_type(spec: EngineSpec) -> str:
     """Return the type of an engine's weights, such as "f16" or "4 bits"; of a GGUF file as its name says.
 
@@ -29,13 +63,11 @@ def weights_type(spec: EngineSpec) -> str:
         PokegemmaError: it cannot be told.
     """
     if spec.kind == "llama.cpp":
-        found = _GGUF_TYPE.findall(spec.path.stem)
-        if not found:
+        if (named := gguf_type(spec.path.stem)) is None:
             raise PokegemmaError(
                 f"{spec.path}: its name says no type, such as f16 or q8_0; pass --max_log_probability_difference"
             )
-        name, bits = found[-1]
-        return f"{bits} bits" if bits else name.lower()
+        return named
     if spec.dtype != "auto":
         return {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[spec.dtype]
     config = json.loads((spec.path / "config.json").read_text(encoding="utf-8"))

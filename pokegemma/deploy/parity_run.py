@@ -142,7 +142,13 @@ class Comparison:
             "name": spec.name, "kind": spec.kind, "path": str(spec.path), "mmproj": spec.mmproj and str(spec.mmproj),
             "file_bytes": _size(spec),
         }  # fmt: skip
-        return self._judge(facts, lambda: self.ask(spec), limit=limit)
+
+        def ask() -> Measured:
+            measured = self.ask(spec)
+            parity_limits.check_loaded(spec, engine=measured.engine or "", weights=measured.weights or "")
+            return measured
+
+        return self._judge(facts, ask, limit=limit)
 
     def check_server(self, server: Server) -> dict[str, Any]:
         """Ask a server, compare and judge it by what it tells."""
@@ -171,7 +177,8 @@ class Comparison:
             logger.warning("%s failed: %s", facts["name"], error)
             return {**facts, "passed": False, "failures": [failure]}
         record = {
-            **facts, **parity.describe(measured, self.task.examples), **parity.compare(self.said, measured),
+            **facts, "engine": measured.engine, "weights": measured.weights,
+            **parity.describe(measured, self.task.examples), **parity.compare(self.said, measured),
             "max_log_probability_difference": limit,
         }  # fmt: skip
         reference_rate = parity.describe(self.said, self.task.examples)["valid_json_rate"]

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
@@ -109,11 +109,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Measured:
-    """All readings of an engine, and the most memory that its process and, under CUDA, its GPU held."""
+    """All readings of an engine, and the most memory that its process and, under CUDA, its GPU held.
+
+    `engine` and `weights` are what the loaded engine says of itself; None where it was not loaded here.
+    """
 
     readings: tuple[Reading, ...]
     peak_memory_bytes: int | None = None
     peak_gpu_memory_bytes: int | None = None
+    engine: str | None = None
+    weights: str | None = None
 
 
 def context_for(task: Task, reference: Measured) -> int:
@@ -211,7 +216,7 @@ def _serve(connection: Connection, spec: EngineSpec, task: Task, log: Path) -> N
             raise
         connection.send(f"{error.name} is not installed; ./init.sh --with {_EXTRAS[error.name]} adds it")
         return
-    connection.send(Measured((), peak_memory_bytes(), _peak_gpu_memory_bytes()))
+    connection.send(Measured((), peak_memory_bytes(), _peak_gpu_memory_bytes(), engine.name, engine.weights))
 
 
 def measure(
@@ -238,7 +243,7 @@ def measure(
             if isinstance(message, str):
                 raise EngineFailedError(message)
             if isinstance(message, Measured):
-                return Measured(tuple(readings), message.peak_memory_bytes, message.peak_gpu_memory_bytes)
+                return replace(message, readings=tuple(readings))
             readings.append(message)
             on_reading()
 

@@ -44,6 +44,7 @@ class TransformersEngine:
         self.name = f"transformers {dtype}"
         self._causal = (image_attention or own_image_attention(config)) == "causal"
         self._model = load_model(folder, dtype=dtype, device=default_device() if device is None else device)
+        self.weights = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[self._model.dtype]
         self._processor = load_processor(folder)
         self._tokenizer = self._processor.tokenizer
         self._last: tuple[Question, Conversation] | None = None

@@ -20,7 +20,7 @@ from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.deploy import parity
 from pokegemma.deploy.client import Reply, Token
-from pokegemma.deploy.parity_limits import weights_type
+from pokegemma.deploy.parity_limits import check_loaded, weights_type
 from pokegemma.deploy.parity_server import read_reply
 from pokegemma.deploy.parity_worker import EngineFailedError, EngineSpec, Measured, Reading, Task, context_for, measure
 from pokegemma.deploy.questions import build_questions
@@ -372,6 +372,38 @@ def test_decisions_of_trajectories_are_cut_where_they_are_asked(toy_dataset: Pat
 )
 def test_the_type_of_a_gguf_file_is_in_its_name(name: str, expected: str) -> None:
     assert weights_type(EngineSpec("llama.cpp", "", Path(f"{name}.gguf"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "engine", "weights", "message"),
+    [
+        ("llama.cpp", "model-q8_0.gguf", "llama.cpp", "F16", "named after 8 bits, and the loaded weights are F16"),
+        ("llama.cpp", "model-f16.gguf", "llama.cpp", "Q4_K_M", "named after f16, and the loaded weights are Q4_K_M"),
+        ("llama.cpp", "model-f16.gguf", "transformers float32", "f32", "transformers float32 answered instead of"),
+        ("transformers", "model", "mlx", "bf16", "mlx answered instead of transformers"),
+    ],
+)
+def test_an_engine_that_loaded_something_else_is_refused(
+    kind: Any, name: str, engine: str, weights: str, message: str
+) -> None:
+    with pytest.raises(EngineFailedError, match=message):
+        check_loaded(EngineSpec(kind, "x", Path(name)), engine=engine, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("model-q8_0", "Q8_0"), ("a-Q4_K_M", "Q4_K_M"), ("model-bf16", "BF16"), ("mine", "Q4_0"), ("model-f16", "")],
+)
+def test_an_engine_that_loaded_what_its_file_is_named_after_is_judged(name: str, weights: str) -> None:
+    check_loaded(EngineSpec("llama.cpp", "x", Path(f"{name}.gguf")), engine="llama.cpp", weights=weights)
+
+
+@pytest.mark.slow
+def test_the_report_says_which_engine_answered_with_which_weights(faulty: tuple) -> None:
+    loaded = {engine["name"]: (engine.get("engine"), engine.get("weights")) for engine in faulty[1]["engines"]}
+    assert loaded["llama.cpp f16"] == ("llama.cpp", "F16")
+    assert loaded["mlx mlx"] == ("mlx", "bf16")
+    assert loaded["transformers same"] == ("transformers float32", "f32")
 
 
 def test_an_engine_that_fails_is_reported_with_its_last_words(
