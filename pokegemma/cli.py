@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import yaml
+from safetensors import SafetensorError
 from tqdm import tqdm
 from trl import TrlParser
 
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, describe_machine_error
 
 # Said on every start of a machine without a GPU, by libraries that only a GPU run uses; DeepSpeed says it on stdout.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -108,9 +109,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status = main() or 0
         sys.stdout.flush()
     except PokegemmaError as error:
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()  # ends its line: the error has one of its own
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(str(error))
         status = error.exit_code
     except BrokenPipeError:  # `script | head` closed our stdout: nothing left to flush, and nobody knows the result
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,4 +117,16 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        line = describe_machine_error(error)
+        if line is None:  # a bug
+            raise
+        _print_error(line)
+        status = PokegemmaError.exit_code
     sys.exit(status)
+
+
+def _print_error(message: str) -> None:
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()  # ends its line: the error has one of its own
+    print(f"error: {message}", file=sys.stderr)

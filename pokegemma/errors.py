@@ -1,13 +1,66 @@
 """Errors that are meant for the user."""
 
+import errno
+
+_OF_A_WORKER = ".\nOriginal Traceback (most recent call last):"
+"""What torch puts into the message of an error that a DataLoader's worker raised, with the traceback behind it."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
+_TORCH_SAVE_TEXTS = ("inline_container.cc", "PytorchStreamWriter", "iostream error")
+"""What torch.save raises where a write fails: without an errno, and without the file's name."""
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED", "by signal: Killed")
+"""What CUDA, MPS, CPU allocators, cuBLAS and cuDNN, and a data loader whose worker the kernel killed say."""
+
+_DEAD_WORKER = "DataLoader worker (pid"
+
 
 class PokegemmaError(Exception):
     """What the user did wrong, in one line: what, where, the value, what to do. Scripts exit with `exit_code`."""
 
     exit_code = 2
 
+    def __init__(self, message: str = "") -> None:
+        if _OF_A_WORKER in message:  # torch raises the type again, with the worker's traceback as its message
+            message = message.rpartition(f"{type(self).__name__}: ")[2].strip()
+        super().__init__(message)
+
 
 class CheckFailedError(PokegemmaError):
     """The input could be read, but a check on it failed."""
 
     exit_code = 1
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a file could not be written for lack of space, as the system, safetensors or torch report it."""
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FULL or any(text in str(error) for text in _DISK_FULL_TEXTS)
+    if isinstance(error, RuntimeError):
+        return any(text in str(error) for text in _TORCH_SAVE_TEXTS)
+    return type(error).__name__ == "SafetensorError" and any(text in str(error) for text in _DISK_FULL_TEXTS)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was raised for, says that memory was short."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def describe_machine_error(error: BaseException) -> str | None:
+    """Return one line for an error of the machine: a full disk, no memory, a killed worker. None for all others."""
+    reason = " ".join(str(error).split())[:200]
+    if is_disk_full(error):
+        path = getattr(error, "filename", None) or f"a file ({reason})"
+        return f"{path} could not be written, the disk is full; free some space, then repeat"
+    if isinstance(error, RuntimeError) and _DEAD_WORKER in str(error):
+        return f"{reason} (out of memory?); use fewer data loader workers or a smaller batch"
+    if is_out_of_memory(error):
+        return f"not enough memory ({reason or type(error).__name__}); use a smaller batch"
+    return None

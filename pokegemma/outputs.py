@@ -1,6 +1,7 @@
 """Write under a temporary name, then rename: what has its final name is whole."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -8,20 +9,30 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pokegemma.errors import PokegemmaError
+from safetensors import SafetensorError
+
+from pokegemma.errors import PokegemmaError, is_disk_full
 
 RUN_FILE = "run.json"
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` when the block ends, and is removed when it fails."""
+    """Yield a temporary path beside `path`; it replaces `path` when the block ends, and is removed when it fails.
+
+    Raises:
+        OSError: as the system does; where the disk is full, it has the name of the file, whichever library wrote it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         temporary.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -87,8 +98,12 @@ def atomic_folder(path: Path, *, stage: str, overwrite: bool = False) -> Iterato
             shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         else:
             temporary.rename(path)
-    except OSError as error:
-        raise PokegemmaError(f"{path} could not be written: {error}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise PokegemmaError(f"{path} could not be written: the disk is full") from error
+        if isinstance(error, OSError):
+            raise PokegemmaError(f"{path} could not be written: {error}") from error
+        raise
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -6,15 +6,19 @@ import io
 import logging
 import os
 import random
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from unittest import mock
 
 import psutil
+import pytest
 
 WAIT_S = 300
 """How long anything may take that takes seconds here: a busy machine is many times slower. Only a failure waits."""
@@ -56,6 +60,16 @@ def _logging_untouched() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def run_with_small_disk(folder: Path, size_kib: int, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a bash script that alone sees a new disk of `size_kib` in `folder`; skip the test where that is forbidden."""
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size={size_kib}k tmpfs {shlex.quote(str(folder))}"
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "bash", "-c", mount], check=False).returncode:
+        pytest.skip("mounting a small disk needs root or user namespaces (unshare --mount)")
+    command = [*unshare, "bash", "-c", f"{mount} && {script}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S)
 
 
 def free_port() -> int:

@@ -1,11 +1,13 @@
 """Options from defaults, YAML and flags; errors as one line and an exit code."""
 
+import errno
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from tqdm import tqdm
 
 from pokegemma.cli import parse_options, run
@@ -78,6 +80,22 @@ def fail(error: BaseException) -> None:
         (PokegemmaError("what and where"), 2, "error: what and where\n"),
         (CheckFailedError("too low"), 1, "error: too low\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            2,
+            "error: DataLoader worker (pid 7) is killed by signal: Killed. (out of memory?); "
+            "use fewer data loader workers or a smaller batch\n",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+            2,
+            "error: not enough memory (CUDA out of memory. Tried to allocate 2 GiB); use a smaller batch\n",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.json"),
+            2,
+            "error: x.json could not be written, the disk is full; free some space, then repeat\n",
+        ),
     ],
 )
 def test_errors_become_one_line_and_a_status(
@@ -95,9 +113,10 @@ def test_what_main_returns_is_the_status(returned: int | None, status: int) -> N
     assert caught.value.code == status
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: 1 // 0)
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shapes differ"), FileNotFoundError(2, "none")])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run(lambda: fail(error))
 
 
 def test_an_error_does_not_share_a_line_with_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pokegemma.data.checks import Split
-from pokegemma.data.pictures import to_rgb
+from pokegemma.data.pictures import UNREADABLE, to_rgb
 from pokegemma.data.prompts import AnswerError, Layout, parse_answer
 from pokegemma.data.samples import Sample
 from pokegemma.outputs import atomic_file
@@ -44,7 +44,7 @@ def _paste_pictures(sheet: Image.Image, corner: tuple[int, int], paths: list[Pat
         try:
             with Image.open(path) as image:
                 picture = to_rgb(image)
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        except UNREADABLE:
             draw = ImageDraw.Draw(sheet)
             draw.rectangle((left, top, left + width - 1, top + height - 1), outline=_ERROR, width=3)
             draw.text((left + 10, top + 10), "cannot be read", fill=_ERROR, font=ImageFont.load_default(size=18))

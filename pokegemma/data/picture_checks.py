@@ -15,7 +15,7 @@ from PIL import Image
 
 from pokegemma.data.checks import NO_SAMPLES, Check, Split, percent, skipped
 from pokegemma.data.grids import FRAME_SIZE_PX, GRID_SIZE_PX, LABEL_SIZE_PX, NUM_TILES, compose_grid, fit_tile
-from pokegemma.data.pictures import to_rgb
+from pokegemma.data.pictures import UNREADABLE, to_rgb
 from pokegemma.data.samples import Sample
 
 MIN_SIDE_PX, MAX_SIDE_PX, MAX_ASPECT = 64, 4096, 4
@@ -79,8 +79,7 @@ def inspect_picture(path: str, folder: str) -> Picture:
             if max(image.size) > MAX_ASPECT * min(image.size):
                 return Picture(problem=f"{width}x{height} px is no screen (longer than {MAX_ASPECT}:1)")
             pixels = to_rgb(image)
-    # Pillow raises these for damaged files: SyntaxError from a broken PNG chunk, ValueError from impossible headers.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         return Picture(problem=f"does not decode: {error}")
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=_HASH_BYTES, salt=f"{width}x{height}".encode()).digest()
     one_colour = all(high - low <= ONE_COLOUR_TOLERANCE for low, high in pixels.getextrema())

@@ -1,10 +1,17 @@
 """Open pictures."""
 
+import struct
 from pathlib import Path
 
 from PIL import Image
 
 from pokegemma.errors import PokegemmaError
+
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, EOFError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for damaged files: SyntaxError for a broken PNG chunk, ValueError for impossible headers, ..."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -27,5 +34,5 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return to_rgb(image)
-    except (OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise PokegemmaError(f"{path} cannot be read as a picture: {error}") from error

@@ -9,9 +9,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image
 
-from pokegemma.data.pictures import to_rgb
+from pokegemma.data.pictures import open_picture
 from pokegemma.data.prompts import BUTTONS, Layout, sample_images
 from pokegemma.data.samples import Sample, evenly_spread
 from pokegemma.evaluation import metrics, plots
@@ -168,8 +167,7 @@ def prediction_lines(
 
 
 def _thumbnail(path: Path) -> str:
-    with Image.open(path) as image:
-        small = to_rgb(image)
+    small = open_picture(path)
     small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)

@@ -3,7 +3,6 @@
 Started by `trial_runner`, with the flags of the training run, then those that make it a trial.
 """
 
-import errno
 import json
 import resource
 import sys
@@ -15,14 +14,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pokegemma.cli import parse_options, run
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, is_out_of_memory
 from pokegemma.outputs import atomic_file
 from pokegemma.training.batch_options import SearchOptions
 from pokegemma.training.modes import LANGUAGE_MODEL, OFF, modes_in_force
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED", "by signal: Killed")
-"""What CUDA, MPS, CPU allocators, cuBLAS and cuDNN, and a data loader whose worker the kernel killed say."""
 
 
 @dataclass
@@ -31,19 +27,6 @@ class TrialOptions:
 
     trial_result: str = field(metadata={"help": "JSON file to write."})
     trial_limit_bytes: int = field(metadata={"help": "Memory that it may take on a GPU."})
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it was raised for, says that memory was short."""
-    while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            return True
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            return True
-        if isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def peak_resident_bytes() -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import Gemma3Processor, ProcessorMixin
 
 from pokegemma.data import prompts
-from pokegemma.data.pictures import to_rgb
+from pokegemma.data.pictures import UNREADABLE, to_rgb
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
@@ -152,7 +152,7 @@ class ProcessorCollator:
         try:
             with Image.open(self.dataset_folder / path) as image:
                 yield image
-        except (OSError, SyntaxError) as error:
+        except UNREADABLE as error:
             raise PokegemmaError(f"{self.dataset_folder / path} cannot be read as a picture: {error}") from error
 
 

@@ -1,15 +1,17 @@
 """The output folder of a training run: what may be overwritten, and what may be continued."""
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, is_disk_full
 from pokegemma.outputs import RUN_FILE
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import LAST_CHECKPOINT
@@ -138,6 +140,26 @@ def clear_unfinished(folder: Path) -> None:
         for path in folder.glob(".*.part"):
             path.unlink(missing_ok=True)
     state.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Explain a full disk in a block that writes a run to `folder`: what is complete there, and how to continue.
+
+    Raises:
+        PokegemmaError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        checkpoint = last_checkpoint(folder)
+        found = f"{checkpoint.name} is complete" if checkpoint else "no checkpoint is complete yet"
+        raise PokegemmaError(
+            f"{folder} could not be written, its disk is full ({shutil.disk_usage(folder).free / 2**20:.0f} MiB left); "
+            f"{found}: free some space, then continue with the same command and --resume_from_checkpoint"
+        ) from error
 
 
 def _delete_checkpoints(paths: Iterable[Path]) -> None:

@@ -35,6 +35,7 @@ from pokegemma.training.run_folder import (
     check_resumed,
     clear_output,
     clear_unfinished,
+    full_disk_explained,
 )
 from pokegemma.training.trackers import guarded_trackers
 from pokegemma.training.tracking import earlier_run_id, make_run_id, track
@@ -191,7 +192,8 @@ def train(
     logger.info("trained weights: %s", describe_trainable(trainer.model, family))
 
     record("running")
-    with stop, guarded_trackers(trainer, run_id=facts["wandb_run_id"], earlier_id=earlier_id):
+    trackers = guarded_trackers(trainer, run_id=facts["wandb_run_id"], earlier_id=earlier_id)
+    with full_disk_explained(output_dir), stop, trackers:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         state = trainer.state
         if not stop.stopped:

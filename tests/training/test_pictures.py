@@ -1,11 +1,13 @@
-"""Pictures are prepared as the image processor does it, only faster."""
+"""Pictures are prepared as the image processor does it, only faster; a damaged one is named."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers.image_transforms import convert_to_rgb
 
 from pokegemma.data.grids import fit_tile, read_frame
@@ -70,7 +72,23 @@ def test_transparency_is_the_same_in_conversion_questions_and_play(tiny_model: P
         assert np.array_equal(np.asarray(question), np.asarray(Image.fromarray(expected).resize((56, 56), 2)))
 
 
-def test_a_damaged_picture_is_named(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "frame.png").write_bytes(b"not a picture")
+NO_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\0IHDR" + bytes(17)  # Pillow raises ValueError
+
+
+@pytest.mark.parametrize("content", [b"not a picture", NO_HEADER])
+def test_a_damaged_picture_is_named(content: bytes, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "frame.png").write_bytes(content)
     with pytest.raises(PokegemmaError, match=r"frame\.png cannot be read as a picture"):
         read_pictures(models.load_processor(tiny_model), [tmp_path / "frame.png"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_picture_that_is_cut_off_is_named_in_one_line(num_workers: int, tiny_model: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "frame.png")
+    (tmp_path / "frame.png").write_bytes((tmp_path / "frame.png").read_bytes()[:300])
+    collate = functools.partial(read_pictures, models.load_processor(tiny_model))
+    with pytest.raises(PokegemmaError) as caught:
+        list(DataLoader([tmp_path / "frame.png"], num_workers=num_workers, collate_fn=collate))
+    assert str(caught.value).startswith(f"{tmp_path / 'frame.png'} cannot be read as a picture")
+    assert "\n" not in str(caught.value)

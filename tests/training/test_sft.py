@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import PokegemmaError
@@ -37,8 +39,9 @@ QUICK: dict[str, Any] = {
 
 def run_training(dataset: Path, model: Path, output: Path, *, options: dict[str, Any], **changes: Any) -> bool:
     data = DataOptions(dataset_path=str(dataset), overwrite=changes.pop("overwrite", False))
+    callbacks = changes.pop("callbacks", ())
     training = TrainingOptions(output_dir=str(output), **{**QUICK, **changes})
-    return sft.train(data, training, ModelOptions(model_name_or_path=str(model), **options))
+    return sft.train(data, training, ModelOptions(model_name_or_path=str(model), **options), callbacks=callbacks)
 
 
 @pytest.fixture(scope="module")
@@ -437,3 +440,29 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_with_the_same_weights(
     assert read_run_record(stopped)["status"] == "completed"
     expected, weights = (load_file(folder / "adapter_model.safetensors") for folder in (through, stopped))
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
+
+
+class FullDisk(TrainerCallback):
+    """Let no file grow beyond 100 KiB once the first checkpoint is complete, as a full disk would."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100 * 1024, resource.RLIM_INFINITY))
+
+
+def test_a_run_whose_disk_is_full_keeps_its_checkpoint_and_continues(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    arguments = {"dataset": toy_dataset, "model": tiny_model, "output": tmp_path, "options": {"finetuning": "lora"}}
+    changes = {"max_steps": 3, "save_steps": 1, "eval_strategy": "no", "save_strategy": "steps", "report_to": "none"}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(PokegemmaError) as caught:
+            run_training(**arguments, **changes, callbacks=[FullDisk()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for part in (str(tmp_path), "checkpoint-1 is complete", "--resume_from_checkpoint"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert run_training(**arguments, **changes, resume_from_checkpoint="last")
+    assert read_run_record(tmp_path)["status"] == "completed"

@@ -19,12 +19,12 @@ import torch
 from transformers import Gemma3Processor
 
 from pokegemma.data.samples import Sample, read_samples
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, is_out_of_memory
 from pokegemma.settings import read_settings
 from pokegemma.training.batch_options import is_checkpointing_given
 from pokegemma.training.batch_report import advice
 from pokegemma.training.batch_size import Trial
-from pokegemma.training.batch_trial import GpuMemory, is_out_of_memory, peak_resident_bytes
+from pokegemma.training.batch_trial import GpuMemory, peak_resident_bytes
 from pokegemma.training.collator import Gemma3Collator, expand_pictures
 from pokegemma.training.examples import read_examples
 from pokegemma.training.models import load_processor
