@@ -40,7 +40,8 @@ resume=false overwrite=false own_config=false full=false previous=""
 check_options=()  # those arguments for training that the check before it must know
 is_checked() {
     case ${1//-/_} in
-        __finetuning | __max_length | __image_size | __image_attention | __max_decisions | __overlap_decisions | __vision_features) ;;
+        __finetuning | __max_length | __image_size | __image_attention | __max_decisions | __overlap_decisions) ;;
+        __vision_features | __per_device_eval_batch_size) ;;
         *) return 1 ;;
     esac
 }

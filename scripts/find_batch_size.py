@@ -2,12 +2,13 @@
 
 python scripts/find_batch_size.py --dataset_path training_data --model_name google/gemma-3-4b-it --write_env
 
-Takes the options of scripts/sft_pokemon_gemma3.py, and trains with them a few steps on the longest samples: each size
-in a process of its own, with gradient checkpointing and without, unless --gradient_checkpointing says which. Only
-sizes that divide --effective_batch_size are tried, so that batch x accumulation x processes stays exactly that. Under
-`accelerate launch` or torchrun all processes try at once, each alone on its GPU, and a size must fit in each with the
-gradients of the trained weights once more, for the buckets of DistributedDataParallel. On a CPU, memory is what the
-process and its data loader workers hold. Exit status 1 when even one sample does not fit.
+Takes the options of scripts/sft_pokemon_gemma3.py, trains with them a few steps on the longest samples, and evaluates
+once where training evaluates: each size in a process of its own, with gradient checkpointing and without, unless
+--gradient_checkpointing says which. Only sizes that divide --effective_batch_size are tried, so that batch x
+accumulation x processes stays exactly that. Under `accelerate launch` or torchrun all processes try at once, each alone
+on its GPU, and a size must fit in each with the gradients of the trained weights once more, for the buckets of
+DistributedDataParallel. On a CPU, memory is what the process and its data loader workers hold. Exit status 1 when even
+one sample does not fit.
 """
 
 import logging
@@ -58,7 +59,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pokegemma_batch_") as temporary:
         steps = {"step_rows": sizes[-1], "num_steps": options.trial_steps}
         dataset = Path(temporary, "dataset")
-        lengths = write_trial_dataset(data, model, dataset, **steps)
+        evaluates = training.eval_strategy != "no" or training.eval_on_start
+        eval_rows = max(sizes[-1], training.per_device_eval_batch_size) if evaluates else 0
+        lengths = write_trial_dataset(data, model, dataset, **steps, eval_rows=eval_rows)
         logger.info("training on the %d longest rows, %d to %d tokens", len(lengths), lengths[-1], lengths[0])
         run_trial = in_lockstep(
             TrialRunner(

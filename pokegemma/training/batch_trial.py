@@ -1,4 +1,4 @@
-"""One trial of a batch size, in a process of its own: a few optimizer steps of real training, measured.
+"""One trial of a batch size, in a process of its own: a few steps of real training and an evaluation, measured.
 
 Started by `trial_runner`, with the flags of the training run, then those that make it a trial.
 """
@@ -76,6 +76,9 @@ class MeasureAndLeave(TrainerCallback):
         self._memory.sample()
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._memory.sample()
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         self._memory.sample()
 
     def on_train_end(

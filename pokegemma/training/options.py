@@ -174,7 +174,10 @@ class TrainingOptions(SFTConfig):
 
     output_dir: str = field(default="outputs/adapter", metadata={"help": "Folder for checkpoints and the result."})
     per_device_train_batch_size: int = field(default=2, metadata={"help": "Samples a device a forward pass."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "The same, in evaluation."})
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "The same, in evaluation. Default: as in training, whose memory it needs less of."},
+    )
     gradient_accumulation_steps: int = field(default=8, metadata={"help": "Forward passes an optimizer step."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data, unless --max_steps."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate; full fine-tuning wants 1e-5."})
@@ -227,6 +230,8 @@ class TrainingOptions(SFTConfig):
         if self.fp16:
             raise PokegemmaError("--fp16 overflows in Gemma 3; use --bf16 or neither")
         _refuse(self, _UNUSED_TRAINING_OPTIONS)
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
         self.use_cpu |= is_forced_to_cpu()  # or transformers refuses bf16 where there is no GPU
         asked_bf16, self.bf16 = self.bf16, choose_bf16(self.bf16, use_cpu=self.use_cpu)
         if asked_bf16 is None and not (self.use_cpu or torch.cuda.is_available()):

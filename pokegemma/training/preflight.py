@@ -198,11 +198,14 @@ def estimate_memory(
     images_per_sample: int,
     batch_size: int,
     bytes_per_weight: int,
+    eval_batch_size: int = 0,
     lora_r: int = LORA_R,
 ) -> dict[str, int]:
-    """Return the estimated bytes of each part of a training step with gradient checkpointing.
+    """Return the estimated bytes of each part of a training step with gradient checkpointing, or of an evaluation.
 
-    An estimate: allocator waste, kernels' workspaces and communication buffers are not in it.
+    Of the larger of the two: an evaluation keeps nothing for a backward pass, but may have a larger batch
+    (`eval_batch_size`; 0 for none). An estimate: allocator waste, kernels' workspaces and communication buffers are not
+    in it.
 
     - weights: 0.516 byte for a weight of the language model's linear layers under QLoRA (nf4, and a constant of one
       byte for 64 weights, themselves quantised), `bytes_per_weight` for all others.
@@ -215,24 +218,43 @@ def estimate_memory(
     - logits: answer tokens * vocabulary in float32, three times (logits, probabilities, gradient).
     - runtime: 1 GiB for CUDA, libraries and Python.
     """
-    text, tower = config.text_config, tower_shape(config)
-    inner_width = text.intermediate_size if isinstance(text.intermediate_size, int) else max(text.intermediate_size)
     num_linear = sum(inputs * outputs for inputs, outputs in size.linears)
     quantised = num_linear if finetuning == "qlora" else 0
-    tokens = batch_size * lengths.longest
-    query_width = text.num_attention_heads * head_width(config)
-    layer = tokens * (8 * text.hidden_size + 4 * query_width + 6 * inner_width) * 4
-    patches = batch_size * images_per_sample * tower["positions"]
-    kept = tower["width"] * tower["layers"] if family_of(config).inexact else 0
+    shape = {"lengths": lengths, "images_per_sample": images_per_sample, "bytes_per_weight": bytes_per_weight}
+    training = _pass_bytes(config, batch_size=batch_size, is_training=True, **shape)
+    evaluation = _pass_bytes(config, batch_size=eval_batch_size, is_training=False, **shape)
     return {
         "weights": int(quantised * 0.516) + (size.num_weights - quantised) * bytes_per_weight,
         "trained weights, gradients, optimizer": trained_bytes(
             size, finetuning=finetuning, bytes_per_weight=bytes_per_weight, lora_r=lora_r
         ),
-        "activations": tokens * text.hidden_size * bytes_per_weight * text.num_hidden_layers + layer,
-        "vision tower": patches * ((8 * tower["width"] + 6 * tower["inner_width"]) * 4 + kept * bytes_per_weight),
-        "logits": batch_size * (lengths.longest_answer + 2) * text.vocab_size * 4 * 3,
+        **max(training, evaluation, key=lambda parts: sum(parts.values())),
         "runtime": GIB,
+    }
+
+
+def _pass_bytes(
+    config: PreTrainedConfig,
+    *,
+    lengths: TokenLengths,
+    images_per_sample: int,
+    batch_size: int,
+    bytes_per_weight: int,
+    is_training: bool,
+) -> dict[str, int]:
+    """Return what a forward pass of a batch needs beyond the weights, in training with what its backward pass needs."""
+    text, tower = config.text_config, tower_shape(config)
+    inner_width = text.intermediate_size if isinstance(text.intermediate_size, int) else max(text.intermediate_size)
+    tokens = batch_size * lengths.longest
+    query_width = text.num_attention_heads * head_width(config)
+    layer = tokens * (8 * text.hidden_size + 4 * query_width + 6 * inner_width) * 4
+    kept_layers = text.num_hidden_layers if is_training else 1
+    patches = batch_size * images_per_sample * tower["positions"]
+    kept_tower = tower["width"] * tower["layers"] if is_training and family_of(config).inexact else 0
+    return {
+        "activations": tokens * text.hidden_size * bytes_per_weight * kept_layers + layer,
+        "vision tower": patches * ((8 * tower["width"] + 6 * tower["inner_width"]) * 4 + kept_tower * bytes_per_weight),
+        "logits": batch_size * (lengths.longest_answer + 2) * text.vocab_size * 4 * 3,
     }
 
 

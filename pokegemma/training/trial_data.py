@@ -1,4 +1,4 @@
-"""What trials of a batch size train on: the longest rows of a dataset, which need the most memory."""
+"""What trials of a batch size train and evaluate on: the longest rows of a dataset, which need the most memory."""
 
 import dataclasses
 import heapq
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pokegemma.data.samples import Sample, dataset_files
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.training.collator import Example
-from pokegemma.training.examples import read_examples
+from pokegemma.training.examples import eval_file, read_examples
 from pokegemma.training.models import load_processor
 from pokegemma.training.options import DataOptions, ModelOptions
 from pokegemma.training.processor_collator import Collator, make_collator
@@ -23,11 +23,11 @@ def longest_first(examples: Iterator[Example], collator: Collator, *, number: in
     return heapq.nlargest(number, counted, key=lambda pair: pair[0])
 
 
-def _relocate(sample: Sample, *, step: int, row: int, source: Path) -> Sample:
-    """Return a sample whose pictures lie below row_N, and whose session is that of one row in one step."""
+def _relocate(sample: Sample, *, split: str, step: int, row: int, source: Path) -> Sample:
+    """Return a sample whose pictures lie below SPLIT_row_N, and whose session is that of one row in one step."""
 
     def below(path: str) -> str:
-        return f"row_{row}/{Path(path).relative_to(source).as_posix()}"
+        return f"{split}_row_{row}/{Path(path).relative_to(source).as_posix()}"
 
     return dataclasses.replace(
         sample, frames=tuple(map(below, sample.frames)), image=sample.image and below(sample.image),
@@ -45,38 +45,53 @@ def _samples(example: Example) -> tuple[Sample, ...]:
     return (first, *others)
 
 
-def write_rows(examples: Sequence[Example], folder: Path, *, source: Path, step_rows: int, num_steps: int) -> None:
-    """Write `num_steps` times the same `step_rows` rows as train.jsonl in `folder`, examples repeated if too few.
+def write_rows(
+    examples: Sequence[Example], folder: Path, *, split: str, source: Path, step_rows: int, num_steps: int
+) -> None:
+    """Write `num_steps` times the same `step_rows` rows as SPLIT.jsonl in `folder`, examples repeated if too few.
 
     Every step sees the same rows in the same order: the first forward pass of each is the largest there can be. Each
     row has a link of its own to the pictures in `source`, since a batch of training rarely has one twice, and the
     collator would read it once. All decisions of a trajectory count, also those that only were context.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for row in range(step_rows):
-        (folder / f"row_{row}").symlink_to(source)
-    with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
+        (folder / f"{split}_row_{row}").symlink_to(source)
+    with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
         for step in range(num_steps):
             for row, example in enumerate(itertools.islice(itertools.cycle(examples), step_rows)):
                 for sample in _samples(example):
-                    file.write(f"{_relocate(sample, step=step, row=row, source=source).to_json()}\n")
+                    file.write(f"{_relocate(sample, split=split, step=step, row=row, source=source).to_json()}\n")
 
 
 def write_trial_dataset(
-    data: DataOptions, model: ModelOptions, folder: Path, *, step_rows: int, num_steps: int
+    data: DataOptions, model: ModelOptions, folder: Path, *, step_rows: int, num_steps: int, eval_rows: int = 0
 ) -> list[int]:
     """Write what a trial trains on into `folder`, and return the tokens of its different rows, the longest first.
+
+    Args:
+        eval_rows: rows to evaluate on at most; 0 where training does not evaluate.
 
     Raises:
         PokegemmaError: dataset or processor cannot be read.
     """
-    path, _ = dataset_files(Path(data.dataset_path))
+    path, beside = dataset_files(Path(data.dataset_path))
     processor = load_processor(model.model_name_or_path, model.image_size, model.image_attention)
     collator = make_collator(processor, layout=data.layout, dataset_folder=Path())
-    examples = tqdm(read_examples(path, data), "count tokens", leave=False, disable=None)
-    longest = longest_first(examples, collator, number=step_rows)
+
+    def longest_rows(path: Path, number: int) -> list[tuple[int, Example]]:
+        examples = tqdm(read_examples(path, data), "count tokens", leave=False, disable=None)
+        return longest_first(examples, collator, number=number)
+
+    longest = longest_rows(path, step_rows)
     write_rows(
-        [example for _, example in longest], folder, source=path.parent.resolve(), step_rows=step_rows,
+        [example for _, example in longest], folder, split="train", source=path.parent.resolve(), step_rows=step_rows,
         num_steps=num_steps,
     )  # fmt: skip
+    held_out = eval_file(data, beside) if eval_rows else None
+    if held_out is not None and (rows := longest_rows(held_out, eval_rows)):
+        write_rows(
+            [example for _, example in rows], folder, split="eval", source=held_out.parent.resolve(),
+            step_rows=len(rows), num_steps=1,
+        )  # fmt: skip
     return [num_tokens for num_tokens, _ in longest]

@@ -134,7 +134,8 @@ class TrialRunner:
     """Call it with a batch size and whether to checkpoint gradients: it trains a few steps and says what came of it.
 
     `arguments`: the flags of the training run. `dataset`: a folder with the rows of `num_steps` optimizer steps of
-    `step_rows` each. `limit_bytes`: memory to stay within; `on_gpu`: whether that is a GPU's.
+    `step_rows` each, and those of one evaluation where training evaluates. `limit_bytes`: memory to stay within;
+    `on_gpu`: whether that is a GPU's.
     """
 
     arguments: Sequence[str]
@@ -162,6 +163,7 @@ class TrialRunner:
             )  # fmt: skip
 
     def _command(self, folder: Path, batch_size: int, gradient_checkpointing: bool) -> list[str]:
+        evaluates = (self.dataset / "eval.jsonl").is_file()
         options = {
             "dataset_path": self.dataset, "output_dir": folder / "output", "max_steps": self.num_steps,
             "per_device_train_batch_size": batch_size,
@@ -169,7 +171,8 @@ class TrialRunner:
             "gradient_checkpointing": gradient_checkpointing,
             "auto_find_batch_size": False,  # it would hide what does not fit
             "logging_strategy": "steps", "logging_steps": 1, "eval_on_start": False,
-            "eval_strategy": "no", "save_strategy": "no", "report_to": "none",
+            "eval_strategy": "steps" if evaluates else "no", "eval_steps": self.num_steps,
+            "save_strategy": "no", "report_to": "none",
             "trial_result": folder / "result.json", "trial_limit_bytes": self.limit_bytes,
         }  # fmt: skip
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]

@@ -40,7 +40,10 @@ Progress = Callable[..., Iterable]
 
 @dataclass(frozen=True)
 class Plan:
-    """The training run to be checked. `step_command` starts the training script; None leaves out the one step."""
+    """The training run to be checked.
+
+    `step_command` starts the training script; None leaves out the one step. `eval_batch_size`: None for `batch_size`.
+    """
 
     train: Split
     held_out: Split | None
@@ -54,6 +57,7 @@ class Plan:
     contact_sheet: Path
     output_dir: Path
     step_command: Sequence[str] | None
+    eval_batch_size: int | None = None
     max_decisions: int = 16
     overlap_decisions: int = 2
     image_size: int | None = None
@@ -209,5 +213,9 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
     estimate = preflight.estimate_memory(
         config, size, finetuning=plan.finetuning, lengths=lengths, images_per_sample=images,
         batch_size=plan.batch_size, bytes_per_weight=bytes_per_weight,
+        eval_batch_size=0 if plan.held_out is None else plan.eval_batch_size or plan.batch_size,
     )  # fmt: skip
-    yield preflight.check_memory(estimate, hardware, what=f"{plan.finetuning}, batches of {plan.batch_size}")
+    batches = f"batches of {plan.batch_size}"
+    if plan.held_out is not None and plan.eval_batch_size is not None:
+        batches += f", in evaluation of {plan.eval_batch_size}"
+    yield preflight.check_memory(estimate, hardware, what=f"{plan.finetuning}, {batches}")

@@ -160,6 +160,15 @@ def test_the_defaults_are_estimated_to_fit_24_gb_and_full_fine_tuning_is_not():
     assert estimate("qlora", batch_size=8)[1] > total
 
 
+def test_an_evaluation_counts_where_its_batch_needs_more_than_training():
+    parts, total = estimate("lora", batch_size=1)
+    assert estimate("lora", batch_size=1, eval_batch_size=1) == (parts, total)
+    evaluation = estimate("lora", batch_size=1, eval_batch_size=8)[0]
+    assert evaluation["logits"] == 8 * 102 * 262208 * 4 * 3
+    assert evaluation["vision tower"] == 8 * parts["vision tower"]
+    assert evaluation["activations"] < 8 * parts["activations"]
+
+
 def test_memory_is_compared_with_the_smallest_gpu_or_the_machine():
     parts = {"weights": 10 * GIB}
     check = preflight.check_memory(parts, hardware(Gpu("A", 24.0), Gpu("B", 8.0)), what="lora")
@@ -185,6 +194,12 @@ def test_the_scripts_defaults_are_those_of_training():
         ValidateOptions.__dataclass_fields__,
         {**TrainingOptions.__dataclass_fields__, **ModelOptions.__dataclass_fields__},
     )
-    for name in ("per_device_train_batch_size", "max_length", "model_name_or_path", "finetuning"):
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "max_length",
+        "model_name_or_path",
+        "finetuning",
+    ):
         assert ours[name].default == theirs[name].default
     assert theirs["lora_r"].default == preflight.LORA_R

@@ -23,7 +23,9 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training import models, sft
 from pokegemma.training.collator import Gemma3Collator
+from pokegemma.training.examples import load_dataset
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.processor_collator import make_collator
 from pokegemma.training.run_folder import _FIXED_OPTIONS, check_output, check_resumed
 from pokegemma.training.trainable import load_trainable
 from pokegemma.training.trainer import CURVE_FILE, PokemonTrainer
@@ -440,6 +442,38 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_with_the_same_weights(
     assert read_run_record(stopped)["status"] == "completed"
     expected, weights = (load_file(folder / "adapter_model.safetensors") for folder in (through, stopped))
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
+
+
+def test_evaluation_has_the_batch_of_training_unless_told(tmp_path: Path) -> None:
+    sizes = {"output_dir": str(tmp_path), "per_device_train_batch_size": 3, "use_cpu": True}
+    assert TrainingOptions(**sizes).per_device_eval_batch_size == 3
+    assert TrainingOptions(**sizes, per_device_eval_batch_size=8).per_device_eval_batch_size == 8
+
+
+@pytest.mark.parametrize("layout", ["frames", "trajectory"])
+def test_evaluation_is_the_same_in_batches_of_any_size(
+    layout: str, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    data = DataOptions(dataset_path=str(toy_dataset), layout=layout, max_decisions=3)
+    rows = load_dataset(toy_dataset / "eval.jsonl", data, cache_dir=tmp_path / "cache")
+    collator = make_collator(models.load_processor(tiny_model), layout=layout, dataset_folder=Path())
+    options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="full")
+
+    def evaluate(batch_size: int) -> dict[str, float]:
+        training = TrainingOptions(
+            output_dir=str(tmp_path), per_device_eval_batch_size=batch_size, use_cpu=True, report_to="none",
+            dataloader_num_workers=0,
+        )  # fmt: skip
+        trainer = PokemonTrainer(
+            model=load_trainable(options, training), args=training, train_dataset=rows, eval_dataset=rows,
+            data_collator=collator, processing_class=collator.processor,
+        )  # fmt: skip
+        results = trainer.evaluate()
+        return {name: results[name] for name in ("eval_loss", "eval_button_accuracy")}
+
+    alone = evaluate(1)
+    assert evaluate(3) == pytest.approx(alone, rel=1e-5)
+    assert evaluate(8) == pytest.approx(alone, rel=1e-5)
 
 
 class FullDisk(TrainerCallback):

@@ -73,6 +73,24 @@ def test_every_step_of_a_trial_sees_the_longest_rows_of_the_layout_first(
     assert collator(written)["input_ids"].shape == (2 * step_rows, every[0])
 
 
+def test_a_trial_evaluates_on_the_longest_rows_that_are_held_out(
+    toy_dataset: Path, tiny_model: Path, make_collator: Callable, tmp_path: Path
+) -> None:
+    data = DataOptions(dataset_path=str(toy_dataset))
+    model = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
+    steps = {"step_rows": 1, "num_steps": 2}
+    write_trial_dataset(data, model, tmp_path / "dataset", **steps, eval_rows=4)
+    count = make_collator("grid").count_tokens
+    every = sorted((count(sample) for sample in read_samples(toy_dataset / "eval.jsonl")), reverse=True)
+    written = list(read_samples(tmp_path / "dataset" / "eval.jsonl"))
+    assert [count(sample) for sample in written] == every[:4]
+    assert all((tmp_path / "dataset" / sample.image).is_file() for sample in written)
+    write_trial_dataset(data, model, tmp_path / "more", **steps, eval_rows=99)
+    assert len(list(read_samples(tmp_path / "more" / "eval.jsonl"))) == 10  # none twice
+    write_trial_dataset(data, model, tmp_path / "none", **steps)
+    assert not (tmp_path / "none" / "eval.jsonl").exists()
+
+
 def test_rows_are_repeated_where_there_are_too_few_and_share_no_picture(
     samples: list[Sample], toy_dataset: Path, make_collator: Callable, tmp_path: Path
 ) -> None:
@@ -80,7 +98,7 @@ def test_rows_are_repeated_where_there_are_too_few_and_share_no_picture(
         dataclasses.replace(sample, frames=tuple(str(toy_dataset / frame) for frame in sample.frames), image=None)
         for sample in samples[:2]  # neighbours: they have frames in common
     ]
-    write_rows(absolute, tmp_path / "dataset", source=toy_dataset, step_rows=3, num_steps=2)
+    write_rows(absolute, tmp_path / "dataset", split="train", source=toy_dataset, step_rows=3, num_steps=2)
     written = list(read_samples(tmp_path / "dataset" / "train.jsonl"))
     first, second = (sample.id for sample in samples[:2])
     assert [sample.id for sample in written] == [first, second, first] * 2
