@@ -41,7 +41,7 @@ check_options=()  # those arguments for training that the check before it must k
 is_checked() {
     case ${1//-/_} in
         __finetuning | __max_length | __image_size | __image_attention | __max_decisions | __overlap_decisions) ;;
-        __vision_features | __per_device_eval_batch_size) ;;
+        __vision_features | __per_device_eval_batch_size | __dataloader_num_workers) ;;
         *) return 1 ;;
     esac
 }
@@ -241,14 +241,17 @@ if $demonstration && ! $own_config; then
     train_options+=(--config training_configs/toy.yaml)
     # A batch counts conversations: one has as many decisions as toy.yaml's batch has samples.
     if [[ ${LAYOUT:-} == trajectory ]]; then BATCH_SIZE=${BATCH_SIZE:-1}; fi
-    check_options=(--finetuning lora ${check_options[@]+"${check_options[@]}"})
+    check_options=(--finetuning lora --dataloader_num_workers 0 ${check_options[@]+"${check_options[@]}"})
 fi
 if [[ -n ${MAX_STEPS:-} ]]; then train_options+=(--max_steps "$MAX_STEPS"); fi
 if [[ -n ${BATCH_SIZE:-} ]]; then
     train_options+=(--per_device_train_batch_size "$BATCH_SIZE")
     check_options+=(--per_device_train_batch_size "$BATCH_SIZE")
 fi
-if [[ -n ${GRAD_ACCUM:-} ]]; then train_options+=(--gradient_accumulation_steps "$GRAD_ACCUM"); fi
+if [[ -n ${GRAD_ACCUM:-} ]]; then
+    train_options+=(--gradient_accumulation_steps "$GRAD_ACCUM")
+    check_options+=(--gradient_accumulation_steps "$GRAD_ACCUM")
+fi
 if [[ -n ${LEARNING_RATE:-} ]]; then train_options+=(--learning_rate "$LEARNING_RATE"); fi
 if $demonstration && ! $resume && [[ -e $adapter ]]; then train_options+=(--overwrite); fi
 

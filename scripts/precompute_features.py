@@ -82,6 +82,8 @@ def main() -> None:
     cache.digests = hash_frames(paths)
     chunks = cache.missing_chunks()
     logger.info("%s", vision_features.describe_work(cache, chunks))
+    if chunks:
+        encoder.check_shared_memory(flag="--num_workers")
     folders = {cache.folder, *(path.parent.resolve() for path in files), *([Path(base)] if Path(base).is_dir() else [])}
     for _ in map_items(
         vision_features.fill_chunk, chunks, num_workers=options.num_workers if options.ray_address else 1,

@@ -61,6 +61,10 @@ class ValidateOptions:
     per_device_eval_batch_size: int | None = field(
         default=None, metadata={"help": "The same, in evaluation. Default: as in training."}
     )
+    gradient_accumulation_steps: int = field(default=8, metadata={"help": "For the check of shared memory."})
+    dataloader_num_workers: int = field(
+        default_factory=lambda: min(4, os.cpu_count() or 1), metadata={"help": "The same: workers in training."}
+    )
     output_dir: str = field(default="outputs", metadata={"help": "Where training will write: for the disk check."})
     contact_sheet: str | None = field(
         default=None, metadata={"help": "PNG to write; default: contact_sheet.png in the dataset's folder."}
@@ -74,7 +78,8 @@ class ValidateOptions:
         self.overlap_decisions = min(self.overlap_decisions, self.max_decisions - 1)
         at_least = {
             "max_decisions": 1, "overlap_decisions": 0, "max_length": 1, "per_device_train_batch_size": 1,
-            "per_device_eval_batch_size": 1, "num_workers": 0, "seed": 0,
+            "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+            "dataloader_num_workers": 0, "num_workers": 0, "seed": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -103,7 +108,8 @@ def main() -> int:
         max_decisions=options.max_decisions, overlap_decisions=options.overlap_decisions,
         finetuning=options.finetuning, image_size=options.image_size, image_attention=options.image_attention,
         max_length=options.max_length, seed=options.seed, batch_size=options.per_device_train_batch_size,
-        eval_batch_size=options.per_device_eval_batch_size,
+        eval_batch_size=options.per_device_eval_batch_size, accumulation=options.gradient_accumulation_steps,
+        dataloader_workers=options.dataloader_num_workers,
         num_workers=options.num_workers or os.cpu_count() or 1,
         contact_sheet=Path(options.contact_sheet or train.folder / "contact_sheet.png"),
         output_dir=Path(options.output_dir),

@@ -108,6 +108,7 @@ def main() -> None:
         SearchOptions, TrialOptions, DataOptions, TrainingOptions, ModelOptions, description=__doc__
     )
     from pokegemma.training.sft import train
+    from pokegemma.training.shared_memory import SharedMemoryError
 
     data.eval_dataset_path = training.resume_from_checkpoint = None
     training.train_sampling_strategy = "sequential"  # the longest samples first, in every step
@@ -115,6 +116,8 @@ def main() -> None:
     try:
         memory = GpuMemory(training.device, trial.trial_limit_bytes)
         train(data, training, model, callbacks=[MeasureAndLeave(result, memory)])
+    except SharedMemoryError as error:
+        write_result(result, shared_memory=str(error))
     except (RuntimeError, MemoryError, OSError, PokegemmaError) as error:
         if not is_out_of_memory(error):
             raise

@@ -20,6 +20,7 @@ from pokegemma.training.feature_cache import FeatureCache
 from pokegemma.training.image_attention import is_causal
 from pokegemma.training.masks import TRUNK
 from pokegemma.training.pictures import read_pictures
+from pokegemma.training.shared_memory import share
 
 IGNORED_LABEL = -100
 
@@ -95,7 +96,7 @@ class Gemma3Collator:
         rows = [self.tokenize(example) for example in parsed]
         plain = self.samples_per_row == 1 and self.layout != "trajectory"
         batch = self._rows(rows) if plain else self._shared_rows(rows)
-        return {**batch, **self._pictures(parsed)}
+        return share({**batch, **self._pictures(parsed)})
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return a row a sample without answer and labels, padded on the left, for generation."""

@@ -97,14 +97,20 @@ class FeatureCache:
         """Return the features (pictures, tokens, width) of frames.
 
         Raises:
-            PokegemmaError: one is not in the cache.
+            PokegemmaError: one is not in the cache, or its chunk cannot be read.
         """
         rows = []
         for path in paths:
             place = self._places.get(self.digests.get(path, ""))
             if place is None:
                 raise PokegemmaError(f"{path} is not in the feature cache {self.folder}")
-            rows.append(_open_chunk(self._chunk_path(place[0])).get_slice(_TENSOR)[place[1]])
+            chunk = self._chunk_path(place[0])
+            try:
+                rows.append(_open_chunk(chunk).get_slice(_TENSOR)[place[1]])
+            except (OSError, SafetensorError) as error:
+                raise PokegemmaError(
+                    f"{chunk} is damaged or missing ({error}); run again, and it is made again"
+                ) from error
         return torch.stack(rows)
 
     def _chunk_path(self, name: str) -> Path:

@@ -21,6 +21,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.training.button_tokens import ButtonTokens
 from pokegemma.training.collator import IGNORED_LABEL, Gemma3Collator, Row, Side, pad_rows, read_example
 from pokegemma.training.families import FAMILIES, Family
+from pokegemma.training.shared_memory import share
 
 
 @dataclass
@@ -50,7 +51,7 @@ class ProcessorCollator:
         labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
         for row, (prompt, answer) in zip(labels, rows, strict=True):
             row[len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        return {**batch, **self.pictures(samples), "labels": labels}
+        return share({**batch, **self.pictures(samples), "labels": labels})
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return a row a sample without answer and labels, padded on the left, for generation."""

@@ -19,6 +19,7 @@ from pokegemma.training.examples import check_answers, check_lengths, eval_file,
 from pokegemma.training.families import check_checkpointing, require_exact, set_fsdp_layers
 from pokegemma.training.image_attention import attention_facts, image_attention
 from pokegemma.training.image_size import picture_facts
+from pokegemma.training.loader_memory import check_workers
 from pokegemma.training.models import (
     copy_tokenizer_model,
     load_config,
@@ -134,8 +135,14 @@ def train(
     collator = make_collator(processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row)
     for path in files.values():
         check_lengths(path, read_examples(path, data), collator, max_length=max_length)
-    if eval_path is not None and (training.eval_strategy != IntervalStrategy.NO or training.eval_on_start):
+    evaluates = eval_path is not None and (training.eval_strategy != IntervalStrategy.NO or training.eval_on_start)
+    if evaluates:
         check_answers(eval_path)
+    feature_bytes = processor.image_seq_length * config.get_text_config().hidden_size if data.vision_features else None
+    check_workers(
+        data, training, collator, train_path, eval_path if evaluates else None,
+        bytes_per_picture=feature_bytes and feature_bytes * getattr(torch, model_options.dtype).itemsize,
+    )  # fmt: skip
     options = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
     hashes = {split: {"path": str(path.resolve()), "sha256": dataset_hash(path)} for split, path in files.items()}
     facts = {

@@ -101,8 +101,9 @@ def judge(ended: Ended, result: dict[str, Any] | None, log: str, *, limit_bytes:
     if ended.stopped:
         reason = f"stopped at {gib(ended.peak_bytes)} of {gib(limit_bytes)} GiB"
         return Trial(False, ended.peak_bytes, reason=reason)
-    if result is not None and "out_of_memory" in result:
-        return Trial(False, reason=result["out_of_memory"])
+    for reason in ("out_of_memory", "shared_memory"):
+        if result is not None and reason in result:
+            return Trial(False, reason=result[reason])
     if ended.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return Trial(False, reason="killed, as the system does when its memory runs out")
     if ended.returncode or result is None:
@@ -155,6 +156,8 @@ class TrialRunner:
             if (folder / "result.json").is_file():
                 result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             check_checkpointing(result, asked=gradient_checkpointing)
+            if result is not None and "shared_memory" in result and batch_size == 1:
+                raise PokegemmaError(result["shared_memory"])  # no batch is smaller
             if result is not None and "peak_bytes" in result and not self.on_gpu:
                 result["peak_bytes"] = max(result["peak_bytes"], ended.peak_bytes)  # with workers
             return judge(

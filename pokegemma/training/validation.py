@@ -25,14 +25,15 @@ from pokegemma.data.still_pictures import check_still
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.environment import detect_hardware
 from pokegemma.errors import PokegemmaError
-from pokegemma.training import preflight
+from pokegemma.training import preflight, shared_memory
 from pokegemma.training.collator import Example
 from pokegemma.training.feature_cache import missing_feature_bytes
 from pokegemma.training.image_attention import ImageAttention
+from pokegemma.training.loader_memory import Loading, measure_rows, needed_bytes
 from pokegemma.training.model_access import check_model_access, is_on_this_machine
 from pokegemma.training.models import load_config, load_processor
 from pokegemma.training.options import Finetuning, automatic_dtype
-from pokegemma.training.processor_collator import make_collator
+from pokegemma.training.processor_collator import Collator, make_collator
 from pokegemma.training.trial_step import check_step
 
 Progress = Callable[..., Iterable]
@@ -43,6 +44,7 @@ class Plan:
     """The training run to be checked.
 
     `step_command` starts the training script; None leaves out the one step. `eval_batch_size`: None for `batch_size`.
+    `num_workers` decode pictures in the checks, `dataloader_workers` in training.
     """
 
     train: Split
@@ -58,6 +60,8 @@ class Plan:
     output_dir: Path
     step_command: Sequence[str] | None
     eval_batch_size: int | None = None
+    accumulation: int = 8
+    dataloader_workers: int = 0
     max_decisions: int = 16
     overlap_decisions: int = 2
     image_size: int | None = None
@@ -98,7 +102,7 @@ def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
             usable = False
     else:
         yield preflight.check_disk({plan.output_dir: None})
-        for name in ("token lengths", "memory (estimate)"):
+        for name in ("token lengths", "shared memory", "memory (estimate)"):
             yield skipped(name, "needs the model")
     if plan.step_command is None:
         yield skipped("one step", "left out by --skip_step")
@@ -172,6 +176,36 @@ def disk_needs(
     return needs
 
 
+def check_workers(
+    plan: Plan, hardware: preflight.Hardware, collators: dict[str, Collator], *, bytes_per_picture: int | None
+) -> Check:
+    """Fail if /dev/shm has no room for the batches of training's data loader workers."""
+    name, free = "shared memory", shared_memory.free_bytes()
+    if free is None or not plan.dataloader_workers:
+        return skipped(name, "training has no data loader workers" if free else "not limited here")
+    try:
+        train, held_out = (
+            split and measure_rows(
+                collators[split.name], (example for _, example in plan.rows(split)), bytes_per_picture=bytes_per_picture
+            )
+            for split in (plan.train, plan.held_out)
+        )  # fmt: skip
+    except PokegemmaError as error:
+        return skipped(name, str(error))
+    needed = needed_bytes(
+        Loading(
+            num_workers=plan.dataloader_workers, batch_size=plan.batch_size,
+            eval_batch_size=plan.eval_batch_size or plan.batch_size, accumulation=plan.accumulation,
+            on_cpu=not hardware.usable_gpus, num_processes=max(1, len(hardware.usable_gpus)),
+        ),
+        train, held_out,
+    )  # fmt: skip
+    found = shared_memory.describe(needed, free)
+    if needed > free:
+        return Check(name, "FAIL", f"{found}: {shared_memory.advise(needed)}")
+    return Check(name, "PASS", found)
+
+
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
     config = load_config(plan.model, plan.image_size, plan.image_attention)
     processor = load_processor(plan.model, plan.image_size, plan.image_attention)
@@ -184,15 +218,16 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
     collators = {
         split.name: make_collator(processor, layout=plan.layout, dataset_folder=split.folder) for split in plan.splits
     }
+    bytes_per_picture = None
     if plan.vision_features is not None:
         frames: set[str] = set()
         for split in plan.splits:
             for _, example in plan.rows(split):
                 with contextlib.suppress(PokegemmaError):  # no grid picture: the check of token lengths names it
                     frames.update(collators[split.name].picture_paths(example))
-        bytes_per_frame = processor.image_seq_length * config.get_text_config().hidden_size * bytes_per_weight
+        bytes_per_picture = processor.image_seq_length * config.get_text_config().hidden_size * bytes_per_weight
         needs[plan.vision_features] = (needs.get(plan.vision_features) or 0) + missing_feature_bytes(
-            plan.vision_features, num_frames=len(frames), bytes_per_frame=bytes_per_frame
+            plan.vision_features, num_frames=len(frames), bytes_per_frame=bytes_per_picture
         )
     yield preflight.check_disk(needs)
     check, lengths = preflight.check_token_lengths(
@@ -205,8 +240,10 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
     )
     yield check
     if lengths is None:
-        yield skipped("memory (estimate)", "needs the token lengths")
+        for name in ("shared memory", "memory (estimate)"):
+            yield skipped(name, "needs the token lengths")
         return
+    yield check_workers(plan, hardware, collators, bytes_per_picture=bytes_per_picture)
     images = max(
         len(collators[split.name].picture_paths(example)) for split in plan.splits for _, example in plan.rows(split)
     )

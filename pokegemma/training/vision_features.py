@@ -23,6 +23,7 @@ from pokegemma.training.families import require_exact
 from pokegemma.training.feature_cache import Chunk, FeatureCache, hash_frames, open_cache
 from pokegemma.training.models import Dtype, default_device, load_config, load_model, load_processor
 from pokegemma.training.pictures import read_pictures
+from pokegemma.training.shared_memory import PREFETCH_FACTOR, SEMAPHORE_BYTES, check_free, share
 from pokegemma.training.vision import PROJECTOR, TOWER, encode_pictures
 
 logger = logging.getLogger(__name__)
@@ -76,18 +77,36 @@ class Encoder:
         if not self.cache.has(chunk):
             self.cache.write(chunk, self._encode(chunk.paths))
 
+    def check_shared_memory(self, *, flag: str) -> None:
+        """Refuse more workers than /dev/shm has room for; `flag` sets their number.
+
+        Raises:
+            SharedMemoryError: it has not.
+        """
+        size = self.processor.image_processor.size
+        batch_bytes = self.batch_size * 3 * size["height"] * size["width"] * 4
+        num_batches = self.num_workers * PREFETCH_FACTOR + 2  # one that is encoded, and the next
+        needed = num_batches * batch_bytes + self.num_workers * SEMAPHORE_BYTES
+        if self.num_workers:
+            check_free(needed * int(os.environ.get("LOCAL_WORLD_SIZE", 1)), flag=flag)
+
     @torch.no_grad()
     def _encode(self, paths: Sequence[str]) -> torch.Tensor:
         loader = DataLoader(
             list(paths), batch_size=self.batch_size, num_workers=self.num_workers,
-            collate_fn=functools.partial(read_pictures, self.processor),
+            collate_fn=functools.partial(_read_batch, self.processor),
         )  # fmt: skip
         device = _vision_parameters(self.model)[0][1].device
         parts = []
         with torch.autocast(device.type, enabled=False):
-            for pixels in loader:
-                parts.append(encode_pictures(self.model.model, pixels.to(device, self.model.dtype)).cpu())
+            for batch in loader:
+                pixels = batch["pixel_values"].to(device, self.model.dtype)
+                parts.append(encode_pictures(self.model.model, pixels).cpu())
         return torch.cat(parts)
+
+
+def _read_batch(processor: Gemma3Processor, paths: Sequence[str]) -> dict[str, torch.Tensor]:
+    return share({"pixel_values": read_pictures(processor, paths)})
 
 
 def load_encoder(
@@ -141,6 +160,8 @@ def prepare_cache(
         logger.info("%s", describe_work(cache, chunks))
     mine = chunks[state.process_index :: state.num_processes]
     encoder = Encoder(cache, model, processor, batch_size, num_workers)
+    if chunks:
+        encoder.check_shared_memory(flag="--dataloader_num_workers")
     parts, before = [getattr(model.model, part) for part in (TOWER, PROJECTOR)], model.device
     for part in parts:
         part.to(device)
