@@ -41,7 +41,7 @@ check_options=()  # those arguments for training that the check before it must k
 is_checked() {
     case ${1//-/_} in
         __finetuning | __max_length | __image_size | __image_attention | __max_decisions | __overlap_decisions) ;;
-        __vision_features | __per_device_eval_batch_size | __dataloader_num_workers) ;;
+        __vision_features | __dataloader_num_workers | __per_device_eval_batch_size | __gradient_accumulation_steps) ;;
         *) return 1 ;;
     esac
 }

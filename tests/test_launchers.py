@@ -327,7 +327,7 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs",
         "--contact_sheet", "my runs/contact_sheet.png", "--finetuning", "lora", "--max_length", "900",
         "--image-size", "448", "--image_attention", "causal",
-        "--per_device_train_batch_size", "2",
+        "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3",
     ]  # fmt: skip
     assert calls["sft_pokemon_gemma3"] == [
         "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs/adapter", "--max_steps", "5",
@@ -349,14 +349,15 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
 
 def test_a_trajectory_is_checked_as_it_is_trained_and_evaluated_in_its_layout(project):
     make_dataset(project)
-    cut, fast = ["--max_decisions", "8", "--overlap_decisions=1"], ["--vision_features", "features"]
+    cut = ["--max_decisions", "8", "--overlap_decisions=1"]
+    fast = ["--vision_features", "features", "--dataloader_num_workers", "0"]
     result = launch(project, *cut, *fast, DATASET_PATH="data", LAYOUT="trajectory")
     assert result.returncode == 0, result.stderr
     calls = {name: arguments for name, arguments, _ in calls_of(project)}
     assert all("--layout trajectory" in " ".join(calls[name]) for name in calls if name != "merge_qlora")
-    known = ["--max_decisions", "8", "--overlap_decisions", "1", "--vision_features", "features"]
-    assert calls["validate_training"][-6:] == known
-    assert calls["sft_pokemon_gemma3"][-5:] == [*cut, *fast]
+    known = ["--max_decisions", "8", "--overlap_decisions", "1", *fast]
+    assert calls["validate_training"][-8:] == known
+    assert calls["sft_pokemon_gemma3"][-7:] == [*cut, *fast]
     assert "--vision_features" not in calls["evaluate"]  # merging rounds the tower, where training had float32
 
 

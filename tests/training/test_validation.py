@@ -69,6 +69,7 @@ def test_all_checks_run_when_the_model_is_out_of_reach(tmp_path):
     assert [name for name, status in statuses.items() if status == "SKIP"] == [
         "grids",
         "token lengths",
+        "shared memory",
         "memory (estimate)",
         "one step",
     ]
