@@ -1,14 +1,13 @@
 """Load the config, processor and weights of a Gemma 3, 3n or 4, and tell its weights apart from others."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -26,6 +25,7 @@ from pokegemma.training.families import (
     FAMILIES,
     Family,
     attention_of_parts,
+    family_of,
     find_family,
     require_exact,
     require_packages,
@@ -33,9 +33,11 @@ from pokegemma.training.families import (
 from pokegemma.training.image_attention import ImageAttention, change_config, change_processor, image_attention
 from pokegemma.training.image_size import resize_config, resize_model, resize_processor
 from pokegemma.training.processors import Gemma4PictureProcessor, load_gemma3n_processor
+from pokegemma.training.stored_weights import EMBEDDINGS, HEAD, plain_name, stored_tensors
 from pokegemma.training.vision import accept_compact_batches
 
 Dtype = Literal["float32", "bfloat16"]
+_FINGERPRINT_VERSION = "2:"
 
 
 def default_device() -> torch.device:
@@ -94,6 +96,24 @@ def load_config(
         require_exact(config, "--image_attention")
         change_config(config, attention)
     return config
+
+
+def is_quantised(config: PreTrainedConfig) -> bool:
+    """Return whether the weights of a checkpoint are stored quantised, by its config."""
+    return bool(getattr(config, "quantization_config", None))
+
+
+def require_full_precision(config: PreTrainedConfig, *, where: str) -> None:
+    """Refuse to train a checkpoint that is stored quantised: its adapter could not be merged.
+
+    Raises:
+        PokegemmaError: it is.
+    """
+    if is_quantised(config):
+        raise PokegemmaError(
+            f"{where}: its weights are stored quantised, so an adapter trained on them could not be merged; take the "
+            f"full-precision checkpoint ({family_of(config).checkpoints}): --finetuning qlora quantises it in memory"
+        )
 
 
 def _processor_loader(path: str | Path) -> Callable[[str], Any]:
@@ -176,7 +196,9 @@ def load_model(
 def weights_fingerprint(path: str | Path) -> str:
     """Return a hash that tells checkpoints apart: all names and shapes, all vectors, and the first row of each matrix.
 
-    A row and not the whole, so that a fingerprint of a 4B takes a second, not a minute; merging an adapter changes it.
+    It is that of what is loaded: one file or several, the spelling of the names, and a copy of the embeddings as LM
+    head make no difference. A row and not the whole, so that a fingerprint of a 4B takes a second, not a minute;
+    merging an adapter changes it.
 
     Raises:
         PokegemmaError: the weights cannot be read.
@@ -184,21 +206,33 @@ def weights_fingerprint(path: str | Path) -> str:
     return _load("weights", path, _hash_weights)
 
 
+def has_fingerprint(path: str | Path, fingerprint: str) -> bool:
+    """Return whether a checkpoint has a fingerprint, which an earlier version may have taken.
+
+    Raises:
+        PokegemmaError: the weights cannot be read.
+    """
+    function = _hash_weights if fingerprint.startswith(_FINGERPRINT_VERSION) else _hash_weights_as_spelled
+    return _load("weights", path, function) == fingerprint
+
+
 def _hash_weights(path: str) -> str:
-    files = [cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)]
-    if files == [None]:  # several files, and an index that names them
-        index = cached_file(path, "model.safetensors.index.json")
-        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-        files = [cached_file(path, name) for name in sorted(names)]
+    weights = {plain_name(tensor.name): (tensor.shape, tensor.beginning()) for tensor in stored_tensors(path)}
+    if weights.get(HEAD) == weights.get(EMBEDDINGS):
+        weights.pop(HEAD, None)
     digest = hashlib.sha256()
-    for file in files:
-        with safe_open(file, framework="pt") as weights:
-            for name in sorted(weights.keys()):
-                values = weights.get_slice(name)
-                shape = values.get_shape()
-                digest.update(f"{name}{shape}".encode())
-                beginning = weights.get_tensor(name) if len(shape) < 2 else values[:1]  # a scalar has no slices
-                digest.update(beginning.float().numpy().tobytes())
+    for name, (shape, beginning) in sorted(weights.items()):
+        digest.update(f"{name}{shape}".encode())
+        digest.update(beginning)
+    return _FINGERPRINT_VERSION + digest.hexdigest()
+
+
+def _hash_weights_as_spelled(path: str) -> str:
+    """Return the fingerprint that run.json had at first; it depends on names and files."""
+    digest = hashlib.sha256()
+    for tensor in stored_tensors(path):
+        digest.update(f"{tensor.name}{tensor.shape}".encode())
+        digest.update(tensor.beginning())
     return digest.hexdigest()
 
 

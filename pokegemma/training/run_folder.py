@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pokegemma.errors import PokegemmaError, is_disk_full
 from pokegemma.outputs import RUN_FILE
 from pokegemma.provenance import read_run_record
+from pokegemma.training.models import has_fingerprint
 from pokegemma.training.options import LAST_CHECKPOINT
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,10 @@ def check_resumed(folder: Path, *, options: dict[str, Any], facts: dict[str, Any
         return
     names = _FIXED_OPTIONS + (_FIXED_TRAJECTORY_OPTIONS if options["layout"] == "trajectory" else ())
     before = {name: record.get("options", {}).get(name) for name in names}
-    before |= {"base model": record.get("base_fingerprint"), "dataset": (record.get("dataset") or {}).get("sha256")}
+    trained_on = record.get("base_fingerprint")
+    if trained_on and trained_on != facts["base_fingerprint"] and has_fingerprint(facts["base_model"], trained_on):
+        trained_on = facts["base_fingerprint"]  # an earlier version took it
+    before |= {"base model": trained_on, "dataset": (record.get("dataset") or {}).get("sha256")}
     now = {name: options[name] for name in names}
     now |= {"base model": facts["base_fingerprint"], "dataset": facts["dataset"]["sha256"]}
     changed = [name for name in now if now[name] != before[name]]

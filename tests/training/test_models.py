@@ -1,12 +1,13 @@
 """Checkpoints keep their layout and are told apart; wrong ones are refused in one line."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.training import models
@@ -28,10 +29,47 @@ def test_the_fingerprint_tells_checkpoints_apart(tiny_model: Path, tmp_path: Pat
     assert models.weights_fingerprint(other) != models.weights_fingerprint(tiny_model)
 
 
-def test_the_fingerprint_reads_sharded_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
-    models.load_model(tiny_model).save_pretrained(tmp_path, max_shard_size="4MB")
-    assert (tmp_path / "model.safetensors.index.json").is_file()
-    assert len(models.weights_fingerprint(tmp_path)) == 64
+def rename_as_transformers_5(name: str) -> str:
+    """Return the name that a Gemma 3 of transformers 5 gives to a weight of a published checkpoint."""
+    name = name.replace("language_model.model.", "model.language_model.").replace("vision_model.", "")
+    return name.replace("vision_tower.", "model.vision_tower.").replace("multi_modal", "model.multi_modal")
+
+
+def test_the_fingerprint_is_that_of_what_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    fingerprint = models.weights_fingerprint(tiny_model)
+    weights = load_file(tiny_model / "model.safetensors")
+    head = weights["language_model.model.embed_tokens.weight"].clone()
+    copies = {
+        "spelling": {rename_as_transformers_5(name): weight for name, weight in weights.items()},
+        "with_head": {**weights, "lm_head.weight": head},
+        "with_old_head": {**weights, "language_model.lm_head.weight": head},
+    }
+    for name, tensors in copies.items():
+        (tmp_path / name).mkdir()
+        shutil.copyfile(tiny_model / "config.json", tmp_path / name / "config.json")
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    models.load_model(tiny_model).save_pretrained(tmp_path / "sharded", max_shard_size="4MB")
+    assert (tmp_path / "sharded" / "model.safetensors.index.json").is_file()
+    loaded = models.load_model(tiny_model).state_dict()
+    for name in (*copies, "sharded"):
+        assert models.weights_fingerprint(tmp_path / name) == fingerprint, name
+        same = models.load_model(tmp_path / name).state_dict()
+        assert all(torch.equal(same[key], weight) for key, weight in loaded.items()), name
+    other = {**weights, "lm_head.weight": head + 1}
+    save_file(other, tmp_path / "with_head" / "model.safetensors", metadata={"format": "pt"})
+    assert models.weights_fingerprint(tmp_path / "with_head") != fingerprint
+
+
+def test_a_fingerprint_of_an_earlier_version_still_fits(tiny_model: Path, tmp_path: Path) -> None:
+    """As versions before the second took it: over the names and files as they are."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(load_file(tiny_model / "model.safetensors").items()):
+        beginning = weight if weight.ndim < 2 else weight[:1]
+        digest.update(f"{name}{list(weight.shape)}".encode())
+        digest.update(beginning.float().numpy().tobytes())
+    assert models.has_fingerprint(tiny_model, digest.hexdigest())
+    assert models.has_fingerprint(tiny_model, models.weights_fingerprint(tiny_model))
+    assert not models.has_fingerprint(tiny_model, "0" * 64)
 
 
 @pytest.mark.parametrize("read", [models.load_model, models.weights_fingerprint])
