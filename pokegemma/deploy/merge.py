@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from safetensors import SafetensorError
 
 from pokegemma.data.samples import Sample, read_samples
+from pokegemma.deploy.merged_weights import check_weights, weight_names
 from pokegemma.deploy.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder, require_space
-from pokegemma.provenance import read_run_record, write_run_record
+from pokegemma.provenance import write_run_record
+from pokegemma.training.adapter_attachment import attach_adapter
+from pokegemma.training.adapters import find_base, read_adapter
 from pokegemma.training.collator import IGNORED_LABEL
 from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.image_attention import adapter_image_attention, attention_facts
@@ -24,10 +25,10 @@ from pokegemma.training.image_size import adapter_image_size, describe_image_siz
 from pokegemma.training.models import (
     Dtype,
     copy_tokenizer_model,
+    is_quantised,
     load_config,
     load_model,
     load_processor,
-    weights_fingerprint,
 )
 from pokegemma.training.processor_collator import Collator, make_collator
 
@@ -47,58 +48,14 @@ class Verification:
     dtype: Dtype
 
 
-def read_adapter(path: Path) -> tuple[PeftConfig, dict[str, Any]]:
-    """Return an adapter's config and the run.json of its training, empty where there is none.
-
-    A checkpoint-N folder of a run that has not finished will do, when it is named.
+def check_base(base: str) -> None:
+    """Refuse a quantised base.
 
     Raises:
-        PokegemmaError: there is no whole adapter at `path`.
+        PokegemmaError: it is.
     """
-    if not path.is_dir():
-        raise PokegemmaError(f"{path}: no such folder")
-    run = read_run_record(path) or {}
-    if (path / "config.json").is_file():
-        raise PokegemmaError(f"{path}: a whole model, nothing to merge")
-    checkpoints = sorted(checkpoint.name for checkpoint in path.glob("checkpoint-*"))
-    unfinished = run.get("status") in ("running", "interrupted") and not path.name.startswith("checkpoint-")
-    if unfinished or (checkpoints and not (path / "adapter_config.json").is_file()):
-        raise PokegemmaError(
-            f"{path}: training did not finish ({', '.join(checkpoints) or 'no checkpoint'}); continue it with "
-            "--resume_from_checkpoint, or name one of its checkpoints"
-        )
-    if not (path / "adapter_config.json").is_file():
-        raise PokegemmaError(f"{path}: holds no adapter (adapter_config.json not found)")
-    try:
-        with safe_open(path / "adapter_model.safetensors", framework="pt") as weights:
-            num_weights = len(weights.keys())
-        config = PeftConfig.from_pretrained(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise PokegemmaError(f"{path}: the adapter is incomplete or damaged: {error}") from error
-    if not num_weights:
-        raise PokegemmaError(f"{path}: the adapter has no weights")
-    return config, run
-
-
-def check_base(base: str, run: dict[str, Any]) -> None:
-    """Refuse a quantised base, and one whose weights are not those that the adapter was trained on.
-
-    Raises:
-        PokegemmaError: it is either.
-    """
-    if getattr(load_config(base), "quantization_config", None):
+    if is_quantised(load_config(base)):
         raise PokegemmaError(f"{base}: its weights are quantised; name the full-precision checkpoint as --base_model")
-    trained_on = run.get("base_fingerprint")
-    if trained_on and weights_fingerprint(base) != trained_on:
-        raise PokegemmaError(f"{base} is not the base of this adapter, which was trained on {run.get('base_model')}")
-
-
-def _attach(model: PreTrainedModel, base: str, adapter: Path) -> PeftModel:
-    try:
-        return PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PokegemmaError(f"{adapter} does not fit {base}, is it the wrong base? {reason}") from error
 
 
 @torch.no_grad()
@@ -168,12 +125,13 @@ def merge(
         PokegemmaError: the adapter, the base or the disk is at fault.
         CheckFailedError: the verification failed; nothing is left at `output`.
     """
-    config, run = read_adapter(adapter)
-    base = base or config.base_model_name_or_path
-    for source in (adapter, Path(base)):
-        if source.resolve().is_relative_to(output.resolve()):
-            raise PokegemmaError(f"--output_path {output} holds {source}, which merging needs; choose another")
-    check_base(base, run)
+    source = read_adapter(adapter)
+    base = find_base(source, base)
+    for needed in (adapter, Path(base)):
+        if needed.resolve().is_relative_to(output.resolve()):
+            raise PokegemmaError(f"--output_path {output} holds {needed}, which merging needs; choose another")
+    check_base(base)
+    run = source.run
     layout = run.get("options", {}).get("layout", "grid")
     with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
         image_size, attention = adapter_image_size(adapter), adapter_image_attention(adapter)
@@ -189,7 +147,7 @@ def merge(
             collator.dataset_folder = verify_on.parent
             samples = list(islice(read_samples(verify_on), num_samples))
             logits["base"] = _answer_logits(model, collator, samples)
-        model = _attach(model, base, adapter)
+        model = attach_adapter(model, source, base)
         if samples:
             logits["adapter"] = _answer_logits(model, collator, samples)
         model = model.merge_and_unload(safe_merge=True)
@@ -204,8 +162,11 @@ def merge(
         processor.save_pretrained(folder)
         copy_tokenizer_model(base, folder)
         write_converter_files(processor, folder)
+        names = weight_names(model)
         facts = {"image_size_px": picture_facts(model.config)["image_size_px"], **attention_facts(model.config)}
         del model
+        weights = check_weights(folder, base, source, names)
+        logger.info("weights compared: %d changed as the adapter says, %d as in the base", *vars(weights).values())
         verification = None
         if samples:
             logits["stored"] = _answer_logits(load_model(folder, dtype="float32", device=device), collator, samples)
@@ -221,6 +182,6 @@ def merge(
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
             folder, stage="merge", options=options, **facts,
-            training=run or None, verification=verification and vars(verification),
+            training=run or None, weights=vars(weights), verification=verification and vars(verification),
         )  # fmt: skip
     return verification

@@ -1,6 +1,5 @@
 """Ask a model for decisions, two ways: the whole answer generated, or the eight buttons scored."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -8,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import peft
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
 
@@ -20,6 +17,8 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.button_scores import checked_scores, encoded_pictures, score_buttons
 from pokegemma.evaluation.plain_scores import score_by_rows
 from pokegemma.training import models
+from pokegemma.training.adapter_attachment import attach_adapter
+from pokegemma.training.adapters import CONFIG_FILE, find_base, read_adapter
 from pokegemma.training.collator import Example
 from pokegemma.training.families import FAMILIES, family_of, require_exact
 from pokegemma.training.image_attention import adapter_image_attention, change_processor, image_attention
@@ -29,7 +28,6 @@ from pokegemma.training.vision_features import prepare_cache
 
 logger = logging.getLogger(__name__)
 
-_ADAPTER_CONFIG = "adapter_config.json"
 _NUM_WARM_UPS = 2
 
 
@@ -195,19 +193,16 @@ def load_predictor(
         has_bfloat16 = where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if has_bfloat16 else "float32"
     folder = Path(model_path)
-    adapter = folder / _ADAPTER_CONFIG
-    if not adapter.is_file():
+    if not (folder / CONFIG_FILE).is_file():
         model = models.load_model(model_path, dtype=dtype, device=where)
         processor = models.load_processor(model_path)
     else:
-        try:
-            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            changed = {"image_size_px": adapter_image_size(folder), "attention": adapter_image_attention(folder)}
-            bare = models.load_model(base, **changed, dtype=dtype, device=where)
-            # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
-            model = peft.PeftModel.from_pretrained(bare, str(folder)).get_base_model().eval()
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-            raise PokegemmaError(f"{folder}: the adapter could not be loaded: {str(error)[:300]}") from error
+        source = read_adapter(folder)
+        base = find_base(source)
+        changed = {"image_size_px": adapter_image_size(folder), "attention": adapter_image_attention(folder)}
+        bare = models.load_model(base, **changed, dtype=dtype, device=where)
+        # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
+        model = attach_adapter(bare, source, base).get_base_model().eval()
         processor = models.load_processor(folder if (folder / "processor_config.json").is_file() else base)
         if isinstance(bare, Gemma3ForConditionalGeneration):
             change_processor(processor, image_attention(bare.config))

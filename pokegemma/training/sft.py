@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 from pokegemma.data.samples import dataset_files, dataset_hash
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
+from pokegemma.training.adapter_attachment import check_tensors
 from pokegemma.training.converter_files import write_converter_files
 from pokegemma.training.examples import check_answers, check_lengths, eval_file, load_dataset, read_examples
 from pokegemma.training.families import check_checkpointing, require_exact, set_fsdp_layers
@@ -25,6 +26,7 @@ from pokegemma.training.models import (
     load_config,
     load_processor,
     read_family,
+    require_full_precision,
     weights_fingerprint,
 )
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
@@ -121,6 +123,7 @@ def train(
         resume=training.resume_from_checkpoint,
     )  # fmt: skip
     config, family = load_config(base, model_options.image_size, model_options.image_attention), read_family(base)
+    require_full_precision(config, where=base)
     processor = load_processor(base, model_options.image_size, model_options.image_attention)
     own = load_config(base)  # asking for what the checkpoint is: the same run as without the option
     if model_options.image_size == getattr(own.vision_config, "image_size", None):
@@ -198,6 +201,8 @@ def train(
         raise PokegemmaError(" ".join(str(error).split())[:300]) from error
     logger.info("trained weights: %s", describe_trainable(trainer.model, family))
 
+    if checkpoint is not None and adapter is not None:
+        check_tensors(checkpoint, trainer.model)
     record("running")
     trackers = guarded_trackers(trainer, run_id=facts["wandb_run_id"], earlier_id=earlier_id)
     with full_disk_explained(output_dir), stop, trackers:

@@ -12,7 +12,7 @@ from pokegemma.data.samples import Sample, dataset_files
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.training.collator import Example
 from pokegemma.training.examples import eval_file, read_examples
-from pokegemma.training.models import load_processor
+from pokegemma.training.models import load_config, load_processor, require_full_precision
 from pokegemma.training.options import DataOptions, ModelOptions
 from pokegemma.training.processor_collator import Collator, make_collator
 
@@ -73,10 +73,12 @@ def write_trial_dataset(
         eval_rows: rows to evaluate on at most; 0 where training does not evaluate.
 
     Raises:
-        PokegemmaError: dataset or processor cannot be read.
+        PokegemmaError: dataset or processor cannot be read, or the model is stored quantised.
     """
     path, beside = dataset_files(Path(data.dataset_path))
-    processor = load_processor(model.model_name_or_path, model.image_size, model.image_attention)
+    base = model.model_name_or_path
+    require_full_precision(load_config(base), where=base)
+    processor = load_processor(base, model.image_size, model.image_attention)
     collator = make_collator(processor, layout=data.layout, dataset_folder=Path())
 
     def longest_rows(path: Path, number: int) -> list[tuple[int, Example]]:

@@ -119,7 +119,7 @@ def judge(ended: Ended, result: dict[str, Any] | None, log: str, *, limit_bytes:
     return Trial(True, peak, result["decisions_per_second"])
 
 
-def check_checkpointing(result: dict[str, Any] | None, *, asked: bool) -> None:
+def check_trial_mode(result: dict[str, Any] | None, *, asked: bool) -> None:
     """Refuse a trial that did not do what it was to measure.
 
     Raises:
@@ -155,7 +155,7 @@ class TrialRunner:
             ended = run_watched(command, log=log, limit_bytes=None if self.on_gpu else self.limit_bytes)
             if (folder / "result.json").is_file():
                 result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            check_checkpointing(result, asked=gradient_checkpointing)
+            check_trial_mode(result, asked=gradient_checkpointing)
             if result is not None and "shared_memory" in result and batch_size == 1:
                 raise PokegemmaError(result["shared_memory"])  # no batch is smaller
             if result is not None and "peak_bytes" in result and not self.on_gpu:

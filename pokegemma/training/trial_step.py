@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import torch
-from peft import PeftModel
 
 from pokegemma.data.checks import NO_SAMPLES, Check, Split, skipped
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
+from pokegemma.training.adapter_attachment import attach_adapter
+from pokegemma.training.adapters import read_adapter
 from pokegemma.training.image_attention import ImageAttention
 from pokegemma.training.models import load_model, load_processor
 from pokegemma.training.processor_collator import Collator, make_collator
@@ -78,7 +79,7 @@ def _compare(
             del base
             tuned = load_model(folder, dtype=dtype, device=device)
         else:
-            tuned = PeftModel.from_pretrained(base, str(folder)).eval()
+            tuned = attach_adapter(base, read_adapter(folder), model_path).eval()
         after = tuned(**batch, logits_to_keep=32).logits.float().cpu()
     difference = (after - before).abs().max().item()
     if not math.isfinite(difference):

@@ -31,7 +31,7 @@ from pokegemma.training.feature_cache import missing_feature_bytes
 from pokegemma.training.image_attention import ImageAttention
 from pokegemma.training.loader_memory import Loading, measure_rows, needed_bytes
 from pokegemma.training.model_access import check_model_access, is_on_this_machine
-from pokegemma.training.models import load_config, load_processor
+from pokegemma.training.models import load_config, load_processor, require_full_precision
 from pokegemma.training.options import Finetuning, automatic_dtype
 from pokegemma.training.processor_collator import Collator, make_collator
 from pokegemma.training.trial_step import check_step
@@ -208,6 +208,7 @@ def check_workers(
 
 def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) -> Iterator[Check]:
     config = load_config(plan.model, plan.image_size, plan.image_attention)
+    require_full_precision(config, where=plan.model)
     processor = load_processor(plan.model, plan.image_size, plan.image_attention)
     bytes_per_weight = 2 if automatic_dtype(plan.finetuning) == "bfloat16" else 4
     size = preflight.measure_model(config)

@@ -216,7 +216,7 @@ def test_a_device_that_is_not_there_is_one_line(checkpoint, dataset, options, me
 
 def test_a_broken_adapter_is_one_line(dataset, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(PokegemmaError, match="adapter could not be loaded"):
+    with pytest.raises(PokegemmaError, match="adapter is incomplete or damaged"):
         load(tmp_path, dataset)
 
 
@@ -225,7 +225,7 @@ def test_an_adapter_that_was_cut_off_is_one_line(checkpoint, dataset, tmp_path):
     get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")).save_pretrained(tmp_path)
     weights = (tmp_path / "adapter_model.safetensors").read_bytes()
     (tmp_path / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(PokegemmaError, match=r"adapter could not be loaded: .* incomplete"):
+    with pytest.raises(PokegemmaError, match=r"adapter is incomplete or damaged: .* incomplete"):
         load(tmp_path, dataset)
 
 

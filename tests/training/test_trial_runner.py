@@ -32,7 +32,7 @@ from pokegemma.training.options import DataOptions, ModelOptions, TrainingOption
 from pokegemma.training.processor_collator import make_collator
 from pokegemma.training.ranks import in_lockstep, join_ranks
 from pokegemma.training.trial_data import longest_first, write_rows, write_trial_dataset
-from pokegemma.training.trial_runner import Ended, TrialRunner, check_checkpointing, judge, memory_budget, run_watched
+from pokegemma.training.trial_runner import Ended, TrialRunner, check_trial_mode, judge, memory_budget, run_watched
 from tests.processes import call_script, wait_until_ended
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -398,9 +398,9 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sub
 @pytest.mark.parametrize(("asked", "in_force"), [(True, "off"), (False, "not reentrant")])
 def test_a_trial_that_did_not_do_what_it_was_to_measure_is_refused(asked: bool, in_force: str) -> None:
     with pytest.raises(PokegemmaError, match=f"--gradient_checkpointing {str(asked).lower()} had it {in_force}"):
-        check_checkpointing({"gradient_checkpointing": in_force}, asked=asked)
-    check_checkpointing({"gradient_checkpointing": in_force}, asked=not asked)
-    check_checkpointing({"out_of_memory": "x"}, asked=asked)
+        check_trial_mode({"gradient_checkpointing": in_force}, asked=asked)
+    check_trial_mode({"gradient_checkpointing": in_force}, asked=not asked)
+    check_trial_mode({"out_of_memory": "x"}, asked=asked)
 
 
 @pytest.mark.slow
