@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny_gemma3")
     make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=4, sliding_window=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quantised_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny checkpoint with a config that says that its weights are stored in 4 bits."""
+    folder = tmp_path_factory.mktemp("quantised")
+    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -252,7 +252,7 @@ def _base_of(adapter: Path) -> str:
 
 def _hash_base(base: str, hashes: FileHashes) -> str:
     """Hash a folder's files; of a model on the Hub, its name, since merging compares it with training's fingerprint."""
-    return content_hash(hash_folder(Path(base), hashes)) if Path(base).is_dir() else hash_of(base)
+    return content_hash(hash_folder(Path(base), hashes)) if base and Path(base).is_dir() else hash_of(base)
 
 
 def _hash_samples(path: Path, hashes: FileHashes, *, limit: int | None = None) -> str:

@@ -108,7 +108,7 @@ def _check_places(adapter: Adapter, model: PreTrainedModel, modules: dict[str, s
                 f"{adapter.path} does not fit {base}, is it the wrong base? {spelled} has the shape "
                 f"{tuple(tensor.shape)}, not {tuple(weight.shape)}"
             )
-        if name in adapter.copies and not torch.equal(weight.to(tensor), tensor):
+        if name in adapter.copies and not torch.equal(weight.bfloat16().cpu(), tensor.bfloat16()):
             raise PokegemmaError(
                 f"{adapter.path}: {spelled} is not LoRA, not in modules_to_save, and differs from {base}; "
                 "is it the wrong base?"

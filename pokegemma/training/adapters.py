@@ -168,7 +168,9 @@ def _read_config(path: Path) -> LoraConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PokegemmaError(f"{path}: the adapter is incomplete or damaged: {CONFIG_FILE}: {error}") from error
     if not isinstance(config, LoraConfig):
-        raise PokegemmaError(f"{path}: an adapter of the type {kind}, not LORA; train one with --finetuning lora or qlora")
+        raise PokegemmaError(
+            f"{path}: an adapter of the type {kind}, not LORA; train one with --finetuning lora or qlora"
+        )
     used = [name for name in _UNSUPPORTED if getattr(config, name, None)]
     if used:
         raise PokegemmaError(f"{path}: {CONFIG_FILE} sets {used[0]}, which is not supported; merge it with PEFT itself")
@@ -220,18 +222,15 @@ def find_base(adapter: Adapter, asked: str | None = None) -> str:
             load_config(named)
         except PokegemmaError as error:
             raise PokegemmaError(f"{adapter.path}: its base cannot be used: {error}; {remedy}") from error
-    base, trained_on = asked or named, adapter.run.get("base_fingerprint")
+    base, trained_on = str(asked or named), adapter.run.get("base_fingerprint")
     if not trained_on or has_fingerprint(base, trained_on):
         return base
     known = adapter.run.get("base_model") or named
-    if asked and _is_known_as_quantised(known):
-        logger.warning("%s: trained on the quantised %s, with which %s cannot be compared", adapter.path, known, base)
-        return base
-    raise PokegemmaError(f"{base} is not the base of this adapter, which was trained on {known}")
-
-
-def _is_known_as_quantised(base: str | None) -> bool:
     try:
-        return bool(base) and is_quantised(load_config(base))
-    except PokegemmaError:  # it is no longer there
-        return False
+        quantised, unknown = is_quantised(load_config(known)), ""
+    except PokegemmaError:
+        quantised, unknown = False, ", which cannot be read; its config.json would show whether it is quantised"
+    if not (asked and quantised):
+        raise PokegemmaError(f"{base} is not the base of this adapter, which was trained on {known}{unknown}")
+    logger.warning("%s: trained on the quantised %s, with which %s cannot be compared", adapter.path, known, base)
+    return base

@@ -104,14 +104,14 @@ def is_quantised(config: PreTrainedConfig) -> bool:
 
 
 def require_full_precision(config: PreTrainedConfig, *, where: str) -> None:
-    """Refuse to train a checkpoint that is stored quantised: its adapter could not be merged.
+    """Refuse to train a checkpoint that is stored quantised.
 
     Raises:
         PokegemmaError: it is.
     """
     if is_quantised(config):
         raise PokegemmaError(
-            f"{where}: its weights are stored quantised, so an adapter trained on them could not be merged; take the "
+            f"{where}: its weights are stored quantised, and what is trained on them cannot be merged; take the "
             f"full-precision checkpoint ({family_of(config).checkpoints}): --finetuning qlora quantises it in memory"
         )
 

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pokegemma.deploy import merge as merging
-from pokegemma.deploy.merge import Verification, check, merge, read_adapter
+from pokegemma.deploy.merge import Verification, check, merge
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training import models
+from pokegemma.training.adapters import read_adapter
 from pokegemma.training.options import ModelOptions, TrainingOptions
 from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 from pokegemma.training.trainable import load_trainable, lora_config
@@ -204,14 +205,10 @@ def test_an_output_that_holds_the_adapter_is_refused(adapter: Path) -> None:
     assert (adapter / "adapter_config.json").is_file()
 
 
-def test_a_quantised_base_is_refused(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
-    quantised = tmp_path / "quantised"
-    shutil.copytree(tiny_model, quantised)
-    config = json.loads((quantised / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (quantised / "config.json").write_text(json.dumps(config))
+def test_a_quantised_base_is_refused(adapter: Path, quantised_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "bare", ignore=shutil.ignore_patterns("run.json"))
     with pytest.raises(PokegemmaError, match="quantised; name the full-precision"):
-        merge(adapter, tmp_path / "m", base=str(quantised))
+        merge(tmp_path / "bare", tmp_path / "m", base=str(quantised_model))
 
 
 def test_an_unfinished_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pokegemma.data import prompts
 from pokegemma.data.samples import Sample
@@ -226,6 +227,16 @@ def test_an_adapter_that_was_cut_off_is_one_line(checkpoint, dataset, tmp_path):
     weights = (tmp_path / "adapter_model.safetensors").read_bytes()
     (tmp_path / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(PokegemmaError, match=r"adapter is incomplete or damaged: .* incomplete"):
+        load(tmp_path, dataset)
+
+
+def test_an_adapter_that_is_not_whole_is_not_evaluated(checkpoint, dataset, tmp_path):
+    model = models.load_model(checkpoint)
+    get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    half = {name: tensor for name, tensor in tensors.items() if "layers.5." not in name}
+    save_file(half, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(PokegemmaError, match=r"1 of the 6 layers .*layers\.5\.self_attn\.q_proj"):
         load(tmp_path, dataset)
 
 

@@ -7,7 +7,15 @@ import pytest
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import write_run_record
-from pokegemma.training.run_folder import check_output, clear_output, clear_unfinished, last_checkpoint
+from pokegemma.training import models
+from pokegemma.training.run_folder import (
+    _FIXED_OPTIONS,
+    check_output,
+    check_resumed,
+    clear_output,
+    clear_unfinished,
+    last_checkpoint,
+)
 
 
 def make_checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
@@ -35,6 +43,18 @@ def test_a_checkpoint_that_was_cut_off_is_refused_by_name(tmp_path: Path) -> Non
     cut_off = make_checkpoint(tmp_path, 12, complete=False)
     with pytest.raises(PokegemmaError, match="checkpoint-12 is no checkpoint, or was cut off"):
         resume(tmp_path, str(cut_off))
+
+
+def test_a_run_of_an_earlier_version_is_continued_on_the_same_base(tiny_model: Path, tmp_path: Path) -> None:
+    """Its record has the fingerprint as it was taken then."""
+    options, dataset = dict.fromkeys((*_FIXED_OPTIONS, "layout")), {"sha256": "d"}
+    earlier = models._hash_weights_as_spelled(str(tiny_model))
+    now = {"base_fingerprint": models.weights_fingerprint(tiny_model), "base_model": str(tiny_model)}
+    write_run_record(tmp_path, stage="train", options=options, base_fingerprint=earlier, dataset=dataset)
+    check_resumed(tmp_path, options=options, facts={**now, "dataset": dataset})
+    write_run_record(tmp_path, stage="train", options=options, base_fingerprint="0" * 64, dataset=dataset)
+    with pytest.raises(PokegemmaError, match=f"base model was {'0' * 64}"):
+        check_resumed(tmp_path, options=options, facts={**now, "dataset": dataset})
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(

@@ -15,7 +15,7 @@ import bitsandbytes
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from pokegemma.data.samples import read_samples
@@ -310,6 +310,30 @@ def test_a_finished_run_that_is_resumed_makes_no_further_step(
     assert read_run_record(output)["global_step"] == 4
     ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (output, finished))
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+def test_a_checkpoint_whose_adapter_is_not_whole_is_not_continued(
+    finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "adapter"
+    shutil.copytree(finished, output)
+    weights = output / "checkpoint-4" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    gone = "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.weight"
+    save_file({name: tensor for name, tensor in tensors.items() if name != gone}, weights)
+    options = {"options": {"finetuning": "lora"}, "max_steps": 6, "resume_from_checkpoint": "last"}
+    with pytest.raises(PokegemmaError, match=f"checkpoint-4: 1 tensors .*: {gone}"):
+        run_training(toy_dataset, tiny_model, output, **options)
+    assert (output / "checkpoint-4" / "trainer_state.json").is_file()
+
+
+@pytest.mark.parametrize("finetuning", ["qlora", "lora", "full"])
+def test_a_base_that_is_stored_quantised_is_refused(
+    finetuning: str, toy_dataset: Path, quantised_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PokegemmaError, match=f"{quantised_model}: .* stored quantised, .*google/gemma-3-4b-it"):
+        run_training(toy_dataset, quantised_model, tmp_path / "a", options={"finetuning": finetuning})
+    assert not (tmp_path / "a").exists()
 
 
 def test_full_fine_tuning_resumes_where_it_stopped_and_returns_its_best(

@@ -57,6 +57,12 @@ def test_the_samples_with_the_most_tokens_come_first(samples: list[Sample], make
     assert all(length == count(sample) for length, sample in chosen)
 
 
+def test_a_base_that_is_stored_quantised_is_refused(toy_dataset: Path, quantised_model: Path, tmp_path: Path) -> None:
+    model = ModelOptions(model_name_or_path=str(quantised_model), finetuning="lora")
+    with pytest.raises(PokegemmaError, match=f"{quantised_model}: .* stored quantised"):
+        write_trial_dataset(DataOptions(dataset_path=str(toy_dataset)), model, tmp_path / "d", step_rows=1, num_steps=1)
+
+
 @pytest.mark.parametrize("step_rows", [1, 3])
 @pytest.mark.parametrize("layout", ["grid", "frames", "trajectory"])
 def test_every_step_of_a_trial_sees_the_longest_rows_of_the_layout_first(

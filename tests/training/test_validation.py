@@ -209,6 +209,19 @@ def test_the_feature_cache_counts_as_disk_but_for_what_is_in_it(tmp_path, tiny, 
     assert missing_feature_bytes(features, num_frames=1, bytes_per_frame=100) == 0
 
 
+def test_a_base_that_is_stored_quantised_fails_before_the_step(tmp_path, quantised_model):
+    splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
+    plan = Plan(
+        train=splits[0], held_out=splits[1], model=str(quantised_model), layout="grid", finetuning="qlora",
+        max_length=None, seed=0, batch_size=1, num_workers=1, contact_sheet=tmp_path / "sheet.png",
+        output_dir=tmp_path / "outputs", step_command=["train"],
+    )  # fmt: skip
+    checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
+    assert checks["model"].status == "FAIL"
+    assert f"{quantised_model}: its weights are stored quantised" in checks["model"].summary
+    assert checks["one step"].status == "SKIP"
+
+
 def test_samples_without_grid_pictures_are_named_also_with_a_feature_cache(tmp_path, tiny):
     splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
     plan = Plan(
