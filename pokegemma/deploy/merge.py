@@ -150,7 +150,7 @@ def merge(
         model = attach_adapter(model, source, base)
         if samples:
             logits["adapter"] = _answer_logits(model, collator, samples)
-        model = model.merge_and_unload(safe_merge=True)
+        model = model.merge_and_unload()
         if samples:
             logits["merged"] = _answer_logits(model, collator, samples)
         model = model.to(getattr(torch, dtype))

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pokegemma.deploy.tolerances import UNEXPLAINED_CHANGE, WEIGHT_NOISE
-from pokegemma.errors import CheckFailedError
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.training.adapters import Adapter, name_some
 from pokegemma.training.image_size import interpolate_positions
 from pokegemma.training.models import load_config
@@ -39,6 +39,7 @@ def check_weights(folder: Path, base: str, adapter: Adapter, names: set[str]) ->
 
     Raises:
         CheckFailedError: a tensor is missing, left over, or another one than expected; or the adapter changes nothing.
+        PokegemmaError: the base contains NaN or infinity.
     """
     stored = {plain_name(tensor.name): tensor for tensor in stored_tensors(folder)}
     tied = HEAD not in stored
@@ -55,6 +56,8 @@ def check_weights(folder: Path, base: str, adapter: Adapter, names: set[str]) ->
         target = name if name in stored else EMBEDDINGS
         changed, same = _compare(name, originals[source], stored[target], adapter)
         num_changed += changed
+        if not same and not originals[source].read().isfinite().all():
+            raise PokegemmaError(f"{base}: {originals[source].name} contains NaN or infinity; take a sound checkpoint")
         if not same:
             different.append(name)
     if different:
@@ -77,7 +80,6 @@ def _compare(name: str, original: StoredTensor, merged: StoredTensor, adapter: A
         expected = adapter.full.get(name, weight).to(found.dtype)
         return not torch.equal(expected, before), torch.equal(expected, found)
     expected = layer.merge_into(weight.float()).to(found.dtype).float()
-    change, error = (expected - before.float()).square().mean(), (expected - found.float()).square().mean()
-    noise = WEIGHT_NOISE[str(found.dtype).removeprefix("torch.")] * expected.square().mean().sqrt()
-    limit = UNEXPLAINED_CHANGE * change.sqrt() + noise
-    return bool(change), bool(error.sqrt() <= limit)
+    change, error = torch.dist(expected, before.float()), torch.dist(expected, found.float())
+    noise = WEIGHT_NOISE[str(found.dtype).removeprefix("torch.")] * torch.linalg.vector_norm(expected)
+    return bool(change), bool(error <= UNEXPLAINED_CHANGE * change + noise)

@@ -59,7 +59,7 @@ class LoraLayer:
         kind, suffix = ("lora_embedding_", "") if self.is_embedding else ("lora_", ".weight")
         down, up = (self.parts[f"{kind}{side}{suffix}"].to(weight.dtype).flatten(1) for side in "AB")
         factor = self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
-        rows = (weight.T if self.is_embedding else weight.flatten(1)) + factor * (up @ down)
+        rows = torch.addmm(weight.T if self.is_embedding else weight.flatten(1), up, down, alpha=factor)
         magnitude = self.parts.get("lora_magnitude_vector")
         if magnitude is not None:
             rows = rows * (magnitude.to(weight.dtype).flatten() / rows.norm(dim=1))[:, None]
@@ -140,7 +140,7 @@ def _check_folder(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise PokegemmaError(f"{path}: no such folder")
     run = read_run_record(path) or {}
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and not (path / CONFIG_FILE).is_file():
         raise PokegemmaError(f"{path}: a whole model, nothing to merge")
     checkpoints = sorted(checkpoint.name for checkpoint in path.glob("checkpoint-*"))
     unfinished = run.get("status") in ("running", "interrupted") and not path.name.startswith("checkpoint-")

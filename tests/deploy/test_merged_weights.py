@@ -133,6 +133,15 @@ def test_an_adapter_that_changes_nothing_fails_without_samples(tiny_model: Path,
     assert not (tmp_path / "m").exists()
 
 
+def test_a_base_that_is_not_finite_is_named(adapter: Adapter, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "base")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    tensors[UP_PROJ][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PokegemmaError, match=f"base: {UP_PROJ} contains NaN"):
+        merge(adapter.path, tmp_path / "m", base=str(tmp_path / "base"))
+
+
 def test_a_base_in_another_spelling_and_in_shards_is_the_same_base(
     adapter: Adapter, merged: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
