@@ -29,6 +29,7 @@ from pokegemma.training.models import (
     require_full_precision,
     weights_fingerprint,
 )
+from pokegemma.training.modes import ModesObserver
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.parallel_mode import check_requested_mode, require_mode
 from pokegemma.training.processor_collator import make_collator
@@ -189,12 +190,12 @@ def train(
         facts["parallel_mode"] = require_mode(wrapped, training)
         record("running")
 
-    stop = StopOnSignal()
+    stop, observer = StopOnSignal(), ModesObserver(model_options, training)
     try:
         trainer = PokemonTrainer(
             model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
             data_collator=collator, processing_class=processor,
-            callbacks=[*callbacks, stop, EvaluateAtEnd(), CurvePlotter()],
+            callbacks=[*callbacks, stop, observer, EvaluateAtEnd(), CurvePlotter()],
             peft_config=adapter, before_first_step=record_modes,
         )  # fmt: skip
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
@@ -217,7 +218,7 @@ def train(
                 write_converter_files(processor, output_dir)
         record(
             "interrupted" if stop.stopped else "completed", global_step=state.global_step,
-            best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric,
+            best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric, modes=observer.modes,
         )  # fmt: skip
     trainer.accelerator.end_training()
     return not stop.stopped
