@@ -1,6 +1,7 @@
 """Attach an adapter to its base so that every tensor of its file has a layer, and every adapted layer its tensors."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from transformers import PreTrainedModel
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, name_some, trained_in_full
 from pokegemma.training.stored_weights import plain_name
+
+logger = logging.getLogger(__name__)
 
 
 def attach_adapter(model: PreTrainedModel, adapter: Adapter, base: str) -> PeftModel:
@@ -146,9 +149,10 @@ def _differing_prefixes(name: str, other: str) -> tuple[str, str]:
 
 
 def _untie(model: PreTrainedModel, adapted: list[str]) -> None:
-    """Give the LM head weights of its own where an adapter changes embeddings or head, but not both in the same way."""
+    """Give the LM head weights of its own where an adapter changes embeddings or head: merging would change both."""
     if not {"embed_tokens", "lm_head"} & set(adapted) or not model.config.tie_word_embeddings:
         return
+    logger.warning("the adapter changes embeddings or LM head, which are tied: they are kept apart from now on")
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
