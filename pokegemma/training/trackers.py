@@ -117,12 +117,10 @@ class Tracker(TrainerCallback):
             failures = [f"no answer within {limit_s:g} s"]
         if failures and not self._failed:
             self._failed = True
-            logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else an error for every line that training prints
-            logger.warning("%s failed (%s); nothing more is logged there%s", self.name, failures[0], self.remedy())
+            self._warn(f"{self.name} failed ({failures[0]}); nothing more is logged there")
 
-    def remedy(self) -> str:
-        """Return what can be done about a failure, to end its warning."""
-        return ""
+    def _warn(self, message: str) -> None:
+        logger.warning("%s", message)
 
 
 class WandbTracker(Tracker):
@@ -159,8 +157,10 @@ class WandbTracker(Tracker):
             with contextlib.suppress(SystemExit):  # the service process ended with an error
                 self._wandb.teardown(exit_code)
 
-    def remedy(self) -> str:
-        return f". Upload what was logged: {self._run.upload_command}" if self._run.upload_command else ""
+    def _warn(self, message: str) -> None:
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else an error for each line that training prints
+        command = self._run.upload_command
+        super()._warn(f"{message}. Upload what was logged: {command}" if command else message)
 
 
 class WandbRun(WandbCallback):

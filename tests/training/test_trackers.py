@@ -31,18 +31,17 @@ NOBODY = "http://127.0.0.1:9"
 
 @pytest.fixture(autouse=True)
 def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set W&B up as a user with a key does; it waits for a second where it would wait for a minute."""
+    """Set W&B up as a user with a key does; it waits a second for the end of a run where it would wait a minute."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("DIR", "CONFIG_DIR", "CACHE_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
-    for name, value in {"API_KEY": "k" * 40, "INIT_TIMEOUT": "1", "FINISH_TIMEOUT": "1", "SILENT": "true"}.items():
+    for name, value in {"API_KEY": "k" * 40, "FINISH_TIMEOUT": "1", "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "60")
     with wandb_server() as running:
         monkeypatch.setenv("WANDB_BASE_URL", running.url)
         yield running
@@ -146,6 +145,7 @@ def test_what_a_server_that_went_away_did_not_take_can_be_uploaded(
 
 def test_without_a_server_a_run_is_logged_offline(tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", NOBODY)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     train_line(tmp_path)
     (run,) = (tmp_path / "wandb").glob("offline-run-*-abc")
     assert steps_of(run) == [(1, 1), (2, 2), (3, 3)]
@@ -208,6 +208,15 @@ def test_a_continued_run_is_the_same_run_on_the_server(server: WandbServer, tmp_
     train_line(tmp_path, earlier_id="abc")
     assert list(server.rows) == ["abc"]
     assert [row["_step"] for row in server.rows["abc"]] == [1, 2, 3]
+    assert not warnings_of(caplog)
+
+
+def test_a_trial_of_a_sweep_logs_under_the_agents_id(server: WandbServer, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial")
+    train_line(tmp_path, run_id="trial")
+    assert list(server.rows) == ["trial"]
+    assert [row["_step"] for row in server.rows["trial"] if "train/loss" in row] == [1, 2, 3]
     assert not warnings_of(caplog)
 
 
