@@ -10,7 +10,10 @@ from typing import Any
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
-    """`rows` are the history of each run, by its id, as the client sent it; `stop` makes the server go away."""
+    """`rows` are the history of each run, by its id, as the client sent it.
+
+    `stop` makes the server go away; with `leaves_at_upload` it goes away when a run's rows arrive for the first time.
+    """
 
     daemon_threads = True
 
@@ -18,8 +21,10 @@ class WandbServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.leaves_at_upload = self.is_gone = False
 
     def stop(self) -> None:
+        self.is_gone = True  # also on connections that are open
         self.shutdown()
         self.server_close()
 
@@ -68,6 +73,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.is_gone |= self.server.leaves_at_upload and self.path.endswith("/file_stream")
+        if self.server.is_gone:
+            self.close_connection = True
+            return
         if self.headers["Content-Encoding"] == "gzip":
             body = gzip.decompress(body)
         is_json = self.headers["Content-Type"].startswith("application/json")  # telemetry is not
