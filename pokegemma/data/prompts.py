@@ -24,17 +24,18 @@ NEXT_QUESTION = "Next button?"
 """What every question ends with, and the whole of it where a conversation has told the rest."""
 
 MAX_PREVIOUS_BUTTONS = 8
-MAX_GOAL_BYTES = 85
+MAX_GOAL_BYTES = 200
 """Longest goal in a prompt, in bytes of UTF-8; so it has at most as many tokens, whatever its text.
 
 A token of SentencePiece with byte fallback, as Gemma's, covers at least one byte. A tighter bound would not hold for
 any text: "gqgqgq" has one token a letter.
 """
 
-MAX_PROMPT_TOKENS = 200
-"""Context and question together have fewer tokens of Gemma's tokenizer than this, whatever the goal.
+MAX_PROMPT_TOKENS = 310
+"""Context and question together have at most so many tokens of Gemma's tokenizer, whatever the goal.
 
-The rules have 80, the line of the goal at most 91 (its bytes), the question at most 24.
+The rules have 80, the line of the goal at most 206 (its bytes), the question at most 24. In English a goal of 200 bytes
+has about 50.
 """
 
 _RULES = (

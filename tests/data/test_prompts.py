@@ -29,36 +29,42 @@ def check_length(goal, buttons):
     assert len(question.removeprefix("Buttons pressed so far: ").split("\n")[0].split(", ")) <= 8
     goal_line = context.removeprefix(RULES)
     assert "\n" not in goal_line  # a line break is a token of its own: no token spans two lines
-    assert RULES_TOKENS + len(goal_line.encode()) + QUESTION_TOKENS < prompts.MAX_PROMPT_TOKENS
+    assert RULES_TOKENS + len(goal_line.encode()) + QUESTION_TOKENS <= prompts.MAX_PROMPT_TOKENS == 310
 
 
 @settings(max_examples=500)
 @given(st.text(st.characters(codec="utf-8"), max_size=2000), st.lists(st.sampled_from(prompts.BUTTONS), max_size=30))
-def test_a_prompt_stays_under_200_tokens_for_any_goal(goal, buttons):
+def test_a_prompt_has_at_most_310_tokens_for_any_goal(goal, buttons):
     check_length(goal, buttons)
 
 
 @pytest.mark.parametrize("goal", ["x" * 10**6, "é" * 5000, "😀 " * 5000, "1 2 3 " * 5000, "gq" * 99, "a\n" * 999])
-def test_a_prompt_stays_under_200_tokens_for_a_hostile_goal(goal):
+def test_a_prompt_has_at_most_310_tokens_for_a_hostile_goal(goal):
     check_length(goal, ["select"] * 99)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=200))
 def test_a_cut_goal_is_as_long_as_fits_and_begins_as_the_whole_one_does(goal):
     whole = " ".join(goal.split())
-    short = prompts.shorten(goal, max_bytes=85)
-    assert len(short.encode()) <= 85
+    short = prompts.shorten(goal, max_bytes=60)
+    assert len(short.encode()) <= 60
     if short != whole:
-        assert len(whole.encode()) > 85
+        assert len(whole.encode()) > 60
         kept = short.removesuffix("…")
         assert whole.startswith(kept)
         following = whole[len(kept) :].lstrip()[0]
         spaces = len(whole[len(kept) :]) - len(whole[len(kept) :].lstrip())
-        assert len(short.encode()) + spaces + len(following.encode()) > 85
+        assert len(short.encode()) + spaces + len(following.encode()) > 60
 
 
-def test_a_goal_of_a_recorded_session_is_not_cut():
-    goal = "you are just outside brock in pewter city, go in and defeat him"  # the longest of the real ones
+@pytest.mark.parametrize(
+    "goal",
+    [
+        "you are just outside brock in pewter city, go in and defeat him",  # the longest of the real sessions
+        "Leave the room by its door; every sign must be read, and the menu opened whenever the bell rings",  # toy game
+    ],
+)
+def test_goals_that_were_recorded_are_not_cut(goal):
     assert prompts.build_context(goal).endswith(f"Goal: {goal}")
 
 

@@ -35,7 +35,7 @@ def test_every_special_token_of_all_families_is_known_to_the_data(
 @example(text="Lv 5 to 10 in Rt 1")
 @example(text="gqgqgq 東京 🎮 \x00\x7f \u200d é")
 def test_a_token_has_at_least_one_byte(text: str, processor: Gemma3Processor) -> None:
-    """The rule by which a goal of 85 bytes has at most 85 tokens; digits are split, unknown characters are bytes."""
+    """The rule by which a goal of 200 bytes has at most 200 tokens; digits are split, unknown characters are bytes."""
     assert len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) <= len(text.encode())
 
 
