@@ -1,6 +1,8 @@
 """Options from defaults, YAML and flags; errors as one line and an exit code."""
 
 import errno
+import os
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pokegemma.cli import parse_options, run
@@ -104,6 +107,19 @@ def test_errors_become_one_line_and_a_status(
     with pytest.raises(SystemExit) as caught:
         run(lambda: fail(error))
     assert (caught.value.code, capsys.readouterr().err) == (status, message)
+
+
+def kill_this_process(items: list[int]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_data_loader_worker_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: list(DataLoader(range(4), num_workers=1, collate_fn=kill_this_process)))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: DataLoader worker (pid")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1)])

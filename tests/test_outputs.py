@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file, atomic_folder, require_space
@@ -28,6 +29,16 @@ def make_result(folder: Path, *, stage: str) -> None:
     folder.mkdir()
     (folder / "old.txt").touch()
     (folder / "run.json").write_text(f'{{"stage": "{stage}"}}')
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device (os error 28)"), OSError(28, "full")])
+def test_a_full_disk_has_the_name_of_the_file_or_folder(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a\.json") as caught, atomic_file(tmp_path / "a.json"):
+        raise error
+    assert caught.value.filename == str(tmp_path / "a.json")
+    with pytest.raises(PokegemmaError, match="the disk is full"), atomic_folder(tmp_path / "b", stage="merge"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("stage", ["convert", None])

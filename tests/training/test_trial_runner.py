@@ -1,7 +1,6 @@
 """Trials of a batch size: what they train on, what their end means, and the whole search for real on a CPU."""
 
 import dataclasses
-import errno
 import functools
 import json
 import os
@@ -19,7 +18,7 @@ import torch
 from transformers import Gemma3Processor
 
 from pokegemma.data.samples import Sample, read_samples
-from pokegemma.errors import PokegemmaError, is_out_of_memory
+from pokegemma.errors import PokegemmaError
 from pokegemma.settings import read_settings
 from pokegemma.training.batch_options import is_checkpointing_given
 from pokegemma.training.batch_report import advice
@@ -97,6 +96,20 @@ def test_a_trial_evaluates_on_the_longest_rows_that_are_held_out(
     assert not (tmp_path / "none" / "eval.jsonl").exists()
 
 
+def test_a_trial_evaluates_where_there_is_something_to_evaluate_on(tmp_path: Path) -> None:
+    options = {"step_rows": 1, "num_steps": 2, "limit_bytes": GIB, "on_gpu": False, "num_processes": 1}
+    runner = TrialRunner([], tmp_path, **options)
+    for strategy in ("no", "steps"):
+        command = runner._command(tmp_path, 1, True)
+        assert command[command.index("--eval_strategy") + 1] == strategy
+        (tmp_path / "eval.jsonl").touch()
+
+
+def test_a_trial_without_enough_shared_memory_does_not_fit() -> None:
+    trial = judge(Ended(0, 0, False), {"shared_memory": "/dev/shm"}, "", limit_bytes=GIB, with_gradients=False)
+    assert (trial.fits, trial.reason) == (False, "/dev/shm")
+
+
 def test_rows_are_repeated_where_there_are_too_few_and_share_no_picture(
     samples: list[Sample], toy_dataset: Path, make_collator: Callable, tmp_path: Path
 ) -> None:
@@ -161,33 +174,6 @@ def test_a_trial_that_fails_otherwise_is_an_error_with_its_last_lines(ended: End
 def test_a_mistake_that_the_trial_names_is_all_that_is_said() -> None:
     with pytest.raises(PokegemmaError, match=r"\(exit status 2\): frame\.png cannot be read$"):
         judge(Ended(2, 0, False), None, "x\nerror: frame.png cannot be read\n", limit_bytes=1, with_gradients=False)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-        MemoryError(),
-        OSError(errno.ENOMEM, "Cannot allocate memory"),
-    ],
-)
-def test_errors_of_memory_are_known_also_as_the_cause_of_others(error: BaseException) -> None:
-    assert is_out_of_memory(error)
-    outer = PokegemmaError("the model could not be loaded")
-    outer.__cause__ = error
-    assert is_out_of_memory(outer)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [RuntimeError("CUDA error: device-side assert"), OSError(errno.ENOSPC, "full"), ValueError("out of memory")],
-)
-def test_other_errors_are_not_taken_for_a_lack_of_memory(error: BaseException) -> None:
-    assert not is_out_of_memory(error)
 
 
 class MadeUpCuda:
