@@ -176,7 +176,7 @@ class TrainingOptions(SFTConfig):
     per_device_train_batch_size: int = field(default=2, metadata={"help": "Samples a device a forward pass."})
     per_device_eval_batch_size: int | None = field(
         default=None,
-        metadata={"help": "The same, in evaluation. Default: as in training, whose memory it needs less of."},
+        metadata={"help": "The same, in evaluation. Default: as in training."},
     )
     gradient_accumulation_steps: int = field(default=8, metadata={"help": "Forward passes an optimizer step."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data, unless --max_steps."})

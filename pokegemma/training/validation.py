@@ -176,7 +176,7 @@ def disk_needs(
     return needs
 
 
-def check_workers(
+def _check_shared_memory(
     plan: Plan, hardware: preflight.Hardware, collators: dict[str, Collator], *, bytes_per_picture: int | None
 ) -> Check:
     """Fail if /dev/shm has no room for the batches of training's data loader workers."""
@@ -244,7 +244,7 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
         for name in ("shared memory", "memory (estimate)"):
             yield skipped(name, "needs the token lengths")
         return
-    yield check_workers(plan, hardware, collators, bytes_per_picture=bytes_per_picture)
+    yield _check_shared_memory(plan, hardware, collators, bytes_per_picture=bytes_per_picture)
     images = max(
         len(collators[split.name].picture_paths(example)) for split in plan.splits for _, example in plan.rows(split)
     )
