@@ -138,8 +138,10 @@ def test_fewer_bits_are_further_from_transformers_but_not_far(
 ) -> None:  # fmt: skip
     expected = reference.read(questions[0], answers[0])
     errors = [np.abs(engine.read(questions[0], answers[:1])[0] - expected).mean()]
-    for name in ("model-q8_0.gguf", "model-q4_k_m.gguf"):
+    assert engine.weights == "F16"
+    for name, weights in (("model-q8_0.gguf", "Q8_0"), ("model-q4_k_m.gguf", "Q4_K_M")):
         with LlamaCppEngine(gguf_folder / name, gguf_folder / MMPROJ, num_context=512) as other:
+            assert other.weights == weights
             errors.append(np.abs(other.read(questions[0], answers[:1])[0] - expected).mean())
     assert errors[0] < 0.016 < errors[1] < 0.16 < errors[2] < 1  # 0.0035, 0.073 and 0.35 were measured
 

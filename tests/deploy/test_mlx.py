@@ -132,7 +132,28 @@ def test_quantising_leaves_the_vision_tower_whole(
     weights = [path / "model.safetensors" for path in (tmp_path / "mlx", mlx_folder)]
     assert weights[0].stat().st_size < (0.55 if bits == 4 else 0.7) * weights[1].stat().st_size
     engine = MlxEngine(tmp_path / "mlx")
+    assert engine.weights == quantised
     assert len(engine.write(mlx_cases.make_question(0), max_new_tokens=3)) <= 3
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_matrix_of_the_language_model_has_its_bits_in_groups_of_64(
+    bits: int, mlx_checkpoint: Path, tmp_path: Path
+) -> None:
+    convert_to_mlx(mlx_checkpoint, tmp_path / "mlx", bits=bits)
+    written, stored = (load_file(path / "model.safetensors") for path in (tmp_path / "mlx", mlx_checkpoint))
+    stored["language_model.lm_head.weight"] = stored["language_model.model.embed_tokens.weight"]
+    matrices = {name for name, w in stored.items() if name.startswith("language_model.") and w.dim() == 2}
+    assert len(matrices) == 6 * 7 + 2
+    assert {name for name, weight in written.items() if weight.dtype == torch.uint32} == matrices
+    for name in matrices:
+        rows, columns = stored[name].shape
+        assert written[name].shape == (rows, columns * bits // 32)
+        for kind in ("scales", "biases"):
+            assert written[f"{name.removesuffix('.weight')}.{kind}"].shape == (rows, columns // 64)
+    assert {w.dtype for name, w in written.items() if name not in matrices} == {torch.bfloat16}
+    config = json.loads((tmp_path / "mlx" / "config.json").read_text(encoding="utf-8"))
+    assert (config["quantization"]["bits"], config["quantization"]["group_size"]) == (bits, 64)
 
 
 def test_a_published_config_is_completed_with_its_defaults(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Modes of training are in force, not only asked for: seen in the model and in its first step."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from pokegemma.training.options import DataOptions, ModelOptions, TrainingOption
 from pokegemma.training.trainable import load_trainable
 
 QUICK: dict[str, Any] = {
-    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 1, "eval_strategy": "no",
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 1,
     "save_strategy": "no", "dataloader_num_workers": 0, "warmup_steps": 0, "use_cpu": True, "report_to": "none",
 }  # fmt: skip
 
@@ -34,7 +35,9 @@ def observe(
     """Train a step and return the modes that were in force."""
     asked = ModelOptions(model_name_or_path=str(model), **options)
     data = DataOptions(dataset_path=str(dataset), vision_features=features and str(features))
-    arguments = TrainingOptions(output_dir=str(output), bf16=bf16, **QUICK, **(training or {}))
+    arguments = TrainingOptions(
+        output_dir=str(output), bf16=bf16, **{"eval_strategy": "no", **QUICK, **(training or {})}
+    )
     observer = ModesObserver(asked, arguments)
     assert sft.train(data, arguments, asked, callbacks=[observer])
     assert observer.modes is not None
@@ -170,11 +173,28 @@ def test_rows_of_several_samples_or_answers_take_blocks_under_sdpa(
     assert text == [("blockwise" if asked == "sdpa" else "eager", mask)] * 6
 
 
-def test_cached_features_leave_the_tower_out(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
-    features = {"features": tmp_path / "features"}
-    modes = observe(tiny_model, toy_dataset, tmp_path / "a", finetuning="lora", **features)
+def test_with_cached_features_the_tower_sees_every_picture_once_and_training_and_evaluation_never(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    pictures = []
+
+    def look(module: torch.nn.Module, inputs: tuple, output: Any) -> None:
+        if isinstance(module, modeling_siglip.SiglipVisionModel):
+            pictures.append(len(output.last_hidden_state))
+
+    handle = torch.nn.modules.module.register_module_forward_hook(look)
+    try:
+        modes = observe(
+            tiny_model, toy_dataset, tmp_path / "a", finetuning="lora", features=tmp_path / "features",
+            training={"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4},
+        )  # fmt: skip
+    finally:
+        handle.remove()
     assert modes["computed_in"] == {"language_model": "float32"}
     assert modes["runs_per_pass"] == {"language_model": 2.0}
+    assert sum(pictures) == len({path.read_bytes() for path in (toy_dataset / "grid_images").iterdir()})
+    state = json.loads((tmp_path / "a" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "eval_loss" in entry] == [1]
 
 
 # --- what was asked for and is not in force
@@ -218,7 +238,9 @@ def test_bf16_that_is_not_in_force_ends_training_in_its_first_step(
     tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     asked = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
-    arguments = TrainingOptions(output_dir=str(tmp_path / "a"), bf16=False, **{**QUICK, "max_steps": 5})
+    arguments = TrainingOptions(
+        output_dir=str(tmp_path / "a"), bf16=False, **{**QUICK, "max_steps": 5, "eval_strategy": "no"}
+    )
     observer = ModesObserver(asked, TrainingOptions(output_dir=str(tmp_path / "a"), bf16=True, **QUICK))
     with pytest.raises(PokegemmaError, match="bf16 was asked for, and the language model computed in float32"):
         sft.train(DataOptions(dataset_path=str(toy_dataset)), arguments, asked, callbacks=[observer])
