@@ -20,6 +20,7 @@ from pokegemma.training import models, sft
 from pokegemma.training.modes import OFF, ON, REENTRANT, ModesObserver, check_modes, modes_in_force
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.trainable import load_trainable
+from pokegemma.training.trainer import PokemonTrainer, find_answers
 
 QUICK: dict[str, Any] = {
     "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 1,
@@ -195,6 +196,41 @@ def test_with_cached_features_the_tower_sees_every_picture_once_and_training_and
     assert sum(pictures) == len({path.read_bytes() for path in (toy_dataset / "grid_images").iterdir()})
     state = json.loads((tmp_path / "a" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "eval_loss" in entry] == [1]
+
+
+# --- rows
+
+
+@pytest.mark.parametrize(
+    ("view", "num_rows", "num_answers"),
+    [
+        ({}, 2, [1, 1]),
+        ({"samples_per_row": 2}, 1, [2]),
+        ({"layout": "trajectory", "max_decisions": 5, "overlap_decisions": 2}, 2, [5, 3]),
+        ({"layout": "trajectory", "max_decisions": 5, "overlap_decisions": 0}, 2, [5, 5]),
+    ],
+)
+def test_rows_of_a_run_hold_as_many_decisions_as_asked(
+    view: dict[str, Any], num_rows: int, num_answers: list[int], tiny_model: Path, toy_dataset: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    batches: list[dict[str, torch.Tensor]] = []
+    step = PokemonTrainer.training_step
+
+    def look(trainer: PokemonTrainer, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+        batches.append(dict(inputs))
+        return step(trainer, model, inputs, *args)
+
+    monkeypatch.setattr(PokemonTrainer, "training_step", look)
+    asked = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
+    batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "eval_strategy": "no"}
+    training = TrainingOptions(output_dir=str(tmp_path / "a"), **{**QUICK, **batch})
+    training.train_sampling_strategy = "sequential"
+    assert sft.train(DataOptions(dataset_path=str(toy_dataset), **view), training, asked)
+    (row,) = batches
+    assert len(row["input_ids"]) == num_rows
+    starts = find_answers(row["labels"])[0].tolist()
+    assert [starts.count(number) for number in range(num_rows)] == num_answers
 
 
 # --- what was asked for and is not in force
