@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers import Gemma3Processor, ProcessorMixin
 
+from pokegemma.training.stored_weights import plain_name
+
 
 def published_name(name: str) -> str:
     """Return what published Gemma 3 checkpoints call a tensor, which is what llama.cpp and mlx-vlm read.
@@ -17,20 +19,13 @@ def published_name(name: str) -> str:
         >>> published_name("model.language_model.layers.0.mlp.up_proj.weight")
         'language_model.model.layers.0.mlp.up_proj.weight'
     """
-    part, _, rest = name.removeprefix("model.").partition(".")
+    plain = plain_name(name)
+    part, _, rest = plain.partition(".")
     if part == "lm_head":
-        return f"language_model.lm_head.{rest}"
-    if part == "language_model" and not rest.startswith("lm_head."):
-        return f"language_model.model.{_without(rest, 'model.')}"
+        return f"language_model.{plain}"
     if part == "vision_tower":
-        return f"vision_tower.vision_model.{_without(rest, 'vision_model.')}"
-    return f"{part}.{rest}"
-
-
-def _without(text: str, prefix: str) -> str:
-    while text.startswith(prefix):
-        text = text.removeprefix(prefix)
-    return text
+        return f"vision_tower.vision_model.{rest}"
+    return plain if part == "multi_modal_projector" else f"language_model.model.{plain}"
 
 
 def write_converter_files(processor: ProcessorMixin, folder: Path) -> None:
