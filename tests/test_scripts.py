@@ -349,7 +349,8 @@ def test_a_command_of_readme_exists(words: list[str]) -> None:
 
 
 def test_flags_in_the_text_of_readme_exist() -> None:
-    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | {"--num_processes", "--logdir", "--with"}
+    others = {"--num_processes", "--logdir", "--with", "--shm"}  # --shm-size, Docker's
+    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | others
     assert set(re.findall(r"(?<![\w-])--[A-Za-z]\w*", README)) - known == set()
 
 

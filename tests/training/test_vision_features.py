@@ -181,6 +181,16 @@ def test_a_damaged_chunk_is_named(model, processor, frames, tmp_path) -> None:
         open_cache(tmp_path, feature_key(model, processor))
 
 
+def test_a_chunk_that_disappears_during_training_is_named(model, processor, frames, tmp_path) -> None:
+    cache = new_cache(tmp_path, model, processor, frames[:3])
+    fill(cache, model, processor)
+    cache.refresh()
+    (chunk,) = (tmp_path / "chunks").iterdir()
+    chunk.unlink()
+    with pytest.raises(PokegemmaError, match=chunk.name):
+        cache.read(list(cache.digests))
+
+
 def test_a_frame_that_is_not_in_the_cache_is_named(model, processor, frames, tmp_path) -> None:
     cache = new_cache(tmp_path, model, processor, frames[:3])
     fill(cache, model, processor)
