@@ -3,7 +3,6 @@
 import collections
 import functools
 import io
-import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from pokegemma.data.pictures import to_rgb
+from pokegemma.data.pictures import UNREADABLE, to_rgb
 from pokegemma.data.png import PNG_SIGNATURE, Band, compress_rows, encode_png, join_bands
 
 FRAME_SIZE_PX = (240, 160)
@@ -51,9 +50,7 @@ def read_frame(content: bytes) -> Frame:
             png = content if image.format == "PNG" else encode_png(np.asarray(rgb))
     except UnidentifiedImageError:
         raise FrameError("not a picture") from None
-    # Pillow raises SyntaxError for a broken PNG, and struct, index or overflow errors for worse ones.
-    except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, struct.error, MemoryError, TypeError,
-            Image.DecompressionBombError) as error:  # fmt: skip
+    except (*UNREADABLE, MemoryError) as error:
         raise FrameError(" ".join(str(error).split()) or type(error).__name__) from error
     return Frame(png, np.asarray(fit_tile(rgb)))
 
