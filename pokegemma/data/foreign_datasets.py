@@ -47,8 +47,8 @@ def refuse_foreign_dataset(path: Path) -> None:
     """
     found = None
     if path.is_dir():
-        train = path / "train.jsonl"
-        found = _describe_file(train) if train.is_file() else _describe_folder(path)
+        own = [path / name for name in ("train.jsonl", "eval.jsonl") if (path / name).is_file()]
+        found = _describe_file(own[0]) if own else _describe_folder(path)
     elif path.is_file():
         found = _describe_file(path)
     elif _HUB_ID.fullmatch(str(path)) and not path.parent.exists():

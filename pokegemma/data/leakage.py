@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
 from pokegemma.data.checks import NO_SAMPLES, Check, Split, answer_button, percent, skipped
-from pokegemma.data.prompts import AnswerError, build_context, build_question, parse_answer
+from pokegemma.data.prompts import AnswerError, build_context, build_question, is_context, parse_answer
 from pokegemma.data.samples import Sample
 
 MAX_LEAK_SHARE = 0.01
@@ -62,11 +62,11 @@ def _with_goals(samples: Iterable[tuple[str, Sample]]) -> Iterator[tuple[str, Sa
 def _prompt_problem(sample: Sample, goal: str | None) -> str | None:
     if sample.metadata.get("goal") != goal:
         return "metadata.goal is not that of its session's first sample"
-    names = [
-        name
-        for name, expected in (("context", build_context(goal)), ("question", build_question(sample.previous_buttons)))
-        if getattr(sample, name) != expected
-    ]
+    is_right = {
+        "context": is_context(sample.context, goal),
+        "question": sample.question == build_question(sample.previous_buttons),
+    }
+    names = [name for name, right in is_right.items() if not right]
     return f"{' and '.join(names)} not as metadata.goal and metadata.previous_buttons make them" if names else None
 
 

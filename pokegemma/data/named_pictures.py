@@ -55,9 +55,10 @@ class NamedPictures:
             for candidate in (folder / "sshots" / parts[-1], folder / parts[-1]):
                 if candidate.is_file():
                     return candidate
-            absolute = Path(path)
-            if absolute.is_absolute() and absolute.resolve().is_relative_to(self.data_dir.resolve()):
-                return absolute if absolute.is_file() else None
+            absolute, data_dir = Path(path), self.data_dir.resolve()
+            if absolute.is_absolute() and absolute.resolve().is_relative_to(data_dir):
+                inside = self.data_dir / absolute.resolve().relative_to(data_dir)
+                return inside if inside.is_file() else None
         except (OSError, ValueError):  # too long for a file name, a NUL byte, a lone surrogate
             return None
         if own is None or len(parts) == 1:  # v1's own "screenshot_3.png" was never written: another would be found

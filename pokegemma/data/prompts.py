@@ -72,6 +72,13 @@ def build_context(goal: str | None) -> str:
     return f"{_RULES}\nGoal: {goal or 'none given'}"
 
 
+def is_context(text: str, goal: str | None) -> bool:
+    """Return whether `build_context` made a text of a goal, or did so in an earlier version, which cut it elsewhere."""
+    shown = text.removeprefix(f"{_RULES}\nGoal: ")
+    was_cut = shown != text and shown.endswith("…") and " ".join((goal or "").split()).startswith(shown[:-1])
+    return was_cut or text == build_context(goal)
+
+
 def build_question(previous_buttons: Sequence[str]) -> str:
     """Return the text after the pictures: the buttons pressed before this turn, oldest first."""
     pressed = ", ".join(previous_buttons[-MAX_PREVIOUS_BUTTONS:])

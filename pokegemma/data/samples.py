@@ -18,7 +18,7 @@ _MAX_PROBLEMS_NAMED = 5
 _CONTROL_TOKEN = re.compile(
     r"<(pad|eos|bos|unk|mask|unused\d+|(start|end)_of_(turn|image|audio)|(image|audio)_soft_token)>"  # Gemma 3, 3n
     r"|\[multimodal\]"
-    r"|<\|[\w\"/-]+\|?>|<[\w\"/-]+\|>"  # Gemma 4: <|turn>, <turn|>, <|image|>
+    r"|<\|[\"/]?[A-Za-z][\w\"/-]*\|?>|<[\"/]?[A-Za-z][\w\"/-]*\|>"  # Gemma 4: <|turn>, <turn|>, <|image|>
     r"|<__media\w*__>"  # where llama.cpp puts a picture
 )
 

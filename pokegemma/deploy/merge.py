@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from pokegemma.data.samples import Sample, read_samples
-from pokegemma.deploy.merged_weights import check_weights, weight_names
+from pokegemma.deploy.merged_weights import check_weights, require_weights, weight_names
 from pokegemma.deploy.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_folder, require_space
@@ -132,11 +132,12 @@ def merge(
             raise PokegemmaError(f"--output_path {output} holds {needed}, which merging needs; choose another")
     check_base(base)
     run = source.run
-    layout = run.get("options", {}).get("layout", "grid")
+    layout = (run.get("options") or {}).get("layout", "grid")
     with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
         image_size, attention = adapter_image_size(adapter), adapter_image_attention(adapter)
         processor = load_processor(base, image_size, attention)
         model: Any = load_model(base, image_size_px=image_size, attention=attention, dtype="float32", device=device)
+        require_weights(base, weight_names(model))
         logger.info("image size: %s", describe_image_size(model.config))
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
         require_space(output, int(1.02 * num_bytes) + 64 * 2**20, remedy=_REMEDY)

@@ -11,13 +11,31 @@ from pokegemma.deploy.tolerances import UNEXPLAINED_CHANGE, WEIGHT_NOISE
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.training.adapters import Adapter, name_some
 from pokegemma.training.image_size import interpolate_positions
-from pokegemma.training.models import load_config
+from pokegemma.training.models import load_config, stored_names
 from pokegemma.training.stored_weights import EMBEDDINGS, HEAD, StoredTensor, plain_name, stored_tensors
 
 
 def weight_names(model: PreTrainedModel) -> set[str]:
     """Return the plain names of a model's weights."""
     return {plain_name(name) for name in model.state_dict()}
+
+
+def require_weights(base: str, names: set[str]) -> None:
+    """Refuse a base whose files lack weights of the model: transformers would draw them at random, with a warning.
+
+    Args:
+        names: what `weight_names` returned for it.
+
+    Raises:
+        PokegemmaError: it does, or it has no safetensors files, with which the result is compared.
+    """
+    stored = stored_names(base)
+    missing = sorted(names - stored - ({HEAD} if EMBEDDINGS in stored else set()))
+    if missing:
+        raise PokegemmaError(
+            f"{base}: its files lack {len(missing)} of the model's {len(names)} tensors: {name_some(missing)}; "
+            "take a whole checkpoint"
+        )
 
 
 @dataclass(frozen=True)

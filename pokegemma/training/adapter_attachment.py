@@ -111,18 +111,25 @@ def _check_places(adapter: Adapter, model: PreTrainedModel, modules: dict[str, s
                 f"{adapter.path} does not fit {base}, is it the wrong base? {spelled} has the shape "
                 f"{tuple(tensor.shape)}, not {tuple(weight.shape)}"
             )
-        if name in adapter.copies and not torch.equal(weight.bfloat16().cpu(), tensor.bfloat16()):
+        if name in adapter.copies and not _is_copy(tensor, weight.cpu()):
             raise PokegemmaError(
                 f"{adapter.path}: {spelled} is not LoRA, not in modules_to_save, and differs from {base}; "
                 "is it the wrong base?"
             )
 
 
+def _is_copy(tensor: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether a tensor is a weight of the base, which training may have had in another type."""
+    return torch.equal(tensor, weight.to(tensor.dtype)) or torch.equal(tensor.bfloat16(), weight.bfloat16())
+
+
 def _check_complete(adapter: Adapter, model: PreTrainedModel, modules: dict[str, str]) -> None:
     """Refuse an adapter that lacks layers which its config matches in the model that was trained."""
     if not adapter.config.target_modules:
         return
-    prefixes = dict(_differing_prefixes(modules[name], layer.name) for name, layer in adapter.layers.items())
+    spelled = {modules[name]: layer.name for name, layer in adapter.layers.items()}
+    prefixes = dict(_differing_prefixes(own, other) for own, other in spelled.items())
+    prefixes.pop("", None)  # of an LM head that was spelled with a prefix, which no other layer shares
     trained_text_alone = any("language_model" in own and "language_model" not in prefixes[own] for own in prefixes)
     matched = []
     for plain, name in modules.items():
@@ -131,7 +138,8 @@ def _check_complete(adapter: Adapter, model: PreTrainedModel, modules: dict[str,
         if trained_text_alone and "language_model" not in name:
             continue
         own = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default="")
-        if check_target_module_exists(adapter.config, prefixes.get(own, "") + name.removeprefix(own)):
+        trained = spelled.get(name, prefixes.get(own, "") + name.removeprefix(own))
+        if check_target_module_exists(adapter.config, trained):
             matched.append(plain)
     if missing := [modules[name] for name in matched if name not in adapter.layers]:
         raise PokegemmaError(

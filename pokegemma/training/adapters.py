@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def read_adapter(path: Path) -> Adapter:
         raise PokegemmaError(f"{path}: the adapter is incomplete or damaged: {error}") from error
     if not tensors:
         raise PokegemmaError(f"{path}: the adapter has no weights")
-    broken = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    broken = sorted(name for name, tensor in tensors.items() if not tensor.float().isfinite().all())
     if broken:
         raise PokegemmaError(
             f"{path}: {len(broken)} of {len(tensors)} tensors contain NaN or infinity ({name_some(broken)}); training "
@@ -167,11 +168,15 @@ def _read_config(path: Path) -> LoraConfig:
         config = PeftConfig.from_pretrained(str(path)) if kind == "LORA" else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PokegemmaError(f"{path}: the adapter is incomplete or damaged: {CONFIG_FILE}: {error}") from error
+    if isinstance(config, LoraConfig) and (reason := _find_damage(config)):
+        raise PokegemmaError(f"{path}: the adapter is incomplete or damaged: {CONFIG_FILE}: {reason}")
     if not isinstance(config, LoraConfig):
         raise PokegemmaError(
             f"{path}: an adapter of the type {kind}, not LORA; train one with --finetuning lora or qlora"
         )
     used = [name for name in _UNSUPPORTED if getattr(config, name, None)]
+    if config.bias != "none":
+        used.append(f"bias={config.bias!r}")
     if used:
         raise PokegemmaError(f"{path}: {CONFIG_FILE} sets {used[0]}, which is not supported; merge it with PEFT itself")
     if str(config.init_lora_weights).lower().startswith(_CHANGE_THE_BASE):
@@ -180,6 +185,20 @@ def _read_config(path: Path) -> LoraConfig:
             "with PEFT's path_initial_model_for_weight_conversion"
         )
     return config
+
+
+def _find_damage(config: LoraConfig) -> str | None:
+    """Return what PEFT would stumble over later: a value of the wrong kind, or a regex that is none."""
+    for name, kind in (("r", int), ("lora_alpha", int | float), ("rank_pattern", dict), ("alpha_pattern", dict)):
+        if not isinstance(getattr(config, name), kind):
+            return f"{name} is {getattr(config, name)!r}"
+    targets = [config.target_modules] if isinstance(config.target_modules, str) else []
+    for pattern in (*targets, *config.rank_pattern, *config.alpha_pattern):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return f"{pattern!r} is not a regular expression: {error}"
+    return None
 
 
 def _sort_layers(path: Path, config: LoraConfig, tensors: dict[str, torch.Tensor]) -> dict[str, LoraLayer]:
@@ -194,7 +213,12 @@ def _sort_layers(path: Path, config: LoraConfig, tensors: dict[str, torch.Tensor
         layer.parts[part] = tensor
     expected = {"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"}
     extra = {"lora_magnitude_vector"} if config.use_dora else set()
-    torn = [layer.name for layer in layers.values() if layer.parts.keys() not in [parts | extra for parts in expected]]
+    torn = [
+        layer.name
+        for layer in layers.values()
+        if layer.parts.keys() not in [parts | extra for parts in expected]
+        or any(tensor.ndim < 2 for part, tensor in layer.parts.items() if part not in extra)
+    ]
     if torn:
         raise PokegemmaError(
             f"{path}: {len(torn)} of {len(layers)} layers do not have the tensors of a "
@@ -223,7 +247,7 @@ def find_base(adapter: Adapter, asked: str | None = None) -> str:
         except PokegemmaError as error:
             raise PokegemmaError(f"{adapter.path}: its base cannot be used: {error}; {remedy}") from error
     base, trained_on = str(asked or named), adapter.run.get("base_fingerprint")
-    if not trained_on or has_fingerprint(base, trained_on):
+    if not trained_on or has_fingerprint(base, str(trained_on)):
         return base
     known = adapter.run.get("base_model") or named
     try:

@@ -188,7 +188,10 @@ def attention_of_parts(config: PreTrainedConfig, attn_implementation: str) -> st
             "use sdpa, eager or flex_attention"
         )
     parts = {name: own for name, own in family.attention.items() if getattr(config, name, None) is not None}
-    return {"": attn_implementation, **parts} if parts else attn_implementation
+    if not parts:
+        return attn_implementation
+    # With "" alone transformers 5.23 leaves the parts that are not named at sdpa.
+    return {"": attn_implementation, "text_config": attn_implementation, "vision_config": attn_implementation, **parts}
 
 
 def check_checkpointing(config: PreTrainedConfig, *, reentrant: bool) -> None:

@@ -193,6 +193,15 @@ def load_model(
     return model.eval()
 
 
+def stored_names(path: str | Path) -> set[str]:
+    """Return the plain names of the tensors in a checkpoint's files.
+
+    Raises:
+        PokegemmaError: they cannot be read, or are not safetensors.
+    """
+    return _load("weights", path, lambda folder: {plain_name(tensor.name) for tensor in stored_tensors(folder)})
+
+
 def weights_fingerprint(path: str | Path) -> str:
     """Return a hash that tells checkpoints apart: all names and shapes, all vectors, and the first row of each matrix.
 
@@ -217,13 +226,15 @@ def has_fingerprint(path: str | Path, fingerprint: str) -> bool:
 
 
 def _hash_weights(path: str) -> str:
-    weights = {plain_name(tensor.name): (tensor.shape, tensor.beginning()) for tensor in stored_tensors(path)}
-    if weights.get(HEAD) == weights.get(EMBEDDINGS):
-        weights.pop(HEAD, None)
+    weights = {plain_name(tensor.name): tensor for tensor in stored_tensors(path)}
+    if {HEAD, EMBEDDINGS} <= weights.keys():
+        head, embeddings = weights[HEAD].read(), weights[EMBEDDINGS].read()
+        if head.dtype == embeddings.dtype and torch.equal(head, embeddings):
+            del weights[HEAD]
     digest = hashlib.sha256()
-    for name, (shape, beginning) in sorted(weights.items()):
-        digest.update(f"{name}{shape}".encode())
-        digest.update(beginning)
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name}{tensor.shape}".encode())
+        digest.update(tensor.beginning())
     return _FINGERPRINT_VERSION + digest.hexdigest()
 
 

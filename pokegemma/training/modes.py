@@ -74,7 +74,7 @@ def _checkpointing(model: torch.nn.Module) -> dict[str, str]:
         kind = OFF
         if module.gradient_checkpointing:
             function: Any = module._gradient_checkpointing_func
-            kind = REENTRANT if function.keywords.get("use_reentrant") else ON
+            kind = ON if function.keywords.get("use_reentrant") is False else REENTRANT  # torch's default
         found.setdefault(part_of(name), set()).add(kind)
     return {part: _joined(kinds) for part, kinds in sorted(found.items())}
 
@@ -124,7 +124,8 @@ def check_modes(modes: dict[str, Any], options: ModelOptions, *, checkpointing: 
     if attention != asked and (attention, asked) != (block_attention.NAME, "sdpa"):
         raise PokegemmaError(f"--attn_implementation {asked}: {attention} is in force in the language model")
     found = modes["gradient_checkpointing"].get(LANGUAGE_MODEL, OFF)
-    if found != checkpointing:
+    # With every_n_layers some layers are off.
+    if found != checkpointing and (checkpointing == OFF or set(found.split(", ")) != {checkpointing, OFF}):
         raise PokegemmaError(f"gradient checkpointing should be {checkpointing}, and is {found} in the language model")
 
 

@@ -248,6 +248,9 @@ class TrainingOptions(SFTConfig):
         self.remove_unused_columns = False  # the collator reads the sample itself
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
+        for kwargs in (self.activation_checkpointing_kwargs, self.gradient_checkpointing_kwargs):
+            if kwargs:  # torch would take no word of it for True
+                kwargs.setdefault("use_reentrant", False)
         if self.deepspeed_plugin is not None:
             self.mixed_precision = deepspeed_precision(self.deepspeed_plugin.deepspeed_config, asked=asked_bf16)
         self.bf16 = self.mixed_precision == "bf16"  # without a GPU the accelerate config alone may ask for it

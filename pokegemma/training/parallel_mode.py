@@ -92,6 +92,7 @@ def _is_sharded(parameter: torch.nn.Parameter) -> bool:
 
 def mode_in_force(model: torch.nn.Module) -> ParallelMode:
     """Return the mode of a wrapped model, the one that a training step gets, from its class and its parameters."""
+    model = getattr(model, "_orig_mod", model)  # compiled after it was wrapped
     if isinstance(model, FSDPModule):
         engine = "fsdp2"
     elif isinstance(model, FullyShardedDataParallel):
@@ -121,7 +122,9 @@ def require_mode(model: torch.nn.Module, training: TrainingArguments) -> dict[st
     """
     asked, mode = requested_mode(training), mode_in_force(model)
     whole = mode.engine in ("fsdp2", "deepspeed_zero3") and mode.num_processes > 1 and not mode.num_sharded
-    if (mode.engine, mode.num_processes) != (asked.engine, asked.num_processes) or whole:
+    # torchrun's only process gets DDP, too.
+    engines = {"none", "ddp"} if asked.num_processes == 1 and asked.engine in ("none", "ddp") else {asked.engine}
+    if mode.engine not in engines or mode.num_processes != asked.num_processes or whole:
         raise PokegemmaError(
             f"the accelerate config asks for {asked.describe()}, in force is {mode.describe()} ({mode.model_class}, "
             f"{mode.num_sharded} of {mode.num_parameters} parameters sharded); nothing was trained"

@@ -157,8 +157,10 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
             raise
         checkpoint = last_checkpoint(folder)
         found = f"{checkpoint.name} is complete" if checkpoint else "no checkpoint is complete yet"
+        path = Path(getattr(error, "filename", None) or folder)
+        path = path if path.exists() else folder
         raise PokegemmaError(
-            f"{folder} could not be written, its disk is full ({shutil.disk_usage(folder).free / 2**20:.0f} MiB left); "
+            f"{path} could not be written, its disk is full ({shutil.disk_usage(path).free / 2**20:.0f} MiB left); "
             f"{found}: free some space, then continue with the same command and --resume_from_checkpoint"
         ) from error
 

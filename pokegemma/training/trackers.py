@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,7 @@ _MARGIN_S = 30.0
 _HURRIED_LIMIT_S = 5.0
 """How long a run that Ctrl-C stops at once waits for its tracker."""
 _SERVICE = "wandb-core"
+Calls = queue.SimpleQueue[tuple[Callable[[], object], "queue.SimpleQueue[str | None]"]]
 _TOTALS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 """What transformers logs once, at the end: W&B gets it as the run's summary, as from transformers' own callback."""
 
@@ -65,6 +67,21 @@ def guarded_trackers(trainer: Trainer, *, run_id: str | None, earlier_id: str | 
             tracker.close(exit_code, limit_s=limit_s)
 
 
+def _serve(calls: Calls, errors: tuple[type[BaseException], ...]) -> None:
+    """Make the calls of a queue, each answered by None or a failure, until one fails."""
+    failure = None
+    while failure is None:
+        call, answer = calls.get()
+        failure = "it failed; the error is above"
+        try:
+            call()
+            failure = None
+        except errors as error:
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        finally:
+            answer.put(failure)
+
+
 class Tracker(TrainerCallback):
     """Pass the trainer's events on to a tracker's callback, in the first process, until it fails or takes too long."""
 
@@ -76,6 +93,7 @@ class Tracker(TrainerCallback):
         self.name = type(callback).__name__.removesuffix("Callback")
         self._callback = callback
         self._begun = self._failed = False
+        self._calls: Calls | None = None
 
     def on_train_begin(self, *event: Any, **objects: Any) -> None:
         self._pass_on("on_train_begin", self.begin_limit_s, *event, **objects)
@@ -99,25 +117,24 @@ class Tracker(TrainerCallback):
             self._attempt(functools.partial(handler, args, state, *event, **objects), limit_s)
 
     def _attempt(self, call: Callable[[], object], limit_s: float) -> None:
-        """Run `call` in a thread, for it may never return; warn where it fails and was not known to."""
-        failures = ["it failed; the error is above"]
+        """Run `call` in the tracker's thread, for it may never return; warn where it fails and was not known to.
 
-        def run() -> None:
-            try:
-                call()
-            except self.errors as error:
-                failures[:] = [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
-            else:
-                failures.clear()
-
-        thread = threading.Thread(target=run, name=self.name, daemon=True)
-        thread.start()
-        thread.join(limit_s)
-        if thread.is_alive():
-            failures = [f"no answer within {limit_s:g} s"]
-        if failures and not self._failed:
-            self._failed = True
-            self._warn(f"{self.name} failed ({failures[0]}); nothing more is logged there")
+        All calls run in one thread, since MLflow keeps its run by thread.
+        """
+        if self._calls is None:
+            self._calls = queue.SimpleQueue()
+            threading.Thread(target=_serve, args=(self._calls, self.errors), name=self.name, daemon=True).start()
+        answer: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._calls.put((call, answer))
+        try:
+            failure = answer.get(timeout=limit_s)
+        except queue.Empty:
+            failure = f"no answer within {limit_s:g} s"
+        if failure is not None:
+            self._calls = None  # the thread hangs, or has ended
+            if not self._failed:
+                self._failed = True
+                self._warn(f"{self.name} failed ({failure}); nothing more is logged there")
 
     def _warn(self, message: str) -> None:
         logger.warning("%s", message)

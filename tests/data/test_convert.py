@@ -257,6 +257,17 @@ def test_a_picture_that_two_sessions_name_is_told(tmp_path):
     assert [problem.split(" is named by ")[0] for problem in problems] == ["analysis/2.png"]
 
 
+def test_a_picture_that_two_sessions_name_by_a_path_of_this_machine_is_told(tmp_path, monkeypatch):
+    (tmp_path / "in" / "shared").mkdir(parents=True)
+    (tmp_path / "in" / "shared" / "odd.png").write_bytes(frame_png(7))
+    for name, button in (("one", "up"), ("two", "down")):
+        turn = turn_record(1, button, screenshot_path=str(tmp_path / "in" / "shared" / "odd.png"))
+        write_session(tmp_path / "in" / f"session_{name}", [turn], steps=[], goal=name)
+    monkeypatch.chdir(tmp_path)
+    problems = convert(Path("in"), tmp_path / "out")["problems"]
+    assert [problem.split(" is named by ")[0] for problem in problems] == ["shared/odd.png"]
+
+
 def test_the_files_are_the_same_for_any_number_of_workers_and_after_overwriting(make_session, tmp_path):
     for name in ("a", "b", "c"):
         make_session(name, [turn_record(turn, timestamp="") for turn in range(1, 4)])

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pokegemma.data.checks import find_splits
+from pokegemma.data.foreign_datasets import refuse_foreign_dataset
 from pokegemma.data.samples import dataset_files, read_samples
 from pokegemma.errors import PokegemmaError
 
@@ -78,3 +79,9 @@ def test_a_folder_that_does_not_exist_yet_is_to_be_converted(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PokegemmaError, match="not found; convert sessions first"):
         dataset_files(path)
+
+
+def test_a_dataset_to_evaluate_on_may_have_other_files_beside_it(tmp_path):
+    (tmp_path / "parity.json").write_text("[]")
+    (tmp_path / "eval.jsonl").write_text("")
+    refuse_foreign_dataset(tmp_path)

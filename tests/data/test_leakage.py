@@ -172,6 +172,16 @@ def test_a_goal_that_changes_within_a_session_is_no_prompt_of_ours(tmp_path):
     assert check.details == ("train.jsonl:2 (s/2): metadata.goal is not that of its session's first sample",)
 
 
+def test_a_goal_that_an_earlier_version_cut_elsewhere_is_ours(tmp_path):
+    goal = "leave the house and walk north to the next town, then heal your pokemon"
+    sample = make_sample("s", 1, "up")
+    cut, other = (sample.context.replace("leave the house", text) for text in ("leave the house and…", "press up…"))
+    metadata = {**sample.metadata, "goal": goal}
+    for context, status in ((cut, "PASS"), (other, "FAIL")):
+        samples = [replace(sample, context=context, metadata=metadata)]
+        assert check_prompts([write_split(tmp_path / "train.jsonl", samples, draw=False)]).status == status
+
+
 def test_one_other_prompt_in_a_hundred_warns_and_two_fail(tmp_path):
     samples = play_session("s", num_turns=100)
     samples[6] = replace(samples[6], question="Next button?")

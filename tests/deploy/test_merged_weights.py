@@ -142,6 +142,15 @@ def test_a_base_that_is_not_finite_is_named(adapter: Adapter, tiny_model: Path, 
         merge(adapter.path, tmp_path / "m", base=str(tmp_path / "base"))
 
 
+def test_a_base_that_lacks_a_tensor_is_refused(adapter: Adapter, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "base")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    del tensors["vision_tower.vision_model.post_layernorm.bias"]
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PokegemmaError, match=r"lack 1 of the model's 152 tensors: vision_tower\.post_layernorm\.bias"):
+        merge(adapter.path, tmp_path / "m", base=str(tmp_path / "base"))
+
+
 def test_a_base_in_another_spelling_and_in_shards_is_the_same_base(
     adapter: Adapter, merged: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

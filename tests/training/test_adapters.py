@@ -206,8 +206,9 @@ def test_a_copy_of_the_embeddings_must_be_those_of_the_base(tiny_model: Path, tm
         folder = write_adapter(tmp_path / message[:6], tiny_model, {**tensors, name: copy})
         with pytest.raises(PokegemmaError, match=message):
             attach_adapter(model, read_adapter(folder), str(tiny_model))
-    folder = write_adapter(tmp_path / "rounded", tiny_model, {**tensors, name: embeddings.bfloat16()})
-    attach_adapter(model, read_adapter(folder), str(tiny_model))
+    for dtype in (torch.bfloat16, torch.float16):
+        folder = write_adapter(tmp_path / str(dtype), tiny_model, {**tensors, name: embeddings.to(dtype)})
+        attach_adapter(model, read_adapter(folder), str(tiny_model))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,10 @@ def test_a_copy_of_the_embeddings_must_be_those_of_the_base(tiny_model: Path, tm
         ({"peft_type": "NONE"}, "type NONE"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
         ({"ensure_weight_tying": True}, "ensure_weight_tying"),
+        ({"bias": "lora_only"}, "bias='lora_only', which is not supported"),
+        ({"rank_pattern": None}, "rank_pattern is None"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"target_modules": "(q_proj"}, "not a regular expression"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused(
@@ -226,6 +231,24 @@ def test_what_is_no_plain_lora_is_refused(
     folder = write_adapter(tmp_path / "adapter", tiny_model, lora_tensors(tiny_model), **config)
     with pytest.raises(PokegemmaError, match=message):
         read_adapter(folder)
+
+
+def test_tensors_without_rows_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    tensors = lora_tensors(tiny_model)
+    tensors[f"base_model.model.{Q_PROJ}.lora_A.weight"] = torch.tensor(1.0)
+    with pytest.raises(PokegemmaError, match=rf"1 of 42 layers .*{Q_PROJ}"):
+        read_adapter(write_adapter(tmp_path / "adapter", tiny_model, tensors))
+
+
+def test_an_lm_head_spelled_with_a_prefix_does_not_stand_for_the_tower(tiny_model: Path, tmp_path: Path) -> None:
+    """transformers 4.51 had it below language_model, where a regex for the language model finds it."""
+    tensors = lora_tensors(tiny_model, rename=lambda name: name)
+    head = "base_model.model.language_model.lm_head.lora_"
+    tensors |= {f"{head}A.weight": torch.ones(4, 128), f"{head}B.weight": torch.ones(1088, 4)}
+    regex = r".*language_model.*\.(" + "|".join((*TEXT, "lm_head")) + ")"
+    adapter = read_adapter(write_adapter(tmp_path / "adapter", tiny_model, tensors, target_modules=regex))
+    attach_adapter(models.load_model(tiny_model), adapter, str(tiny_model))
+    assert len(adapter.layers) == 43
 
 
 def test_weights_that_are_not_finite_are_counted_and_named(tiny_model: Path, tmp_path: Path) -> None:

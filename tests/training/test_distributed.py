@@ -198,6 +198,14 @@ def test_a_config_trains_in_its_mode_to_the_same_losses_and_weights_as_one_proce
 
 
 @pytest.mark.slow
+def test_one_process_of_torchrun_trains(dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """accelerate wraps its model in DistributedDataParallel, too."""
+    where = {"dataset_path": dataset, "model_name_or_path": tiny_model, "max_steps": 1}
+    train(launcher("multi_gpu", tmp_path, num_processes=1), tmp_path / "trained", num_processes=1, **where)
+    assert json.loads((tmp_path / "trained" / "run.json").read_text())["parallel_mode"]["engine"] == "ddp"
+
+
+@pytest.mark.slow
 def test_a_config_whose_mode_is_not_in_force_is_refused(dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
     """accelerate itself replaces FSDP by DDP on CPUs, without a message."""
     config = config_for_cpu("fsdp2", tmp_path, num_processes=2)
@@ -242,6 +250,26 @@ def test_a_sharded_run_that_is_continued_ends_with_the_same_weights(
     assert_mode(stopped, name, num_processes=2)
     ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (stopped, through))
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+@pytest.mark.slow
+def test_an_adapter_of_shared_keys_trains_under_zero3_as_in_one_process(
+    dataset: Path, other_models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Gemma 4's layers share keys and values, whose gradients reentrant checkpointing would cut."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
+    where = {"dataset_path": dataset, "model_name_or_path": other_models("gemma4"), "max_steps": 3}
+    # transformers gives each pass of Gemma 4 the same weight, however many tokens it has: the passes must be the same.
+    alone = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": BATCH}
+    expected, _ = train(None, tmp_path / "alone", num_processes=1, **where, **alone)
+    ours, folder = train(
+        launcher("deepspeed_zero3", tmp_path, num_processes=2), tmp_path / "ours", num_processes=2, **where
+    )
+    assert_mode(folder, "deepspeed_zero3", num_processes=2)
+    modes = json.loads((folder / "run.json").read_text())["modes"]
+    assert modes["gradient_checkpointing"]["language_model"] == "not reentrant"
+    assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert ours["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -61,11 +61,18 @@ def test_reentrant_checkpointing_is_refused_where_layers_share_keys() -> None:
 
 
 def test_the_audio_tower_is_told_the_only_attention_it_knows() -> None:
-    assert families.attention_of_parts(gemma4_config(), "sdpa") == {"": "sdpa", "audio_config": "eager"}
+    parts = {"": "sdpa", "text_config": "sdpa", "vision_config": "sdpa", "audio_config": "eager"}
+    assert families.attention_of_parts(gemma4_config(), "sdpa") == parts
     assert families.attention_of_parts(Gemma4Config(vision_config={}), "sdpa") == "sdpa"
     assert families.attention_of_parts(Gemma3Config(), "flex_attention") == "flex_attention"
     with pytest.raises(PokegemmaError, match="'flash_attention_2' is wrong for Gemma 4"):
         families.attention_of_parts(gemma4_config(), "flash_attention_2")
+
+
+def test_every_part_of_gemma_4_has_the_attention_that_was_asked_for(other_models) -> None:
+    config = models.load_model(other_models("gemma4"), attn_implementation="eager").config
+    assert config.text_config._attn_implementation == "eager"
+    assert config.vision_config._attn_implementation == "eager"
 
 
 def test_fsdp_shards_the_layers_of_the_model_at_hand(

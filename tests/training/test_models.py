@@ -58,6 +58,9 @@ def test_the_fingerprint_is_that_of_what_is_loaded(tiny_model: Path, tmp_path: P
     other = {**weights, "lm_head.weight": head + 1}
     save_file(other, tmp_path / "with_head" / "model.safetensors", metadata={"format": "pt"})
     assert models.weights_fingerprint(tmp_path / "with_head") != fingerprint
+    other["lm_head.weight"][0] = head[0]  # the row that is hashed
+    save_file(other, tmp_path / "with_head" / "model.safetensors", metadata={"format": "pt"})
+    assert models.weights_fingerprint(tmp_path / "with_head") != fingerprint
 
 
 def test_a_fingerprint_of_an_earlier_version_still_fits(tiny_model: Path, tmp_path: Path) -> None:

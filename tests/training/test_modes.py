@@ -64,6 +64,17 @@ def test_layers_are_run_again_with_gradient_checkpointing_and_an_adapter(
     assert modes["computed_in"] == {"language_model": "float32", "vision_tower": "float32"}
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "expected"), [({"every_n_layers": 2}, {ON, OFF}), ({"preserve_rng_state": False}, {ON})]
+)
+def test_other_arguments_of_checkpointing_leave_it_not_reentrant(
+    kwargs: dict[str, Any], expected: set[str], tiny_model: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    training = {"gradient_checkpointing_kwargs": kwargs}
+    modes = observe(tiny_model, toy_dataset, tmp_path / "a", training=training, finetuning="lora")
+    assert set(modes["gradient_checkpointing"]["language_model"].split(", ")) == expected
+
+
 def test_a_trained_tower_is_checkpointed_too(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
     modes = observe(tiny_model, toy_dataset, tmp_path / "m", finetuning="full", train_vision_tower=True)
     assert modes["runs_per_pass"] == {"language_model": 2.0, "vision_tower": 2.0}

@@ -56,6 +56,7 @@ def test_processes_that_do_not_belong_together_are_refused(
 
 def test_a_model_that_nothing_wraps_is_in_no_parallel_mode(training: TrainingOptions) -> None:
     model = torch.nn.Linear(2, 2)
+    assert mode_in_force(torch.compile(model)).model_class == "Linear"
     assert mode_in_force(model) == ParallelMode("none", 1, model_class="Linear", num_sharded=0, num_parameters=2)
     assert require_mode(model, training) == vars(mode_in_force(model))
 

@@ -30,6 +30,11 @@ def test_every_special_token_of_all_families_is_known_to_the_data(
         assert [find_control_token(f"go {token} north") for token in special] == special
 
 
+@pytest.mark.parametrize("text", ["HP <-|> MP", "a <--|> b", "<|> and <||>", "x<|-y"])
+def test_arrows_are_no_control_tokens(text: str) -> None:
+    assert find_control_token(text) is None
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec="utf-8"), max_size=100))
 @example(text="Lv 5 to 10 in Rt 1")

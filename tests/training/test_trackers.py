@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import read_run_record, write_run_record
@@ -188,6 +189,27 @@ def test_training_goes_on_when_tensorboard_cannot_write(tmp_path: Path, monkeypa
     assert trainer.state.global_step == 3
     (warning,) = warnings_of(caplog)
     assert warning.startswith("TensorBoard failed (FileNotFoundError")
+
+
+class ThreadNoter(TrainerCallback):
+    """Note in which thread each event arrives."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def on_log(self, *event: Any, **objects: Any) -> None:
+        self.threads.append(threading.get_ident())
+
+
+def test_all_events_of_a_tracker_arrive_in_one_thread() -> None:
+    """MLflow keeps the run that it logs to by thread."""
+    noter, state = ThreadNoter(), TrainerState(is_world_process_zero=True)
+    tracker = trackers.Tracker(noter)
+    for _ in range(3):
+        tracker.on_log(None, state, None)
+    assert len(noter.threads) == 3
+    assert set(noter.threads) != {threading.get_ident()}
+    assert len(set(noter.threads)) == 1
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "0", "inf"])
