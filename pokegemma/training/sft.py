@@ -99,6 +99,8 @@ def train(
     """
     check_fast_paths(data, model_options)
     check_requested_mode(training)
+    if model_options.attn_implementation == "flex_attention" and training.device.type == "cpu":
+        raise PokegemmaError("--attn_implementation flex_attention: torch cannot train with it on a CPU; use sdpa")
     track(training.report_to)
     if data.samples_per_row > training.per_device_train_batch_size:
         logger.warning(

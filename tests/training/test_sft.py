@@ -377,6 +377,13 @@ def test_contradicting_model_options_are_refused(options: dict[str, Any], messag
         ModelOptions(**options)
 
 
+def test_flex_attention_on_a_cpu_is_one_line(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """torch has no backward pass of it there."""
+    options = {"finetuning": "lora", "attn_implementation": "flex_attention"}
+    with pytest.raises(PokegemmaError, match="--attn_implementation flex_attention"):
+        run_training(toy_dataset, tiny_model, tmp_path / "adapter", options=options)
+
+
 @pytest.mark.parametrize(
     ("view", "flag"), [({"samples_per_row": 2}, "--samples_per_row"), ({"layout": "trajectory"}, "--layout trajectory")]
 )
