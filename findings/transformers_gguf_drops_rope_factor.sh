@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # transformers 5.23.0: gguf_file= ignores the position factor and the attention scale of a Gemma 3.
 #
 # Assumed: AutoConfig and AutoModel with gguf_file= give the model that the file describes.
@@ -9,7 +9,6 @@
 # Seen with transformers 5.23.0, gguf 0.19.0 (2026-11-29):
 #   in the file:  gemma3.rope.scaling.factor = 8.0, 62 layers
 #   as loaded:    full_attention {'rope_type': 'default', 'rope_theta': 1000000.0}, query_pre_attn_scalar 256
-# On a tiny Gemma 3 with a factor of 8 log-probabilities differ by up to 0.86 from those of the checkpoint.
 set -euo pipefail
 
 tmp=$(mktemp -d)

@@ -149,7 +149,7 @@ def test_no_dataset_however_broken_ends_a_check_with_a_traceback(small_dataset, 
         contact_sheet=folder / "sheet.png", output_dir=folder, step_command=None,
     )  # fmt: skip
     checks = list(check_dataset(plan, progress=lambda results, **_: results))
-    assert len(checks) == 12
+    assert len(checks) == 13
     json.dumps([asdict(check) for check in checks], ensure_ascii=False).encode()
 
 
