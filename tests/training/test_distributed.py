@@ -25,6 +25,7 @@ from pokegemma.play.toy_recorder import record_sessions
 from pokegemma.training import models
 from pokegemma.training.vision import TOWER
 from tests.processes import call_script, free_port
+from tests.training.fsdp_on_cpu import FSDP_ON_CPU
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("loss", "grad_norm", "eval_loss", "eval_button_accuracy")
@@ -59,25 +60,6 @@ deepspeed.ops.__compatible_ops__ = {{}}
 runpy.run_path({str(ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
 """
 """DeepSpeed would try a compiler on all its parts, then compile what only processes of a CPU exchange tensors by."""
-
-FSDP_ON_CPU = f"""
-import runpy
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
-
-initialize = PartialState.__init__
-
-
-def initialize_as_gpus(self, *arguments, **options):
-    initialize(self, *arguments, **options)
-    if self.distributed_type == DistributedType.MULTI_CPU:
-        self.distributed_type = DistributedType.MULTI_GPU
-
-
-PartialState.__init__ = initialize_as_gpus
-runpy.run_path({str(ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
-"""
-"""accelerate 1.15 looks for FSDP on accelerators only, and takes DDP for processes of a CPU."""
 
 
 def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:

@@ -13,6 +13,7 @@ import yaml
 
 from pokegemma.provenance import read_run_record
 from tests.processes import free_port, killed_after, wait_until
+from tests.training.fsdp_on_cpu import FSDP_ON_CPU
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "training_configs/slurm.sbatch"
@@ -41,10 +42,10 @@ OPTIONS = {
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project folder whose fsdp2.yaml is for a CPU, with the stubs in bin/."""
-    for name in ("accelerate_configs", "bin"):
+    """A project folder whose fsdp2.yaml and training script are for a CPU, with the stubs in bin/."""
+    for name in ("accelerate_configs", "bin", "scripts"):
         (tmp_path / name).mkdir()
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    (tmp_path / "scripts/sft_pokemon_gemma3.py").write_text(FSDP_ON_CPU)
     config = yaml.safe_load((ROOT / "accelerate_configs/fsdp2.yaml").read_text())
     config.update(use_cpu=True, mixed_precision="no")
     (tmp_path / "accelerate_configs/fsdp2.yaml").write_text(yaml.safe_dump(config))
@@ -90,7 +91,10 @@ def test_a_job_on_two_machines_saves_when_its_time_is_up_and_continues_after_req
     num_steps = record["global_step"] + 2
     with killed_after(submit(project, toy_dataset, tiny_model, job_id=job_id, max_steps=num_steps)) as again:
         assert again.wait() == 0, log.read_text()[-3000:]
-    assert read_run_record(project / "run/adapter")["status"] == "completed"
+    record = read_run_record(project / "run/adapter")
+    assert record["status"] == "completed"
+    assert (record["parallel_mode"]["engine"], record["parallel_mode"]["num_processes"]) == ("fsdp2", 2)
+    assert record["parallel_mode"]["num_sharded"] == record["parallel_mode"]["num_parameters"] > 0
     state = json.loads((project / "run/adapter/trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [*range(1, num_steps + 1)]
     assert (project / "scontrol.log").read_text() == f"requeue {job_id}\n"
