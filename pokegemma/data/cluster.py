@@ -26,6 +26,7 @@ from pokegemma.errors import PokegemmaError
 
 LOCAL, AUTO, CLIENT = "local", "auto", "ray://"
 _CONNECT_TIMEOUT_S = 10
+_EXECUTOR_THREAD, _EXECUTOR_TIMEOUT_S = "StreamingExecutor-", 60.0
 _MAX_ATTEMPTS = 3  # at an item whose worker dies: of a lost machine, or of the item itself
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
@@ -229,6 +230,7 @@ def _connection(address: str, *, num_cpus: int) -> Iterator[None]:
         elif address != AUTO:
             _check_reachable(address)
         stack.callback(ray.shutdown)
+        stack.callback(_join_executors)
         try:
             with _kept_sigterm():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -238,6 +240,16 @@ def _connection(address: str, *, num_cpus: int) -> Iterator[None]:
                 "RAY_AUTH_MODE=token, see Ray's documentation)"
             ) from error
         yield
+
+
+def _join_executors() -> None:
+    """Wait until Ray Data's threads have ended, which it does itself for 2 s only.
+
+    One that calls Ray after the shutdown starts another Ray, or ends this process.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith(_EXECUTOR_THREAD):
+            thread.join(_EXECUTOR_TIMEOUT_S)
 
 
 def _check_reachable(address: str) -> None:
