@@ -39,7 +39,8 @@ def ray_cluster(tmp_path_factory):
                f"--ray-client-server-port={client_port}", "--num-cpus=2", "--include-dashboard=false",
                "--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={folder}"]  # fmt: skip
     with open(tmp_path_factory.mktemp("ray") / "log", "w+") as log:
-        environ = os.environ | {"PYTHONPATH": str(ROOT)}
+        # Ray gives the server of a client 30 s to start, which a busy machine may exceed.
+        environ = os.environ | {"PYTHONPATH": str(ROOT), "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": str(WAIT_S)}
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
         try:
             log_text = Path(log.name).read_text
