@@ -30,7 +30,7 @@ _MARGIN_S = 30.0
 _HURRIED_LIMIT_S = 5.0
 """How long a run that Ctrl-C stops at once waits for its tracker."""
 _SERVICE = "wandb-core"
-Calls = queue.SimpleQueue[tuple[Callable[[], object], "queue.SimpleQueue[str | None]"]]
+_Calls = queue.SimpleQueue[tuple[Callable[[], object], "queue.SimpleQueue[str | None]"]]
 _TOTALS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 """What transformers logs once, at the end: W&B gets it as the run's summary, as from transformers' own callback."""
 
@@ -67,7 +67,7 @@ def guarded_trackers(trainer: Trainer, *, run_id: str | None, earlier_id: str | 
             tracker.close(exit_code, limit_s=limit_s)
 
 
-def _serve(calls: Calls, errors: tuple[type[BaseException], ...]) -> None:
+def _serve(calls: _Calls, errors: tuple[type[BaseException], ...]) -> None:
     """Make the calls of a queue, each answered by None or a failure, until one fails."""
     failure = None
     while failure is None:
@@ -93,7 +93,7 @@ class Tracker(TrainerCallback):
         self.name = type(callback).__name__.removesuffix("Callback")
         self._callback = callback
         self._begun = self._failed = False
-        self._calls: Calls | None = None
+        self._calls: _Calls | None = None
 
     def on_train_begin(self, *event: Any, **objects: Any) -> None:
         self._pass_on("on_train_begin", self.begin_limit_s, *event, **objects)

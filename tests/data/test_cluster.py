@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -142,6 +143,18 @@ def test_a_bug_shows_its_traceback_and_a_worker_that_always_dies_is_one_line(ray
     with pytest.raises(PokegemmaError, match=r"^a Ray worker died 3 times \(out of memory\?\)") as error:
         list(map_items(die, [1], num_workers=1, ray_address=ray_cluster[0]))
     assert "\n" not in str(error.value)
+
+
+def test_no_thread_of_ray_data_outlives_the_connection(ray_cluster, monkeypatch):
+    """It would call Ray after the shutdown, which starts another Ray or ends this process."""
+    alive = lambda: [one for one in threading.enumerate() if one.name.startswith(cluster._EXECUTOR_THREAD)]  # noqa: E731
+    counts, join = [], cluster._join_executors
+    monkeypatch.setattr(cluster, "_join_executors", lambda: (join(), counts.append(len(alive()))))
+    results = map_items(divide, [1, 2, 4, 5], num_workers=1, ray_address=ray_cluster[0])
+    next(results)
+    assert len(alive()) == 1
+    results.close()
+    assert counts == [0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
