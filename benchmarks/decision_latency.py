@@ -217,9 +217,11 @@ def generate_plainly(
     inputs["pixel_values"] = inputs["pixel_values"].to(setting.stock.dtype)
     with torch.inference_mode():
         written = setting.stock.generate(
-            **inputs, do_sample=False, max_new_tokens=max_new_tokens,
+            **inputs,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
             eos_token_id=predict.stop_tokens(processor.tokenizer),
-        )[0, inputs["input_ids"].shape[1] :]  # fmt: skip
+        )[0, inputs["input_ids"].shape[1] :]
     return processor.decode(written, skip_special_tokens=True), inputs["input_ids"].shape[1], len(written), len(images)
 
 
@@ -237,9 +239,11 @@ def score_whole(setting: Setting, example: Sample | Trajectory) -> tuple[np.ndar
     ids = torch.tensor([row.ids[: row.answer_starts[-1]]])
     paths = collator.picture_paths(example)
     batch = {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids),
-        "token_type_ids": collator.token_types(ids), **collator.read_paths(paths),
-    }  # fmt: skip
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": collator.token_types(ids),
+        **collator.read_paths(paths),
+    }
     batch = {name: value.to(model.device) for name, value in batch.items()}
     scores = score_buttons(model, batch, collator.button_tokens)
     return checked_scores(scores)[0], ids.shape[1], len(set(paths))
@@ -377,15 +381,20 @@ def summarise(setting: Setting, rates: Rates) -> list[dict[str, Any]]:
         floors = [rates.floor_s(passes) for passes in setting.passes[way]]
         rows.append(
             {
-                "layout": setting.layout, "size_px": setting.size_px, "way": way,
-                "median_ms": 1e3 * statistics.median(seconds), "fastest_ms": 1e3 * min(seconds),
+                "layout": setting.layout,
+                "size_px": setting.size_px,
+                "way": way,
+                "median_ms": 1e3 * statistics.median(seconds),
+                "fastest_ms": 1e3 * min(seconds),
                 "slowest_ms": 1e3 * max(seconds),
                 "ratio": statistics.median(setting.seconds[WHOLE]) / statistics.median(seconds),
-                "same_button": sum(compared), "compared": len(compared), "floor_ms": 1e3 * statistics.median(floors),
+                "same_button": sum(compared),
+                "compared": len(compared),
+                "floor_ms": 1e3 * statistics.median(floors),
                 "gigaflop": statistics.median(sum(one.flop for one in passes) / 1e9 for passes in setting.passes[way]),
                 "between_ms": 1e3 * statistics.median(setting.prepare_s) if way == PREPARED else None,
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -506,12 +515,19 @@ def main() -> None:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
     floors = floors_of_4b(session, {f"{name}, measured": measured_rates(torch.bfloat16), **DATA_SHEETS})
     record = {
-        "rows": rows, "rates": asdict(here), "floors_of_gemma_3_4b": floors, "differing_buttons": differing,
+        "rows": rows,
+        "rates": asdict(here),
+        "floors_of_gemma_3_4b": floors,
+        "differing_buttons": differing,
         "largest_difference": max(setting.largest_difference for setting in settings),
-        "buttons": settings[0].buttons[WHOLE], "dtype": str(dtype), "commit": git_commit(),
-        "versions": package_versions(), "options": asdict(options), "load_average": os.getloadavg(),
+        "buttons": settings[0].buttons[WHOLE],
+        "dtype": str(dtype),
+        "commit": git_commit(),
+        "versions": package_versions(),
+        "options": asdict(options),
+        "load_average": os.getloadavg(),
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-    }  # fmt: skip
+    }
     if options.json:
         print(json.dumps(record, indent=2))
         return

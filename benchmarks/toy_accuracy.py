@@ -66,21 +66,36 @@ def train_and_evaluate(name: str, folder: Path, options: ToyOptions) -> dict[str
     began = time.perf_counter()
     base = folder / ("base_grid" if layout == "grid" else "base")
     run_script(
-        "sft_pokemon_gemma3", config=ROOT / "training_configs" / "toy.yaml", model_name_or_path=base,
-        dataset_path=folder / "dataset", output_dir=adapter, max_steps=num_steps, eval_strategy="no",
-        save_strategy="no", report_to="none", overwrite=True, **flags,
-    )  # fmt: skip
+        "sft_pokemon_gemma3",
+        config=ROOT / "training_configs" / "toy.yaml",
+        model_name_or_path=base,
+        dataset_path=folder / "dataset",
+        output_dir=adapter,
+        max_steps=num_steps,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        overwrite=True,
+        **flags,
+    )
     seconds = time.perf_counter() - began
     run_script(
-        "evaluate", model_path=adapter, dataset_path=folder / "dataset", output_dir=output, generate=False,
+        "evaluate",
+        model_path=adapter,
+        dataset_path=folder / "dataset",
+        output_dir=output,
+        generate=False,
         overwrite=True,
-    )  # fmt: skip
+    )
     rows = json.loads((output / "metrics.json").read_text())["rows"]
     scored = next(row for row in rows if row["key"] == "scored")
     return {
-        "name": name, "steps": num_steps, "train_s": seconds, "accuracy": scored["accuracy"],
+        "name": name,
+        "steps": num_steps,
+        "train_s": seconds,
+        "accuracy": scored["accuracy"],
         "interval": scored["accuracy_interval"],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

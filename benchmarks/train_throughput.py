@@ -87,9 +87,12 @@ ROWS = (
     Row("frames, half the image size, cached, no checkpointing", image_scale=2, cached=True, checkpointing=False),
     Row(
         "trajectory, half the image size, cached, no checkpointing",
-        layout="trajectory", image_scale=2, cached=True, checkpointing=False,
+        layout="trajectory",
+        image_scale=2,
+        cached=True,
+        checkpointing=False,
     ),
-)  # fmt: skip
+)
 ROWS = tuple(replace(row, cached=row.cached or "cached" in row.name) for row in ROWS)
 
 
@@ -97,22 +100,39 @@ def shapes(*, on_gpu: bool) -> dict[str, Any]:
     """Return the config of the model: Gemma-3-4B's, or one of its proportions that two CPU cores can train."""
     if on_gpu:
         text = {
-            "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
-            "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256, "vocab_size": 262208,
-        }  # fmt: skip
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "query_pre_attn_scalar": 256,
+            "vocab_size": 262208,
+        }
         vision = {
-            "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
             "image_size": 896,
-        }  # fmt: skip
+        }
     else:
         text = {
-            "hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 128, "query_pre_attn_scalar": 128,
-        }  # fmt: skip
+            "hidden_size": 640,
+            "intermediate_size": 2560,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+            "query_pre_attn_scalar": 128,
+        }
         vision = {
-            "hidden_size": 384, "intermediate_size": 1434, "num_hidden_layers": 6, "num_attention_heads": 6,
+            "hidden_size": 384,
+            "intermediate_size": 1434,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
             "image_size": 448,
-        }  # fmt: skip
+        }
     kinds = [
         "full_attention" if number % 6 == 5 else "sliding_attention" for number in range(text["num_hidden_layers"])
     ]
@@ -199,9 +219,12 @@ def stock_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOption
     # What TRL cannot do without: its default max_length of 1024 would cut the pictures.
     config = SFTConfig(**arguments, max_length=None)
     return SFTTrainer(
-        model=model, args=config, train_dataset=dataset, processing_class=processor,
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=processor,
         peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
-    )  # fmt: skip
+    )
 
 
 def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions, arguments: dict[str, Any]) -> Any:
@@ -226,9 +249,13 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
     if row.cached:
         collator.features = open_features(row, model, collator, examples, options)
     return PokemonTrainer(
-        model=model, args=TrainingOptions(**arguments), train_dataset=Dataset.from_list(rows), data_collator=collator,
-        processing_class=processor, peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
-    )  # fmt: skip
+        model=model,
+        args=TrainingOptions(**arguments),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=collator,
+        processing_class=processor,
+        peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
+    )
 
 
 def our_examples(row: Row, processor: Any, options: BenchmarkOptions) -> tuple[list[Any], Any]:
@@ -282,12 +309,21 @@ def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, An
     folder = Path(options.dataset_path).parent
     model, processor = make_model(folder / f"processor_{row.image_scale}", image_scale=row.image_scale)
     arguments = {
-        "output_dir": str(folder / "out"), "max_steps": 2 if audit else options.num_steps + 1, "learning_rate": 1e-4,
-        "per_device_train_batch_size": options.samples_per_step, "gradient_accumulation_steps": 1, "warmup_steps": 0,
-        "lr_scheduler_type": "constant", "logging_steps": 1, "report_to": "none", "save_strategy": "no", "seed": 0,
-        "use_cpu": not torch.cuda.is_available(), "bf16": torch.cuda.is_available(),
+        "output_dir": str(folder / "out"),
+        "max_steps": 2 if audit else options.num_steps + 1,
+        "learning_rate": 1e-4,
+        "per_device_train_batch_size": options.samples_per_step,
+        "gradient_accumulation_steps": 1,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "seed": 0,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available(),
         "gradient_checkpointing": row.checkpointing,
-    }  # fmt: skip
+    }
     if not row.stock:
         arguments |= {"eval_strategy": "no", "dataloader_num_workers": 2 if torch.cuda.is_available() else 0}
     build = stock_trainer if row.stock else our_trainer
@@ -336,14 +372,18 @@ def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, An
     losses = [entry["loss"] for entry in history]
     waits = [entry["data_wait_share"] for entry in history[1:] if "data_wait_share" in entry]
     return {
-        "losses": losses, "step_s": [b - a for a, b in pairwise(ends)], "decisions": decisions[1:],
-        "tokens": tokens[1:], "tower_calls": towers["calls"] / len(losses),
+        "losses": losses,
+        "step_s": [b - a for a, b in pairwise(ends)],
+        "decisions": decisions[1:],
+        "tokens": tokens[1:],
+        "tower_calls": towers["calls"] / len(losses),
         "pictures": towers["pictures"] / sum(decisions),
-        "teraflop": counter.get_total_flops() / 1e12 / decisions[1] if audit else None, "peak_mib": peak_mib[0],
+        "teraflop": counter.get_total_flops() / 1e12 / decisions[1] if audit else None,
+        "peak_mib": peak_mib[0],
         "data_wait": statistics.mean(waits) if waits else None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "on_gpu": torch.cuda.is_available(),
-    }  # fmt: skip
+    }
 
 
 def stock_loss_of_trajectory(options: BenchmarkOptions, *, image_scale: int) -> float:
@@ -422,9 +462,12 @@ def call(options: BenchmarkOptions, task: Any, *, environment: dict[str, str] | 
     given = {**asdict(options), "row": json.dumps(task), "json": True, "rows": None}
     arguments = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
     done = subprocess.run(
-        [sys.executable, __file__, *arguments], env={**os.environ, **(environment or {})}, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, __file__, *arguments],
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise PokegemmaError(f"{task}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -481,13 +524,19 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
         first = measured[0]
         results.append(
             {
-                "name": row.name, "row": asdict(row), "losses": first["losses"], "features": encoding.get(row.name),
-                "decisions_per_second": statistics.median(rates), "slowest": rates[0], "fastest": rates[-1],
-                "peak_mib": audits[row.name]["peak_mib"], "teraflop": audits[row.name]["teraflop"],
+                "name": row.name,
+                "row": asdict(row),
+                "losses": first["losses"],
+                "features": encoding.get(row.name),
+                "decisions_per_second": statistics.median(rates),
+                "slowest": rates[0],
+                "fastest": rates[-1],
+                "peak_mib": audits[row.name]["peak_mib"],
+                "teraflop": audits[row.name]["teraflop"],
                 "tokens_a_decision": sum(first["tokens"]) / sum(first["decisions"]),
                 **{name: first[name] for name in ("tower_calls", "pictures", "data_wait", "device", "on_gpu")},
             }
-        )  # fmt: skip
+        )
     for result in results:
         result["ratio"] = result["decisions_per_second"] / results[0]["decisions_per_second"]
     return results
@@ -554,10 +603,15 @@ def main() -> None:
         worst = check_losses(options, results)
         rate = call(options, "matrix rate")
     record = {
-        "rows": results, "largest_loss_difference": worst, "tower_to_token": proportions(),
-        "matrix_teraflops_per_s": rate, "commit": git_commit(), "versions": package_versions(),
-        "machine": f"{platform.platform()}, {os.cpu_count()} cores", "options": asdict(options),
-    }  # fmt: skip
+        "rows": results,
+        "largest_loss_difference": worst,
+        "tower_to_token": proportions(),
+        "matrix_teraflops_per_s": rate,
+        "commit": git_commit(),
+        "versions": package_versions(),
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+        "options": asdict(options),
+    }
     if options.json:
         print(json.dumps(record, indent=2))
         return

@@ -119,9 +119,12 @@ def main() -> None:
     from pokegemma.deploy.parity_worker import EngineSpec
 
     specs = find_engines(
-        gguf=options.gguf, mmproj=options.mmproj, mlx=options.mlx, transformers=options.transformers,
+        gguf=options.gguf,
+        mmproj=options.mmproj,
+        mlx=options.mlx,
+        transformers=options.transformers,
         device=options.device,
-    )  # fmt: skip
+    )
     key = os.environ[options.api_key_env] if options.api_key_env else None
     servers = [Server(options.server, options.server_model, key)] if options.server else []
     gates = Gates(options.min_agreement, options.max_log_probability_difference, options.max_invalid_json)
@@ -131,15 +134,24 @@ def main() -> None:
     finished = FinishedEngines.beside(Path(options.output_dir))
     with atomic_folder(Path(options.output_dir), stage="parity", overwrite=options.overwrite) as output:
         comparison = Comparison.prepare(
-            reference, held_out, view, gates=gates, num_samples=options.num_samples,
-            max_new_tokens=options.max_new_tokens, timeout_s=options.timeout_s, finished=finished,
-        )  # fmt: skip
+            reference,
+            held_out,
+            view,
+            gates=gates,
+            num_samples=options.num_samples,
+            max_new_tokens=options.max_new_tokens,
+            timeout_s=options.timeout_s,
+            finished=finished,
+        )
         result = run_comparison(comparison, specs, servers)
         parity_report.write_report(output, result, comparison.task)
         write_run_record(
-            output, stage="parity", options=asdict(options), dataset_hash=dataset_hash(held_out),
+            output,
+            stage="parity",
+            options=asdict(options),
+            dataset_hash=dataset_hash(held_out),
             passed=result["passed"],
-        )  # fmt: skip
+        )
     finished.remove()
     if options.json:
         print(json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False))

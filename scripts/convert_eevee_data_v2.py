@@ -98,13 +98,16 @@ def print_report(report: dict[str, Any], output_dir: Path) -> None:
     sessions, splits = report["sessions"], report["splits"]
     reasons = ", ".join(f"{count} {name}" for name, count in report["turns_without_sample"].items() if count) or "none"
     rows = [
-        ("sessions", f"{sessions['found']} ({sessions['without_samples']} without samples, "
-                     f"{sessions['unreadable']} unreadable or copies)"),
+        (
+            "sessions",
+            f"{sessions['found']} ({sessions['without_samples']} without samples, "
+            f"{sessions['unreadable']} unreadable or copies)",
+        ),
         ("turns", report["turns"]),
         ("samples", report["samples"]),
         ("turns without a sample", f"{report['turns'] - report['samples']} ({reasons})"),
         ("frames stored", report["frames"]),
-    ]  # fmt: skip
+    ]
     rows += [(name, f"{part['samples']} samples of {part['sessions']} sessions") for name, part in splits.items()]
     for button, count in splits["train"]["buttons"].items():
         rows.append((f"  {button}", f"{count} train, {splits['eval']['buttons'][button]} eval"))

@@ -47,9 +47,12 @@ def main() -> None:
 
     output = Path(options.output_dir)
     done = gguf.convert(
-        Path(options.model_path), output, quantizations=options.quantization, converter=converter,
+        Path(options.model_path),
+        output,
+        quantizations=options.quantization,
+        converter=converter,
         overwrite=options.overwrite,
-    )  # fmt: skip
+    )
     print(f"{'file':24}{'MiB':>10}  tensors by type")
     for file in (*done.models.values(), done.mmproj):
         types = ", ".join(f"{count} {name.lower()}" for name, count in file.type_counts.items())

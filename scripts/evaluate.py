@@ -100,9 +100,11 @@ def main() -> None:
     held_out, train = find_files(options.dataset_path)
     check_output(options, held_out.parent)
     view = resolve_view(
-        options.model_path, layout=options.layout, max_decisions=options.max_decisions,
+        options.model_path,
+        layout=options.layout,
+        max_decisions=options.max_decisions,
         overlap_decisions=options.overlap_decisions,
-    )  # fmt: skip
+    )
     layout, folder = view.layout, held_out.parent
     options = replace(options, **asdict(view))
     from pokegemma.evaluation import conversation, metrics, predict, report
@@ -121,9 +123,13 @@ def main() -> None:
     decisions, fitted = metrics.read_decisions(samples), metrics.read_decisions(read_samples(train))
     with atomic_folder(Path(options.output_dir), stage="evaluate", overwrite=options.overwrite) as output:
         predictor = predict.load_predictor(
-            options.model_path, dataset_folder=folder, layout=layout, dtype=options.dtype, device=options.device,
+            options.model_path,
+            dataset_folder=folder,
+            layout=layout,
+            dtype=options.dtype,
+            device=options.device,
             max_new_tokens=options.max_new_tokens,
-        )  # fmt: skip
+        )
         if options.vision_features is not None:
             predictor.use_features(Path(options.vision_features), stretches or samples)
         if layout == "trajectory":

@@ -65,11 +65,15 @@ def main() -> int:
         logger.info("training on the %d longest rows, %d to %d tokens", len(lengths), lengths[-1], lengths[0])
         run_trial = in_lockstep(
             TrialRunner(
-                sys.argv[1:], dataset, limit_bytes=limit, on_gpu=training.device.type != "cpu",
-                num_processes=ranks.size, **steps,
+                sys.argv[1:],
+                dataset,
+                limit_bytes=limit,
+                on_gpu=training.device.type != "cpu",
+                num_processes=ranks.size,
+                **steps,
             ),
             ranks,
-        )  # fmt: skip
+        )
 
         def run_and_log(batch_size: int, gradient_checkpointing: bool) -> Trial:
             trial = run_trial(batch_size, gradient_checkpointing)
@@ -85,12 +89,21 @@ def main() -> int:
     settings = chosen and {"BATCH_SIZE": chosen.batch_size, "GRAD_ACCUM": sizes[-1] // chosen.batch_size}
     why = explain(attempts, limit_bytes=smallest_limit)
     write_record(
-        output, stage="find_batch_size", options={**vars(options), **vars(data), **asdict(model), **training.to_dict()},
-        found=chosen and {**settings, "gradient_checkpointing": chosen.gradient_checkpointing}, why=why,
-        effective_batch_size=effective, num_processes=ranks.size, hardware=asdict(hardware),
-        device=training.device.type, budget_bytes=budget, budget_is=source, limit_bytes=smallest_limit,
-        longest_rows_tokens=lengths, trials=[asdict(attempt) for attempt in attempts],
-    )  # fmt: skip
+        output,
+        stage="find_batch_size",
+        options={**vars(options), **vars(data), **asdict(model), **training.to_dict()},
+        found=chosen and {**settings, "gradient_checkpointing": chosen.gradient_checkpointing},
+        why=why,
+        effective_batch_size=effective,
+        num_processes=ranks.size,
+        hardware=asdict(hardware),
+        device=training.device.type,
+        budget_bytes=budget,
+        budget_is=source,
+        limit_bytes=smallest_limit,
+        longest_rows_tokens=lengths,
+        trials=[asdict(attempt) for attempt in attempts],
+    )
     print(*why, sep="\n")
     if not chosen:
         print(f"even one sample does not fit; try: {'; '.join(advice(data, training, model))}")

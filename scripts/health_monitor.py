@@ -133,9 +133,14 @@ def main() -> int:
     processes = ServerProcesses(options.server_url, options.pid)
     limits = Limits(**{name: getattr(options, name) for name in Limits.__dataclass_fields__})
     monitor = Monitor(
-        options.server_url, read_questions(options), limits, model=options.model, api_key=api_key(options),
-        max_new_tokens=options.max_new_tokens, usage=processes.usage,
-    )  # fmt: skip
+        options.server_url,
+        read_questions(options),
+        limits,
+        model=options.model,
+        api_key=api_key(options),
+        max_new_tokens=options.max_new_tokens,
+        usage=processes.usage,
+    )
     # SIGTERM, as from a service manager, ends it like Ctrl-C: with a summary.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack:

@@ -59,10 +59,16 @@ def main() -> None:
     from pokegemma.deploy.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
 
     result = merge(
-        Path(options.lora_path), Path(options.output_path), base=options.base_model, dtype=options.dtype,
-        verify_on=verification_file(options) if options.verify else None, num_samples=options.num_samples,
-        stored_tolerance=options.stored_tolerance, device=options.device, overwrite=options.overwrite,
-    )  # fmt: skip
+        Path(options.lora_path),
+        Path(options.output_path),
+        base=options.base_model,
+        dtype=options.dtype,
+        verify_on=verification_file(options) if options.verify else None,
+        num_samples=options.num_samples,
+        stored_tolerance=options.stored_tolerance,
+        device=options.device,
+        overwrite=options.overwrite,
+    )
     if result:
         print(f"logits on the answers of {result.num_samples} samples, relative root mean square difference:")
         print(f"  adapter + base against base         {result.adapter_effect:.2e}  (more than 0)")

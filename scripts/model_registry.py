@@ -107,8 +107,10 @@ def register(registry: "Registry", options: RegisterOptions) -> None:
         Path(options.model_path),
         evaluation=Path(options.evaluation) if options.evaluation else None,
         parity=Path(options.parity) if options.parity else None,
-        exports=[Path(folder) for folder in options.exports], copy=options.copy, description=options.description,
-    )  # fmt: skip
+        exports=[Path(folder) for folder in options.exports],
+        copy=options.copy,
+        description=options.description,
+    )
     if options.output:
         try:
             with atomic_file(Path(options.output)) as temporary:
@@ -143,11 +145,14 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
     evaluation, parity = one["evaluation"], one["parity"]
     note = " (failed)" if "evaluation" in one["failed"] else ""
     return (
-        str(one["version"]), ", ".join(one["aliases"]) or "–", one["created"],
+        str(one["version"]),
+        ", ".join(one["aliases"]) or "–",
+        one["created"],
         f"{100 * evaluation['accuracy']:.1f} %{note}" if evaluation else "–",
         ("passed" if parity["passed"] else "failed") if parity else "–",
-        *((one[key] or "–")[:12] for key in ("dataset_sha256", "content_sha256")), one["model_path"] or "–",
-    )  # fmt: skip
+        *((one[key] or "–")[:12] for key in ("dataset_sha256", "content_sha256")),
+        one["model_path"] or "–",
+    )
 
 
 def list_versions(registry: "Registry", options: ListOptions) -> None:
@@ -225,9 +230,7 @@ def rollback(registry: "Registry", options: RollbackOptions) -> None:
 
 
 def export(registry: "Registry", options: ExportOptions) -> None:
-    number = registry.export(
-        options.version, Path(options.output_dir), part=options.part, overwrite=options.overwrite
-    )  # fmt: skip
+    number = registry.export(options.version, Path(options.output_dir), part=options.part, overwrite=options.overwrite)
     print(f"{options.part} of {options.name} version {number} in {options.output_dir}, every file as registered")
     _warn(registry.describe(str(number)))
 

@@ -69,11 +69,15 @@ def main() -> None:
 
     base = options.model_name_or_path
     load = functools.partial(
-        vision_features.load_encoder, str(Path(base).resolve()) if Path(base).is_dir() else base,
-        Path(options.vision_features).resolve(), image_size=options.image_size,
-        dtype=automatic_dtype("lora") if options.dtype == "auto" else options.dtype, batch_size=options.batch_size,
-        num_workers=0 if options.ray_address else options.num_workers, num_threads=torch.get_num_threads(),
-    )  # fmt: skip
+        vision_features.load_encoder,
+        str(Path(base).resolve()) if Path(base).is_dir() else base,
+        Path(options.vision_features).resolve(),
+        image_size=options.image_size,
+        dtype=automatic_dtype("lora") if options.dtype == "auto" else options.dtype,
+        batch_size=options.batch_size,
+        num_workers=0 if options.ray_address else options.num_workers,
+        num_threads=torch.get_num_threads(),
+    )
     encoder = load()
     cache, data = encoder.cache, DataOptions(dataset_path=options.dataset_path, layout=options.layout)
     collator = Gemma3Collator(processor=encoder.processor, layout=options.layout, dataset_folder=Path())
@@ -86,10 +90,16 @@ def main() -> None:
         encoder.check_shared_memory(flag="--num_workers")
     folders = {cache.folder, *(path.parent.resolve() for path in files), *([Path(base)] if Path(base).is_dir() else [])}
     for _ in map_items(
-        vision_features.fill_chunk, chunks, num_workers=options.num_workers if options.ray_address else 1,
-        initialize=load if options.ray_address else lambda: encoder, ray_address=options.ray_address,
-        num_gpus=int(torch.cuda.is_available()), folders=sorted(folders), label="encode frames", unit="chunk",
-    ):  # fmt: skip
+        vision_features.fill_chunk,
+        chunks,
+        num_workers=options.num_workers if options.ray_address else 1,
+        initialize=load if options.ray_address else lambda: encoder,
+        ray_address=options.ray_address,
+        num_gpus=int(torch.cuda.is_available()),
+        folders=sorted(folders),
+        label="encode frames",
+        unit="chunk",
+    ):
         pass
     num_frames = len(set(cache.digests.values()))
     size_gib = num_frames * cache.bytes_per_frame / 2**30

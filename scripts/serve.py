@@ -69,11 +69,16 @@ def launch_from(options: ServeOptions) -> Launch:
     except ValueError as error:
         raise PokegemmaError(f"--engine_flags {options.engine_flags}: {error}") from error
     server = ServerOptions(
-        host=options.host, port=options.port, device=options.device, dtype=options.dtype,
-        quantization=options.quantization, context_tokens=options.context_tokens,
+        host=options.host,
+        port=options.port,
+        device=options.device,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        context_tokens=options.context_tokens,
         log_probabilities=options.log_probabilities,
-        llama_server=Path(options.llama_server) if options.llama_server else None, engine_flags=flags,
-    )  # fmt: skip
+        llama_server=Path(options.llama_server) if options.llama_server else None,
+        engine_flags=flags,
+    )
     return build_launch(options.engine, options.model_path, server)
 
 
@@ -84,9 +89,11 @@ def main() -> None:
         print(shlex.join(launch.command))
         return
     serve(
-        launch, on_ready=lambda: print(launch.ready_line, flush=True), ready_timeout_s=options.ready_timeout_s,
+        launch,
+        on_ready=lambda: print(launch.ready_line, flush=True),
+        ready_timeout_s=options.ready_timeout_s,
         log_file=Path(options.log_file) if options.log_file else None,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

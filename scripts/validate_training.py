@@ -77,10 +77,16 @@ class ValidateOptions:
     def __post_init__(self) -> None:
         self.overlap_decisions = min(self.overlap_decisions, self.max_decisions - 1)
         at_least = {
-            "max_decisions": 1, "overlap_decisions": 0, "max_length": 1, "per_device_train_batch_size": 1,
-            "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
-            "dataloader_num_workers": 0, "num_workers": 0, "seed": 0,
-        }  # fmt: skip
+            "max_decisions": 1,
+            "overlap_decisions": 0,
+            "max_length": 1,
+            "per_device_train_batch_size": 1,
+            "per_device_eval_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "dataloader_num_workers": 0,
+            "num_workers": 0,
+            "seed": 0,
+        }
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -104,18 +110,27 @@ def main() -> int:
     from pokegemma.training.validation import Plan, run_checks
 
     plan = Plan(
-        train=train, held_out=held_out, model=options.model_name_or_path, layout=options.layout,
-        max_decisions=options.max_decisions, overlap_decisions=options.overlap_decisions,
-        finetuning=options.finetuning, image_size=options.image_size, image_attention=options.image_attention,
-        max_length=options.max_length, seed=options.seed, batch_size=options.per_device_train_batch_size,
-        eval_batch_size=options.per_device_eval_batch_size, accumulation=options.gradient_accumulation_steps,
+        train=train,
+        held_out=held_out,
+        model=options.model_name_or_path,
+        layout=options.layout,
+        max_decisions=options.max_decisions,
+        overlap_decisions=options.overlap_decisions,
+        finetuning=options.finetuning,
+        image_size=options.image_size,
+        image_attention=options.image_attention,
+        max_length=options.max_length,
+        seed=options.seed,
+        batch_size=options.per_device_train_batch_size,
+        eval_batch_size=options.per_device_eval_batch_size,
+        accumulation=options.gradient_accumulation_steps,
         dataloader_workers=options.dataloader_num_workers,
         num_workers=options.num_workers or os.cpu_count() or 1,
         contact_sheet=Path(options.contact_sheet or train.folder / "contact_sheet.png"),
         output_dir=Path(options.output_dir),
         vision_features=Path(options.vision_features) if options.vision_features else None,
         step_command=None if options.skip_step else training_command(),
-    )  # fmt: skip
+    )
     checks = []
     for check in run_checks(plan, progress=partial(tqdm, leave=False, file=sys.stderr)):
         checks.append(check)

@@ -23,8 +23,13 @@ from tests.processes import WAIT_S, is_running, killed_after, wait_until, wait_u
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = [
-    "init.sh", "train_gemma3.sh", "train_gemma3n.sh", "run_tests.sh", ".ci/run", "training_configs/slurm.sbatch"
-]  # fmt: skip
+    "init.sh",
+    "train_gemma3.sh",
+    "train_gemma3n.sh",
+    "run_tests.sh",
+    ".ci/run",
+    "training_configs/slurm.sbatch",
+]
 CONFIGS = ["cpu_mps", "deepspeed_zero3", "fsdp2", "multi_gpu", "single_gpu"]
 STEPS = ["record_toy_game", "convert_eevee_data_v2", "make_tiny_model", "validate_training", "merge_qlora", "evaluate"]
 SECRET = "hf_secret value#1"
@@ -102,8 +107,12 @@ def launch(
 ) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", project / launcher, *arguments],
-        env=clean_environ(**variables), capture_output=True, text=True, timeout=WAIT_S, check=False,
-    )  # fmt: skip
+        env=clean_environ(**variables),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -115,7 +124,7 @@ def start(project: Path) -> Iterator[Callable[..., subprocess.Popen]]:
             command = ["bash", project / "train_gemma3.sh"]
             process = subprocess.Popen(
                 command, env=env or clean_environ(), stderr=subprocess.PIPE, text=True, **options
-            )  # fmt: skip
+            )
             return stack.enter_context(killed_after(process))
 
         yield run
@@ -233,8 +242,12 @@ def settings_of(tmp_path: Path, text: str, **environ: str) -> dict[str, str]:
 def test_dotenv_values_keep_spaces_quotes_and_hashes(tmp_path):
     text = "A=two words  # a comment\n# another\nB=\"with # and 'quotes'\"\nC='$HOME stays'\nexport D=4\n\nE=a=b\n"
     assert settings_of(tmp_path, text) == {
-        "A": "two words", "B": "with # and 'quotes'", "C": "$HOME stays", "D": "4", "E": "a=b",
-    }  # fmt: skip
+        "A": "two words",
+        "B": "with # and 'quotes'",
+        "C": "$HOME stays",
+        "D": "4",
+        "E": "a=b",
+    }
 
 
 def test_the_environment_wins_over_dotenv_also_when_empty(tmp_path):
@@ -316,24 +329,65 @@ def test_variables_and_arguments_reach_training_and_arguments_come_last(project)
     make_dataset(project)
     (project / ".env").write_text("DATASET_PATH=\"data\"  # mine\nOUTPUT_DIR='my runs'\nMAX_STEPS=5\nLAYOUT=grid\n")
     result = launch(
-        project, "--finetuning", "lora", "--max_length=900", "--image-size", "448", "--image_attention=causal",
-        LAYOUT="frames", BATCH_SIZE="2", GRAD_ACCUM="3", LEARNING_RATE="1e-4", EVAL_DATASET_PATH="other",
-    )  # fmt: skip
+        project,
+        "--finetuning",
+        "lora",
+        "--max_length=900",
+        "--image-size",
+        "448",
+        "--image_attention=causal",
+        LAYOUT="frames",
+        BATCH_SIZE="2",
+        GRAD_ACCUM="3",
+        LEARNING_RATE="1e-4",
+        EVAL_DATASET_PATH="other",
+    )
     assert result.returncode == 0, result.stderr
     calls = {name: arguments for name, arguments, _ in calls_of(project)}
     data = ["--dataset_path", "data", "--eval_dataset_path", "other", "--layout", "frames"]
     assert list(calls) == ["validate_training", "sft_pokemon_gemma3", "merge_qlora", "evaluate"]
     assert calls["validate_training"] == [
-        "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs",
-        "--contact_sheet", "my runs/contact_sheet.png", "--finetuning", "lora", "--max_length", "900",
-        "--image-size", "448", "--image_attention", "causal",
-        "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3",
-    ]  # fmt: skip
+        "--model_name_or_path",
+        "google/gemma-3-4b-it",
+        *data,
+        "--output_dir",
+        "my runs",
+        "--contact_sheet",
+        "my runs/contact_sheet.png",
+        "--finetuning",
+        "lora",
+        "--max_length",
+        "900",
+        "--image-size",
+        "448",
+        "--image_attention",
+        "causal",
+        "--per_device_train_batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "3",
+    ]
     assert calls["sft_pokemon_gemma3"] == [
-        "--model_name_or_path", "google/gemma-3-4b-it", *data, "--output_dir", "my runs/adapter", "--max_steps", "5",
-        "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3", "--learning_rate", "1e-4",
-        "--finetuning", "lora", "--max_length=900", "--image-size", "448", "--image_attention=causal",
-    ]  # fmt: skip
+        "--model_name_or_path",
+        "google/gemma-3-4b-it",
+        *data,
+        "--output_dir",
+        "my runs/adapter",
+        "--max_steps",
+        "5",
+        "--per_device_train_batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "3",
+        "--learning_rate",
+        "1e-4",
+        "--finetuning",
+        "lora",
+        "--max_length=900",
+        "--image-size",
+        "448",
+        "--image_attention=causal",
+    ]
     assert calls["merge_qlora"] == ["--lora_path", "my runs/adapter", "--output_path", "my runs/merged", "--verify"]
     assert calls["evaluate"] == [
         "--model_path",
@@ -364,9 +418,13 @@ def test_a_trajectory_is_checked_as_it_is_trained_and_evaluated_in_its_layout(pr
 def test_a_token_reaches_training_and_is_never_printed(project):
     (project / ".env").write_text(f'HUGGINGFACE_TOKEN="{SECRET}"\nWANDB_API_KEY="{SECRET}"\n')
     result = subprocess.run(
-        ["bash", "-x", project / "train_gemma3.sh"], env=clean_environ(SHELLOPTS="xtrace"), capture_output=True,
-        text=True, timeout=WAIT_S, check=True,
-    )  # fmt: skip
+        ["bash", "-x", project / "train_gemma3.sh"],
+        env=clean_environ(SHELLOPTS="xtrace"),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=True,
+    )
     assert "+ run_step train" in result.stderr
     assert "hf_secret" not in result.stdout + result.stderr
     logs = "".join(path.read_text() for path in (project / "outputs/toy/logs").iterdir())
@@ -499,9 +557,11 @@ def test_a_signal_lets_training_save_and_skips_what_follows(project, start, numb
     config = f"distributed_type: {kind}\nnum_processes: {num_processes}\nuse_cpu: true\n"
     (project / "mine.yaml").write_text(config)
     process = start(
-        env=clean_environ(ACCELERATE_CONFIG="mine.yaml"), stdout=subprocess.PIPE, start_new_session=True,
+        env=clean_environ(ACCELERATE_CONFIG="mine.yaml"),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # bash traps nothing that it found ignored
-    )  # fmt: skip
+    )
     wait_until(lambda: len(list((project / "outputs/toy/adapter").glob("started*"))) == num_processes, process)
     # Ctrl-C goes to the whole process group of the terminal, SIGTERM usually to the launcher alone.
     if number == signal.SIGINT:
@@ -578,9 +638,14 @@ def bare_project(tmp_path: Path) -> Path:
 def init(project: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     path = f"{project.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", project / "init.sh", *arguments], env=clean_environ(PATH=path, **variables), capture_output=True,
-        text=True, timeout=WAIT_S, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        ["bash", project / "init.sh", *arguments],
+        env=clean_environ(PATH=path, **variables),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def make_environment(project: Path, *, pip: str) -> Path:

@@ -44,19 +44,53 @@ def test_the_main_job_runs_on_the_real_sessions(layout: str, dataset: Path, tiny
         view |= {"max_decisions": 5, "overlap_decisions": 1}
     common = ("--dataset_path", dataset, *(word for name, value in view.items() for word in (f"--{name}", value)))
     validation = json.loads(
-        run("validate_training.py", *common, "--model_name_or_path", tiny_model, "--skip_step", "--json",
-            "--contact_sheet", tmp_path / "sheet.png", "--output_dir", adapter)
-    )  # fmt: skip
+        run(
+            "validate_training.py",
+            *common,
+            "--model_name_or_path",
+            tiny_model,
+            "--skip_step",
+            "--json",
+            "--contact_sheet",
+            tmp_path / "sheet.png",
+            "--output_dir",
+            adapter,
+        )
+    )
     assert "FAIL" not in {check["status"] for check in validation["checks"]}
     run(
-        "sft_pokemon_gemma3.py", *common, "--model_name_or_path", tiny_model, "--output_dir", adapter,
-        "--max_steps", 3, "--eval_strategy", "no", "--per_device_train_batch_size", 2,
-        "--gradient_accumulation_steps", 1, "--dataloader_num_workers", 2,
-    )  # fmt: skip
+        "sft_pokemon_gemma3.py",
+        *common,
+        "--model_name_or_path",
+        tiny_model,
+        "--output_dir",
+        adapter,
+        "--max_steps",
+        3,
+        "--eval_strategy",
+        "no",
+        "--per_device_train_batch_size",
+        2,
+        "--gradient_accumulation_steps",
+        1,
+        "--dataloader_num_workers",
+        2,
+    )
     printed = run("merge_qlora.py", "--lora_path", adapter, "--output_path", merged, "--verify", "--num_samples", 2)
     assert "merged against adapter + base" in printed
-    run("evaluate.py", "--model_path", merged, "--dataset_path", dataset, "--output_dir", evaluation,
-        "--max_samples", 12, "--max_new_tokens", 8)  # fmt: skip
+    run(
+        "evaluate.py",
+        "--model_path",
+        merged,
+        "--dataset_path",
+        dataset,
+        "--output_dir",
+        evaluation,
+        "--max_samples",
+        12,
+        "--max_new_tokens",
+        8,
+    )
     evaluated = json.loads((evaluation / "run.json").read_text())["options"]
     assert {name: evaluated[name] for name in view} == view  # not repeated, but known from the merged model
     metrics = json.loads((evaluation / "metrics.json").read_text())

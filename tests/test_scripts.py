@@ -189,9 +189,16 @@ TABLE = {
     ),
 }
 SLOW = {
-    "check_parity", "convert_to_gguf", "convert_to_mlx", "evaluate", "find_batch_size", "merge_qlora", "model_registry",
-    "production_pipeline", "sft_pokemon_gemma3",
-}  # fmt: skip
+    "check_parity",
+    "convert_to_gguf",
+    "convert_to_mlx",
+    "evaluate",
+    "find_batch_size",
+    "merge_qlora",
+    "model_registry",
+    "production_pipeline",
+    "sft_pokemon_gemma3",
+}
 
 
 def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

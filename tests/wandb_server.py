@@ -56,10 +56,17 @@ class WandbServer(http.server.ThreadingHTTPServer):
             return None
         rows = self.rows[run_id]
         return _bucket(run_id) | {
-            "summaryMetrics": "{}", "config": "{}", "tags": [], "notes": None, "wandbConfig": '{"t": 1}',
-            "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]", "historyLineCount": len(rows),
+            "summaryMetrics": "{}",
+            "config": "{}",
+            "tags": [],
+            "notes": None,
+            "wandbConfig": '{"t": 1}',
+            "logLineCount": 0,
+            "eventsLineCount": 0,
+            "eventsTail": "[]",
+            "historyLineCount": len(rows),
             "historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]),
-        }  # fmt: skip
+        }
 
 
 def _bucket(run_id: str) -> dict[str, Any]:

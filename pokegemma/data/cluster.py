@@ -154,10 +154,14 @@ def _run(job: Job, items: Sequence[tuple[int, Any]], num_workers: int, num_gpus:
         # Only so can the attempts be limited; Ray's default is no limit, and an item that kills its worker would go on.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker, fn_constructor_args=(job,), num_cpus=1, num_gpus=num_gpus,
+            _Worker,
+            fn_constructor_args=(job,),
+            num_cpus=1,
+            num_gpus=num_gpus,
             compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
-            max_restarts=_MAX_ATTEMPTS - 1, max_task_retries=_MAX_ATTEMPTS - 1,
-        )  # fmt: skip
+            max_restarts=_MAX_ATTEMPTS - 1,
+            max_task_retries=_MAX_ATTEMPTS - 1,
+        )
         with contextlib.closing(iter(dataset.iter_rows())) as results:
             for row in results:
                 yield row["index"], pickle.loads(row["result"])
@@ -225,8 +229,12 @@ def _connection(address: str, *, num_cpus: int) -> Iterator[None]:
             folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
             )
-            options = {"num_cpus": num_cpus, "include_dashboard": False, "_temp_dir": folder,
-                       "object_store_memory": _OBJECT_STORE_BYTES}  # fmt: skip
+            options = {
+                "num_cpus": num_cpus,
+                "include_dashboard": False,
+                "_temp_dir": folder,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+            }
         elif address != AUTO:
             _check_reachable(address)
         stack.callback(ray.shutdown)

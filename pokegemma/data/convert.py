@@ -223,9 +223,7 @@ def convert_session(
 
 def _write_output(turn: Turn) -> str:
     decision = turn.decision
-    return prompts.build_output(
-        button=decision.pressed[0], reasoning=decision.reasoning, context=decision.situation
-    )  # fmt: skip
+    return prompts.build_output(button=decision.pressed[0], reasoning=decision.reasoning, context=decision.situation)
 
 
 def _read_bytes(source: str | Path) -> bytes:

@@ -75,11 +75,14 @@ def find_copies(plays: Sequence[Play]) -> dict[int, int]:
     order = sorted(
         (index for index, play in enumerate(plays) if play.fingerprint.turns),
         key=lambda index: (
-            -plays[index].num_samples, -len(plays[index].fingerprint.turns),
+            -plays[index].num_samples,
+            -len(plays[index].fingerprint.turns),
             -sum(picture is not None and picture.raw for picture in plays[index].pictures),
-            plays[index].fingerprint.record, plays[index].fingerprint.goal, index,
+            plays[index].fingerprint.record,
+            plays[index].fingerprint.goal,
+            index,
         ),
-    )  # fmt: skip
+    )
     copies: dict[int, int] = {}
     kept_of_record: dict[str, int] = {}
     kept_by_first_turn: dict[str, list[int]] = {}

@@ -81,10 +81,16 @@ def convert_corpus(
         ]
         # The largest first, so that no worker is left alone with one at the end.
         results_in_order = map_items(
-            _convert_one, tasks, num_workers=num_workers, ray_address=ray_address, folders=(data_dir, part),
+            _convert_one,
+            tasks,
+            num_workers=num_workers,
+            ray_address=ray_address,
+            folders=(data_dir, part),
             initialize=functools.partial(NamedPictures, data_dir),
-            size=lambda task: _num_bytes(task.folder / SESSION_FILE), label="converting", unit="session",
-        )  # fmt: skip
+            size=lambda task: _num_bytes(task.folder / SESSION_FILE),
+            label="converting",
+            unit="session",
+        )
         outcomes = _without_copies(tasks, list(results_in_order))
         results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
         problems = [clean_text(str(outcome)) for outcome in outcomes if isinstance(outcome, SessionError)]

@@ -8,9 +8,16 @@ from PIL import Image
 from pokegemma.errors import PokegemmaError
 
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, EOFError, struct.error,
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    EOFError,
+    struct.error,
     Image.DecompressionBombError,
-)  # fmt: skip
+)
 """What Pillow raises for damaged files: SyntaxError for a broken PNG chunk, ValueError for impossible headers, ..."""
 
 

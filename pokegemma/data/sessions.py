@@ -165,9 +165,12 @@ def _read_session(folder: Path, pictures: NamedPictures) -> Session:
     goal = _read_goal(record)
     try:
         fingerprint = take_fingerprint(
-            session_id=record.get("session_id"), start=record.get("start_time"), goal=goal, raw_turns=raw_turns,
+            session_id=record.get("session_id"),
+            start=record.get("start_time"),
+            goal=goal,
+            raw_turns=raw_turns,
             dated=any(turn.time for turn in turns),
-        )  # fmt: skip
+        )
     except RecursionError as error:
         raise SessionError(f"{SESSION_FILE} is not a session: nested too deeply") from error
     return Session(folder, goal, tuple(turns), numbering.rule, fingerprint, missing)

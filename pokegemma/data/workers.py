@@ -66,9 +66,14 @@ def map_items(
         return
     if ray_address:
         pairs = map_on_cluster(
-            function, indexed, address=ray_address, num_workers=num_workers, initialize=initialize, folders=folders,
+            function,
+            indexed,
+            address=ray_address,
+            num_workers=num_workers,
+            initialize=initialize,
+            folders=folders,
             num_gpus=num_gpus,
-        )  # fmt: skip
+        )
     elif min(num_workers, len(items)) <= 1:
         pairs = _map_here(function, list(enumerate(items)), initialize=initialize)
     else:

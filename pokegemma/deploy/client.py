@@ -160,9 +160,15 @@ def list_models(server_url: str, *, timeout_s: float, api_key: str | None = None
 
 
 def ask(
-    server_url: str, question: Question, *, model: str | None, max_new_tokens: int, timeout_s: float,
-    api_key: str | None = None, num_likeliest: int = 0,
-) -> Reply:  # fmt: skip
+    server_url: str,
+    question: Question,
+    *,
+    model: str | None,
+    max_new_tokens: int,
+    timeout_s: float,
+    api_key: str | None = None,
+    num_likeliest: int = 0,
+) -> Reply:
     """Ask a server one question, greedily.
 
     Args:
@@ -174,8 +180,10 @@ def ask(
     """
     url = f"{server_url.rstrip('/')}/v1/chat/completions"
     body: dict[str, Any] = {
-        "messages": question.openai_messages(), "max_tokens": max_new_tokens, "temperature": 0.0,
-    }  # fmt: skip
+        "messages": question.openai_messages(),
+        "max_tokens": max_new_tokens,
+        "temperature": 0.0,
+    }
     if model is not None:
         body["model"] = model
     if num_likeliest:

@@ -215,14 +215,18 @@ def convert(
         for name in wanted:
             (folder / f"Modelfile-{name}").write_text(modelfile(model_name(name), MMPROJ), encoding="utf-8")
         write_run_record(
-            folder, stage="gguf", options={"model_path": str(model_path), "quantization": wanted},
-            image_size_px=checkpoint.image_size_px, image_tokens=checkpoint.image_tokens, converter=str(converter),
+            folder,
+            stage="gguf",
+            options={"model_path": str(model_path), "quantization": wanted},
+            image_size_px=checkpoint.image_size_px,
+            image_tokens=checkpoint.image_tokens,
+            converter=str(converter),
             files={
                 file.path.name: {"bytes": file.num_bytes, "tensors": file.type_counts}
                 for file in (*files.values(), mmproj)
             },
             model=read_run_record(model_path),
-        )  # fmt: skip
+        )
     return Conversion(models=files, mmproj=mmproj)
 
 

@@ -87,9 +87,16 @@ class Monitor:
     """Checks of one server, and what is remembered of them."""
 
     def __init__(
-        self, server_url: str, questions: Sequence[Question], limits: Limits, *, model: str | None = None,
-        max_new_tokens: int = 256, api_key: str | None = None, usage: Callable[[], Usage],
-    ) -> None:  # fmt: skip
+        self,
+        server_url: str,
+        questions: Sequence[Question],
+        limits: Limits,
+        *,
+        model: str | None = None,
+        max_new_tokens: int = 256,
+        api_key: str | None = None,
+        usage: Callable[[], Usage],
+    ) -> None:
         """Prepare to ask `questions` in turn.
 
         Args:
@@ -127,9 +134,13 @@ class Monitor:
         try:
             model = self._model_name(timeout_s)
             reply = ask(
-                self.server_url, question, model=model, max_new_tokens=self._max_new_tokens,
-                timeout_s=max(timeout_s - (time.perf_counter() - start), 0.001), api_key=self._api_key,
-            )  # fmt: skip
+                self.server_url,
+                question,
+                model=model,
+                max_new_tokens=self._max_new_tokens,
+                timeout_s=max(timeout_s - (time.perf_counter() - start), 0.001),
+                api_key=self._api_key,
+            )
         except ServerError as error:
             self._listed = None  # another model may be served when it is back
             state = _STATE_OF_FAILURE[error.failure]
@@ -155,10 +166,13 @@ class Monitor:
         p50, p95, p99 = (float(value) for value in np.percentile(seconds, (50, 95, 99))) if seconds else (None,) * 3
         bad = collections.Counter(state for state in reversed(states) if state not in ("healthy", "slow"))
         return Window(
-            num_checks=len(states), latency_p50_s=p50, latency_p95_s=p95, latency_p99_s=p99,
+            num_checks=len(states),
+            latency_p50_s=p50,
+            latency_p95_s=p95,
+            latency_p99_s=p99,
             valid_rate=sum(state in ("healthy", "slow") for state in states) / max(len(states), 1),
             worst_state=bad.most_common(1)[0][0] if bad else "healthy",
-        )  # fmt: skip
+        )
 
     def _breaches(self, usage: Usage) -> tuple[str, ...]:
         limits, window = self.limits, self.window()
@@ -198,10 +212,17 @@ class Monitor:
         self.counts[state] += 1
         self.breached.update(breaches)
         self.check = Check(
-            time=now, number=self.num_checks, question=question.id, state=state, latency_s=latency_s, detail=detail,
-            memory_bytes=usage.memory_bytes, gpu_memory_bytes=usage.gpu_memory_bytes, restarts=self.restarts,
+            time=now,
+            number=self.num_checks,
+            question=question.id,
+            state=state,
+            latency_s=latency_s,
+            detail=detail,
+            memory_bytes=usage.memory_bytes,
+            gpu_memory_bytes=usage.gpu_memory_bytes,
+            restarts=self.restarts,
             breaches=breaches,
-        )  # fmt: skip
+        )
         return self.check
 
     def summary(self) -> dict[str, Any]:
@@ -218,8 +239,12 @@ class Monitor:
 
 
 def watch(
-    monitor: Monitor, *, interval_s: float, num_checks: int | None = None, duration_s: float | None = None,
-) -> Iterator[Check]:  # fmt: skip
+    monitor: Monitor,
+    *,
+    interval_s: float,
+    num_checks: int | None = None,
+    duration_s: float | None = None,
+) -> Iterator[Check]:
     """Yield a check every `interval_s` seconds, from the start of one to that of the next; without limits for ever."""
     start = time.monotonic()
     while num_checks is None or monitor.num_checks < num_checks:

@@ -65,11 +65,14 @@ class PrometheusMetrics:
         for state in STATES:
             self._checks.labels(state)  # a rate needs the zero before the first
         self._latency = Histogram(
-            "pokegemma_answer_latency_seconds", "Seconds to the end of an answer", registry=registry,
+            "pokegemma_answer_latency_seconds",
+            "Seconds to the end of an answer",
+            registry=registry,
             buckets=_LATENCY_BUCKETS_S,
-        )  # fmt: skip
-        self._restarts = Counter("pokegemma_server_restarts", "Times that the server was started anew",
-                                 registry=registry)  # fmt: skip
+        )
+        self._restarts = Counter(
+            "pokegemma_server_restarts", "Times that the server was started anew", registry=registry
+        )
         gauge = {
             name: Gauge(f"pokegemma_{name}", text, registry=registry)
             for name, text in (
@@ -108,8 +111,10 @@ class PrometheusMetrics:
         for name, value in values.items():
             self._gauge[name].set(math.nan if value is None else value)
         for quantile, value in (
-            ("0.5", window.latency_p50_s), ("0.95", window.latency_p95_s), ("0.99", window.latency_p99_s),
-        ):  # fmt: skip
+            ("0.5", window.latency_p50_s),
+            ("0.95", window.latency_p95_s),
+            ("0.99", window.latency_p99_s),
+        ):
             self._quantiles.labels(quantile).set(math.nan if value is None else value)
 
     def __enter__(self) -> Self:

@@ -60,9 +60,16 @@ class LlamaCppEngine:
             try:
                 # swa_full: only a whole cache of the sliding-window layers can go back to the end of the prompt.
                 self._llama = llama_cpp.Llama(
-                    str(model), n_ctx=num_context, n_batch=batch_tokens, n_ubatch=batch_tokens, swa_full=True,
-                    n_gpu_layers=-1, n_threads=_num_threads(), n_threads_batch=_num_threads(), verbose=False,
-                )  # fmt: skip
+                    str(model),
+                    n_ctx=num_context,
+                    n_batch=batch_tokens,
+                    n_ubatch=batch_tokens,
+                    swa_full=True,
+                    n_gpu_layers=-1,
+                    n_threads=_num_threads(),
+                    n_threads_batch=_num_threads(),
+                    verbose=False,
+                )
             except ValueError as error:
                 raise PokegemmaError(f"{model}: llama.cpp cannot load it: {said.last or error}") from error
             try:

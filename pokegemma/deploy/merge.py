@@ -96,8 +96,10 @@ def check(verification: Verification, *, stored_tolerance: float | None = None) 
     if v.stored_error > v.adapter_effect:
         logger.warning(
             "rounding to %s moves the logits by %.1e, more than the adapter does (%.1e); --dtype float32 keeps it",
-            v.dtype, v.stored_error, v.adapter_effect,
-        )  # fmt: skip
+            v.dtype,
+            v.stored_error,
+            v.adapter_effect,
+        )
 
 
 def merge(
@@ -182,7 +184,12 @@ def merge(
             check(verification, stored_tolerance=stored_tolerance)
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
-            folder, stage="merge", options=options, **facts,
-            training=run or None, weights=vars(weights), verification=verification and vars(verification),
-        )  # fmt: skip
+            folder,
+            stage="merge",
+            options=options,
+            **facts,
+            training=run or None,
+            weights=vars(weights),
+            verification=verification and vars(verification),
+        )
     return verification

@@ -104,23 +104,30 @@ def mlx_config(path: Path, config: Gemma3Config) -> dict[str, Any]:
         raise PokegemmaError(f"{path}: mlx-vlm does not know its order of layers ({', '.join(layers)})")
     stored = json.loads((path / "config.json").read_text(encoding="utf-8"))
     stored["text_config"] = {
-        **stored["text_config"], **_own_values(TextConfig, text),
+        **stored["text_config"],
+        **_own_values(TextConfig, text),
         "mm_tokens_per_image": config.mm_tokens_per_image,
         "sliding_window_pattern": pattern,
         "rope_global_base_freq": full["rope_theta"],
         "rope_local_base_freq": sliding["rope_theta"],
         "rope_scaling": {"rope_type": "linear", "factor": full["factor"]} if full["rope_type"] == "linear" else None,
         "dtype": "bfloat16",
-    }  # fmt: skip
+    }
     stored["vision_config"] = {
-        **stored["vision_config"], **_own_values(VisionConfig, config.vision_config), "dtype": "bfloat16"
-    }  # fmt: skip
+        **stored["vision_config"],
+        **_own_values(VisionConfig, config.vision_config),
+        "dtype": "bfloat16",
+    }
     own = _own_values(ModelConfig, config)
     del own["text_config"], own["vision_config"]
     return {
-        **stored, **own, "hidden_size": text.hidden_size, "pad_token_id": text.pad_token_id,
-        "vocab_size": text.vocab_size, "dtype": "bfloat16",
-    }  # fmt: skip
+        **stored,
+        **own,
+        "hidden_size": text.hidden_size,
+        "pad_token_id": text.pad_token_id,
+        "vocab_size": text.vocab_size,
+        "dtype": "bfloat16",
+    }
 
 
 @contextlib.contextmanager
@@ -197,9 +204,14 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
         ):
             try:
                 convert(
-                    source, str(folder), quantize=bits < 16, q_bits=bits, q_group_size=_GROUP, dtype="bfloat16",
+                    source,
+                    str(folder),
+                    quantize=bits < 16,
+                    q_bits=bits,
+                    q_group_size=_GROUP,
+                    dtype="bfloat16",
                     trust_remote_code=False,
-                )  # fmt: skip
+                )
             except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise PokegemmaError(f"{path}: mlx-vlm cannot convert it: {reason}") from error
@@ -210,8 +222,12 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
         check_processor(processor, folder, config)
         options = {"model_path": str(path), "quantization_bits": bits}
         write_run_record(
-            folder, stage="mlx", options=options, image_size_px=config.vision_config.image_size,
-            image_tokens=config.mm_tokens_per_image, parts=[vars(part) for part in parts],
+            folder,
+            stage="mlx",
+            options=options,
+            image_size_px=config.vision_config.image_size,
+            image_tokens=config.mm_tokens_per_image,
+            parts=[vars(part) for part in parts],
             **attention_facts(config),
-        )  # fmt: skip
+        )
     return parts

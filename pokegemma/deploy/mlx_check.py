@@ -131,8 +131,11 @@ def check_processor(processor: Gemma3Processor, folder: Path, config: Gemma3Conf
     size = config.vision_config.image_size
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     content = [{"type": "text", "text": "You see: "}, {"type": "image"}, {"type": "text", "text": "Next\n\nbutton?"}]
-    messages = ({"role": "user", "content": content}, {"role": "assistant", "content": content[:1]}, {
-        "role": "user", "content": content[::-1]})  # fmt: skip
+    messages = (
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": content[:1]},
+        {"role": "user", "content": content[::-1]},
+    )
     question = Question(id="check", messages=messages, pictures=(Image.fromarray(noise),) * 2)
     written = open_processor(folder)
     tokens, pixels = prepare(written, question)

@@ -31,10 +31,23 @@ _VIEWS = {
     "trajectory": "the frames of a stretch of play, one after each decision",
 }
 _TRAINING_OPTIONS = (
-    "finetuning", "layout", "image_size", "train_vision_tower", "train_projector", "lora_r", "lora_alpha",
-    "lora_dropout", "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "max_decisions", "seed",
-)  # fmt: skip
+    "finetuning",
+    "layout",
+    "image_size",
+    "train_vision_tower",
+    "train_projector",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_decisions",
+    "seed",
+)
 """Options that a reader wants to know, and none that could hold a path or a name of the machine."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -78,9 +91,15 @@ def front_matter(*, base: str, license_id: str, model_type: str, exports: Mappin
 
 
 def render_card(
-    model: Path, *, evaluation: Path, parity: Path | None, dataset: Path, exports: Mapping[str, Path],
-    license_id: str | None = None, name: str = "pokegemma",
-) -> str:  # fmt: skip
+    model: Path,
+    *,
+    evaluation: Path,
+    parity: Path | None,
+    dataset: Path,
+    exports: Mapping[str, Path],
+    license_id: str | None = None,
+    name: str = "pokegemma",
+) -> str:
     """Return the model card as Markdown; the same files give the same text.
 
     Args:
@@ -98,21 +117,29 @@ def render_card(
     license_id = license_id or choose_license(base, model_type)
     result = read_json(evaluation / METRICS_FILE)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, autoescape=False,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(percent=_percent, interval=_interval, figure=_figure, public=public_name)
     layout = trained.get("options", {}).get("layout", "grid")
     return environment.get_template("model_card.md.jinja").render(
         front_matter=front_matter(base=base, license_id=license_id, model_type=model_type, exports=exports),
-        name=name, family=_FAMILIES.get(model_type, model_type), view=_VIEWS.get(layout, layout),
-        evaluation=result, sentence=_sentence(result), verification=record.get("verification"),
+        name=name,
+        family=_FAMILIES.get(model_type, model_type),
+        view=_VIEWS.get(layout, layout),
+        evaluation=result,
+        sentence=_sentence(result),
+        verification=record.get("verification"),
         parity=None if parity is None else read_json(parity / PARITY_FILE),
-        data=_data_rows(dataset, trained), trained_here=_is_trained_on(dataset, trained),
+        data=_data_rows(dataset, trained),
+        trained_here=_is_trained_on(dataset, trained),
         training=_training_rows(base, trained, record),
         image_attention=config.get("image_attention", "bidirectional"),
         license_text=_LICENSE_TEXTS.get(license_id, f"{license_id}."),
-    )  # fmt: skip
+    )
 
 
 def _sentence(result: Mapping[str, Any]) -> str:
@@ -183,8 +210,13 @@ def _figure(value: Any) -> str:
 def write_cards(plan: "Plan") -> None:
     """Write README.md beside the results and, where the pipeline made the model's folder, into that."""
     text = render_card(
-        plan.model, evaluation=plan.place("evaluation"), parity=plan.place("parity") if plan.exports else None,
-        dataset=plan.held_out, exports=plan.exports, license_id=plan.options.license, name=plan.options.name,
-    )  # fmt: skip
+        plan.model,
+        evaluation=plan.place("evaluation"),
+        parity=plan.place("parity") if plan.exports else None,
+        dataset=plan.held_out,
+        exports=plan.exports,
+        license_id=plan.options.license,
+        name=plan.options.name,
+    )
     for folder in (plan.output_dir, *([plan.model] if plan.merges else [])):
         write_if_changed(folder / CARD_FILE, text)

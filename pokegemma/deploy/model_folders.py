@@ -70,9 +70,12 @@ def read_facts(model_path: str) -> ModelFacts:
     needed = -(-(pictures * (image_tokens + _TEXT_TOKENS) + _FIXED_TOKENS) // 1024) * 1024
     longest = (config.get("text_config") or config).get("max_position_embeddings") or needed
     return ModelFacts(
-        model_type=config.get("model_type"), image_attention=str(attention), pictures_in_prompt=pictures,
-        image_tokens=image_tokens, context_tokens=min(needed, longest),
-    )  # fmt: skip
+        model_type=config.get("model_type"),
+        image_attention=str(attention),
+        pictures_in_prompt=pictures,
+        image_tokens=image_tokens,
+        context_tokens=min(needed, longest),
+    )
 
 
 def is_hub_id(model_path: str) -> bool:

@@ -80,8 +80,11 @@ def compare(reference: Measured, measured: Measured) -> dict[str, Any]:
     """
     pairs = list(zip(reference.readings, measured.readings, strict=True))
     written = [(written_button(theirs.text), written_button(ours.text)) for theirs, ours in pairs]
-    likeliest = [(theirs.likeliest[: len(ours.likeliest)] == ours.likeliest) for theirs, ours in pairs
-                 if ours.likeliest is not None]  # fmt: skip
+    likeliest = [
+        (theirs.likeliest[: len(ours.likeliest)] == ours.likeliest)
+        for theirs, ours in pairs
+        if ours.likeliest is not None
+    ]
     prompts = [theirs.prompt == ours.prompt for theirs, ours in pairs if ours.prompt is not None]
     return {
         "button_agreement": _share(is_same_button(theirs, ours) for theirs, ours in pairs),
@@ -124,9 +127,14 @@ def _spread(distances: Iterable[np.ndarray]) -> dict[str, float] | None:
 
 
 def judge(
-    record: dict[str, Any], reference: Measured, measured: Measured, *, gates: Gates,
-    reference_rate: float, examples: Sequence[Sample | Trajectory],
-) -> list[dict[str, Any]]:  # fmt: skip
+    record: dict[str, Any],
+    reference: Measured,
+    measured: Measured,
+    *,
+    gates: Gates,
+    reference_rate: float,
+    examples: Sequence[Sample | Trajectory],
+) -> list[dict[str, Any]]:
     """Return the gates that an engine fails: gate, value, limit, the first decision that fails it, and all as a line.
 
     Args:
@@ -149,16 +157,19 @@ def judge(
         fail("prompts_equal", False, True, unequal, f"prompts: {sum(unequal)} of {len(unequal)} differ ({where})")
     for gate, differs in (
         ("button_agreement", [not is_same_button(theirs, ours) for theirs, ours in pairs]),
-        ("written_agreement", [written_button(theirs.text) not in (None, written_button(ours.text))
-                               for theirs, ours in pairs]),
-    ):  # fmt: skip
+        (
+            "written_agreement",
+            [written_button(theirs.text) not in (None, written_button(ours.text)) for theirs, ours in pairs],
+        ),
+    ):
         value = record[gate]
         if value is not None and value < gates.min_agreement:
             fail(gate, value, gates.min_agreement, differs, f"{gate} {value:.3f} is below {gates.min_agreement:g}")
     limit = gates.max_difference
     for gate, distances in (
-        ("button_log_probability_difference", button_distances), ("log_probability_difference", answer_distances),
-    ):  # fmt: skip
+        ("button_log_probability_difference", button_distances),
+        ("log_probability_difference", answer_distances),
+    ):
         if limit is not None and record[gate] is not None and record[gate]["mean"] > limit:
             value = record[gate]["mean"]
             beyond = [(distances(theirs, ours) > limit).any() for theirs, ours in pairs]
@@ -168,8 +179,9 @@ def judge(
         fail("log_probability_difference", None, limit, [True] * len(pairs), says)
     rate, lowest = record["valid_json_rate"], reference_rate - gates.max_invalid_json
     if rate < lowest:
-        invalid = [written_button(theirs.text) is not None and written_button(ours.text) is None
-                   for theirs, ours in pairs]  # fmt: skip
+        invalid = [
+            written_button(theirs.text) is not None and written_button(ours.text) is None for theirs, ours in pairs
+        ]
         fail("valid_json_rate", rate, lowest, invalid, f"valid_json_rate {rate:.3f} is below {lowest:.3f}")
     return failures
 
@@ -192,13 +204,19 @@ def find_worst(
         distances = np.concatenate([button_distances(theirs, ours), answer_distances(theirs, ours)])
         rows.append(
             {
-                "place": place, "id": asked(examples[place]).id, "same_button": is_same_button(theirs, ours),
-                "reference_button": chosen_button(theirs), "button": chosen_button(ours),
+                "place": place,
+                "id": asked(examples[place]).id,
+                "same_button": is_same_button(theirs, ours),
+                "reference_button": chosen_button(theirs),
+                "button": chosen_button(ours),
                 "recorded_button": written_button(asked(examples[place]).output),
-                "reference_text": theirs.text, "text": ours.text, "difference": float(distances.max(initial=0.0)),
-                "reference_scores": _scores(theirs), "scores": _scores(ours),
+                "reference_text": theirs.text,
+                "text": ours.text,
+                "difference": float(distances.max(initial=0.0)),
+                "reference_scores": _scores(theirs),
+                "scores": _scores(ours),
             }
-        )  # fmt: skip
+        )
     differing = [row for row in rows if row["difference"] > 0 or row["text"] != row["reference_text"]]
     return sorted(differing, key=lambda row: (row["same_button"], -row["difference"]))[:_NUM_WORST]
 

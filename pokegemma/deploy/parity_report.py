@@ -46,17 +46,31 @@ def _cells(row: Mapping[str, Any], *, is_reference: bool) -> tuple[str, ...]:
     )
     latency = row["latency_s"]
     return (
-        row["name"], *agreement, format_percent(row["valid_json_rate"]), format_percent(row["button_accuracy"]),
+        row["name"],
+        *agreement,
+        format_percent(row["valid_json_rate"]),
+        format_percent(row["button_accuracy"]),
         "–" if is_reference else format_prompts(row["prompts_equal"]),
-        f"{1000 * latency['p50']:.0f} / {1000 * latency['p95']:.0f}", format_mib(row["peak_memory_bytes"]),
+        f"{1000 * latency['p50']:.0f} / {1000 * latency['p95']:.0f}",
+        format_mib(row["peak_memory_bytes"]),
         format_mib(row.get("file_bytes")),
-    )  # fmt: skip
+    )
 
 
 COLUMNS = (
-    "", "button", "written", "top-1", "Δ buttons", "Δ answer", "valid JSON", "right", "prompts", "ms p50/p95",
-    "memory MiB", "files MiB",
-)  # fmt: skip
+    "",
+    "button",
+    "written",
+    "top-1",
+    "Δ buttons",
+    "Δ answer",
+    "valid JSON",
+    "right",
+    "prompts",
+    "ms p50/p95",
+    "memory MiB",
+    "files MiB",
+)
 _LEGEND = (
     "button, written, top-1: agreement with the reference on the scored button, the written one, the tokens of its "
     "answers.\nΔ: difference in log-probability, mean / largest, of the eight buttons and of these tokens. right: the "
@@ -87,10 +101,12 @@ def format_table(result: Mapping[str, Any]) -> str:
     lines = [("", *COLUMNS), *((marks[row["passed"]], *row["cells"]) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
-        "  ".join(cell.ljust(width) if place < 2 else cell.rjust(width)
-                  for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
-    ]  # fmt: skip
+    ]
     failures = [f"FAIL  {name}: {message}" for name, message in _failures(result)]
     return "\n".join([*text, "", _LEGEND, *failures])
 
@@ -128,17 +144,24 @@ def _pictures(task: Task, place: int) -> str:
 def render_html(result: Mapping[str, Any], task: Task) -> str:
     """Return the report as one page that loads nothing from anywhere."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(percent=format_percent, difference=format_difference, mib=format_mib)
     measured = [engine for engine in result["engines"] if engine.get("button_log_probability_difference")]
     places = {worst["place"] for engine in result["engines"] for worst in engine.get("worst", ())}
     page = environment.get_template("parity_report.html.jinja").render(
-        result=result, headline=headline(result), columns=COLUMNS, rows=table_rows(result),
-        failures=_failures(result), pictures={place: _pictures(task, place) for place in sorted(places)},
+        result=result,
+        headline=headline(result),
+        columns=COLUMNS,
+        rows=table_rows(result),
+        failures=_failures(result),
+        pictures={place: _pictures(task, place) for place in sorted(places)},
         plot=plot_differences([*result["variants"], *measured]) if measured else None,
-    )  # fmt: skip
+    )
     return page.encode("utf-8", "replace").decode("utf-8")  # text of a sample may hold half a surrogate pair
 
 

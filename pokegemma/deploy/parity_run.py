@@ -36,9 +36,13 @@ class Server:
 
 
 def find_engines(
-    *, gguf: Sequence[str] = (), mmproj: str | None = None, mlx: Sequence[str] = (), transformers: Sequence[str] = (),
+    *,
+    gguf: Sequence[str] = (),
+    mmproj: str | None = None,
+    mlx: Sequence[str] = (),
+    transformers: Sequence[str] = (),
     device: str | None = None,
-) -> list[EngineSpec]:  # fmt: skip
+) -> list[EngineSpec]:
     """Return what to compare: every model-*.gguf of a folder, single GGUF files, MLX folders and checkpoints.
 
     Raises:
@@ -82,9 +86,17 @@ class Comparison:
 
     @classmethod
     def prepare(
-        cls, reference: EngineSpec, held_out: Path, view: View, *, gates: Gates, num_samples: int, max_new_tokens: int,
-        timeout_s: float, finished: FinishedEngines,
-    ) -> "Comparison":  # fmt: skip
+        cls,
+        reference: EngineSpec,
+        held_out: Path,
+        view: View,
+        *,
+        gates: Gates,
+        num_samples: int,
+        max_new_tokens: int,
+        timeout_s: float,
+        finished: FinishedEngines,
+    ) -> "Comparison":
         """Choose decisions and read what they are asked with: config and tokenizer, not the weights.
 
         Raises:
@@ -100,21 +112,26 @@ class Comparison:
         tokens = ButtonTokens.of(tokenizer)
         examples = parity.choose_examples(list(read_samples(held_out)), view, count=num_samples)
         task = Task(
-            examples=examples, layout=view.layout, dataset_folder=held_out.parent,
-            size_px=config.vision_config.image_size, prefix=tokens.prefix, branches=tokens.branches,
+            examples=examples,
+            layout=view.layout,
+            dataset_folder=held_out.parent,
+            size_px=config.vision_config.image_size,
+            prefix=tokens.prefix,
+            branches=tokens.branches,
             max_new_tokens=max_new_tokens,
-        )  # fmt: skip
+        )
         task.question(0)  # a mistake in dataset or layout shows before a model is loaded
         return cls(reference, task, gates, tokenizer, image_attention(config), timeout_s, finished)
 
     def ask(self, spec: EngineSpec) -> Measured:
         """Ask an engine, with a progress bar, unless it has been asked before the comparison was interrupted."""
         return self.finished.take_or_keep(
-            spec, self.task,
+            spec,
+            self.task,
             lambda: self._with_bar(
                 spec.name, lambda advance: measure(spec, self.task, timeout_s=self.timeout_s, on_reading=advance)
             ),
-        )  # fmt: skip
+        )
 
     def _with_bar(self, name: str, ask: Callable[[Callable[[], None]], Measured]) -> Measured:
         with tqdm(total=len(self.task.examples), desc=name, unit="decision") as bar:
@@ -126,10 +143,13 @@ class Comparison:
         answers = tuple(reading.tokens for reading in self.said.readings)
         self.task = replace(self.task, answers=answers, num_context=context_for(self.task, self.said))
         return {
-            "name": self.reference.name, "path": str(self.reference.path), "dtype": self.reference.dtype,
-            "image_attention": self.image_attention, "file_bytes": _size(self.reference),
+            "name": self.reference.name,
+            "path": str(self.reference.path),
+            "dtype": self.reference.dtype,
+            "image_attention": self.image_attention,
+            "file_bytes": _size(self.reference),
             **parity.describe(self.said, self.task.examples),
-        }  # fmt: skip
+        }
 
     def ask_variant(self, name: str, **changes: Any) -> tuple[Measured, dict[str, Any]]:
         """Ask the reference with something changed, and compare it with the reference."""
@@ -139,9 +159,12 @@ class Comparison:
     def check(self, spec: EngineSpec, *, limit: float | None) -> dict[str, Any]:
         """Ask an engine, compare and judge it."""
         facts = {
-            "name": spec.name, "kind": spec.kind, "path": str(spec.path), "mmproj": spec.mmproj and str(spec.mmproj),
+            "name": spec.name,
+            "kind": spec.kind,
+            "path": str(spec.path),
+            "mmproj": spec.mmproj and str(spec.mmproj),
             "file_bytes": _size(spec),
-        }  # fmt: skip
+        }
 
         def ask() -> Measured:
             measured = self.ask(spec)
@@ -153,10 +176,17 @@ class Comparison:
     def check_server(self, server: Server) -> dict[str, Any]:
         """Ask a server, compare and judge it by what it tells."""
         decode = self.tokenizer.decode
-        texts = [[decode(answer[:end], skip_special_tokens=True) for end in range(1, len(answer) + 1)]
-                 for answer in self.task.answers or ()]  # fmt: skip
-        facts = {"name": f"server {server.url}", "kind": "server", "path": server.url, "mmproj": None,
-                 "file_bytes": None}  # fmt: skip
+        texts = [
+            [decode(answer[:end], skip_special_tokens=True) for end in range(1, len(answer) + 1)]
+            for answer in self.task.answers or ()
+        ]
+        facts = {
+            "name": f"server {server.url}",
+            "kind": "server",
+            "path": server.url,
+            "mmproj": None,
+            "file_bytes": None,
+        }
 
         def ask() -> Measured:
             model = choose_model(server.url, model=server.model, timeout_s=self.timeout_s, api_key=server.api_key)
@@ -177,15 +207,22 @@ class Comparison:
             logger.warning("%s failed: %s", facts["name"], error)
             return {**facts, "passed": False, "failures": [failure]}
         record = {
-            **facts, "engine": measured.engine, "weights": measured.weights,
-            **parity.describe(measured, self.task.examples), **parity.compare(self.said, measured),
+            **facts,
+            "engine": measured.engine,
+            "weights": measured.weights,
+            **parity.describe(measured, self.task.examples),
+            **parity.compare(self.said, measured),
             "max_log_probability_difference": limit,
-        }  # fmt: skip
+        }
         reference_rate = parity.describe(self.said, self.task.examples)["valid_json_rate"]
         failures = parity.judge(
-            record, self.said, measured, gates=replace(self.gates, max_difference=limit),
-            reference_rate=reference_rate, examples=self.task.examples,
-        )  # fmt: skip
+            record,
+            self.said,
+            measured,
+            gates=replace(self.gates, max_difference=limit),
+            reference_rate=reference_rate,
+            examples=self.task.examples,
+        )
         if self.causal is not None and facts["kind"] == "mlx":
             record["against_causal_reference"] = parity.compare(self.causal, measured)
         worst = parity.find_worst(self.said, measured, self.task.examples)

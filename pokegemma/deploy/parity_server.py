@@ -29,9 +29,15 @@ def choose_model(server_url: str, *, model: str | None, timeout_s: float, api_ke
 
 
 def ask_server(
-    server_url: str, task: Task, *, model: str, texts: Sequence[Sequence[str]], timeout_s: float,
-    api_key: str | None = None, on_reading: Callable[[], None] = lambda: None,
-) -> Measured:  # fmt: skip
+    server_url: str,
+    task: Task,
+    *,
+    model: str,
+    texts: Sequence[Sequence[str]],
+    timeout_s: float,
+    api_key: str | None = None,
+    on_reading: Callable[[], None] = lambda: None,
+) -> Measured:
     """Ask a server all questions; it tells no prompts, no scores of buttons and no memory.
 
     Args:
@@ -44,9 +50,14 @@ def ask_server(
 
     def put(number: int) -> Reply:
         return ask(
-            server_url, task.question(number), model=model, max_new_tokens=task.max_new_tokens,
-            timeout_s=timeout_s, api_key=api_key, num_likeliest=num_likeliest,
-        )  # fmt: skip
+            server_url,
+            task.question(number),
+            model=model,
+            max_new_tokens=task.max_new_tokens,
+            timeout_s=timeout_s,
+            api_key=api_key,
+            num_likeliest=num_likeliest,
+        )
 
     for number, (answer, beginnings) in enumerate(zip(task.answers or (), texts, strict=True)):
         try:

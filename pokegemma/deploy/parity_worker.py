@@ -79,9 +79,11 @@ class Task:
     def question(self, number: int) -> Question:
         """Return a decision as a question; the pictures are read here, one question's at a time."""
         (question,) = build_questions(
-            self.examples[number : number + 1], layout=self.layout, dataset_folder=self.dataset_folder,
+            self.examples[number : number + 1],
+            layout=self.layout,
+            dataset_folder=self.dataset_folder,
             size_px=self.size_px,
-        )  # fmt: skip
+        )
         return question
 
 
@@ -176,10 +178,14 @@ def read_decision(engine: Engine, task: Task, number: int) -> Reading:
     if not (np.isfinite(buttons).all() and np.isfinite(told).all()):
         raise PokegemmaError(f"{question.id}: it gives NaN or infinity instead of log-probabilities")
     return Reading(
-        text=engine.text(tokens), seconds=seconds, tokens=tokens, prompt=tuple(engine.prompt_tokens(question)),
-        log_probabilities=told, likeliest=said.argmax(-1),
+        text=engine.text(tokens),
+        seconds=seconds,
+        tokens=tokens,
+        prompt=tuple(engine.prompt_tokens(question)),
+        log_probabilities=told,
+        likeliest=said.argmax(-1),
         buttons=np.array(buttons, np.float32),
-    )  # fmt: skip
+    )
 
 
 def peak_memory_bytes() -> int:

@@ -42,9 +42,15 @@ class Registry(RegistryRuns):
     # --- registering
 
     def register(
-        self, model_path: Path, *, evaluation: Path | None = None, parity: Path | None = None,
-        exports: Sequence[Path] = (), copy: bool = False, description: str | None = None,
-    ) -> Registered:  # fmt: skip
+        self,
+        model_path: Path,
+        *,
+        evaluation: Path | None = None,
+        parity: Path | None = None,
+        exports: Sequence[Path] = (),
+        copy: bool = False,
+        description: str | None = None,
+    ) -> Registered:
         """Make a version of a model's folder, unless there is one with the same files.
 
         Of a model that is known, results and exports that differ from its version's replace them, and files that are
@@ -112,16 +118,17 @@ class Registry(RegistryRuns):
             client.set_terminated(run_id)
         return Registered(int(version.version), created=True)
 
-    def _refile(
-        self, version: ModelVersion, parts: Mapping[str, Mapping[str, Any]], *, copy: bool
-    ) -> tuple[str, ...]:  # fmt: skip
+    def _refile(self, version: ModelVersion, parts: Mapping[str, Mapping[str, Any]], *, copy: bool) -> tuple[str, ...]:
         """Take parts that are new, other than before, gone from their place or not yet copied; return their names."""
         known = self.read_manifest(version) or {}
         taken = {
-            name: part for name, part in parts.items()
-            if name not in known or known[name]["files"] != part["files"]
-            or (copy and not known[name]["copied"]) or not (known[name]["copied"] or is_present(known[name]))
-        }  # fmt: skip
+            name: part
+            for name, part in parts.items()
+            if name not in known
+            or known[name]["files"] != part["files"]
+            or (copy and not known[name]["copied"])
+            or not (known[name]["copied"] or is_present(known[name]))
+        }
         if not taken:
             return ()
         copy = copy or version.tags.get("copied") == "true"
@@ -248,9 +255,12 @@ class Registry(RegistryRuns):
                     self.artifact(version, name, folder)
                 record = read_run_record(folder) or {}
             write_run_record(
-                folder, stage="export", options={"name": self.name, "version": int(version.version), "part": part},
-                training=record.get("training") or record or None, exported=record or None,
-            )  # fmt: skip
+                folder,
+                stage="export",
+                options={"name": self.name, "version": int(version.version), "part": part},
+                training=record.get("training") or record or None,
+                exported=record or None,
+            )
         return int(version.version)
 
 

@@ -52,9 +52,13 @@ class StepBuilder:
         if options.base_model:
             base = ["--base_model", options.base_model]
         return Step(
-            name="merge", script="merge_qlora.py",
-            paths={"--lora_path": [self.checkpoint], "--output_path": [self.model],
-                   "--dataset_path": [self.held_out.parent]},
+            name="merge",
+            script="merge_qlora.py",
+            paths={
+                "--lora_path": [self.checkpoint],
+                "--output_path": [self.model],
+                "--dataset_path": [self.held_out.parent],
+            },
             # Verification measures here; its gate judges, so that another limit needs no other merge.
             settings=["--verify", "--stored_tolerance", "inf", "--dtype", options.dtype, *base, "--overwrite"],
             inputs=lambda hashes: {
@@ -62,8 +66,9 @@ class StepBuilder:
                 "base model": _hash_base(options.base_model or _base_of(self.checkpoint), hashes),
                 "samples to verify on": _hash_samples(self.held_out, hashes, limit=8),
             },
-            outputs=[self.model], gates=self.verify_gates,
-        )  # fmt: skip
+            outputs=[self.model],
+            gates=self.verify_gates,
+        )
 
     def verify_gates(self) -> list[Gate]:
         verification = (read_run_record(self.model) or {}).get("verification") or {}
@@ -71,16 +76,28 @@ class StepBuilder:
         if limit is None:
             limit = STORED_TOLERANCE[self.options.dtype]
         return [
-            Gate("its limit", "merged against adapter + base", verification.get("merged_error"), MERGE_TOLERANCE,
-                 at_least=False),
-            Gate("--max_stored_difference", f"stored as {self.options.dtype} against adapter + base",
-                 verification.get("stored_error"), limit, at_least=False),
-        ]  # fmt: skip
+            Gate(
+                "its limit",
+                "merged against adapter + base",
+                verification.get("merged_error"),
+                MERGE_TOLERANCE,
+                at_least=False,
+            ),
+            Gate(
+                "--max_stored_difference",
+                f"stored as {self.options.dtype} against adapter + base",
+                verification.get("stored_error"),
+                limit,
+                at_least=False,
+            ),
+        ]
 
     def model_inputs(self, hashes: FileHashes) -> dict[str, str]:
         record = {key: value for key, value in (read_run_record(self.model) or {}).items() if key not in _VOLATILE}
-        return {"model": content_hash(hash_folder(self.model, hashes)),
-                "the model's run.json": hash_of(_without_paths(record))}  # fmt: skip
+        return {
+            "model": content_hash(hash_folder(self.model, hashes)),
+            "the model's run.json": hash_of(_without_paths(record)),
+        }
 
     def evaluate(self) -> Step:
         options, place = self.options, self.output_dir / "evaluation"
@@ -89,7 +106,8 @@ class StepBuilder:
         settings += [] if options.generate else ["--no_generate"]
         settings += [] if options.device is None else ["--device", options.device]
         return Step(
-            name="evaluate", script="evaluate.py",
+            name="evaluate",
+            script="evaluate.py",
             paths={"--model_path": [self.model], "--dataset_path": [self.held_out], "--output_dir": [place]},
             settings=settings,
             inputs=lambda hashes: {
@@ -97,16 +115,22 @@ class StepBuilder:
                 "eval.jsonl": _hash_samples(self.held_out, hashes),
                 "train.jsonl": hashes.of(self.train),
             },
-            outputs=[place], after=self.model_steps(), gates=lambda: self.evaluate_gates(place),
-        )  # fmt: skip
+            outputs=[place],
+            after=self.model_steps(),
+            gates=lambda: self.evaluate_gates(place),
+        )
 
     def evaluate_gates(self, place: Path) -> list[Gate]:
         summary = summarize_evaluation(read_json(place / METRICS_FILE))
         gain = summary["points_above_baseline"] / 100
         gates = [
-            Gate("--min_gain_over_baseline", "accuracy above the best baseline's", gain,
-                 self.options.min_gain_over_baseline)
-        ]  # fmt: skip
+            Gate(
+                "--min_gain_over_baseline",
+                "accuracy above the best baseline's",
+                gain,
+                self.options.min_gain_over_baseline,
+            )
+        ]
         if self.options.min_accuracy is not None:
             gates.append(Gate("--min_accuracy", "accuracy", summary["accuracy"], self.options.min_accuracy))
         return gates
@@ -120,22 +144,31 @@ class StepBuilder:
         if converter:
             paths["--llama_cpp_dir"] = [Path(converter)]
         return Step(
-            name="export_gguf", script="convert_to_gguf.py", paths=paths,
+            name="export_gguf",
+            script="convert_to_gguf.py",
+            paths=paths,
             settings=["--quantization", *self.options.quantization, "--overwrite"],
-            inputs=lambda hashes: self.model_inputs(hashes) | (
-                {"converter": hashes.of(Path(converter, "convert_hf_to_gguf.py"))} if converter else {}
+            inputs=lambda hashes: (
+                self.model_inputs(hashes)
+                | ({"converter": hashes.of(Path(converter, "convert_hf_to_gguf.py"))} if converter else {})
             ),
-            outputs=[place], after=self.model_steps(), gates=lambda: self.size_gates(place),
-        )  # fmt: skip
+            outputs=[place],
+            after=self.model_steps(),
+            gates=lambda: self.size_gates(place),
+        )
 
     def export_mlx(self) -> Step:
         place = self.exports["mlx"]
         return Step(
-            name="export_mlx", script="convert_to_mlx.py",
+            name="export_mlx",
+            script="convert_to_mlx.py",
             paths={"--model_path": [self.model], "--output_path": [place]},
             settings=["--quantization_bits", str(self.options.quantization_bits), "--overwrite"],
-            inputs=self.model_inputs, outputs=[place], after=self.model_steps(), gates=lambda: self.size_gates(place),
-        )  # fmt: skip
+            inputs=self.model_inputs,
+            outputs=[place],
+            after=self.model_steps(),
+            gates=lambda: self.size_gates(place),
+        )
 
     def size_gates(self, place: Path) -> list[Gate]:
         """Ask that the smallest model of an export, with its vision part, fits."""
@@ -145,25 +178,38 @@ class StepBuilder:
         models = [size for name, size in sizes.items() if name.startswith("model-") and name.endswith(".gguf")]
         vision = sum(size for name, size in sizes.items() if name.startswith("mmproj-"))
         smallest = (min(models) + vision if models else sum(sizes.values())) / 2**30
-        return [Gate("--max_export_gib", f"smallest model in {place.name}", smallest, self.options.max_export_gib,
-                     at_least=False)]  # fmt: skip
+        return [
+            Gate(
+                "--max_export_gib",
+                f"smallest model in {place.name}",
+                smallest,
+                self.options.max_export_gib,
+                at_least=False,
+            )
+        ]
 
     def parity(self) -> Step:
         place = self.output_dir / "parity"
         return Step(
-            name="parity", script="check_parity.py",
-            paths={"--model_path": [self.model], "--dataset_path": [self.held_out.parent], "--output_dir": [place],
-                   **{f"--{kind}": [path] for kind, path in self.exports.items()}},
+            name="parity",
+            script="check_parity.py",
+            paths={
+                "--model_path": [self.model],
+                "--dataset_path": [self.held_out.parent],
+                "--output_dir": [place],
+                **{f"--{kind}": [path] for kind, path in self.exports.items()},
+            },
             settings=["--num_samples", str(self.options.parity_samples), "--min_agreement", "0", "--overwrite"],
             inputs=lambda hashes: {
                 **self.model_inputs(hashes),
                 "eval.jsonl": _hash_samples(self.held_out, hashes),
                 **{kind: content_hash(hash_folder(path, hashes)) for kind, path in self.exports.items()},
             },
-            outputs=[place], after=[*self.model_steps(), *(f"export_{kind}" for kind in self.exports)],
+            outputs=[place],
+            after=[*self.model_steps(), *(f"export_{kind}" for kind in self.exports)],
             gates=lambda: self.parity_gates(place),
             measures=place / PARITY_FILE,
-        )  # fmt: skip
+        )
 
     def parity_gates(self, place: Path) -> list[Gate]:
         """Judge agreement here, so that another limit needs no other comparison; the rest as the script judged it."""
@@ -179,14 +225,28 @@ class StepBuilder:
                     gates.append(Gate("--min_agreement", what, engine[key], self.options.min_agreement))
             for key in ("button_log_probability_difference", "log_probability_difference"):
                 if override is not None and engine[key] is not None:
-                    gates.append(Gate("--max_log_probability_difference", f"{engine['name']} {key}",
-                                      engine[key]["mean"], override, at_least=False))  # fmt: skip
+                    gates.append(
+                        Gate(
+                            "--max_log_probability_difference",
+                            f"{engine['name']} {key}",
+                            engine[key]["mean"],
+                            override,
+                            at_least=False,
+                        )
+                    )
             for failure in engine["failures"]:
                 if override is None or not failure["gate"].endswith("log_probability_difference"):
                     limit_name = "--max_log_probability_difference" if "log_prob" in failure["gate"] else "its limit"
                     value = None if failure["value"] is None else float(failure["value"])
-                    gates.append(Gate(limit_name, f"{engine['name']} {failure['gate']}", value,
-                                      float(failure["limit"]), at_least="log_prob" not in failure["gate"]))  # fmt: skip
+                    gates.append(
+                        Gate(
+                            limit_name,
+                            f"{engine['name']} {failure['gate']}",
+                            value,
+                            float(failure["limit"]),
+                            at_least="log_prob" not in failure["gate"],
+                        )
+                    )
         return gates
 
     def register(self) -> Step:
@@ -198,7 +258,9 @@ class StepBuilder:
         if self.exports:
             paths["--exports"] = list(self.exports.values())
         return Step(
-            name="register", script="model_registry.py", paths=paths,
+            name="register",
+            script="model_registry.py",
+            paths=paths,
             settings=["--registry_uri", options.registry_uri, "--name", options.name, "--copy", str(options.copy)],
             command_words=("register",),
             inputs=lambda hashes: {
@@ -206,9 +268,10 @@ class StepBuilder:
                 **{path.name: content_hash(hash_folder(path, hashes)) for path in folders.values()},
                 **{kind: content_hash(hash_folder(path, hashes)) for kind, path in self.exports.items()},
             },
-            outputs=[place], after=[*self.model_steps(), "evaluate", *(["parity"] if self.exports else [])],
+            outputs=[place],
+            after=[*self.model_steps(), "evaluate", *(["parity"] if self.exports else [])],
             lost=lambda hashes: self.lost_version(place, hashes),
-        )  # fmt: skip
+        )
 
     def lost_version(self, place: Path, hashes: FileHashes) -> str | None:
         """Say why the registry no longer has what was registered."""

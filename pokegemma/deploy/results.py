@@ -178,13 +178,18 @@ def compare_versions(first: Mapping[str, Any], second: Mapping[str, Any]) -> dic
     for name in sorted({*agreements[0], *agreements[1]}):
         values = (agreements[0].get(name), agreements[1].get(name))
         difference = None if None in values else values[1] - values[0]
-        rows.append({"key": f"parity/{name}", "name": f"parity {name}", "values": list(values),
-                     "difference": difference})  # fmt: skip
+        rows.append(
+            {"key": f"parity/{name}", "name": f"parity {name}", "values": list(values), "difference": difference}
+        )
     versions = [
-        {"version": one["version"], "aliases": one["aliases"], "dataset_sha256": one["dataset_sha256"],
-         "evaluated_on_sha256": (one["evaluation"] or {}).get("dataset_sha256")}
+        {
+            "version": one["version"],
+            "aliases": one["aliases"],
+            "dataset_sha256": one["dataset_sha256"],
+            "evaluated_on_sha256": (one["evaluation"] or {}).get("dataset_sha256"),
+        }
         for one in (first, second)
-    ]  # fmt: skip
+    ]
     return {"versions": versions, "rows": rows, "warnings": warnings, "accuracy_difference_interval": None}
 
 
@@ -229,10 +234,12 @@ def format_comparison(compared: Mapping[str, Any]) -> str:
         lines.append((label, *((one[key] or "–")[:12] for one in compared["versions"]), ""))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = "\n".join(
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width)
-                  for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
-    )  # fmt: skip
+    )
     bounds = compared["accuracy_difference_interval"]
     if bounds is not None:
         table += f"\n95 % interval of the difference in accuracy, over sessions: {bounds[0]:+.4f} to {bounds[1]:+.4f}"

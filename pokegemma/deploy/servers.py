@@ -110,8 +110,10 @@ def _warn_of_causal(facts: ModelFacts, model_path: str, server: str) -> None:
     if facts.image_attention == "causal":
         logger.warning(
             "%s was trained with causal attention inside pictures; %s attends both ways there, so its answers differ "
-            "from those measured: --engine mlx is right for this model", model_path, server,
-        )  # fmt: skip
+            "from those measured: --engine mlx is right for this model",
+            model_path,
+            server,
+        )
 
 
 def _transformers(model_path: str, options: ServerOptions) -> _Parts:
@@ -126,10 +128,22 @@ def _transformers(model_path: str, options: ServerOptions) -> _Parts:
         raise PokegemmaError("--log_probabilities: transformers serve tells none; take another engine")
     command = (
         # The first: no look at PyPI for a newer version on every start.
-        "env", "HF_HUB_DISABLE_UPDATE_CHECK=1", sys.executable, "-m", "transformers.cli.transformers", "serve",
-        model_path, "--host", options.host, "--port", str(options.port), "--device", options.device,
-        "--dtype", options.dtype,
-    )  # fmt: skip
+        "env",
+        "HF_HUB_DISABLE_UPDATE_CHECK=1",
+        sys.executable,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        model_path,
+        "--host",
+        options.host,
+        "--port",
+        str(options.port),
+        "--device",
+        options.device,
+        "--dtype",
+        options.dtype,
+    )
     # Not /v1/models: that lists the cache of the Hub, and fails where there is none.
     return command, model_path, "/health", _missing("serve", "fastapi", "uvicorn", "openai")
 
@@ -140,19 +154,30 @@ def _vllm(model_path: str, options: ServerOptions) -> _Parts:
     _warn_of_causal(facts, model_path, "vLLM")
     per_prompt = json.dumps({"image": facts.pictures_in_prompt})
     command = [
-        shutil.which("vllm") or "vllm", "serve", model_path, "--host", options.host, "--port", str(options.port),
-        "--served-model-name", model_path,
+        shutil.which("vllm") or "vllm",
+        "serve",
+        model_path,
+        "--host",
+        options.host,
+        "--port",
+        str(options.port),
+        "--served-model-name",
+        model_path,
         # float16, which vLLM would make of float32 weights, overflows in Gemma 3.
-        "--dtype", "bfloat16" if options.dtype == "auto" else options.dtype,
-        "--max-model-len", str(options.context_tokens or facts.context_tokens),
-        "--limit-mm-per-prompt", per_prompt,
+        "--dtype",
+        "bfloat16" if options.dtype == "auto" else options.dtype,
+        "--max-model-len",
+        str(options.context_tokens or facts.context_tokens),
+        "--limit-mm-per-prompt",
+        per_prompt,
         # Not the sampling that generation_config.json may hold: a request says how it wants its answer.
-        "--generation-config", "vllm",
+        "--generation-config",
+        "vllm",
         # Attention goes both ways inside a picture: no cut through one.
         "--disable-chunked-mm-input",
         # Rules and goal are the same in every prompt of a session, and come first.
         "--enable-prefix-caching",
-    ]  # fmt: skip
+    ]
     if facts.model_type == "gemma3":
         command += ["--mm-processor-kwargs", json.dumps({"do_pan_and_scan": False})]
     if options.log_probabilities:
@@ -172,11 +197,30 @@ def llama_server_command(
     """Return the command line of llama.cpp's own server; requests name the model as `model` is written."""
     name, batch = str(model), str(max(PICTURE_BATCH, facts.image_tokens))
     return (
-        program, "--model", name, "--mmproj", str(mmproj), "--alias", name, "--host", options.host,
-        "--port", str(options.port), "--ctx-size", str(options.context_tokens or facts.context_tokens),
-        "--parallel", "1",  # the context is shared by slots
-        "--batch-size", batch, "--ubatch-size", batch, "--jinja", "--temp", "0", "--offline",
-    )  # fmt: skip
+        program,
+        "--model",
+        name,
+        "--mmproj",
+        str(mmproj),
+        "--alias",
+        name,
+        "--host",
+        options.host,
+        "--port",
+        str(options.port),
+        "--ctx-size",
+        str(options.context_tokens or facts.context_tokens),
+        "--parallel",
+        "1",  # the context is shared by slots
+        "--batch-size",
+        batch,
+        "--ubatch-size",
+        batch,
+        "--jinja",
+        "--temp",
+        "0",
+        "--offline",
+    )
 
 
 def _llama_cpp(model_path: str, options: ServerOptions) -> _Parts:
@@ -191,16 +235,40 @@ def _llama_cpp(model_path: str, options: ServerOptions) -> _Parts:
         return llama_server_command(model, mmproj, facts, options, program=str(program)), name, "/health", None
     tokens, batch = str(options.context_tokens or facts.context_tokens), str(max(PICTURE_BATCH, facts.image_tokens))
     command = (
-        "env", *(word for variable in _LLAMA_CPP_VARIABLES for word in ("-u", variable)),
-        sys.executable, "-m", "llama_cpp.server", "--model", name, "--clip_model_path", str(mmproj),
-        "--chat_format", "mtmd",  # the chat template of the GGUF
-        "--model_alias", name, "--host", options.host, "--port", str(options.port), "--n_ctx", tokens,
-        "--n_batch", batch, "--n_ubatch", batch, "--n_gpu_layers", "-1",
+        "env",
+        *(word for variable in _LLAMA_CPP_VARIABLES for word in ("-u", variable)),
+        sys.executable,
+        "-m",
+        "llama_cpp.server",
+        "--model",
+        name,
+        "--clip_model_path",
+        str(mmproj),
+        "--chat_format",
+        "mtmd",  # the chat template of the GGUF
+        "--model_alias",
+        name,
+        "--host",
+        options.host,
+        "--port",
+        str(options.port),
+        "--n_ctx",
+        tokens,
+        "--n_batch",
+        batch,
+        "--n_ubatch",
+        batch,
+        "--n_gpu_layers",
+        "-1",
         # It punishes repetition unless a request forbids it, and JSON repeats quotes. 0: it looks back at none.
-        "--last_n_tokens_size", "0",
+        "--last_n_tokens_size",
+        "0",
         # Without it no log-probabilities; with it logits of every token of the prompt are computed and kept.
-        "--logits_all", str(bool(options.log_probabilities)).lower(), "--verbose", "false",
-    )  # fmt: skip
+        "--logits_all",
+        str(bool(options.log_probabilities)).lower(),
+        "--verbose",
+        "false",
+    )
     return command, name, "/v1/models", _missing("gguf", "llama_cpp", "uvicorn", "fastapi")
 
 
@@ -210,19 +278,32 @@ def _mlx(model_path: str, options: ServerOptions) -> _Parts:
     if facts.image_attention == "bidirectional":
         logger.warning(
             "mlx-vlm attends causally inside pictures, %s both ways: its answers may differ from those measured; "
-            "scripts/check_parity.py tells by how much", model_path,
-        )  # fmt: skip
+            "scripts/check_parity.py tells by how much",
+            model_path,
+        )
     if adds_bos(model_path):
         logger.warning(
             "%s: its tokenizer adds a BOS, and mlx-vlm's server would begin prompts with two; convert it again with "
-            "scripts/convert_to_mlx.py", model_path,
-        )  # fmt: skip
+            "scripts/convert_to_mlx.py",
+            model_path,
+        )
     command = (
         # A request that names another model makes it drop this one, and fetch that: offline, it is refused.
-        "env", *([] if is_hub_id(model_path) else ["HF_HUB_OFFLINE=1"]),
-        sys.executable, "-m", "mlx_vlm", "server", "--model", model_path, "--host", options.host,
-        "--port", str(options.port), "--top-logprobs-k", str(options.log_probabilities),
-    )  # fmt: skip
+        "env",
+        *([] if is_hub_id(model_path) else ["HF_HUB_OFFLINE=1"]),
+        sys.executable,
+        "-m",
+        "mlx_vlm",
+        "server",
+        "--model",
+        model_path,
+        "--host",
+        options.host,
+        "--port",
+        str(options.port),
+        "--top-logprobs-k",
+        str(options.log_probabilities),
+    )
     return command, model_path, "/v1/models", _missing("mlx", "mlx_vlm", "mlx")
 
 

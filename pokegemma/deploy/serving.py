@@ -116,9 +116,12 @@ def _is_ready(launch: Launch) -> bool:
 def _watch_over(process: subprocess.Popen) -> Iterator[None]:
     """End a child with its group also if this process is killed or loses its terminal, and cannot do it itself."""
     watcher = subprocess.Popen(
-        ["/bin/sh", "-c", _WATCH, str(process.pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        ["/bin/sh", "-c", _WATCH, str(process.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         yield
     finally:
@@ -198,9 +201,12 @@ def serve(
                 sink = stack.enter_context(open(log_file, "ab", buffering=0))
             stop = stack.enter_context(_stop_signals())
             process = subprocess.Popen(
-                launch.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                launch.command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we end it in order
-            )  # fmt: skip
+            )
         except OSError as error:
             raise PokegemmaError(f"{error.filename}: {error.strerror}") from error
         stack.enter_context(_watch_over(process))

@@ -257,9 +257,13 @@ def _run(command: Sequence[str], log: Path, lock: int) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as file:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
             pass_fds=(lock,),
-        )  # fmt: skip
+        )
         _write_holder(lock, child.pid)
         try:
             while piece := child.stdout.read1():

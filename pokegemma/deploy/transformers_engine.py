@@ -26,9 +26,13 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, folder: Path, *, dtype: str = "float32", device: str | torch.device | None = None,
+        self,
+        folder: Path,
+        *,
+        dtype: str = "float32",
+        device: str | torch.device | None = None,
         image_attention: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Load the checkpoint.
 
         Args:
@@ -68,9 +72,9 @@ class TransformersEngine:
     def pixels(self, question: Question) -> torch.Tensor:
         """Return what the vision tower is given, (pictures, 3, height, width) float32."""
         # Pan-and-scan would add crops that the prompt has no tokens for.
-        return self._processor.image_processor(
-            list(question.pictures), return_tensors="pt", do_pan_and_scan=False
-        )["pixel_values"]  # fmt: skip
+        return self._processor.image_processor(list(question.pictures), return_tensors="pt", do_pan_and_scan=False)[
+            "pixel_values"
+        ]
 
     def _tokenize(self, question: Question) -> list[int]:
         processor = self._processor

@@ -63,10 +63,13 @@ class Conversation:
         added, branches, depth = place_branches(tokens)
         num_new, num_tokens = len(ids), self.num_tokens + len(ids)
         logits = self._forward(
-            ids + added, torch.tensor([types + [0] * len(added)]), pictures=pictures,
-            branches=[TRUNK] * num_new + branches, depth=[*range(num_new), *(num_new + at for at in depth)],
+            ids + added,
+            torch.tensor([types + [0] * len(added)]),
+            pictures=pictures,
+            branches=[TRUNK] * num_new + branches,
+            depth=[*range(num_new), *(num_new + at for at in depth)],
             keep=len(added) - len(tokens.prefix) + 1,
-        )  # fmt: skip
+        )
         self.forget_after(num_tokens)
         return read_branches(logits, tokens)[0]
 
@@ -116,17 +119,23 @@ class Conversation:
         if depth is not None:
             positions[0, before:] = before + torch.tensor(depth, device=device)
         masks = attention_masks(
-            positions=positions, branches=torch.nn.functional.pad(new_branches, (before, 0), value=TRUNK),
-            token_type_ids=self._token_types, valid=torch.ones_like(positions),
-            window=self.model.config.get_text_config().sliding_window, dtype=mask_dtype(self.model),
+            positions=positions,
+            branches=torch.nn.functional.pad(new_branches, (before, 0), value=TRUNK),
+            token_type_ids=self._token_types,
+            valid=torch.ones_like(positions),
+            window=self.model.config.get_text_config().sliding_window,
+            dtype=mask_dtype(self.model),
             num_queries=number,
-        )  # fmt: skip
+        )
         return self.model(
             input_ids=torch.tensor([ids], device=device),
             mm_encoder_outputs=None if pictures is None else {"image": pictures},
-            position_ids=positions[:, before:], attention_mask=masks, past_key_values=self._cache, use_cache=True,
+            position_ids=positions[:, before:],
+            attention_mask=masks,
+            past_key_values=self._cache,
+            use_cache=True,
             logits_to_keep=keep,
-        ).logits  # fmt: skip
+        ).logits
 
 
 @dataclass(frozen=True)

@@ -118,10 +118,14 @@ class Decider:
         """Return the decision as the converter would write it, with names in the place of paths."""
         frames = (window[0],) * (self.num_frames - len(window)) + tuple(window)
         return Sample(
-            id=f"decision {self._num_seen}", frames=frames, image=" ".join(frames), context=self.context,
-            question=prompts.build_question(list(self._previous)), output=output,
+            id=f"decision {self._num_seen}",
+            frames=frames,
+            image=" ".join(frames),
+            context=self.context,
+            question=prompts.build_question(list(self._previous)),
+            output=output,
             metadata={"session": "play", "turn": self._num_seen, "previous_buttons": list(self._previous)},
-        )  # fmt: skip
+        )
 
     def _example(self, sample: Sample) -> Sample | Trajectory:
         if self.collator.layout != "trajectory":

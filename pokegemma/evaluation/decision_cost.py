@@ -7,16 +7,27 @@ from transformers import Gemma3Config
 
 GEMMA_3_4B = Gemma3Config(
     text_config={
-        "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 1024,
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 1024,
         "vocab_size": 262208,
     },
     vision_config={
-        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-        "image_size": 896, "patch_size": 14, "vision_use_head": False,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
     },
     mm_tokens_per_image=256,
-)  # fmt: skip
+)
 """The shape of google/gemma-3-4b-it."""
 
 
@@ -57,9 +68,14 @@ def picture_pass(config: Gemma3Config, *, num_pictures: int = 1, bytes_per_weigh
 
 
 def text_pass(
-    config: Gemma3Config, num_tokens: int, *, num_cached: int = 0, num_logits: int = 1, bytes_per_weight: float = 2,
+    config: Gemma3Config,
+    num_tokens: int,
+    *,
+    num_cached: int = 0,
+    num_logits: int = 1,
+    bytes_per_weight: float = 2,
     bytes_per_value: float = 2,
-) -> Pass:  # fmt: skip
+) -> Pass:
     """Return the cost of `num_tokens` in the language model after `num_cached` whose keys and values are there.
 
     Every token is counted as looking at all tokens of the row, as dense masks let it, in sliding layers at no more

@@ -189,9 +189,13 @@ def finite(value: float) -> float | None:
 
 
 def build_row(
-    key: str, label: str, decisions: Decisions, predicted: np.ndarray,
-    probabilities: np.ndarray | None, resampled: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, Any]:  # fmt: skip
+    key: str,
+    label: str,
+    decisions: Decisions,
+    predicted: np.ndarray,
+    probabilities: np.ndarray | None,
+    resampled: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, Any]:
     """Return one row of the comparison: a predictor's accuracy and macro-F1 with intervals, change accuracy, NLL."""
     confusion = confusion_matrix(decisions.truth, predicted)
     change = confusion_matrix(decisions.truth[decisions.is_change], predicted[decisions.is_change])

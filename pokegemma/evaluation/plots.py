@@ -13,10 +13,18 @@ _INK, _FAINT = "#7d8590", "#7d859055"
 _MODEL, _BASELINE, _INTERVAL = "#2f81f7", "#9aa4b0", "#bf8700"
 _FAILED = "#c9372c"
 _STYLE = {
-    "font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-    "axes.edgecolor": _FAINT, "axes.spines.top": False, "axes.spines.right": False, "grid.color": _FAINT,
-    "axes.axisbelow": True, "svg.hashsalt": "pokegemma",
-}  # fmt: skip
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _FAINT,
+    "axes.axisbelow": True,
+    "svg.hashsalt": "pokegemma",
+}
 
 
 def _draw(width: float, height: float, draw: Any) -> str:
@@ -51,10 +59,14 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], model_keys: Sequence[str]) 
                 axes.plot([low, high], [place, place], color=_INTERVAL, linewidth=2, marker="|", markersize=10)
             inside = high > 88
             axes.text(
-                min(100 * row["accuracy"], low) - 1.5 if inside else high + 1.5, place,
-                f"{100 * row['accuracy']:.1f}", va="center", ha="right" if inside else "left",
-                color="white" if inside else _INK, fontweight="bold",
-            )  # fmt: skip
+                min(100 * row["accuracy"], low) - 1.5 if inside else high + 1.5,
+                place,
+                f"{100 * row['accuracy']:.1f}",
+                va="center",
+                ha="right" if inside else "left",
+                color="white" if inside else _INK,
+                fontweight="bold",
+            )
         axes.set_xlabel("right button, % of turns (bar: accuracy; line: 95 % interval)")
 
     return _draw(7.2, 0.62 + 0.46 * len(rows), draw)

@@ -55,9 +55,13 @@ def generate_answers(
     stops = stop_tokens(tokenizer)
     # A config of its own: published checkpoints ask for sampling.
     config = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=stops,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-    )  # fmt: skip
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
     if "image_index" not in batch:  # another family's, as its own forward takes it
         inputs = {**batch, "pixel_values": batch["pixel_values"].to(model.dtype)}
     else:
@@ -174,9 +178,14 @@ def measure_latency(decide: Callable[[Sequence[Sample]], object], samples: Seque
 
 
 def load_predictor(
-    model_path: str | Path, *, dataset_folder: Path, layout: Layout, dtype: str = "auto", device: str | None = None,
+    model_path: str | Path,
+    *,
+    dataset_folder: Path,
+    layout: Layout,
+    dtype: str = "auto",
+    device: str | None = None,
     max_new_tokens: int = 256,
-) -> Predictor:  # fmt: skip
+) -> Predictor:
     """Load a checkpoint, or an adapter (a folder with adapter_config.json) onto the base it names.
 
     `dtype` auto is bfloat16 on a GPU that has it, float32 elsewhere.

@@ -65,9 +65,11 @@ class PromptCache:
             rest = self._keep_common(self._name_tokens(ids, pictures))
             new = list(ids[len(ids) - len(rest) :])
             said = self._conversation.say_and_score(
-                new, self._types(new), self._encode(rest, pictures),
+                new,
+                self._types(new),
+                self._encode(rest, pictures),
                 self.predictor.collator.button_tokens,
-            )  # fmt: skip
+            )
             self._remember(rest)
         return checked_scores(said)
 

@@ -28,9 +28,14 @@ _FEW_SESSIONS = 10
 
 
 def build_metrics(
-    decisions: Decisions, fitted: Decisions, *, answers: Sequence[GeneratedAnswer] | None, scores: np.ndarray,
-    latency_s: Mapping[str, Sequence[float]], seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    decisions: Decisions,
+    fitted: Decisions,
+    *,
+    answers: Sequence[GeneratedAnswer] | None,
+    scores: np.ndarray,
+    latency_s: Mapping[str, Sequence[float]],
+    seed: int = 0,
+) -> dict[str, Any]:
     """Return everything that is reported, ready for JSON.
 
     Args:
@@ -128,10 +133,12 @@ def format_table(result: Mapping[str, Any]) -> str:
         lines.append((row["name"], *shares, *more))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width)
-                  for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
-    )  # fmt: skip
+    )
 
 
 def headline_sentence(result: Mapping[str, Any]) -> str:
@@ -186,34 +193,49 @@ def pick_examples(
             line = predictions[place]
             ranked = sorted(line["scores"].items(), key=lambda item: -item[1])[:3]
             picture = folder / sample_images(samples[place], layout)[-1]
-            examples.append({**line, "right": right, "answer": answers[place], "ranked": ranked,
-                             "picture": _thumbnail(picture), "goal": samples[place].metadata.get("goal")})  # fmt: skip
+            examples.append(
+                {
+                    **line,
+                    "right": right,
+                    "answer": answers[place],
+                    "ranked": ranked,
+                    "picture": _thumbnail(picture),
+                    "goal": samples[place].metadata.get("goal"),
+                }
+            )
     return examples
 
 
 def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples: Sequence[Mapping[str, Any]]) -> str:
     """Return the report as one page that loads nothing from anywhere. `facts` are named lines for its head."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(percent=format_percent, interval=format_interval)
     model_keys = [key for key in MODEL_ROWS if key in result]
     detail = result[model_keys[0]]
     page = environment.get_template("report.html.jinja").render(
-        result=result, detail=detail, facts=facts, examples=examples, sentence=headline_sentence(result),
-        model_keys=model_keys, labels=MODEL_ROWS, difference=result["differences"][0],
+        result=result,
+        detail=detail,
+        facts=facts,
+        examples=examples,
+        sentence=headline_sentence(result),
+        model_keys=model_keys,
+        labels=MODEL_ROWS,
+        difference=result["differences"][0],
         accuracy_plot=plots.plot_accuracy(result["rows"], model_keys),
         recall_plot=plots.plot_recall(detail["per_button"]),
         reliability_plot=plots.plot_reliability(result["reliability"]),
-    )  # fmt: skip
+    )
     # Text of a sample may hold half a surrogate pair, which no file can.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def write_report(
-    folder: Path, result: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], page: str
-) -> None:  # fmt: skip
+def write_report(folder: Path, result: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], page: str) -> None:
     """Write metrics.json, predictions.jsonl and report.html into `folder`."""
     (folder / METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in predictions)

@@ -20,9 +20,12 @@ class View:
 
 
 def resolve_view(
-    model_path: str | Path, *, layout: Layout | None = None, max_decisions: int | None = None,
+    model_path: str | Path,
+    *,
+    layout: Layout | None = None,
+    max_decisions: int | None = None,
     overlap_decisions: int | None = None,
-) -> View:  # fmt: skip
+) -> View:
     """Return the view, None filled in from the model's run.json, or by training's own defaults where it has none.
 
     Raises:

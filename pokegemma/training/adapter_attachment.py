@@ -32,12 +32,19 @@ def attach_adapter(model: PreTrainedModel, adapter: Adapter, base: str) -> PeftM
     _untie(model, [*adapter.layers, *in_full])
     layers = {modules[name]: layer for name, layer in adapter.layers.items()}
     config = dataclasses.replace(
-        adapter.config, target_modules=sorted(layers), modules_to_save=[modules[name] for name in in_full] or None,
+        adapter.config,
+        target_modules=sorted(layers),
+        modules_to_save=[modules[name] for name in in_full] or None,
         rank_pattern={name: layer.rank for name, layer in layers.items()},
         alpha_pattern={name: layer.alpha for name, layer in layers.items()},
-        exclude_modules=None, layers_to_transform=None, layers_pattern=None, bias="none", init_lora_weights=True,
-        inference_mode=True, base_model_name_or_path=base,
-    )  # fmt: skip
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,
+        bias="none",
+        init_lora_weights=True,
+        inference_mode=True,
+        base_model_name_or_path=base,
+    )
     tensors = {
         f"{name}.{part}": tensor for name, layer in adapter.layers.items() for part, tensor in layer.parts.items()
     }

@@ -25,9 +25,13 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _MAX_NAMED = 3
 _UNSUPPORTED = (
-    "ensure_weight_tying", "lora_bias", "layer_replication", "target_parameters", "trainable_token_indices",
+    "ensure_weight_tying",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
     "alora_invocation_tokens",
-)  # fmt: skip
+)
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """How `init_lora_weights` begins where it also changes the weights of the base."""
 
@@ -117,11 +121,14 @@ def read_adapter(path: Path) -> Adapter:
     names = {plain_name(_without_peft(name)): name for name in sorted(tensors.keys() - lora.keys())}
     full = [name for name in names if trained_in_full(name.rpartition(".")[0], config)]
     return Adapter(
-        path=path, config=config, layers=_sort_layers(path, config, lora),
+        path=path,
+        config=config,
+        layers=_sort_layers(path, config, lora),
         full={name: tensors[names[name]] for name in full},
         copies={name: tensors[names[name]] for name in names if name not in full},
-        names=names, run=run,
-    )  # fmt: skip
+        names=names,
+        run=run,
+    )
 
 
 def _without_peft(name: str) -> str:

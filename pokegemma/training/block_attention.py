@@ -73,9 +73,10 @@ def block_masks(
     pictures, lengths = number_pictures(token_type_ids), valid.sum(1).tolist()
     for row, length in enumerate(lengths):
         vectors = {
-            "positions": positions[row, :length], "branches": branches[row, :length],
+            "positions": positions[row, :length],
+            "branches": branches[row, :length],
             "pictures": pictures[row, :length],
-        }  # fmt: skip
+        }
         on_cpu = {name: vector.tolist() for name, vector in vectors.items()}
         trunk = on_cpu["branches"].count(TRUNK)
         whole, near = [], []
@@ -137,10 +138,14 @@ def blockwise_attention(
             )
             parts.append(
                 scaled_dot_product_attention(
-                    query[row : row + 1, :, block.start : block.end], keys, values, attn_mask=block.mask[None, None],
-                    dropout_p=options.get("dropout", 0.0), scale=options.get("scaling"),
+                    query[row : row + 1, :, block.start : block.end],
+                    keys,
+                    values,
+                    attn_mask=block.mask[None, None],
+                    dropout_p=options.get("dropout", 0.0),
+                    scale=options.get("scaling"),
                 )
-            )  # fmt: skip
+            )
         attended = torch.cat(parts, 2)
         rows.append(pad(attended, (0, 0, 0, length - attended.shape[2])))
     return torch.cat(rows).transpose(1, 2).contiguous(), None

@@ -43,11 +43,12 @@ def read_examples(path: Path, data: DataOptions) -> Iterator[Example]:
     folder = path.parent.resolve()
     samples = (
         dataclasses.replace(
-            sample, frames=tuple(str(folder / frame) for frame in sample.frames),
+            sample,
+            frames=tuple(str(folder / frame) for frame in sample.frames),
             image=sample.image and str(folder / sample.image),
         )
         for sample in read_samples(path)
-    )  # fmt: skip
+    )
     if data.layout != "trajectory":
         return samples
     return cut_trajectories(samples, max_decisions=data.max_decisions, overlap=data.overlap_decisions)

@@ -89,33 +89,49 @@ class Family:
 
 FAMILIES = {
     "gemma3": Family(
-        name="Gemma 3", checkpoints="google/gemma-3-4b-it, 12b or 27b", processor="Gemma3Processor",
+        name="Gemma 3",
+        checkpoints="google/gemma-3-4b-it, 12b or 27b",
+        processor="Gemma3Processor",
         projector="multi_modal_projector",
-        tower_linears=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), token_types="token_type_ids",
-        end_of_turn="<end_of_turn>", layer_classes=("Gemma3DecoderLayer", "SiglipEncoderLayer"),
+        tower_linears=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        token_types="token_type_ids",
+        end_of_turn="<end_of_turn>",
+        layer_classes=("Gemma3DecoderLayer", "SiglipEncoderLayer"),
         no_flash="it is causal inside images",
     ),
     "gemma3n": Family(
-        name="Gemma 3n", checkpoints="google/gemma-3n-E2B-it or E4B", processor="Gemma3nProcessor",
+        name="Gemma 3n",
+        checkpoints="google/gemma-3n-E2B-it or E4B",
+        processor="Gemma3nProcessor",
         projector="embed_vision",
         tower_linears=(),  # MobileNet V5 is made of convolutions
-        token_types="token_type_ids", end_of_turn="<end_of_turn>", layer_classes=("Gemma3nTextDecoderLayer",),
-        untrained=("audio_tower", "embed_audio"), attention={"vision_config": "sdpa", "audio_config": "eager"},
+        token_types="token_type_ids",
+        end_of_turn="<end_of_turn>",
+        layer_classes=("Gemma3nTextDecoderLayer",),
+        untrained=("audio_tower", "embed_audio"),
+        attention={"vision_config": "sdpa", "audio_config": "eager"},
         # In training AltUp clamps its weights in place, which packed nf4 values do not survive.
         unquantised=(r"model\.language_model\.layers\.\d+\.altup",),
         inexact="its pictures go through a MobileNet at one size, its masks are causal inside pictures",
     ),
     "gemma4": Family(
-        name="Gemma 4", checkpoints="google/gemma-4-E2B-it, E4B, 26B-A4B or 31B", processor="Gemma4Processor",
+        name="Gemma 4",
+        checkpoints="google/gemma-4-E2B-it, E4B, 26B-A4B or 31B",
+        processor="Gemma4Processor",
         projector="embed_vision",
-        tower_linears=_TEXT_LINEARS, tower_suffix=r"\.linear", token_types="mm_token_type_ids", end_of_turn="<turn|>",
+        tower_linears=_TEXT_LINEARS,
+        tower_suffix=r"\.linear",
+        token_types="mm_token_type_ids",
+        end_of_turn="<turn|>",
         layer_classes=("Gemma4TextDecoderLayer", "Gemma4VisionEncoderLayer"),
-        untrained=("audio_tower", "embed_audio"), attention={"audio_config": "eager"},
-        empty_thought="<|channel>thought\n<channel|>", has_tokenizer_model=False,
+        untrained=("audio_tower", "embed_audio"),
+        attention={"audio_config": "eager"},
+        empty_thought="<|channel>thought\n<channel|>",
+        has_tokenizer_model=False,
         no_flash="its full-attention heads are wider than the kernels allow",
         inexact="a picture's tokens follow from its shape, its masks differ between kinds of layer",
     ),
-}  # fmt: skip
+}
 
 _TEXT_ONLY = {"gemma3_text": "gemma3", "gemma3n_text": "gemma3n", "gemma4_text": "gemma4"}
 
@@ -245,6 +261,8 @@ def tower_shape(config: PreTrainedConfig) -> dict[str, int]:
         return {"positions": 48 * 48, "width": 640, "inner_width": 1280, "layers": 84}
     positions = (vision.image_size // vision.patch_size) ** 2 if config.model_type == "gemma3" else 280 * 9
     return {
-        "positions": positions, "width": vision.hidden_size, "inner_width": vision.intermediate_size,
+        "positions": positions,
+        "width": vision.hidden_size,
+        "inner_width": vision.intermediate_size,
         "layers": vision.num_hidden_layers,
-    }  # fmt: skip
+    }

@@ -173,9 +173,13 @@ def load_model(
     """
     implementation = attention_of_parts(load_config(path, image_size_px, attention), attn_implementation)
     model = _load(
-        "model", path, AutoModelForImageTextToText.from_pretrained,
-        dtype=getattr(torch, dtype), attn_implementation=implementation, **options,
-    )  # fmt: skip
+        "model",
+        path,
+        AutoModelForImageTextToText.from_pretrained,
+        dtype=getattr(torch, dtype),
+        attn_implementation=implementation,
+        **options,
+    )
     # Under ZeRO-3 transformers 5.23 keeps all renamings that it knows, not those that loading needed. Saving undoes the
     # ones kept, so the names would be neither the published ones nor those of one process.
     model._weight_conversions = [step for step in model._weight_conversions if step.was_used()]
@@ -257,8 +261,11 @@ def copy_tokenizer_model(source: str | Path, folder: Path) -> None:
     """
     needed = read_family(source).has_tokenizer_model
     path = _load(
-        "tokenizer.model", source, cached_file, filename="tokenizer.model",
+        "tokenizer.model",
+        source,
+        cached_file,
+        filename="tokenizer.model",
         _raise_exceptions_for_missing_entries=needed,
-    )  # fmt: skip
+    )
     if path is not None:
         shutil.copyfile(path, folder / "tokenizer.model")

@@ -62,8 +62,9 @@ def check_fast_paths(data: DataOptions, options: ModelOptions) -> None:
     """
     rows = "--layout trajectory" if data.layout == "trajectory" else "--samples_per_row"
     if (data.layout == "trajectory" or data.samples_per_row > 1) and options.attn_implementation not in (
-        "sdpa", "eager"
-    ):  # fmt: skip
+        "sdpa",
+        "eager",
+    ):
         raise PokegemmaError(f"{rows} needs --attn_implementation sdpa or eager, not {options.attn_implementation}")
     trained = {
         "--train_vision_tower": options.train_vision_tower,
@@ -105,8 +106,10 @@ def train(
     if data.samples_per_row > training.per_device_train_batch_size:
         logger.warning(
             "--samples_per_row %d: a forward pass has %d samples, so no row has more; raise "
-            "--per_device_train_batch_size", data.samples_per_row, training.per_device_train_batch_size,
-        )  # fmt: skip
+            "--per_device_train_batch_size",
+            data.samples_per_row,
+            training.per_device_train_batch_size,
+        )
     if training.n_gpu > 1:
         # DataParallel would cut pixel_values and image_index at places that have nothing to do with each other.
         logger.warning("using one of %d GPUs; accelerate launch uses all", training.n_gpu)
@@ -122,9 +125,11 @@ def train(
     files = {split: path for split, path in (("train", train_path), ("eval", eval_path)) if path is not None}
     features = [] if data.vision_features is None else [Path(data.vision_features)]
     checkpoint = check_output(
-        output_dir, sources=[*files.values(), Path(base), *features], overwrite=data.overwrite,
+        output_dir,
+        sources=[*files.values(), Path(base), *features],
+        overwrite=data.overwrite,
         resume=training.resume_from_checkpoint,
-    )  # fmt: skip
+    )
     config, family = load_config(base, model_options.image_size, model_options.image_attention), read_family(base)
     require_full_precision(config, where=base)
     processor = load_processor(base, model_options.image_size, model_options.image_attention)
@@ -146,16 +151,24 @@ def train(
         check_answers(eval_path)
     feature_bytes = processor.image_seq_length * config.get_text_config().hidden_size if data.vision_features else None
     check_workers(
-        data, training, collator, train_path, eval_path if evaluates else None,
+        data,
+        training,
+        collator,
+        train_path,
+        eval_path if evaluates else None,
         bytes_per_picture=feature_bytes and feature_bytes * getattr(torch, model_options.dtype).itemsize,
-    )  # fmt: skip
+    )
     options = {**vars(data), **dataclasses.asdict(model_options), **training.to_dict()}
     hashes = {split: {"path": str(path.resolve()), "sha256": dataset_hash(path)} for split, path in files.items()}
     facts = {
-        "base_model": base, "base_fingerprint": weights_fingerprint(base), "seed": training.seed,
-        "dataset": hashes["train"], "eval_dataset": hashes.get("eval"),
-        **picture_facts(config), **attention_facts(config),
-    }  # fmt: skip
+        "base_model": base,
+        "base_fingerprint": weights_fingerprint(base),
+        "seed": training.seed,
+        "dataset": hashes["train"],
+        "eval_dataset": hashes.get("eval"),
+        **picture_facts(config),
+        **attention_facts(config),
+    }
     earlier_id = None
     if training.resume_from_checkpoint is not None:
         check_resumed(checkpoint or output_dir, options=options, facts=facts)
@@ -171,9 +184,13 @@ def train(
         examples = itertools.chain.from_iterable(read_examples(path, data) for path in files.values())
         paths = (path for example in examples for path in collator.picture_paths(example))
         collator.features = prepare_cache(
-            Path(data.vision_features), model, processor, paths, device=training.device,
+            Path(data.vision_features),
+            model,
+            processor,
+            paths,
+            device=training.device,
             num_workers=training.dataloader_num_workers,
-        )  # fmt: skip
+        )
     if checkpoint is None:
         clear_output(output_dir)
     else:
@@ -195,11 +212,16 @@ def train(
     stop, observer = StopOnSignal(), ModesObserver(model_options, training)
     try:
         trainer = PokemonTrainer(
-            model=model, args=training, train_dataset=datasets["train"], eval_dataset=datasets.get("eval"),
-            data_collator=collator, processing_class=processor,
+            model=model,
+            args=training,
+            train_dataset=datasets["train"],
+            eval_dataset=datasets.get("eval"),
+            data_collator=collator,
+            processing_class=processor,
             callbacks=[*callbacks, stop, observer, EvaluateAtEnd(), CurvePlotter()],
-            peft_config=adapter, before_first_step=record_modes,
-        )  # fmt: skip
+            peft_config=adapter,
+            before_first_step=record_modes,
+        )
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
         raise PokegemmaError(" ".join(str(error).split())[:300]) from error
     logger.info("trained weights: %s", describe_trainable(trainer.model, family))
@@ -219,8 +241,11 @@ def train(
                 copy_tokenizer_model(base, output_dir)
                 write_converter_files(processor, output_dir)
         record(
-            "interrupted" if stop.stopped else "completed", global_step=state.global_step,
-            best_checkpoint=state.best_model_checkpoint, best_metric=state.best_metric, modes=observer.modes,
-        )  # fmt: skip
+            "interrupted" if stop.stopped else "completed",
+            global_step=state.global_step,
+            best_checkpoint=state.best_model_checkpoint,
+            best_metric=state.best_metric,
+            modes=observer.modes,
+        )
     trainer.accelerator.end_training()
     return not stop.stopped

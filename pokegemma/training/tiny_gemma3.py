@@ -57,19 +57,35 @@ def make_tiny_gemma3(
     special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     config = Gemma3Config(
         text_config={
-            "vocab_size": 64 * -(-len(tokenizer) // 64), "hidden_size": 128, "intermediate_size": 384,
-            "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-            "query_pre_attn_scalar": 32, "sliding_window": sliding_window, "max_position_embeddings": 8192,
-            "layer_types": ["sliding_attention"] * 5 + ["full_attention"], **special,
+            "vocab_size": 64 * -(-len(tokenizer) // 64),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": sliding_window,
+            "max_position_embeddings": 8192,
+            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+            **special,
         },
         vision_config={
-            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "image_size": image_size_px, "patch_size": 14, "vision_use_head": False,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": image_size_px,
+            "patch_size": 14,
+            "vision_use_head": False,
         },
-        mm_tokens_per_image=num_image_tokens, boi_token_index=tokenizer.boi_token_id,
-        eoi_token_index=ids["<end_of_image>"], image_token_index=tokenizer.image_token_id,
-        eos_token_id=[1, ids["<end_of_turn>"]], tie_word_embeddings=True,
-    )  # fmt: skip
+        mm_tokens_per_image=num_image_tokens,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=ids["<end_of_image>"],
+        image_token_index=tokenizer.image_token_id,
+        eos_token_id=[1, ids["<end_of_turn>"]],
+        tie_word_embeddings=True,
+    )
     model = Gemma3ForConditionalGeneration(config)
     make_teachable(model)
     model.generation_config = GenerationConfig(
@@ -83,7 +99,9 @@ def make_tiny_gemma3(
         size={"height": image_size_px, "width": image_size_px}, image_seq_length=num_image_tokens
     )
     processor = Gemma3Processor(
-        image_processor=image_processor, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE,
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
         image_seq_length=num_image_tokens,
-    )  # fmt: skip
+    )
     processor.save_pretrained(folder)

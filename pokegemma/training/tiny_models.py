@@ -28,17 +28,24 @@ FamilyName = Literal["gemma3", "gemma3n", "gemma4"]
 _GEMMA3N_CONTROL_SYMBOLS = ["<mask>", "[multimodal]", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"]
 _GEMMA3N_CONTROL_SYMBOLS += ["<start_of_audio>"]
 _GEMMA3N_TOKENS = {
-    "boi_token": "<start_of_image>", "boa_token": "<start_of_audio>",
+    "boi_token": "<start_of_image>",
+    "boa_token": "<start_of_audio>",
     # In this order after the text's vocabulary: two of the pictures' own vocabulary, two of the audio's.
-    "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>",
-    "eoa_token": "<end_of_audio>", "audio_token": "<audio_soft_token>",
-}  # fmt: skip
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+    "eoa_token": "<end_of_audio>",
+    "audio_token": "<audio_soft_token>",
+}
 _GEMMA3N_TEMPLATE = CHAT_TEMPLATE.replace("<start_of_image>", "<image_soft_token>")
 
 _GEMMA4_TOKENS = {
-    "boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>",
-    "boa_token": "<|audio>", "eoa_token": "<audio|>", "audio_token": "<|audio|>",
-}  # fmt: skip
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "image_token": "<|image|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+    "audio_token": "<|audio|>",
+}
 _GEMMA4_CONTROL_SYMBOLS = ["<mask>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|video|>"]
 _GEMMA4_CONTROL_SYMBOLS += [*_GEMMA4_TOKENS.values()]
 _GEMMA4_TEMPLATE = (
@@ -73,8 +80,10 @@ def write_gemma3n_processor(
     Gemma3nProcessor(
         feature_extractor=Gemma3nAudioFeatureExtractor(),
         image_processor=SiglipImageProcessorPil(size=size, do_normalize=False, resample=2),
-        tokenizer=tokenizer, chat_template=_GEMMA3N_TEMPLATE, image_seq_length=num_image_tokens,
-    ).save_pretrained(folder)  # fmt: skip
+        tokenizer=tokenizer,
+        chat_template=_GEMMA3N_TEMPLATE,
+        image_seq_length=num_image_tokens,
+    ).save_pretrained(folder)
     return tokenizer
 
 
@@ -102,24 +111,46 @@ def make_tiny_gemma3n(
     assert tokenizer.audio_token_id == offset + 3 == len(tokenizer) - 1
     config = Gemma3nConfig(
         text_config={
-            "vocab_size": len(tokenizer), "vocab_size_per_layer_input": offset, "hidden_size": 128,
-            "hidden_size_per_layer_input": 64, "intermediate_size": 256, "num_hidden_layers": 4,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_kv_shared_layers": 2,
-            "layer_types": _LAYERS, "sliding_window": sliding_window, "max_position_embeddings": 8192,
-            "laurel_rank": 64, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0], **_SPECIAL,
+            "vocab_size": len(tokenizer),
+            "vocab_size_per_layer_input": offset,
+            "hidden_size": 128,
+            "hidden_size_per_layer_input": 64,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "num_kv_shared_layers": 2,
+            "layer_types": _LAYERS,
+            "sliding_window": sliding_window,
+            "max_position_embeddings": 8192,
+            "laurel_rank": 64,
+            "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+            **_SPECIAL,
         },
         vision_config={
-            "architecture": "mobilenetv5_300m_enc", "hidden_size": 2048, "vocab_size": 2, "vocab_offset": offset,
+            "architecture": "mobilenetv5_300m_enc",
+            "hidden_size": 2048,
+            "vocab_size": 2,
+            "vocab_offset": offset,
             "model_args": {"channel_multiplier": 0.0625, "msfa_output_resolution": int(num_image_tokens**0.5)},
         },
         audio_config={
-            "hidden_size": 32, "conf_num_hidden_layers": 1, "conf_num_attention_heads": 2, "vocab_size": 2,
-            "vocab_offset": offset + 2, "sscp_conv_channel_size": (8, 4),
+            "hidden_size": 32,
+            "conf_num_hidden_layers": 1,
+            "conf_num_attention_heads": 2,
+            "vocab_size": 2,
+            "vocab_offset": offset + 2,
+            "sscp_conv_channel_size": (8, 4),
         },
-        vision_soft_tokens_per_image=num_image_tokens, boi_token_id=tokenizer.boi_token_id,
-        eoi_token_id=offset, image_token_id=tokenizer.image_token_id, boa_token_id=tokenizer.boa_token_id,
-        eoa_token_id=offset + 2, audio_token_id=tokenizer.audio_token_id,
-    )  # fmt: skip
+        vision_soft_tokens_per_image=num_image_tokens,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=offset,
+        image_token_id=tokenizer.image_token_id,
+        boa_token_id=tokenizer.boa_token_id,
+        eoa_token_id=offset + 2,
+        audio_token_id=tokenizer.audio_token_id,
+    )
     _write_model(folder, config, end_of_turn=tokenizer.convert_tokens_to_ids("<end_of_turn>"))
 
 
@@ -141,11 +172,12 @@ def make_tiny_gemma4(
     (folder / "chat_template.jinja").write_text(_GEMMA4_TEMPLATE, encoding="utf-8")
     images = Gemma4ImageProcessorPil(max_soft_tokens=max_image_tokens)
     processor = {
-        "processor_class": "Gemma4Processor", "image_seq_length": max_image_tokens,
+        "processor_class": "Gemma4Processor",
+        "image_seq_length": max_image_tokens,
         "image_processor": {**json.loads(images.to_json_string()), "image_processor_type": "Gemma4ImageProcessor"},
         "feature_extractor": json.loads(Gemma4AudioFeatureExtractor().to_json_string()),
         "video_processor": {"video_processor_type": "Gemma4VideoProcessor"},
-    }  # fmt: skip
+    }
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     kind = (
         {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision", "attention_k_eq_v": True}
@@ -156,21 +188,46 @@ def make_tiny_gemma4(
     vocabulary = 64 * -(-len(tokenizer) // 64)
     config = Gemma4Config(
         text_config={
-            "vocab_size": vocabulary, "vocab_size_per_layer_input": vocabulary, "hidden_size": 128,
-            "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "head_dim": 32, "global_head_dim": 64, "layer_types": _LAYERS, "sliding_window": sliding_window,
-            "max_position_embeddings": 8192, "final_logit_softcapping": 30.0, **kind, **_SPECIAL,
+            "vocab_size": vocabulary,
+            "vocab_size_per_layer_input": vocabulary,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "global_head_dim": 64,
+            "layer_types": _LAYERS,
+            "sliding_window": sliding_window,
+            "max_position_embeddings": 8192,
+            "final_logit_softcapping": 30.0,
+            **kind,
+            **_SPECIAL,
         },
         vision_config={
-            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 2, "head_dim": 32, "position_embedding_size": 1024,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "position_embedding_size": 1024,
         },
-        audio_config=None if large else {
-            "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 32,
+        audio_config=None
+        if large
+        else {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "output_proj_dims": 32,
             "subsampling_conv_channels": [8, 4],
         },
-        boi_token_id=ids["boi_token"], eoi_token_id=ids["eoi_token"], image_token_id=ids["image_token"],
-        boa_token_id=ids["boa_token"], eoa_token_index=ids["eoa_token"], audio_token_id=ids["audio_token"],
+        boi_token_id=ids["boi_token"],
+        eoi_token_id=ids["eoi_token"],
+        image_token_id=ids["image_token"],
+        boa_token_id=ids["boa_token"],
+        eoa_token_index=ids["eoa_token"],
+        audio_token_id=ids["audio_token"],
         video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
-    )  # fmt: skip
+    )
     _write_model(folder, config, end_of_turn=tokenizer.convert_tokens_to_ids("<turn|>"))

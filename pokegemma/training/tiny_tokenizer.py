@@ -78,12 +78,28 @@ def train_tokenizer(
     """
     model = io.BytesIO()  # not files: their paths would be kept in tokenizer.model
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_corpus(seed)), model_writer=model, model_type="bpe", vocab_size=_VOCABULARY_SIZE,
-        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
-        unk_piece="<unk>", user_defined_symbols=[*control_symbols, *_NEWLINES], byte_fallback=True,
-        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
-        character_coverage=1.0, num_threads=1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(_corpus(seed)),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=_VOCABULARY_SIZE,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        unk_piece="<unk>",
+        user_defined_symbols=[*control_symbols, *_NEWLINES],
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        character_coverage=1.0,
+        num_threads=1,
+        minloglevel=2,
+    )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     # The published tokenizers add a BOS to every text, also to one that begins with it; transformers' default does not.
     tokenizer = GemmaTokenizer.from_pretrained(folder, extra_special_tokens=tokens, add_bos_token=True)

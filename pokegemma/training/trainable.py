@@ -23,11 +23,16 @@ def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> L
     # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
     in_full = [*(options.lora_modules_to_save or []), *([family.projector] if options.train_projector else [])]
     return LoraConfig(
-        r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, bias="none",
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        bias="none",
         target_modules=family.adapted(named=named, train_vision_tower=options.train_vision_tower),
         modules_to_save=in_full or None,
-        use_rslora=options.use_rslora, use_dora=options.use_dora, task_type="CAUSAL_LM",
-    )  # fmt: skip
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+        task_type="CAUSAL_LM",
+    )
 
 
 def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrainedModel:
@@ -42,18 +47,24 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrain
             raise PokegemmaError("--finetuning qlora does not work with DeepSpeed; use lora, or multi_gpu.yaml")
         dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
         extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=options.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=options.use_bnb_nested_quant, bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True,
+            bnb_4bit_quant_type=options.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=options.use_bnb_nested_quant,
+            bnb_4bit_compute_dtype=dtype,
             # One storage type for all weights, which FSDP and ZeRO-3 need to shard them.
             bnb_4bit_quant_storage=dtype,
             llm_int8_skip_modules=family.not_quantised,
-        )  # fmt: skip
+        )
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
     model = load_model(
-        options.model_name_or_path, image_size_px=options.image_size, attention=options.image_attention,
-        dtype=options.dtype, attn_implementation=options.attn_implementation, **extra,
-    )  # fmt: skip
+        options.model_name_or_path,
+        image_size_px=options.image_size,
+        attention=options.image_attention,
+        dtype=options.dtype,
+        attn_implementation=options.attn_implementation,
+        **extra,
+    )
     model.config.use_cache = False
     if options.finetuning == "full":
         frozen = {TOWER: not options.train_vision_tower, family.projector: not options.train_projector}

@@ -30,9 +30,11 @@ def _relocate(sample: Sample, *, split: str, step: int, row: int, source: Path) 
         return f"{split}_row_{row}/{Path(path).relative_to(source).as_posix()}"
 
     return dataclasses.replace(
-        sample, frames=tuple(map(below, sample.frames)), image=sample.image and below(sample.image),
+        sample,
+        frames=tuple(map(below, sample.frames)),
+        image=sample.image and below(sample.image),
         metadata={**sample.metadata, "session": f"{sample.session} step {step} row {row}"},
-    )  # fmt: skip
+    )
 
 
 def _samples(example: Example) -> tuple[Sample, ...]:
@@ -87,13 +89,21 @@ def write_trial_dataset(
 
     longest = longest_rows(path, step_rows)
     write_rows(
-        [example for _, example in longest], folder, split="train", source=path.parent.resolve(), step_rows=step_rows,
+        [example for _, example in longest],
+        folder,
+        split="train",
+        source=path.parent.resolve(),
+        step_rows=step_rows,
         num_steps=num_steps,
-    )  # fmt: skip
+    )
     held_out = eval_file(data, beside) if eval_rows else None
     if held_out is not None and (rows := longest_rows(held_out, eval_rows)):
         write_rows(
-            [example for _, example in rows], folder, split="eval", source=held_out.parent.resolve(),
-            step_rows=len(rows), num_steps=1,
-        )  # fmt: skip
+            [example for _, example in rows],
+            folder,
+            split="eval",
+            source=held_out.parent.resolve(),
+            step_rows=len(rows),
+            num_steps=1,
+        )
     return [num_tokens for num_tokens, _ in longest]

@@ -161,22 +161,32 @@ class TrialRunner:
             if result is not None and "peak_bytes" in result and not self.on_gpu:
                 result["peak_bytes"] = max(result["peak_bytes"], ended.peak_bytes)  # with workers
             return judge(
-                ended, result, log.read_text(encoding="utf-8", errors="replace"), limit_bytes=self.limit_bytes,
+                ended,
+                result,
+                log.read_text(encoding="utf-8", errors="replace"),
+                limit_bytes=self.limit_bytes,
                 with_gradients=self.num_processes > 1,
-            )  # fmt: skip
+            )
 
     def _command(self, folder: Path, batch_size: int, gradient_checkpointing: bool) -> list[str]:
         evaluates = (self.dataset / "eval.jsonl").is_file()
         options = {
-            "dataset_path": self.dataset, "output_dir": folder / "output", "max_steps": self.num_steps,
+            "dataset_path": self.dataset,
+            "output_dir": folder / "output",
+            "max_steps": self.num_steps,
             "per_device_train_batch_size": batch_size,
             "gradient_accumulation_steps": self.step_rows // batch_size,
             "gradient_checkpointing": gradient_checkpointing,
             "auto_find_batch_size": False,  # it would hide what does not fit
-            "logging_strategy": "steps", "logging_steps": 1, "eval_on_start": False,
-            "eval_strategy": "steps" if evaluates else "no", "eval_steps": self.num_steps,
-            "save_strategy": "no", "report_to": "none",
-            "trial_result": folder / "result.json", "trial_limit_bytes": self.limit_bytes,
-        }  # fmt: skip
+            "logging_strategy": "steps",
+            "logging_steps": 1,
+            "eval_on_start": False,
+            "eval_strategy": "steps" if evaluates else "no",
+            "eval_steps": self.num_steps,
+            "save_strategy": "no",
+            "report_to": "none",
+            "trial_result": folder / "result.json",
+            "trial_limit_bytes": self.limit_bytes,
+        }
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         return [sys.executable, "-m", "pokegemma.training.batch_trial", *self.arguments, *flags]

@@ -116,15 +116,27 @@ def check_step(
         if not samples:
             return skipped(name, NO_SAMPLES)
         options = {
-            "dataset_path": dataset, "output_dir": output, "model_name_or_path": model, "layout": layout,
+            "dataset_path": dataset,
+            "output_dir": output,
+            "model_name_or_path": model,
+            "layout": layout,
             "max_decisions": max_decisions,
-            "finetuning": finetuning, "seed": seed, "max_steps": 1, "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "logging_steps": 1,
-            "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "dataloader_num_workers": 0,
+            "finetuning": finetuning,
+            "seed": seed,
+            "max_steps": 1,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "report_to": "none",
+            "dataloader_num_workers": 0,
             **({"max_length": max_length} if max_length else {}),
             **({"image_size": image_size} if image_size else {}),
             **({"image_attention": image_attention} if image_attention else {}),
-        }  # fmt: skip
+        }
         arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         try:
             done = subprocess.run(
@@ -148,9 +160,14 @@ def check_step(
             processor = load_processor(model, image_size, image_attention)
             collator = make_collator(processor, layout=layout, dataset_folder=dataset)
             difference = _compare(
-                output, model, samples, collator, finetuning=finetuning, image_size=image_size,
+                output,
+                model,
+                samples,
+                collator,
+                finetuning=finetuning,
+                image_size=image_size,
                 image_attention=image_attention,
-            )  # fmt: skip
+            )
         except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
             return Check(name, "FAIL", f"what was saved does not load: {' '.join(str(error).split())[:300]}", log)
     if not difference:

@@ -110,10 +110,17 @@ def run_checks(plan: Plan, *, progress: Progress) -> Iterator[Check]:
         yield skipped("one step", "needs the model")
     else:
         yield check_step(
-            plan.step_command, plan.train, model=plan.model, layout=plan.layout, max_decisions=plan.max_decisions,
-            finetuning=plan.finetuning, image_size=plan.image_size, image_attention=plan.image_attention,
-            max_length=plan.max_length, seed=plan.seed,
-        )  # fmt: skip
+            plan.step_command,
+            plan.train,
+            model=plan.model,
+            layout=plan.layout,
+            max_decisions=plan.max_decisions,
+            finetuning=plan.finetuning,
+            image_size=plan.image_size,
+            image_attention=plan.image_attention,
+            max_length=plan.max_length,
+            seed=plan.seed,
+        )
 
 
 def check_dataset(plan: Plan, progress: Progress) -> Iterator[Check]:
@@ -185,21 +192,26 @@ def _check_shared_memory(
         return skipped(name, "training has no data loader workers" if free else "not limited here")
     try:
         train, held_out = (
-            split and measure_rows(
+            split
+            and measure_rows(
                 collators[split.name], (example for _, example in plan.rows(split)), bytes_per_picture=bytes_per_picture
             )
             for split in (plan.train, plan.held_out)
-        )  # fmt: skip
+        )
     except PokegemmaError as error:
         return skipped(name, str(error))
     needed = needed_bytes(
         Loading(
-            num_workers=plan.dataloader_workers, batch_size=plan.batch_size,
-            eval_batch_size=plan.eval_batch_size or plan.batch_size, accumulation=plan.accumulation,
-            on_cpu=not hardware.usable_gpus, num_processes=max(1, len(hardware.usable_gpus)),
+            num_workers=plan.dataloader_workers,
+            batch_size=plan.batch_size,
+            eval_batch_size=plan.eval_batch_size or plan.batch_size,
+            accumulation=plan.accumulation,
+            on_cpu=not hardware.usable_gpus,
+            num_processes=max(1, len(hardware.usable_gpus)),
         ),
-        train, held_out,
-    )  # fmt: skip
+        train,
+        held_out,
+    )
     found = shared_memory.describe(needed, free)
     if needed > free:
         return Check(name, "FAIL", f"{found}: {shared_memory.advise(needed)}")
@@ -213,9 +225,13 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
     bytes_per_weight = 2 if automatic_dtype(plan.finetuning) == "bfloat16" else 4
     size = preflight.measure_model(config)
     needs = disk_needs(
-        plan.model, size, plan.output_dir, finetuning=plan.finetuning, bytes_per_weight=bytes_per_weight,
+        plan.model,
+        size,
+        plan.output_dir,
+        finetuning=plan.finetuning,
+        bytes_per_weight=bytes_per_weight,
         step_command=plan.step_command,
-    )  # fmt: skip
+    )
     collators = {
         split.name: make_collator(processor, layout=plan.layout, dataset_folder=split.folder) for split in plan.splits
     }
@@ -249,10 +265,15 @@ def _model_checks(plan: Plan, hardware: preflight.Hardware, progress: Progress) 
         len(collators[split.name].picture_paths(example)) for split in plan.splits for _, example in plan.rows(split)
     )
     estimate = preflight.estimate_memory(
-        config, size, finetuning=plan.finetuning, lengths=lengths, images_per_sample=images,
-        batch_size=plan.batch_size, bytes_per_weight=bytes_per_weight,
+        config,
+        size,
+        finetuning=plan.finetuning,
+        lengths=lengths,
+        images_per_sample=images,
+        batch_size=plan.batch_size,
+        bytes_per_weight=bytes_per_weight,
         eval_batch_size=0 if plan.held_out is None else plan.eval_batch_size or plan.batch_size,
-    )  # fmt: skip
+    )
     batches = f"batches of {plan.batch_size}"
     if plan.held_out is not None and plan.eval_batch_size is not None:
         batches += f", in evaluation of {plan.eval_batch_size}"

@@ -41,9 +41,12 @@ def _prepare(model: Gemma3Model, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     if branches is not None:
         text = model.config.get_text_config()
         row = {
-            "positions": kwargs["position_ids"], "branches": branches, "token_type_ids": kwargs["token_type_ids"],
-            "valid": kwargs["attention_mask"], "window": text.sliding_window,
-        }  # fmt: skip
+            "positions": kwargs["position_ids"],
+            "branches": branches,
+            "token_type_ids": kwargs["token_type_ids"],
+            "valid": kwargs["attention_mask"],
+            "window": text.sliding_window,
+        }
         if text._attn_implementation == block_attention.NAME:
             kwargs["attention_mask"] = block_attention.block_masks(**row)
         else:

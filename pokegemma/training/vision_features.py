@@ -93,9 +93,11 @@ class Encoder:
     @torch.no_grad()
     def _encode(self, paths: Sequence[str]) -> torch.Tensor:
         loader = DataLoader(
-            list(paths), batch_size=self.batch_size, num_workers=self.num_workers,
+            list(paths),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
             collate_fn=functools.partial(_read_batch, self.processor),
-        )  # fmt: skip
+        )
         device = _vision_parameters(self.model)[0][1].device
         parts = []
         with torch.autocast(device.type, enabled=False):
@@ -110,9 +112,15 @@ def _read_batch(processor: Gemma3Processor, paths: Sequence[str]) -> dict[str, t
 
 
 def load_encoder(
-    base: str, folder: Path, *, image_size: int | None, dtype: Dtype, batch_size: int, num_workers: int,
+    base: str,
+    folder: Path,
+    *,
+    image_size: int | None,
+    dtype: Dtype,
+    batch_size: int,
+    num_workers: int,
     num_threads: int,
-) -> Encoder:  # fmt: skip
+) -> Encoder:
     """Return an encoder on this process's device, with the cache of `folder`.
 
     Args:
@@ -140,9 +148,15 @@ def describe_work(cache: FeatureCache, chunks: Sequence[Chunk]) -> str:
 
 
 def prepare_cache(
-    folder: Path, model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, paths: Iterable[str], *,
-    device: torch.device, batch_size: int = 8, num_workers: int = 0,
-) -> FeatureCache:  # fmt: skip
+    folder: Path,
+    model: Gemma3ForConditionalGeneration,
+    processor: Gemma3Processor,
+    paths: Iterable[str],
+    *,
+    device: torch.device,
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> FeatureCache:
     """Return a cache that holds all of `paths`; several processes of one run share the work and wait for each other.
 
     One that was killed continues with the next call. Only tower and projector go to `device`, for as long as they

@@ -36,9 +36,21 @@ def ray_cluster(tmp_path_factory):
     """Start a Ray of two CPUs as a user does, with `ray start`; return its address and that for Ray clients."""
     port, client_port = free_port(), free_port()
     folder = Path("/tmp") / f"ray-test-{port}"  # a socket's path must be short
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
-               f"--ray-client-server-port={client_port}", "--num-cpus=2", "--include-dashboard=false",
-               "--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={folder}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        f"--ray-client-server-port={client_port}",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--temp-dir={folder}",
+    ]
     with open(tmp_path_factory.mktemp("ray") / "log", "w+") as log:
         # Ray gives the server of a client 30 s to start, which a busy machine may exceed.
         environ = os.environ | {"PYTHONPATH": str(ROOT), "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": str(WAIT_S)}
@@ -176,8 +188,18 @@ def test_a_worker_with_other_code_is_refused():
 
 def test_a_ray_client_gets_the_same_bytes(sessions, tmp_path, ray_cluster):
     convert(sessions, tmp_path / "one", num_workers=1)
-    command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(sessions), "--output_dir",
-               str(tmp_path / "ray"), "--eval_fraction", "0.3", "--ray_address", ray_cluster[1]]  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/convert_eevee_data_v2.py",
+        "--eevee_data_dir",
+        str(sessions),
+        "--output_dir",
+        str(tmp_path / "ray"),
+        "--eval_fraction",
+        "0.3",
+        "--ray_address",
+        ray_cluster[1],
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert folder_hashes(tmp_path / "ray") == folder_hashes(tmp_path / "one")
@@ -212,12 +234,26 @@ def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, ray_clus
         raw = [frame | {"turn_number": turn} for turn in range(1, 6000)]
         write_session(tmp_path / "runs" / f"session_{name}", turns, steps=[], enhanced_turns=raw)
     address = "local" if kind == "local" else ray_cluster[0]
-    command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(tmp_path / "runs"),
-               "--output_dir", str(tmp_path / "out"), "--num_workers", "2", "--ray_address", address]  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/convert_eevee_data_v2.py",
+        "--eevee_data_dir",
+        str(tmp_path / "runs"),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--num_workers",
+        "2",
+        "--ray_address",
+        address,
+    ]
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
-    )  # fmt: skip
+    )
     try:
         written = lambda: list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))  # noqa: E731
         wait_until(lambda: len(written()) == 2, process)

@@ -30,9 +30,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def convert(data_dir, output, *, num_workers=1, eval_fraction=0.0, overwrite=False, **window):
     return convert_corpus(
-        data_dir, output, window=WindowOptions(**window), eval_fraction=eval_fraction, num_workers=num_workers,
+        data_dir,
+        output,
+        window=WindowOptions(**window),
+        eval_fraction=eval_fraction,
+        num_workers=num_workers,
         overwrite=overwrite,
-    )  # fmt: skip
+    )
 
 
 def convert_turns(make_session, tmp_path, turns, *, session=None, **window):
@@ -133,8 +137,12 @@ def test_a_window_never_joins_frames_with_a_long_pause_of_missing_ones_between(m
     turns = [turn_record(i, timestamp=f"2025-06-25T18:{i * 25 // 60:02d}:{i * 25 % 60:02d}") for i in range(1, 25)]
     samples = convert_turns(make_session, tmp_path, turns, session={"steps": [1, 2, 22, 23, 24]})
     assert {sample.metadata["turn"]: sample.metadata["frame_turns"] for sample in samples} == {
-        1: [1, 1, 1, 1], 2: [1, 1, 1, 2], 22: [22, 22, 22, 22], 23: [22, 22, 22, 23], 24: [22, 22, 23, 24],
-    }  # fmt: skip
+        1: [1, 1, 1, 1],
+        2: [1, 1, 1, 2],
+        22: [22, 22, 22, 22],
+        23: [22, 22, 22, 23],
+        24: [22, 22, 23, 24],
+    }
 
 
 @pytest.mark.parametrize(("flags", "num_shown"), [(["1"], 1), (["2"], 2), (["6"], 4), (["2", "--min_frames", "1"], 1)])
@@ -213,8 +221,10 @@ def test_turns_whose_text_spells_a_control_token_are_no_samples(make_session, tm
     report = convert(tmp_path / "runs", tmp_path / "out")
     assert (report["samples"], report["turns_without_sample"]["control_token"]) == (1, 3)
     assert [problem.split(":")[0] for problem in report["problems"]] == [
-        "session_answer turn 2", "session_answer turn 3", "session_goal",
-    ]  # fmt: skip
+        "session_answer turn 2",
+        "session_answer turn 3",
+        "session_goal",
+    ]
     assert all(symbol in problem for problem in report["problems"])
 
 
@@ -328,8 +338,13 @@ def test_other_files_in_the_output_folder_stay(make_session, tmp_path):
     convert(tmp_path / "runs", tmp_path / "out")
     convert(tmp_path / "runs", tmp_path / "out", overwrite=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "conversion_report.json", "format_spec.md", "frames", "grid_images", "run.json", "train.jsonl",
-    ]  # fmt: skip
+        "conversion_report.json",
+        "format_spec.md",
+        "frames",
+        "grid_images",
+        "run.json",
+        "train.jsonl",
+    ]
     assert (tmp_path / "out" / "format_spec.md").read_text() == "keep me"
 
 
@@ -399,12 +414,24 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     for index in range(2):
         path = tmp_path / "runs" / f"session_{index}" / "session_data.json"
         path.write_text(json.dumps({**data, "turns": big, "enhanced_turns": raw}))
-    command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(tmp_path / "runs"),
-               "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/convert_eevee_data_v2.py",
+        "--eevee_data_dir",
+        str(tmp_path / "runs"),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--num_workers",
+        "2",
+    ]
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
-    )  # fmt: skip
+    )
     with killed_after(process):
         wait_until(lambda: list((tmp_path / "out").glob(".convert.*/frames/*/*.png")), process)
         os.killpg(process.pid, signal.SIGINT)
@@ -418,8 +445,21 @@ def test_ctrl_c_leaves_nothing(tmp_path):
 
 
 def test_session_ids_are_safe_in_a_path_and_never_collide():
-    names = ["session_1", "1", "session_..", "session_", "session_a/../b", "session_A", "session_a", "s:x", "s\\x", "é",
-             "session_.hidden", "x" * 300, "\udcff"]  # fmt: skip
+    names = [
+        "session_1",
+        "1",
+        "session_..",
+        "session_",
+        "session_a/../b",
+        "session_A",
+        "session_a",
+        "s:x",
+        "s\\x",
+        "é",
+        "session_.hidden",
+        "x" * 300,
+        "\udcff",
+    ]
     ids = session_ids([Path("runs") / name for name in names] + [Path("other/session_1")])
     assert len({session_id.casefold() for session_id in ids}) == len(ids)
     assert all(
@@ -460,17 +500,22 @@ def test_the_split_comes_close_to_the_fraction(fraction):
 BUTTONS = st.sampled_from(["up", "DOWN", "a", "b", "jump", "", "select"])
 KEYS = ["turn", "button_presses", "parsed_json", "pathfinding_action", "raw_text", "success", "goal"]
 ODD = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | BUTTONS
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | BUTTONS
     | st.sampled_from([10**40, "\ud800", "../../x", "/etc/passwd", "a\0b", "2025-06-25T18:00:00Z", "No game data"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
     max_leaves=6,
-)  # fmt: skip
+)
 TURN = st.builds(
     lambda turn, changes: {key: value for key, value in {**turn, **changes}.items() if value != "delete"},
     st.builds(turn_record, st.integers(-1, 6), st.lists(BUTTONS, max_size=5) | BUTTONS)
     | st.builds(failed_turn, st.integers(0, 6)),
     st.dictionaries(st.sampled_from(list(turn_record(1))), ODD | st.just("delete"), max_size=3),
-)  # fmt: skip
+)
 RAW = st.fixed_dictionaries(
     {"turn_number": st.integers(0, 6) | ODD},
     optional={"screenshot_base64": st.sampled_from([raw_frame(1, 9)["screenshot_base64"], "", "####", "AAAA"]) | ODD},

@@ -121,7 +121,7 @@ def bomb():
     "content",
     [b"", b"no picture", b"\x89PNG\r\n\x1a\n", frame_png(1)[:-12], frame_png(1)[:200], bomb(), b"%!PS-Adobe-3.0\n"],
     ids=["empty", "text", "signature", "no end", "cut off", "bomb", "postscript"],
-)  # fmt: skip
+)
 def test_what_does_not_decode_completely_is_no_frame(content):
     with pytest.raises(FrameError) as error:
         read_frame(content)

@@ -87,8 +87,10 @@ def test_a_pathfinding_turn_is_no_label(make_session, tmp_path):
 
 
 def test_failed_turns_are_no_labels(make_session, tmp_path):
-    make_session("s", [failed_turn(1), failed_turn(2, text="API Error: 500"), turn_record(3, action_result=False),
-                       turn_record(4)])  # fmt: skip
+    make_session(
+        "s",
+        [failed_turn(1), failed_turn(2, text="API Error: 500"), turn_record(3, action_result=False), turn_record(4)],
+    )
     report, splits = convert(tmp_path)
     assert [sample.metadata["turn"] for sample in splits["train"]] == [4]
     counts = {reason: count for reason, count in report["turns_without_sample"].items() if count}

@@ -76,9 +76,19 @@ def test_an_answer_survives_a_round_trip(button, reasoning, context):
 
 
 NO_ANSWERS = [
-    "", "up", "[]", '{"button": "jump"}', '{"button": "UP"}', '{"button": null}', '{"button": ["up"]}',
-    '{"button": {}}', '{"button": "up", "reasoning": 3}', '{"button": "up"', "[" * 50_000, '{"button": "up"} ok',
-]  # fmt: skip
+    "",
+    "up",
+    "[]",
+    '{"button": "jump"}',
+    '{"button": "UP"}',
+    '{"button": null}',
+    '{"button": ["up"]}',
+    '{"button": {}}',
+    '{"button": "up", "reasoning": 3}',
+    '{"button": "up"',
+    "[" * 50_000,
+    '{"button": "up"} ok',
+]
 JSON = st.recursive(
     st.none() | st.text() | st.integers(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("button"), inner),

@@ -76,9 +76,13 @@ def test_sessions_are_found_at_any_depth_in_a_fixed_order(tmp_path):
         write_turns(tmp_path / name)
     (tmp_path / "runs" / "session_crashed" / "sshots").mkdir(parents=True)
     assert [str(folder.relative_to(tmp_path)) for folder in find_sessions(tmp_path)] == [
-        "session_b", "runs/session_a", "runs/session_crashed", "runs/nested/session_x", "a/b/c/d",
+        "session_b",
+        "runs/session_a",
+        "runs/session_crashed",
+        "runs/nested/session_x",
+        "a/b/c/d",
         "runs/session_group/deep/any name",
-    ]  # fmt: skip
+    ]
 
 
 def test_symlinks_are_followed_and_never_in_circles(tmp_path):
@@ -107,8 +111,6 @@ def test_folder_names_that_are_not_utf8_are_no_obstacle(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     write_turns(folder / "runs" / "session_a")
     options = {"eevee_data_dir": str(folder)}
-    convert_corpus(
-        folder, folder / "out", window=WindowOptions(), eval_fraction=0, num_workers=1, options=options
-    )  # fmt: skip
+    convert_corpus(folder, folder / "out", window=WindowOptions(), eval_fraction=0, num_workers=1, options=options)
     record = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
     assert record["options"]["eevee_data_dir"].endswith("caf?")

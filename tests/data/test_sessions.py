@@ -104,18 +104,41 @@ def test_a_failed_action_is_no_decision_and_pressed_nothing():
 @pytest.mark.parametrize(
     ("result", "failed"),
     [
-        (True, False), (None, False), ("Pressed up successfully", False), ("Buttons sent: up", False), ("", False),
-        ({"success": True}, False), ([], False), (1, False), (float("nan"), False),
-        (False, True), (0, True), ("Failed to press up", True), ("Error: emulator not connected", True),
-        ("Invalid button", True), ("Action could not be executed", True), ("Connection timed out", True),
-        ("No buttons pressed", True), ("False", True), ({"success": False}, True),
-        ("Pressed a: no errors", False), ("Successfully pressed up without error", False),
-        ("Pressed a, error: none", False), ("Pressed b: menu closed", False), ("0 errors", False),
-        ("Pressed a without errors, then failed", True), ("Not successful", True), ("connection lost", True),
-        ("Lost connection to mGBA", True), ("Game is not running", True), ("Socket closed", True),
-        ("The emulator isn't running", True), ("Did not press a", True), ("Error: no errors were logged", True),
+        (True, False),
+        (None, False),
+        ("Pressed up successfully", False),
+        ("Buttons sent: up", False),
+        ("", False),
+        ({"success": True}, False),
+        ([], False),
+        (1, False),
+        (float("nan"), False),
+        (False, True),
+        (0, True),
+        ("Failed to press up", True),
+        ("Error: emulator not connected", True),
+        ("Invalid button", True),
+        ("Action could not be executed", True),
+        ("Connection timed out", True),
+        ("No buttons pressed", True),
+        ("False", True),
+        ({"success": False}, True),
+        ("Pressed a: no errors", False),
+        ("Successfully pressed up without error", False),
+        ("Pressed a, error: none", False),
+        ("Pressed b: menu closed", False),
+        ("0 errors", False),
+        ("Pressed a without errors, then failed", True),
+        ("Not successful", True),
+        ("connection lost", True),
+        ("Lost connection to mGBA", True),
+        ("Game is not running", True),
+        ("Socket closed", True),
+        ("The emulator isn't running", True),
+        ("Did not press a", True),
+        ("Error: no errors were logged", True),
     ],
-)  # fmt: skip
+)
 def test_a_sentence_that_speaks_of_failure_is_a_failed_action(result, failed):
     assert is_failed_action(result) is failed
 
@@ -153,10 +176,16 @@ def test_a_confidence_that_json_cannot_hold_is_left_out(value, kept):
 
 def test_the_oldest_shape_is_read(make_session):
     turns = [
-        turn_record(turn, "up", ai_analysis="I go up", execution_time=1.5, action_result="Pressed up",
-                    screenshot_path=f"/home/ash/runs/x/step_{turn:04d}_grid.png")
+        turn_record(
+            turn,
+            "up",
+            ai_analysis="I go up",
+            execution_time=1.5,
+            action_result="Pressed up",
+            screenshot_path=f"/home/ash/runs/x/step_{turn:04d}_grid.png",
+        )
         for turn in (1, 2)
-    ]  # fmt: skip
+    ]
     folder = make_session(
         "old", turns, screenshots=".", turns_key="gameplay_history", session_metadata=None, enhanced_turns=None
     )
@@ -196,8 +225,22 @@ def test_a_folder_without_session_file_is_named(tmp_path):
         read_session(tmp_path)
 
 
-@pytest.mark.parametrize("bad", [None, 3, "turn", [], {}, {"turn": "4"}, {"turn": -1}, {"turn": 10**30},
-                                 {"turn": True}, {"turn": 2.0}, {"turn": 1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        3,
+        "turn",
+        [],
+        {},
+        {"turn": "4"},
+        {"turn": -1},
+        {"turn": 10**30},
+        {"turn": True},
+        {"turn": 2.0},
+        {"turn": 1},
+    ],
+)
 def test_a_turn_without_a_usable_number_is_malformed_and_the_rest_goes_on(make_session, bad):
     session = read_session(make_session("s", [turn_record(1), bad, turn_record(3)]))
     assert statuses(session) == ["decision", "malformed_turn", "decision"]
@@ -236,8 +279,11 @@ def test_an_absolute_screenshot_path_is_followed_inside_the_data_folder_only(mak
     inside.parent.mkdir(parents=True)
     for path in (inside, outside):
         path.write_bytes(b"")
-    turns = [turn_record(1, screenshot_path=str(inside)), turn_record(2, screenshot_path=str(outside)),
-             turn_record(3, screenshot_path=str(tmp_path / "runs" / ".." / "two.png"))]  # fmt: skip
+    turns = [
+        turn_record(1, screenshot_path=str(inside)),
+        turn_record(2, screenshot_path=str(outside)),
+        turn_record(3, screenshot_path=str(tmp_path / "runs" / ".." / "two.png")),
+    ]
     folder = make_session("s", turns, steps=[])
     assert frame_names(read_session(folder, pictures=NamedPictures(tmp_path / "runs"))) == ["one.png", None, None]
     assert frame_names(read_session(folder)) == [None, None, None]
@@ -275,7 +321,7 @@ def write_early_session(data_dir, *, paths, files):
         ("/Users/ash/one.png", ["out/conversion_report.json", "out/frames/one.png"], None),
         ("one.png", ["analysis/one.png"], None),
     ],
-)  # fmt: skip
+)
 def test_a_named_screenshot_is_found_below_the_data_folder_by_the_end_of_its_path(tmp_path, path, files, expected):
     folder = write_early_session(tmp_path, paths=[path], files=files)
     (turn,) = read_session(folder, pictures=NamedPictures(tmp_path)).turns
@@ -283,8 +329,9 @@ def test_a_named_screenshot_is_found_below_the_data_folder_by_the_end_of_its_pat
 
 
 def test_a_picture_that_two_turns_name_by_different_paths_belongs_to_neither(tmp_path):
-    folder = write_early_session(tmp_path, paths=["/a/one.png", "/b/one.png", "/a/two.png"],
-                                 files=["analysis/one.png", "analysis/two.png"])  # fmt: skip
+    folder = write_early_session(
+        tmp_path, paths=["/a/one.png", "/b/one.png", "/a/two.png"], files=["analysis/one.png", "analysis/two.png"]
+    )
     assert frame_names(read_session(folder, pictures=NamedPictures(tmp_path))) == [None, None, "two.png"]
 
 
@@ -332,7 +379,7 @@ def test_a_data_folder_is_listed_once_and_only_where_a_picture_is_missing(make_s
         ([1, 2], [True] * 2, [], (None, None), "none"),
         ([], [], [1], (), "turn"),
     ],
-)  # fmt: skip
+)
 def test_step_numbers_are_matched_to_turns(numbers, captured, files, steps, rule):
     numbering = number_steps(numbers, captured, files)
     assert (numbering.steps, numbering.rule) == (steps, rule)
@@ -341,8 +388,10 @@ def test_step_numbers_are_matched_to_turns(numbers, captured, files, steps, rule
 def test_frames_after_a_failed_capture_belong_to_the_right_turns(make_session):
     turns = [turn_record(1), failed_turn(2, text="No game data"), turn_record(3)]
     assert frame_names(read_session(make_session("s", turns, steps=[1, 2]))) == [
-        "step_0001_grid.png", None, "step_0002_grid.png",
-    ]  # fmt: skip
+        "step_0001_grid.png",
+        None,
+        "step_0002_grid.png",
+    ]
 
 
 # Finding sessions

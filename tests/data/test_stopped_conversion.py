@@ -36,8 +36,16 @@ def conversion(tmp_path):
         turns = [turn_record(turn, screenshot_path=f"{name}{turn}") for turn in range(1, 6000)]
         raw = [frame | {"turn_number": turn} for turn in range(1, 6000)]
         write_session(tmp_path / "runs" / f"session_{name}", turns, steps=[], enhanced_turns=raw)
-    command = [sys.executable, "scripts/convert_eevee_data_v2.py", "--eevee_data_dir", str(tmp_path / "runs"),
-               "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/convert_eevee_data_v2.py",
+        "--eevee_data_dir",
+        str(tmp_path / "runs"),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--num_workers",
+        "2",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2, process)

@@ -15,11 +15,14 @@ from pokegemma.data.trajectories import Trajectory, cut_trajectories
 def decision(session: str, turn: int, button: str = "up", previous: tuple[str, ...] = ()) -> Sample:
     frames = tuple(f"frames/{session}/{max(turn - back, 1)}.png" for back in (3, 2, 1, 0))
     return Sample(
-        id=f"{session}/{turn}", frames=frames, image=None, context=f"Goal: {session}",
+        id=f"{session}/{turn}",
+        frames=frames,
+        image=None,
+        context=f"Goal: {session}",
         question=prompts.build_question(previous),
         output=prompts.build_output(button=button, reasoning="r", context="c"),
         metadata={"session": session, "turn": turn, "previous_buttons": list(previous)},
-    )  # fmt: skip
+    )
 
 
 def session(name: str, length: int) -> list[Sample]:

@@ -45,9 +45,12 @@ def prompt_inputs(processor: ProcessorMixin, question: Question) -> dict[str, to
     """Return what transformers makes of a question, by itself."""
     text = processor.apply_chat_template(list(question.messages), add_generation_prompt=True, tokenize=False)
     return processor(
-        text=[text], images=[list(question.pictures)], add_special_tokens=False, return_tensors="pt",
+        text=[text],
+        images=[list(question.pictures)],
+        add_special_tokens=False,
+        return_tensors="pt",
         return_mm_token_type_ids=True,
-    )  # fmt: skip
+    )
 
 
 @torch.inference_mode()
@@ -62,9 +65,11 @@ def read_with_transformers(
     ids = torch.cat([inputs["input_ids"], torch.tensor([tokens])], 1)
     types = torch.nn.functional.pad(inputs["token_type_ids"], (0, len(tokens)))
     logits = model(
-        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"],
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=inputs["pixel_values"],
         **({} if causal else {"token_type_ids": types}),
-    ).logits[0, inputs["input_ids"].shape[1] - 1 : -1]  # fmt: skip
+    ).logits[0, inputs["input_ids"].shape[1] - 1 : -1]
     return logits.float().log_softmax(-1).numpy()
 
 

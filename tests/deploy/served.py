@@ -24,11 +24,14 @@ def write_colour_dataset(folder: Path) -> Path:
     for colour, button in BUTTON_OF.items():
         Image.new("RGB", (SIZE_PX, SIZE_PX), colour).save(folder / f"{colour}.png")
         sample = Sample(
-            id=f"session/{colour}", frames=(f"{colour}.png",), image=f"{colour}.png",
-            context=prompts.build_context("leave the city"), question=prompts.build_question(["up", "a"]),
+            id=f"session/{colour}",
+            frames=(f"{colour}.png",),
+            image=f"{colour}.png",
+            context=prompts.build_context("leave the city"),
+            question=prompts.build_question(["up", "a"]),
             output=json.dumps({"button": button}),
             metadata={"session": "session", "turn": 1, "previous_buttons": ["up", "a"]},
-        )  # fmt: skip
+        )
         lines.append(sample.to_json())
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

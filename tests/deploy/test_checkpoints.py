@@ -109,9 +109,7 @@ def test_converters_are_shown_published_names_of_a_training_checkpoint(
     if shards:
         write_shards(checkpoint_n, load_file(checkpoint_n / "model.safetensors"))
         (checkpoint_n / "model.safetensors").unlink()
-    assert_same_tensors(
-        staged_weights(checkpoint_n, tmp_path / "staged"), load_file(tiny_model / "model.safetensors")
-    )  # fmt: skip
+    assert_same_tensors(staged_weights(checkpoint_n, tmp_path / "staged"), load_file(tiny_model / "model.safetensors"))
 
 
 def test_a_training_checkpoint_becomes_the_gguf_files_of_the_same_merged_one(
@@ -201,9 +199,7 @@ def test_an_untied_head_arrives_in_gguf_and_is_refused_for_mlx(copy: Path, tmp_p
         (lambda folder: (folder / SHARDS[1]).write_bytes(b"x"), "the weights cannot be read"),
     ],
 )
-def test_weights_that_are_not_whole_are_one_line(
-    damage: Callable[[Path], object], message: str, sharded: Path
-) -> None:  # fmt: skip
+def test_weights_that_are_not_whole_are_one_line(damage: Callable[[Path], object], message: str, sharded: Path) -> None:
     damage(sharded)
     with pytest.raises(PokegemmaError, match=message):
         read_checkpoint(sharded)

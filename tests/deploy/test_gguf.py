@@ -55,17 +55,26 @@ def change_config(folder: Path, **changes: object) -> None:
 
 def test_every_type_has_its_file_and_the_eyes_are_in_one_of_their_own(gguf_folder: Path) -> None:
     assert sorted(path.name for path in gguf_folder.iterdir()) == [
-        "Modelfile-f16", "Modelfile-q4_k_m", "Modelfile-q8_0", "mmproj-f16.gguf", "model-f16.gguf",
-        "model-q4_k_m.gguf", "model-q8_0.gguf", "run.json",
-    ]  # fmt: skip
+        "Modelfile-f16",
+        "Modelfile-q4_k_m",
+        "Modelfile-q8_0",
+        "mmproj-f16.gguf",
+        "model-f16.gguf",
+        "model-q4_k_m.gguf",
+        "model-q8_0.gguf",
+        "run.json",
+    ]
 
 
 def test_the_files_hold_every_tensor_of_the_checkpoint(files: dict[str, GgufFile], checkpoint: Checkpoint) -> None:
     # 13 a text layer, embeddings and norm; 16 a SigLIP layer, 2 + 2 around them, the position embeddings, 2 projector.
     assert (checkpoint.num_text_tensors, checkpoint.num_vision_tensors) == (6 * 13 + 2, 4 * 16 + 7)
     assert {name: len(file.shapes) for name, file in files.items()} == {
-        "mmproj-f16": 71, "model-f16": 80, "model-q4_k_m": 80, "model-q8_0": 80
-    }  # fmt: skip
+        "mmproj-f16": 71,
+        "model-f16": 80,
+        "model-q4_k_m": 80,
+        "model-q8_0": 80,
+    }
 
 
 def test_pictures_and_chat_template_are_the_checkpoints(files: dict[str, GgufFile]) -> None:
@@ -95,8 +104,9 @@ def test_run_json_tells_sizes_and_types(gguf_folder: Path, tiny_model: Path) -> 
     assert (record["stage"], record["image_tokens"]) == ("gguf", 4)
     assert record["options"] == {"model_path": str(tiny_model), "quantization": ["f16", "q8_0", "q4_k_m"]}
     assert record["files"]["model-q8_0.gguf"] == {
-        "bytes": (gguf_folder / "model-q8_0.gguf").stat().st_size, "tensors": {"Q8_0": 43, "F32": 37}
-    }  # fmt: skip
+        "bytes": (gguf_folder / "model-q8_0.gguf").stat().st_size,
+        "tensors": {"Q8_0": 43, "F32": 37},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +120,7 @@ def wide_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GgufFile]:
     model.save_pretrained(folder, save_original_format=False)
     done = gguf.convert(
         folder, folder.parent / "gguf", quantizations=list(QUANTIZATIONS), converter=find_converter(None)
-    )  # fmt: skip
+    )
     return {**done.models, "mmproj": done.mmproj}
 
 
@@ -121,9 +131,13 @@ def matrix_types(file: GgufFile) -> dict[str, int]:
 @pytest.mark.slow
 def test_every_matrix_has_the_type_that_its_file_names(wide_files: dict[str, GgufFile]) -> None:
     assert {name: matrix_types(file) for name, file in wide_files.items()} == {
-        "f16": {"F16": 43}, "bf16": {"BF16": 43}, "q8_0": {"Q8_0": 43}, "q5_k_m": {"Q5_K": 38, "Q6_K": 5},
-        "q4_k_m": {"Q4_K": 38, "Q6_K": 5}, "mmproj": {"F16": 25, "F32": 2},
-    }  # fmt: skip
+        "f16": {"F16": 43},
+        "bf16": {"BF16": 43},
+        "q8_0": {"Q8_0": 43},
+        "q5_k_m": {"Q5_K": 38, "Q6_K": 5},
+        "q4_k_m": {"Q4_K": 38, "Q6_K": 5},
+        "mmproj": {"F16": 25, "F32": 2},
+    }
 
 
 @pytest.mark.slow
@@ -180,9 +194,11 @@ def test_all_that_got_lost_in_a_language_model_is_told_at_once(
 ) -> None:
     whole = files["model-q8_0"]
     fewer = replace(
-        whole, shapes=dict(list(whole.shapes.items())[:-1]), fields={"tokenizer.chat_template": "{{ x }}"},
+        whole,
+        shapes=dict(list(whole.shapes.items())[:-1]),
+        fields={"tokenizer.chat_template": "{{ x }}"},
         control_tokens=whole.control_tokens - {"<start_of_turn>"},
-    )  # fmt: skip
+    )
     with pytest.raises(CheckFailedError) as caught:
         gguf.check_files(checkpoint, {"f16": files["model-f16"], "q8_0": fewer}, files["mmproj-f16"])
     assert "model-q8_0.gguf: tensors of the language model: 79, the checkpoint has 80; " in str(caught.value)
@@ -330,10 +346,12 @@ WHOLE = {
 def test_only_the_converter_is_unpacked_and_nothing_outside_the_folder(tmp_path: Path) -> None:
     inside = "llama-0.1/vendor/llama.cpp/"
     others = {
-        f"{inside}src/llama.cpp": "not needed", "llama-0.1/LICENSE": "another one",
-        f"{inside}conversion/../../../../../escaped.py": "bad", f"{inside}conversion/link.py": None,
+        f"{inside}src/llama.cpp": "not needed",
+        "llama-0.1/LICENSE": "another one",
+        f"{inside}conversion/../../../../../escaped.py": "bad",
+        f"{inside}conversion/link.py": None,
         "/vendor/llama.cpp/conversion/absolute.py": "bad",
-    }  # fmt: skip
+    }
     package = write_package(tmp_path / "llama_cpp_python-0.1.tar.gz", WHOLE | others)
     unpack_converter(package, tmp_path / "a" / "b")
     found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if not p.is_dir()} - {package.name}

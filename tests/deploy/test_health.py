@@ -51,17 +51,23 @@ def make_monitor(questions: list[Question]) -> Callable[..., Monitor]:
 @pytest.mark.parametrize(
     ("kind", "state"),
     [
-        ("right", "healthy"), ("slow", "slow"), ("lying", "lying"), ("nonsense", "lying"),
-        ("refusing", "refusing"), ("hanging", "hanging"), ("trickling", "hanging"),
+        ("right", "healthy"),
+        ("slow", "slow"),
+        ("lying", "lying"),
+        ("nonsense", "lying"),
+        ("refusing", "refusing"),
+        ("hanging", "hanging"),
+        ("trickling", "hanging"),
     ],
-)  # fmt: skip
+)
 def test_a_server_is_what_it_does(
     kind: str, state: str, adversary: Callable[[str], str], make_monitor: Callable[..., Monitor]
 ) -> None:
     limits = Limits(
-        timeout_s=0.3 if state == "hanging" else 100, max_latency_p95_s=0.3 if state == "slow" else 90,
+        timeout_s=0.3 if state == "hanging" else 100,
+        max_latency_p95_s=0.3 if state == "slow" else 90,
         max_consecutive_failures=2,
-    )  # fmt: skip
+    )
     monitor = make_monitor(adversary(kind), limits)
     first, second = (monitor.run_check() for _ in range(2))
     assert (first.state, second.state) == (state, state)
@@ -150,9 +156,11 @@ def test_a_restart_is_another_process_at_the_port(make_monitor: Callable[..., Mo
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there /proc tells a process's beginning by the clock")
 def test_a_clock_that_is_set_is_no_restart(
-    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str], tmp_path: Path,
+    make_monitor: Callable[..., Monitor],
+    adversary: Callable[[str], str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     url = adversary("right")
     monitor = make_monitor(url, usage=ServerProcesses(url).usage)
     assert monitor.run_check().memory_bytes is not None
@@ -221,9 +229,10 @@ def test_a_server_is_found_at_its_own_address() -> None:
         if address != "127.0.0.1" and not has_address(family, address):
             continue
         started[address] = subprocess.Popen(
-            [sys.executable, "-c", code, str(int(family)), address, str(port)], stdin=subprocess.PIPE,
+            [sys.executable, "-c", code, str(int(family)), address, str(port)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-        )  # fmt: skip
+        )
     try:
         for address, process in started.items():
             assert process.stdout.readline() == b"listens\n"
@@ -349,9 +358,17 @@ def run_monitor(url: str, dataset: Path, *arguments: str) -> subprocess.Complete
 def test_the_exit_status_tells_of_a_breach(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     bad = run_monitor(
-        adversary("lying"), dataset, "--interval_s", "0", "--exit_on_breach", "--log_file", str(log), "--json",
-        "--max_consecutive_failures", "2",
-    )  # fmt: skip
+        adversary("lying"),
+        dataset,
+        "--interval_s",
+        "0",
+        "--exit_on_breach",
+        "--log_file",
+        str(log),
+        "--json",
+        "--max_consecutive_failures",
+        "2",
+    )
     assert bad.returncode == 1, bad.stderr
     summary = json.loads(bad.stdout)
     assert (summary["passed"], summary["num_checks"], summary["breaches"]) == (False, 2, {"lying": 1})
@@ -379,10 +396,14 @@ def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("--pid", "-5"), ("--metrics_port", "99999"), ("--metrics_port", "0"), ("--interval_s", "inf"),
-        ("--interval_s", "604801.0"), ("--timeout_s", "inf"),
+        ("--pid", "-5"),
+        ("--metrics_port", "99999"),
+        ("--metrics_port", "0"),
+        ("--interval_s", "inf"),
+        ("--interval_s", "604801.0"),
+        ("--timeout_s", "inf"),
     ],
-)  # fmt: skip
+)
 def test_numbers_that_cannot_be_are_refused_in_a_line(
     option: str, value: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,9 +40,7 @@ class Reference:
         self.processor = load_processor(folder)
 
     def inputs(self, question: Question) -> dict[str, torch.Tensor]:
-        text = self.processor.apply_chat_template(
-            list(question.messages), tokenize=False, add_generation_prompt=True
-        )  # fmt: skip
+        text = self.processor.apply_chat_template(list(question.messages), tokenize=False, add_generation_prompt=True)
         return dict(
             self.processor(text=[text], images=[list(question.pictures)], return_tensors="pt", add_special_tokens=False)
         )
@@ -133,9 +131,12 @@ def test_the_same_buttons_are_chosen(
 
 
 def test_fewer_bits_are_further_from_transformers_but_not_far(
-    engine: LlamaCppEngine, gguf_folder: Path, reference: Reference, answers: list[list[int]],
+    engine: LlamaCppEngine,
+    gguf_folder: Path,
+    reference: Reference,
+    answers: list[list[int]],
     questions: list[Question],
-) -> None:  # fmt: skip
+) -> None:
     expected = reference.read(questions[0], answers[0])
     errors = [np.abs(engine.read(questions[0], answers[:1])[0] - expected).mean()]
     assert engine.weights == "F16"

@@ -40,9 +40,13 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(weight, std=0.02)
     model.save_pretrained(folder)
     write_run_record(
-        folder, stage="train", options={"layout": "frames"}, status="completed", base_model=str(tiny_model),
+        folder,
+        stage="train",
+        options={"layout": "frames"},
+        status="completed",
+        base_model=str(tiny_model),
         base_fingerprint=models.weights_fingerprint(tiny_model),
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -254,8 +258,10 @@ def test_a_disk_that_fills_up_leaves_one_line_and_no_folder(adapter: Path, tmp_p
     script = Path(__file__).resolve().parents[2] / "scripts" / "merge_qlora.py"
     result = subprocess.run(
         [sys.executable, script, "--lora_path", adapter, "--output_path", tmp_path / "m"],
-        capture_output=True, text=True, preexec_fn=no_large_files,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        preexec_fn=no_large_files,
+    )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith(f"error: {tmp_path / 'm'} could not be written")

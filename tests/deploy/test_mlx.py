@@ -83,9 +83,16 @@ def test_16_bits_are_the_checkpoint_in_bfloat16(mlx_checkpoint: Path, mlx_folder
 
 def test_the_folder_says_what_it_is(mlx_checkpoint: Path, mlx_folder: Path) -> None:
     assert {path.name for path in mlx_folder.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
-        "processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "run.json",
-    }  # fmt: skip
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "run.json",
+    }
     template = (mlx_folder / "chat_template.jinja").read_text(encoding="utf-8")
     assert template == (mlx_checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
     record = read_run_record(mlx_folder)
@@ -98,9 +105,7 @@ def test_the_folder_says_what_it_is(mlx_checkpoint: Path, mlx_folder: Path) -> N
 
 def test_the_server_of_mlx_vlm_reads_a_prompt_with_one_bos(mlx_checkpoint: Path, mlx_folder: Path) -> None:
     processor, question = open_processor(mlx_folder), mlx_cases.make_question(0)
-    text = processor.tokenizer.apply_chat_template(
-        list(question.messages), add_generation_prompt=True, tokenize=False
-    )  # fmt: skip
+    text = processor.tokenizer.apply_chat_template(list(question.messages), add_generation_prompt=True, tokenize=False)
     # As its server does it; the folder that it converts itself has two.
     made = prepare_inputs(processor, images=list(question.pictures), prompts=[text], add_special_tokens=False)
     expected = mlx_cases.prompt_inputs(models.load_processor(mlx_checkpoint), question)["input_ids"]
@@ -121,9 +126,13 @@ def test_quantising_leaves_the_vision_tower_whole(
     parts = {(part.name, part.stored): part for part in convert_to_mlx(mlx_checkpoint, tmp_path / "mlx", bits=bits)}
     quantised = f"{bits} bits"
     assert set(parts) == {
-        ("embeddings", quantised), ("LM head", quantised), ("language model", quantised),
-        ("language model", "bfloat16"), ("projector", "bfloat16"), ("vision tower", "bfloat16"),
-    }  # fmt: skip
+        ("embeddings", quantised),
+        ("LM head", quantised),
+        ("language model", quantised),
+        ("language model", "bfloat16"),
+        ("projector", "bfloat16"),
+        ("vision tower", "bfloat16"),
+    }
     assert parts["language model", "bfloat16"].num_weights == 6 * 4 * 128 + 6 * 2 * 32 + 128  # norms
     for (_, stored), part in parts.items():
         assert error / 3 < part.error < error if stored == quantised else part.error < 3e-3
@@ -158,16 +167,29 @@ def test_every_matrix_of_the_language_model_has_its_bits_in_groups_of_64(
 
 def test_a_published_config_is_completed_with_its_defaults(tmp_path: Path) -> None:
     published = {
-        "model_type": "gemma3", "mm_tokens_per_image": 256, "image_token_index": 262144, "eos_token_id": [1, 106],
+        "model_type": "gemma3",
+        "mm_tokens_per_image": 256,
+        "image_token_index": 262144,
+        "eos_token_id": [1, 106],
         "text_config": {
-            "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
-            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+            "model_type": "gemma3_text",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
         },
         "vision_config": {
-            "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "image_size": 896,
-            "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False,
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "image_size": 896,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 27,
+            "patch_size": 14,
+            "vision_use_head": False,
         },
-    }  # fmt: skip
+    }
     (tmp_path / "config.json").write_text(json.dumps(published), encoding="utf-8")
     # As training and merging leave it: transformers 5 has written it anew.
     Gemma3Config.from_pretrained(tmp_path).save_pretrained(tmp_path / "merged")

@@ -34,48 +34,80 @@ def card(tmp_path: Path) -> Callable[..., str]:
     result = report.build_metrics(decisions, decisions, answers=None, scores=scores, latency_s={"scored": [0.01]})
     report.write_report(evaluation, result, [], "")
     engine = {
-        "name": "model-q8_0.gguf", "path": f"{SECRET_PLACES[0]}/gguf", "passed": True, "failures": [],
-        "button_agreement": 0.98, "top1_agreement": 0.995, "valid_json_rate": 1.0,
-        "log_probability_difference": {"mean": 0.0123, "max": 0.2}, "latency_s": {"p50": 0.25, "p95": 0.5},
-    }  # fmt: skip
+        "name": "model-q8_0.gguf",
+        "path": f"{SECRET_PLACES[0]}/gguf",
+        "passed": True,
+        "failures": [],
+        "button_agreement": 0.98,
+        "top1_agreement": 0.995,
+        "valid_json_rate": 1.0,
+        "log_probability_difference": {"mean": 0.0123, "max": 0.2},
+        "latency_s": {"p50": 0.25, "p95": 0.5},
+    }
     server = {**engine, "name": f"{SECRET_PLACES[0]}/model", "top1_agreement": None, "log_probability_difference": None}
     (parity / "parity.json").write_text(json.dumps({"passed": True, "num_samples": 50, "engines": [engine, server]}))
     (tmp_path / "dataset" / "eval.jsonl").write_text("{}\n")
     conversion = {
-        "sessions": {"found": 33, "with_samples": 30}, "turns": 657, "samples": 503,
+        "sessions": {"found": 33, "with_samples": 30},
+        "turns": 657,
+        "samples": 503,
         "turns_without_sample": {"failed_answer": 154, "no_button": 0},
         "splits": {"train": {"sessions": 27, "samples": 446}, "eval": {"sessions": 3, "samples": 57}},
-    }  # fmt: skip
+    }
     (tmp_path / "dataset" / "conversion_report.json").write_text(json.dumps(conversion))
 
     def render(
-        *, base: str = "google/gemma-3-4b-it", config: dict[str, Any] | None = None,
-        shared: int = 0, available: int = 40, train: str | None = None, **changes: Any,
-    ) -> str:  # fmt: skip
+        *,
+        base: str = "google/gemma-3-4b-it",
+        config: dict[str, Any] | None = None,
+        shared: int = 0,
+        available: int = 40,
+        train: str | None = None,
+        **changes: Any,
+    ) -> str:
         report.write_report(
             evaluation, {**result, "num_sessions_shared_with_train": shared, "num_available": available}, [], ""
         )
         (tmp_path / "dataset" / "train.jsonl").write_text(train or "{}\n")
         (model / "config.json").write_text(json.dumps({"model_type": "gemma3", **(config or {})}))
         training = {
-            "stage": "train", "git_commit": "c0ffee", "base_model": base, "base_fingerprint": "ab12",
+            "stage": "train",
+            "git_commit": "c0ffee",
+            "base_model": base,
+            "base_fingerprint": "ab12",
             "versions": {"torch": "2.13.0"},
             "dataset": {"path": f"{SECRET_PLACES[0]}/train.jsonl", "sha256": TRAINED_ON},
-            "options": {"layout": "grid", "lora_r": 16, "learning_rate": 2e-4, "max_decisions": 16,
-                        "max_steps": -1, "num_train_epochs": 3.0,
-                        "dataset_path": SECRET_PLACES[1], "output_dir": SECRET_PLACES[0], "hub_token": "hf_secret"},
-        }  # fmt: skip
+            "options": {
+                "layout": "grid",
+                "lora_r": 16,
+                "learning_rate": 2e-4,
+                "max_decisions": 16,
+                "max_steps": -1,
+                "num_train_epochs": 3.0,
+                "dataset_path": SECRET_PLACES[1],
+                "output_dir": SECRET_PLACES[0],
+                "hub_token": "hf_secret",
+            },
+        }
         verification = {
-            "num_samples": 8, "adapter_effect": 0.5, "merged_error": 4e-7, "stored_error": 3e-3, "dtype": "bfloat16"
-        }  # fmt: skip
+            "num_samples": 8,
+            "adapter_effect": 0.5,
+            "merged_error": 4e-7,
+            "stored_error": 3e-3,
+            "dtype": "bfloat16",
+        }
         write_run_record(
             model, stage="merge", options={"lora_path": SECRET_PLACES[0]}, training=training, verification=verification
         )
         exports = {"gguf": Path(SECRET_PLACES[0])}
         return render_card(
-            model, evaluation=evaluation, parity=parity, dataset=tmp_path / "dataset" / "eval.jsonl", exports=exports,
+            model,
+            evaluation=evaluation,
+            parity=parity,
+            dataset=tmp_path / "dataset" / "eval.jsonl",
+            exports=exports,
             **changes,
-        )  # fmt: skip
+        )
 
     return render
 

@@ -73,8 +73,10 @@ def test_a_question_has_the_pixels_and_answers_that_evaluation_has(colour_model:
         assert engine.text(engine.write(question, max_new_tokens=24)) == answers[place].text
         rows = engine.read(question, [(*tokens.prefix, *branch) for branch in tokens.branches])
         start = len(tokens.prefix)
-        said = [sum(row[start + at, token] for at, token in enumerate(branch))
-                for row, branch in zip(rows, tokens.branches, strict=True)]  # fmt: skip
+        said = [
+            sum(row[start + at, token] for at, token in enumerate(branch))
+            for row, branch in zip(rows, tokens.branches, strict=True)
+        ]
         np.testing.assert_allclose(np.exp(said) / np.exp(said).sum(), scores[place], atol=1e-5)
 
 
@@ -102,9 +104,11 @@ def swap_rows(weights: torch.Tensor) -> None:
 
 def swap_rows_of_mmproj(file: Path, checkpoint: Path) -> None:
     """Swap the first two rows of the projector within a mmproj file, found by their bytes."""
-    weight = load_file(checkpoint / "model.safetensors")[next(
-        name for name in load_file(checkpoint / "model.safetensors") if name.endswith("mm_input_projection_weight")
-    )].float()  # fmt: skip
+    weight = load_file(checkpoint / "model.safetensors")[
+        next(
+            name for name in load_file(checkpoint / "model.safetensors") if name.endswith("mm_input_projection_weight")
+        )
+    ].float()
     data = bytearray(file.read_bytes())
     for stored in (weight, weight.T):
         for dtype in (np.float16, np.float32):
@@ -118,9 +122,13 @@ def swap_rows_of_mmproj(file: Path, checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module")
 def faulty(
-    colour_model: Path, colour_dataset: Path, colour_gguf: Path, colour_mlx: Path, closed_url: str,
+    colour_model: Path,
+    colour_dataset: Path,
+    colour_gguf: Path,
+    colour_mlx: Path,
+    closed_url: str,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:  # fmt: skip
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Return one run over right exports, one with each fault, and a server that is not there."""
     gguf, mlx = colour_gguf, colour_mlx
     folder = tmp_path_factory.mktemp("faults")
@@ -145,10 +153,23 @@ def faulty(
     (mlx_template / "chat_template.jinja").write_text(text.replace("<start_of_turn>model", "<start_of_turn>human"))
     same = Path(shutil.copytree(colour_model, folder / "same"))
     return check_parity(
-        colour_model, colour_dataset, folder / "out",
-        "--gguf", gguf, swapped, template, blind, "--mlx", mlx, mlx_swapped, mlx_template,
-        "--transformers", same, "--server", closed_url,
-    )  # fmt: skip
+        colour_model,
+        colour_dataset,
+        folder / "out",
+        "--gguf",
+        gguf,
+        swapped,
+        template,
+        blind,
+        "--mlx",
+        mlx,
+        mlx_swapped,
+        mlx_template,
+        "--transformers",
+        same,
+        "--server",
+        closed_url,
+    )
 
 
 @pytest.mark.slow
@@ -216,8 +237,9 @@ def test_stdout_names_engine_gate_value_limit_and_sample(faulty: tuple) -> None:
 def test_a_server_that_is_not_there_fails_and_the_rest_goes_on(faulty: tuple, closed_url: str) -> None:
     _, result = faulty
     assert [(engine["name"], engine["passed"]) for engine in result["engines"]][-2:] == [
-        ("transformers same", True), (f"server {closed_url}", False),
-    ]  # fmt: skip
+        ("transformers same", True),
+        (f"server {closed_url}", False),
+    ]
     assert gates_failed(result, f"server {closed_url}") == ["runs"]
 
 
@@ -253,8 +275,18 @@ def opposite_model(colour_dataset: Path, tmp_path_factory: pytest.TempPathFactor
 def server(request: pytest.FixtureRequest, colour_gguf: Path, tmp_path: Path) -> Iterator[str]:
     """Return the URL of llama.cpp's server of the colour model; the parameter: how many likeliest tokens it tells."""
     url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, ROOT / "scripts/serve.py", "--engine", "llama.cpp", "--model_path", colour_gguf,
-               "--port", port, "--log_probabilities", request.param]  # fmt: skip
+    command = [
+        sys.executable,
+        ROOT / "scripts/serve.py",
+        "--engine",
+        "llama.cpp",
+        "--model_path",
+        colour_gguf,
+        "--port",
+        port,
+        "--log_probabilities",
+        request.param,
+    ]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
     with killed_after(process):
@@ -300,10 +332,14 @@ def test_the_right_model_behind_a_server_passes_with_its_log_probabilities(
 
 def reading(**changes: Any) -> Reading:
     values = {
-        "text": '{"button": "up"}', "seconds": 1.0, "prompt": (2, -1, 5), "tokens": (7, 8),
-        "log_probabilities": np.array([-0.1, -0.2], np.float32), "likeliest": np.array([7, 8]),
+        "text": '{"button": "up"}',
+        "seconds": 1.0,
+        "prompt": (2, -1, 5),
+        "tokens": (7, 8),
+        "log_probabilities": np.array([-0.1, -0.2], np.float32),
+        "likeliest": np.array([7, 8]),
         "buttons": np.array([-0.1, *[-5.0] * 7], np.float32),
-    }  # fmt: skip
+    }
     return Reading(**{**values, **changes})
 
 
@@ -473,9 +509,18 @@ def test_a_conversation_longer_than_8192_tokens_is_compared(
         sample["id"], sample["metadata"]["turn"] = f"session/{turn}", turn
     (dataset / "train.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in session), encoding="utf-8")
     done, result = check_parity(
-        model, dataset, tmp_path / "out", "--gguf", colour_gguf, "--num_samples", "2", "--max_new_tokens", "2",
-        "--max_log_probability_difference", "1",
-    )  # fmt: skip
+        model,
+        dataset,
+        tmp_path / "out",
+        "--gguf",
+        colour_gguf,
+        "--num_samples",
+        "2",
+        "--max_new_tokens",
+        "2",
+        "--max_log_probability_difference",
+        "1",
+    )
     (engine,) = result["engines"]
     assert (done.returncode, engine["failures"]) == (0, [])
     assert engine["prompts_equal"] is True

@@ -44,12 +44,29 @@ class Work:
     dataset: Path
 
     def command(self, output: str) -> list[str]:
-        return list(map(str, [
-            sys.executable, ROOT / "scripts/check_parity.py", "--model_path", self.model, "--dataset_path",
-            self.dataset / "train.jsonl", "--output_dir", self.folder / output, "--gguf", self.folder / "gguf",
-            "--transformers", self.folder / "same", "--max_new_tokens", "24",
-            "--max_log_probability_difference", "0.02",
-        ]))  # fmt: skip
+        return list(
+            map(
+                str,
+                [
+                    sys.executable,
+                    ROOT / "scripts/check_parity.py",
+                    "--model_path",
+                    self.model,
+                    "--dataset_path",
+                    self.dataset / "train.jsonl",
+                    "--output_dir",
+                    self.folder / output,
+                    "--gguf",
+                    self.folder / "gguf",
+                    "--transformers",
+                    self.folder / "same",
+                    "--max_new_tokens",
+                    "24",
+                    "--max_log_probability_difference",
+                    "0.02",
+                ],
+            )
+        )
 
     def environment(self) -> dict[str, str]:
         spy = self.folder / "spy"
@@ -61,9 +78,7 @@ class Work:
     def run(self, output: str) -> tuple[subprocess.CompletedProcess[str], int]:
         """Run the script; return the process, and how many engines it started."""
         (self.folder / "workers").write_text("")
-        done = subprocess.run(
-            self.command(output), env=self.environment(), capture_output=True, text=True, check=False
-        )  # fmt: skip
+        done = subprocess.run(self.command(output), env=self.environment(), capture_output=True, text=True, check=False)
         return done, len((self.folder / "workers").read_text().splitlines())
 
 
@@ -130,13 +145,17 @@ def test_after_a_kill_an_export_that_has_changed_is_asked_again(killed: Work, co
 MEASURED = Measured(
     (
         Reading(
-            text='{"button": "up"}', seconds=0.1, tokens=(7, 8), prompt=(2, -1, 5),
-            log_probabilities=np.array([-0.1, -1e-7], np.float32), likeliest=np.array([7, 8]),
+            text='{"button": "up"}',
+            seconds=0.1,
+            tokens=(7, 8),
+            prompt=(2, -1, 5),
+            log_probabilities=np.array([-0.1, -1e-7], np.float32),
+            likeliest=np.array([7, 8]),
             buttons=np.array([-0.1, *[-5.3] * 7], np.float32),
         ),
     ),
     peak_memory_bytes=5,
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -197,17 +216,23 @@ def change_template(spec: EngineSpec, task: Task) -> None:
         (change_template, "its files"),
         (change_picture, "pictures"),
         (lambda spec, task: replace(task, examples=task.examples[:1]), "pictures, samples"),
-        (lambda spec, task: replace(task, examples=(replace(task.examples[0], question="?"), task.examples[1])),
-         "samples"),
+        (
+            lambda spec, task: replace(task, examples=(replace(task.examples[0], question="?"), task.examples[1])),
+            "samples",
+        ),
         (lambda spec, task: replace(task, layout="frames"), "options, pictures, samples"),
         (lambda spec, task: replace(task, max_new_tokens=5), "options"),
         (lambda spec, task: replace(task, answers=((7,), (8,))), "the reference's answers"),
     ],
-)  # fmt: skip
+)
 def test_an_engine_is_asked_again_where_what_it_depends_on_has_changed(
-    change: Callable[[EngineSpec, Task], Task | None], named: str, spec: EngineSpec, task: Task, tmp_path: Path,
+    change: Callable[[EngineSpec, Task], Task | None],
+    named: str,
+    spec: EngineSpec,
+    task: Task,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     keep(FinishedEngines(tmp_path / "kept"), spec, task)
     other = change(spec, task) or task
     with caplog.at_level("INFO"):

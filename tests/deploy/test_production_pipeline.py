@@ -42,10 +42,14 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(weight, std=0.02)
     model.save_pretrained(folder)
     write_run_record(
-        folder, stage="train", options={"layout": "grid", "lora_r": 16}, status="completed",
-        base_model=str(tiny_model), base_fingerprint=models.weights_fingerprint(tiny_model),
+        folder,
+        stage="train",
+        options={"layout": "grid", "lora_r": 16},
+        status="completed",
+        base_model=str(tiny_model),
+        base_fingerprint=models.weights_fingerprint(tiny_model),
         dataset={"path": "gone", "sha256": "d" * 64},
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -63,10 +67,16 @@ class Release:
         self.dataset = Path(shutil.copytree(dataset, folder / "dataset"))
         self.output = folder / "release"
         self.options = {
-            "checkpoint": str(adapter), "dataset_path": str(self.dataset), "output_dir": str(self.output),
-            "exports": ["none"], "registry_uri": str(folder / "registry.db"), "max_samples": 4, "generate": False,
-            "min_gain_over_baseline": -1.0, "device": "cpu",
-        }  # fmt: skip
+            "checkpoint": str(adapter),
+            "dataset_path": str(self.dataset),
+            "output_dir": str(self.output),
+            "exports": ["none"],
+            "registry_uri": str(folder / "registry.db"),
+            "max_samples": 4,
+            "generate": False,
+            "min_gain_over_baseline": -1.0,
+            "device": "cpu",
+        }
 
     def plan(self, **changes: Any) -> Any:
         return make_plan(PipelineOptions(**{**self.options, **changes}))
@@ -100,8 +110,10 @@ def release(adapter: Path, toy_dataset: Path, tmp_path_factory: pytest.TempPathF
     assert not made.output.exists()  # asking made nothing
     said = json.loads(made.call_script("--json"))
     assert [(step["name"], step["ran"]) for step in said["steps"]] == [
-        ("merge", True), ("evaluate", True), ("register", True)
-    ]  # fmt: skip
+        ("merge", True),
+        ("evaluate", True),
+        ("register", True),
+    ]
     assert said["version"] == 1
     return made
 
@@ -254,10 +266,13 @@ def test_gates_of_exports_and_parity_judge_what_was_measured(
         (out / "gguf" / name).write_bytes(bytes(size))
     failure = {"gate": "log_probability_difference", "value": 0.3, "limit": 0.2, "message": "0.3 is above 0.2"}
     engine = {
-        "name": "model-q8_0.gguf", "button_agreement": 0.96, "written_agreement": None, "failures": [failure],
+        "name": "model-q8_0.gguf",
+        "button_agreement": 0.96,
+        "written_agreement": None,
+        "failures": [failure],
         "button_log_probability_difference": {"mean": 0.1, "max": 1.0},
         "log_probability_difference": {"mean": 0.3, "max": 1.0},
-    }  # fmt: skip
+    }
     (out / "parity").mkdir()
     (out / "parity" / "parity.json").write_text(json.dumps({"engines": [engine]}))
 
@@ -286,9 +301,19 @@ def test_gates_of_exports_and_parity_judge_what_was_measured(
     assert failed("parity", min_agreement=0.95) == [
         "model-q8_0.gguf log_probability_difference not measured, --max_log_probability_difference 0.2 (at most)"
     ]
-    died = {"name": "mlx", "passed": False, "failures": [
-        {"gate": "runs", "value": None, "limit": None, "sample": None, "message": "killed by SIGKILL: out of memory"}
-    ]}  # fmt: skip
+    died = {
+        "name": "mlx",
+        "passed": False,
+        "failures": [
+            {
+                "gate": "runs",
+                "value": None,
+                "limit": None,
+                "sample": None,
+                "message": "killed by SIGKILL: out of memory",
+            }
+        ],
+    }
     (out / "parity" / "parity.json").write_text(json.dumps({"engines": [died]}))
     for changes in ({"min_agreement": 0.0}, {"min_agreement": 0.0, "max_log_probability_difference": 9.0}):
         assert failed("parity", **changes) == [

@@ -66,10 +66,15 @@ def write_evaluation(folder: Path, model: Path, *, num_wrong: int, dataset: str 
     fitted = metrics.Decisions(TRUTH[:8], TRUTH[:8], sessions[:8], sessions[:8])
     result = report.build_metrics(decisions, fitted, answers=None, scores=scores, latency_s={"scored": [0.01]})
     lines = [
-        {"id": f"{session}/{number}", "truth": BUTTONS[TRUTH[number]], "text": None, "button": None,
-         "scored_button": BUTTONS[answers[number]]}
+        {
+            "id": f"{session}/{number}",
+            "truth": BUTTONS[TRUTH[number]],
+            "text": None,
+            "button": None,
+            "scored_button": BUTTONS[answers[number]],
+        }
         for number, session in enumerate(sessions)
-    ]  # fmt: skip
+    ]
     report.write_report(folder, result, lines, "<html></html>")
     write_run_record(folder, stage="evaluate", options={"model_path": str(model)}, dataset_hash=dataset)
     return folder
@@ -428,9 +433,13 @@ def run_registry(*words: object, code: str | None = None, cwd: Path = ROOT) -> s
         command = [sys.executable, "-c", f"{code}\nimport runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')"]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
     return subprocess.Popen(
-        [*command, *map(str, words)], cwd=cwd, text=True, env=environment, stdout=subprocess.PIPE,
+        [*command, *map(str, words)],
+        cwd=cwd,
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
 
 
 def before_call(call: str, action: str) -> str:
@@ -652,9 +661,12 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
 
 
 def test_list_show_and_compare_print_json(
-    registry: Any, add: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    registry: Any,
+    add: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     add("one")
     add("two")
     main = runpy.run_path(str(ROOT / "scripts" / "model_registry.py"))["main"]
@@ -679,9 +691,12 @@ def test_list_show_and_compare_print_json(
 
 
 def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
-    registry: Any, add: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    registry: Any,
+    add: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     add("one", parity=False)
     add("two")
     add("three", num_wrong=70)
@@ -698,21 +713,59 @@ def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
     lines, warned = say("list")
     assert warned == warning
     assert [line.split() for line in lines.splitlines()[1:]] == [
-        ["1", "champion", registry.describe("1")["created"], "90.3", "%", "failed", "d" * 12,
-         registry.describe("1")["content_sha256"][:12], str(tmp_path / "one")],
-        ["2", "–", registry.describe("2")["created"], "90.3", "%", "passed", "d" * 12,
-         registry.describe("2")["content_sha256"][:12], str(tmp_path / "two")],
-        ["3", "–", registry.describe("3")["created"], "2.8", "%", "(failed)", "passed", "d" * 12,
-         registry.describe("3")["content_sha256"][:12], str(tmp_path / "three")],
-        ["4", "–", registry.describe("4")["created"], "–", "–", "d" * 12,
-         registry.describe("4")["content_sha256"][:12], str(tmp_path / "four")],
-    ]  # fmt: skip
+        [
+            "1",
+            "champion",
+            registry.describe("1")["created"],
+            "90.3",
+            "%",
+            "failed",
+            "d" * 12,
+            registry.describe("1")["content_sha256"][:12],
+            str(tmp_path / "one"),
+        ],
+        [
+            "2",
+            "–",
+            registry.describe("2")["created"],
+            "90.3",
+            "%",
+            "passed",
+            "d" * 12,
+            registry.describe("2")["content_sha256"][:12],
+            str(tmp_path / "two"),
+        ],
+        [
+            "3",
+            "–",
+            registry.describe("3")["created"],
+            "2.8",
+            "%",
+            "(failed)",
+            "passed",
+            "d" * 12,
+            registry.describe("3")["content_sha256"][:12],
+            str(tmp_path / "three"),
+        ],
+        [
+            "4",
+            "–",
+            registry.describe("4")["created"],
+            "–",
+            "–",
+            "d" * 12,
+            registry.describe("4")["content_sha256"][:12],
+            str(tmp_path / "four"),
+        ],
+    ]
     results_of_one = ("--evaluation", tmp_path / "one_eval", "--parity", tmp_path / "one_parity")
     for words in (
-        ("show", "1"), ("show", "champion", "--json"), ("promote", "1", "--force"),
+        ("show", "1"),
+        ("show", "champion", "--json"),
+        ("promote", "1", "--force"),
         ("export", "champion", "--output_dir", tmp_path / "out"),
         ("register", "--model_path", tmp_path / "one", *results_of_one),
-    ):  # fmt: skip
+    ):
         assert say(*words)[1] == warning, words
     registry.promote("2", "champion")
     assert say("rollback") == ("champion is version 1 again, after version 2\n", warning)
@@ -723,9 +776,12 @@ def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
 
 
 def test_a_version_that_somebody_else_made_is_shown_without_what_it_does_not_say(
-    registry: Any, add: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    registry: Any,
+    add: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     add("one")
     registry.client.create_model_version("pokegemma", str(tmp_path / "theirs"))
     main = runpy.run_path(str(ROOT / "scripts" / "model_registry.py"))["main"]

@@ -54,9 +54,22 @@ def test_transformers_serves_one_model_on_this_machine_alone(write_checkpoint: C
     model = write_checkpoint()
     launch = build_launch("transformers", model, ServerOptions(port=8123, device="cpu", dtype="float32"))
     assert launch.command == (
-        "env", "HF_HUB_DISABLE_UPDATE_CHECK=1", sys.executable, "-m", "transformers.cli.transformers", "serve", model,
-        "--host", "127.0.0.1", "--port", "8123", "--device", "cpu", "--dtype", "float32",
-    )  # fmt: skip
+        "env",
+        "HF_HUB_DISABLE_UPDATE_CHECK=1",
+        sys.executable,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8123",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    )
     assert (launch.model, launch.url, launch.ready_path) == (model, "http://127.0.0.1:8123", "/health")
 
 
@@ -65,11 +78,27 @@ def test_vllm_gets_what_the_layout_needs(write_checkpoint: Callable[..., str]) -
     launch = build_launch("vllm", model, ServerOptions(engine_flags=("--tensor-parallel-size", "2")))
     assert launch.command[-3:] == ('{"do_pan_and_scan": false}', "--tensor-parallel-size", "2")
     assert launch.command[:-3] == (
-        "vllm", "serve", model, "--host", "127.0.0.1", "--port", "8000", "--served-model-name", model,
-        "--dtype", "bfloat16", "--max-model-len", "3072", "--limit-mm-per-prompt", '{"image": 4}',
-        "--generation-config", "vllm", "--disable-chunked-mm-input", "--enable-prefix-caching",
+        "vllm",
+        "serve",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8000",
+        "--served-model-name",
+        model,
+        "--dtype",
+        "bfloat16",
+        "--max-model-len",
+        "3072",
+        "--limit-mm-per-prompt",
+        '{"image": 4}',
+        "--generation-config",
+        "vllm",
+        "--disable-chunked-mm-input",
+        "--enable-prefix-caching",
         "--mm-processor-kwargs",
-    )  # fmt: skip
+    )
     assert "pip install vllm" in launch.missing
 
 
@@ -98,15 +127,33 @@ def test_llama_cpp_takes_whole_pictures_and_punishes_no_repetition(
     launch = build_launch("llama.cpp", str(folder), ServerOptions(quantization="q8_0", log_probabilities=5))
     assert launch.command[:10] == (
         # HOST of the environment would win over --host.
-        "env", "-u", "HOST", "-u", "PORT", "-u", "CONFIG_FILE", sys.executable, "-m", "llama_cpp.server",
-    )  # fmt: skip
+        "env",
+        "-u",
+        "HOST",
+        "-u",
+        "PORT",
+        "-u",
+        "CONFIG_FILE",
+        sys.executable,
+        "-m",
+        "llama_cpp.server",
+    )
     pairs = dict(zip(launch.command[10::2], launch.command[11::2], strict=True))
     assert pairs == {
-        "--model": str(folder / "model-q8_0.gguf"), "--clip_model_path": str(folder / "mmproj-f16.gguf"),
-        "--chat_format": "mtmd", "--model_alias": str(folder / "model-q8_0.gguf"), "--host": "127.0.0.1",
-        "--port": "8000", "--n_ctx": "9216", "--n_batch": "1024", "--n_ubatch": "1024", "--n_gpu_layers": "-1",
-        "--last_n_tokens_size": "0", "--logits_all": "true", "--verbose": "false",
-    }  # fmt: skip
+        "--model": str(folder / "model-q8_0.gguf"),
+        "--clip_model_path": str(folder / "mmproj-f16.gguf"),
+        "--chat_format": "mtmd",
+        "--model_alias": str(folder / "model-q8_0.gguf"),
+        "--host": "127.0.0.1",
+        "--port": "8000",
+        "--n_ctx": "9216",
+        "--n_batch": "1024",
+        "--n_ubatch": "1024",
+        "--n_gpu_layers": "-1",
+        "--last_n_tokens_size": "0",
+        "--logits_all": "true",
+        "--verbose": "false",
+    }
 
 
 def test_llama_server_is_taken_where_it_is_on_path(
@@ -120,10 +167,30 @@ def test_llama_server_is_taken_where_it_is_on_path(
     model = str(folder / "model-f16.gguf")
     launch = build_launch("llama.cpp", model, ServerOptions(context_tokens=4096))
     assert launch.command == (
-        str(program), "--model", model, "--mmproj", str(folder / "mmproj-f16.gguf"), "--alias", model,
-        "--host", "127.0.0.1", "--port", "8000", "--ctx-size", "4096", "--parallel", "1", "--batch-size", "1024",
-        "--ubatch-size", "1024", "--jinja", "--temp", "0", "--offline",
-    )  # fmt: skip
+        str(program),
+        "--model",
+        model,
+        "--mmproj",
+        str(folder / "mmproj-f16.gguf"),
+        "--alias",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8000",
+        "--ctx-size",
+        "4096",
+        "--parallel",
+        "1",
+        "--batch-size",
+        "1024",
+        "--ubatch-size",
+        "1024",
+        "--jinja",
+        "--temp",
+        "0",
+        "--offline",
+    )
     assert (launch.ready_path, launch.missing) == ("/health", None)
     (folder / "run.json").write_text('{"stage": "gguf", "image_tokens": 4096}')
     large = " ".join(build_launch("llama.cpp", model, ServerOptions()).command)
@@ -136,9 +203,21 @@ def test_mlx_is_offline_so_that_no_request_can_fetch_another_model(write_checkpo
     model = write_checkpoint(weights="mlx", image_attention="causal")
     launch = build_launch("mlx", model, ServerOptions(host="0.0.0.0", log_probabilities=20))
     assert launch.command == (
-        "env", "HF_HUB_OFFLINE=1", sys.executable, "-m", "mlx_vlm", "server", "--model", model, "--host", "0.0.0.0",
-        "--port", "8000", "--top-logprobs-k", "20",
-    )  # fmt: skip
+        "env",
+        "HF_HUB_OFFLINE=1",
+        sys.executable,
+        "-m",
+        "mlx_vlm",
+        "server",
+        "--model",
+        model,
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "8000",
+        "--top-logprobs-k",
+        "20",
+    )
     assert launch.url == "http://127.0.0.1:8000"
 
 
@@ -157,10 +236,14 @@ def test_a_folder_for_mlx_whose_tokenizer_adds_a_bos_is_warned_of(
 @pytest.mark.parametrize(
     ("engine", "attention", "warns"),
     [
-        ("transformers", "causal", True), ("vllm", "causal", True), ("mlx", "causal", False),
-        ("transformers", "bidirectional", False), ("vllm", "bidirectional", False), ("mlx", "bidirectional", True),
+        ("transformers", "causal", True),
+        ("vllm", "causal", True),
+        ("mlx", "causal", False),
+        ("transformers", "bidirectional", False),
+        ("vllm", "bidirectional", False),
+        ("mlx", "bidirectional", True),
     ],
-)  # fmt: skip
+)
 def test_attention_that_the_model_was_not_trained_with_is_told(
     engine: str, attention: str, warns: bool, write_checkpoint: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -70,9 +70,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         def start(script: Path, *arguments: object) -> subprocess.Popen:
             errors = stack.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(
-                [sys.executable, str(script), *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE,
-                stderr=errors, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            )  # fmt: skip
+                [sys.executable, str(script), *map(str, arguments)],
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            )
             process.errors = errors
             return stack.enter_context(killed_after(process))
 
@@ -93,9 +97,14 @@ def read_lines(path: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
-    engine: str, served_paths: Callable[[str], Path], questions: list[Question], colour_model: Path,
-    colour_dataset: Path, start: Callable[..., subprocess.Popen], tmp_path: Path,
-) -> None:  # fmt: skip
+    engine: str,
+    served_paths: Callable[[str], Path],
+    questions: list[Question],
+    colour_model: Path,
+    colour_dataset: Path,
+    start: Callable[..., subprocess.Popen],
+    tmp_path: Path,
+) -> None:
     port = free_port()
     url, model = f"http://127.0.0.1:{port}", served_paths(engine)
     server = start(SERVE, "--engine", engine, "--model_path", model, "--port", port)
@@ -114,10 +123,25 @@ def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
 
     log = tmp_path / "health.jsonl"
     monitor = start(
-        MONITOR, "--server_url", url, "--dataset_path", colour_dataset, "--image_size", SIZE_PX, "--log_file", log,
-        "--interval_s", "0.3", "--max_consecutive_failures", "2", "--exit_on_breach", "--max_latency_p95_s", WAIT_S,
-        "--timeout_s", WAIT_S,
-    )  # fmt: skip
+        MONITOR,
+        "--server_url",
+        url,
+        "--dataset_path",
+        colour_dataset,
+        "--image_size",
+        SIZE_PX,
+        "--log_file",
+        log,
+        "--interval_s",
+        "0.3",
+        "--max_consecutive_failures",
+        "2",
+        "--exit_on_breach",
+        "--max_latency_p95_s",
+        WAIT_S,
+        "--timeout_s",
+        WAIT_S,
+    )
     wait_until(lambda: len(read_lines(log)) >= 2, monitor)
     assert {(line["state"], line["breaches"] == []) for line in read_lines(log)} == {("healthy", True)}
     assert {line["detail"] for line in read_lines(log)} == {"up", "down"}
@@ -197,9 +221,18 @@ def test_an_engine_that_is_not_ready_in_time_is_ended(
 ) -> None:
     busy = write_engine(tmp_path, "sleep 600\n")
     server = start(
-        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", busy,
-        "--ready_timeout_s", "0.05",
-    )  # fmt: skip
+        SERVE,
+        "--engine",
+        "llama.cpp",
+        "--model_path",
+        broken_gguf,
+        "--port",
+        free_port(),
+        "--llama_server",
+        busy,
+        "--ready_timeout_s",
+        "0.05",
+    )
     assert server.wait(WAIT_S) == 1
     assert "error: the llama.cpp server was not ready within 0.05 s (--ready_timeout_s)" in errors_of(server)
     assert [one for one in psutil.process_iter(["cmdline"]) if str(busy) in (one.info["cmdline"] or [])] == []
@@ -261,9 +294,18 @@ def test_all_that_a_server_says_at_its_end_is_in_the_log(
     )
     talker.chmod(0o755)
     server = start(
-        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", talker,
-        "--log_file", log,
-    )  # fmt: skip
+        SERVE,
+        "--engine",
+        "llama.cpp",
+        "--model_path",
+        broken_gguf,
+        "--port",
+        free_port(),
+        "--llama_server",
+        talker,
+        "--log_file",
+        log,
+    )
     wait_until(lambda: log.is_file() and log.read_text(), server)
     server.terminate()
     assert server.wait(WAIT_S) == 0
@@ -279,9 +321,18 @@ def test_a_full_disk_does_not_hinder_a_clean_end(
     talker.write_text("#!/bin/sh\necho begin\ntouch started\nexec sleep 600\n")
     talker.chmod(0o755)
     server = start(
-        SERVE, "--engine", "llama.cpp", "--model_path", broken_gguf, "--port", free_port(), "--llama_server", talker,
-        "--log_file", "/dev/full",
-    )  # fmt: skip
+        SERVE,
+        "--engine",
+        "llama.cpp",
+        "--model_path",
+        broken_gguf,
+        "--port",
+        free_port(),
+        "--llama_server",
+        talker,
+        "--log_file",
+        "/dev/full",
+    )
     wait_until((tmp_path / "started").exists, server)
     server.terminate()
     assert server.wait(WAIT_S) == 0, errors_of(server)

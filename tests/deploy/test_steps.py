@@ -35,10 +35,15 @@ def make_step(tmp_path: Path) -> Callable[..., Step]:
 
     def make(name: str, source: Path, target: Path, *, letter: str = "x", after: tuple[str, ...] = ()) -> Step:
         return Step(
-            name=name, script=str(script), paths={}, settings=[letter],
+            name=name,
+            script=str(script),
+            paths={},
+            settings=[letter],
             command_words=[str(source), str(target), str(tmp_path / f"{name}.count")],
-            inputs=lambda hashes: {source.name: hashes.of(source)}, outputs=[target], after=after,
-        )  # fmt: skip
+            inputs=lambda hashes: {source.name: hashes.of(source)},
+            outputs=[target],
+            after=after,
+        )
 
     return make
 
@@ -168,9 +173,15 @@ def test_a_crash_is_not_taken_for_a_measurement_that_an_earlier_run_left(tmp_pat
 
     def step(what: str) -> Step:
         return Step(
-            name="parity", script=str(tmp_path / "measure.py"), paths={}, settings=[what], inputs=lambda hashes: {},
-            command_words=[what, str(target)], outputs=[target], measures=target,
-        )  # fmt: skip
+            name="parity",
+            script=str(tmp_path / "measure.py"),
+            paths={},
+            settings=[what],
+            inputs=lambda hashes: {},
+            command_words=[what, str(target)],
+            outputs=[target],
+            measures=target,
+        )
 
     with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
         run_all(tmp_path / "out", step("crash"))
@@ -241,10 +252,14 @@ def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
         def run() -> subprocess.Popen[str]:
             process = subprocess.Popen(
-                [sys.executable, "-c", RUNNER, str(tmp_path / "out"), str(tmp_path)], cwd=ROOT, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                [sys.executable, "-c", RUNNER, str(tmp_path / "out"), str(tmp_path)],
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" ignores it
-            )  # fmt: skip
+            )
             return stack.enter_context(killed_after(process))
 
         yield run

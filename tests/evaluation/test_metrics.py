@@ -121,8 +121,11 @@ def test_bootstrap_equals_a_plain_loop_over_the_same_draws():
     draws = metrics.resample_sessions(known, {"model": pressed}, seed=3, num_resamples=20)["model"]
     names = sorted(set(sessions))
     for number, times in enumerate(np.random.default_rng(3).multinomial(5, [0.2] * 5, 20)):
-        rows = [row for name, count in zip(names, times, strict=True) for row in np.flatnonzero(
-            np.array(sessions) == name).tolist() * count]  # fmt: skip
+        rows = [
+            row
+            for name, count in zip(names, times, strict=True)
+            for row in np.flatnonzero(np.array(sessions) == name).tolist() * count
+        ]
         confusion = metrics.confusion_matrix(known.truth[rows], pressed[rows])
         assert draws["accuracy"][number] == pytest.approx(metrics.accuracy(confusion))
         assert draws["macro_f1"][number] == pytest.approx(metrics.macro_f1(confusion))
@@ -164,10 +167,14 @@ def test_percentiles_are_in_milliseconds():
 
 def make_sample(button, previous, **metadata):
     return Sample(
-        id="s/1", frames=("f.png",), image=None, context="c", question="q",
+        id="s/1",
+        frames=("f.png",),
+        image=None,
+        context="c",
+        question="q",
         output=build_output(button=button, reasoning="r", context="x"),
         metadata={"session": "s", "turn": 1, "previous_buttons": previous, **metadata},
-    )  # fmt: skip
+    )
 
 
 def test_decisions_are_read_from_samples():

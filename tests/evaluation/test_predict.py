@@ -35,13 +35,16 @@ def dataset(tmp_path_factory):
         Image.fromarray(generator.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     return folder, [
         Sample(
-            id=f"s/{number}", frames=("3.png", f"{number}.png"), image=f"{number}.png",
-            context=prompts.build_context(goal), question=prompts.build_question(["up", "a"] * number),
+            id=f"s/{number}",
+            frames=("3.png", f"{number}.png"),
+            image=f"{number}.png",
+            context=prompts.build_context(goal),
+            question=prompts.build_question(["up", "a"] * number),
             output=prompts.build_output(button="up", reasoning="r", context="navigation"),
             metadata={"session": "s", "turn": number, "previous_buttons": ["up", "a"] * number},
         )
         for number, goal in enumerate(GOALS)
-    ]  # fmt: skip
+    ]
 
 
 def load(checkpoint, dataset, layout="grid", **options):
@@ -67,8 +70,10 @@ def score_plainly(model, collator, sample, tokens):
     with torch.no_grad():
         logits = model(**row, pixel_values=prompt["pixel_values"].repeat(8, 1, 1, 1)).logits.log_softmax(-1)
     start = prompt["input_ids"].shape[1] + len(tokens.prefix) - 1
-    scores = [sum(logits[row, start + at, token] for at, token in enumerate(branch))
-              for row, branch in enumerate(tokens.branches)]  # fmt: skip
+    scores = [
+        sum(logits[row, start + at, token] for at, token in enumerate(branch))
+        for row, branch in enumerate(tokens.branches)
+    ]
     return torch.stack(scores).softmax(-1)
 
 

@@ -25,11 +25,14 @@ HOSTILE_GOAL = '<script>alert("x")</script> \ud83d'
 
 def make_sample(number, button, *, session, previous=(), **metadata):
     return Sample(
-        id=f"{session}/{number}", frames=("p.png",) * 4, image="p.png", context=prompts.build_context("go"),
+        id=f"{session}/{number}",
+        frames=("p.png",) * 4,
+        image="p.png",
+        context=prompts.build_context("go"),
         question=prompts.build_question(previous),
         output=prompts.build_output(button=button, reasoning="r", context="navigation"),
         metadata={"session": session, "turn": number, "previous_buttons": list(previous), **metadata},
-    )  # fmt: skip
+    )
 
 
 EVAL = [
@@ -52,9 +55,12 @@ SCORES[[0, 1, 2, 3], [0, 0, 4, 4]] = 0.65
 
 def build(samples=EVAL, train=TRAIN, answers=ANSWERS, latency_s=None):
     return report.build_metrics(
-        metrics.read_decisions(samples), metrics.read_decisions(train), answers=answers, scores=SCORES,
+        metrics.read_decisions(samples),
+        metrics.read_decisions(train),
+        answers=answers,
+        scores=SCORES,
         latency_s=latency_s or {"generated": [0.2], "scored": [0.01]},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -89,8 +95,9 @@ def test_best_baseline_is_the_most_accurate_one():
     assert [row["accuracy"] for row in result["rows"][2:]] == [0.0, 0.25, 0.5]
     assert result["headline"]["best_baseline"] == "markov"
     assert [(d["of"], d["minus"], d["accuracy"]) for d in result["differences"]] == [
-        ("generated", "markov", 0.25), ("scored", "markov", 0.25),
-    ]  # fmt: skip
+        ("generated", "markov", 0.25),
+        ("scored", "markov", 0.25),
+    ]
 
 
 def test_without_generation_the_headline_is_the_scored_answer():
@@ -193,9 +200,14 @@ def test_half_a_surrogate_pair_and_nan_do_not_break_the_files(folder):
 def test_predictions_hold_truth_text_button_and_scores(folder):
     lines = render(folder)[1]
     assert {**lines[2], "scores": None} == {
-        "id": "e2/3", "truth": "a", "text": EVAL[2].output, "button": "a", "complete": True, "scored_button": "a",
+        "id": "e2/3",
+        "truth": "a",
+        "text": EVAL[2].output,
+        "button": "a",
+        "complete": True,
+        "scored_button": "a",
         "scores": None,
-    }  # fmt: skip
+    }
     assert lines[2]["scores"]["a"] == 0.65 and list(lines[2]["scores"]) == list(prompts.BUTTONS)
 
 
@@ -247,8 +259,11 @@ def test_script_evaluates_with_the_layout_of_the_model(workspace, tmp_path):
     assert result["num_decisions"] == 3 and result["num_available"] == 4
     assert result["latency_ms"]["scored"]["num_decisions"] == 3
     assert sorted(path.name for path in output.iterdir()) == [
-        "metrics.json", "predictions.jsonl", "report.html", "run.json",
-    ]  # fmt: skip
+        "metrics.json",
+        "predictions.jsonl",
+        "report.html",
+        "run.json",
+    ]
     record = json.loads((output / "run.json").read_text())
     assert (
         record["stage"] == "evaluate" and record["options"]["layout"] == "frames" and len(record["dataset_hash"]) == 64

@@ -180,18 +180,38 @@ def test_sessions_have_the_keys_and_files_of_eevee_v1(recording):
     session = json.loads((session_dir / "session_data.json").read_text())
     assert list(session) == ["session_metadata", "session_id", "goal", "start_time", "turns", "enhanced_turns"]
     assert list(session["session_metadata"]) == [
-        "session_id", "goal", "start_time", "status", "total_turns", "successful_turns", "fine_tuning_eligible",
-    ]  # fmt: skip
+        "session_id",
+        "goal",
+        "start_time",
+        "status",
+        "total_turns",
+        "successful_turns",
+        "fine_tuning_eligible",
+    ]
     assert (session["session_id"], session["start_time"]) == ("20250205_080000", "2025-02-05T08:00:00")
     turn = session["turns"][0]
     assert list(turn) == [
-        "turn", "timestamp", "ai_analysis", "button_presses", "action_result", "screenshot_path", "execution_time",
-        "template_used", "template_version", "visual_analysis", "strategic_context", "memory_context",
-    ]  # fmt: skip
+        "turn",
+        "timestamp",
+        "ai_analysis",
+        "button_presses",
+        "action_result",
+        "screenshot_path",
+        "execution_time",
+        "template_used",
+        "template_version",
+        "visual_analysis",
+        "strategic_context",
+        "memory_context",
+    ]
     assert list(turn["ai_analysis"]) == ["parsed_json", "raw_text", "parsing_success"]
     assert list(turn["ai_analysis"]["parsed_json"]) == [
-        "button_presses", "reasoning", "observations", "context_detected", "confidence",
-    ]  # fmt: skip
+        "button_presses",
+        "reasoning",
+        "observations",
+        "context_detected",
+        "confidence",
+    ]
     assert turn["button_presses"] == turn["ai_analysis"]["parsed_json"]["button_presses"]
     assert (turn["turn"], turn["timestamp"], turn["screenshot_path"]) == (1, "2025-02-05T08:00:03", "screenshot_1.png")
     with Image.open(session_dir / "sshots" / "step_0001_grid.png") as picture:

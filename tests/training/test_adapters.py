@@ -53,9 +53,15 @@ def lora_tensors(base: Path, *, vision: bool = False, rename=own) -> dict[str, t
 def write_adapter(folder: Path, base: Path | None, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
     folder.mkdir(parents=True)
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base and str(base), "r": 4,
-        "lora_alpha": 8, "bias": "none", "target_modules": OWN_REGEX, **config,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base and str(base),
+        "r": 4,
+        "lora_alpha": 8,
+        "bias": "none",
+        "target_modules": OWN_REGEX,
+        **config,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
@@ -85,19 +91,22 @@ def expected(tiny_model: Path) -> dict[bool, dict[str, torch.Tensor]]:
         pytest.param(own, True, [*TEXT, "out_proj", "fc1", "fc2"], id="transformers 5"),
         pytest.param(own, True, UNSLOTH_REGEX, id="Unsloth"),
         pytest.param(
-            lambda name: f"model.{name.replace('language_model.model.', 'language_model.')}", True, UNSLOTH_REGEX,
+            lambda name: f"model.{name.replace('language_model.model.', 'language_model.')}",
+            True,
+            UNSLOTH_REGEX,
             id="Unsloth, transformers 4.52",
         ),
         pytest.param(lambda name: name, True, UNSLOTH_REGEX, id="Unsloth, transformers 4.51"),
         pytest.param(
-            lambda name: name, False,
+            lambda name: name,
+            False,
             r"^(?!.*(?:vision_tower|multi_modal_projector)).*(?:" + "|".join(TEXT) + ").*",
             id="LLaMA-Factory, transformers 4.51",
         ),
         pytest.param(text_only, False, UNSLOTH_REGEX, id="Unsloth, text-only model"),
         pytest.param(text_only, False, list(TEXT), id="PEFT, text-only model"),
     ],
-)  # fmt: skip
+)
 def test_every_known_spelling_adapts_the_same_layers(
     rename, vision: bool, targets, expected, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -79,8 +79,11 @@ def test_a_branch_sees_the_trunk_and_itself() -> None:
     row = make_row([[10], [600], [20]], shared=True)
     blocks = block_masks(**make_batch([row]), window=1024)["full_attention"].rows[0]
     assert [block.keys for block in blocks] == [
-        ((0, 10),), ((0, 10), (10, 522)), ((0, 10), (10, 610)), ((0, 10), (610, 630))
-    ]  # fmt: skip
+        ((0, 10),),
+        ((0, 10), (10, 522)),
+        ((0, 10), (10, 610)),
+        ((0, 10), (610, 630)),
+    ]
 
 
 def test_no_block_ends_inside_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,11 +93,23 @@ def start_training(
     # Samples that share a row must be in one forward pass; otherwise gradients of several passes are summed.
     batch_size = 2 if "samples_per_row" in changes else BATCH // num_processes // 2
     options = {
-        "finetuning": "lora", "lora_dropout": 0.0, "per_device_train_batch_size": batch_size,
-        "gradient_accumulation_steps": BATCH // num_processes // batch_size, "max_steps": NUM_STEPS, "eval_steps": 3,
-        "save_steps": 3, "logging_steps": 1, "learning_rate": 2e-3, "warmup_steps": 0, "dataloader_num_workers": 0,
-        "per_device_eval_batch_size": 4, "use_cpu": True, "report_to": "none", "output_dir": output, **changes,
-    }  # fmt: skip
+        "finetuning": "lora",
+        "lora_dropout": 0.0,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": BATCH // num_processes // batch_size,
+        "max_steps": NUM_STEPS,
+        "eval_steps": 3,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "learning_rate": 2e-3,
+        "warmup_steps": 0,
+        "dataloader_num_workers": 0,
+        "per_device_eval_batch_size": 4,
+        "use_cpu": True,
+        "report_to": "none",
+        "output_dir": output,
+        **changes,
+    }
     flags = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if launch is None:

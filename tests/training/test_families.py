@@ -107,8 +107,9 @@ def test_tiny_gemma_4_has_no_tokenizer_model_and_its_own_turns(other_models) -> 
     assert isinstance(processor, Gemma4PictureProcessor)
     text = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Next?"}]}],
-        tokenize=False, add_generation_prompt=True,
-    )  # fmt: skip
+        tokenize=False,
+        add_generation_prompt=True,
+    )
     assert text == "<bos><|turn>user\n<|image|>Next?<turn|>\n<|turn>model\n"
 
 

@@ -57,11 +57,12 @@ def stock_batch(conversations: list[tuple], processor: Gemma3Processor, folder: 
     """Return what TRL's collator makes of (messages, picture paths): loss on the last answer alone."""
     examples = [
         {
-            "prompt": messages[:-1], "completion": messages[-1:],
+            "prompt": messages[:-1],
+            "completion": messages[-1:],
             "images": [Image.open(folder / path).convert("RGB") for path in paths],
         }
         for messages, paths in conversations
-    ]  # fmt: skip
+    ]
     return DataCollatorForVisionLanguageModeling(processor=processor, max_length=None, completion_only_loss=True)(
         examples
     )
@@ -244,11 +245,24 @@ def test_a_trajectory_of_one_decision_is_the_sample_in_frames(
 
 def trainer_options(folder: Path) -> dict[str, object]:
     return {
-        "output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-3,
-        "gradient_accumulation_steps": 2, "logging_steps": 1, "report_to": "none", "use_cpu": True,
-        "dataloader_num_workers": 0, "warmup_steps": 0, "lr_scheduler_type": "constant", "max_grad_norm": 1.0,
-        "gradient_checkpointing": True, "save_strategy": "no", "eval_strategy": "no", "max_length": None, "bf16": False,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_num_workers": 0,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "gradient_checkpointing": True,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "max_length": None,
+        "bf16": False,
+    }
 
 
 def steps_of(trainer: SFTTrainer) -> list[tuple[float, float]]:
@@ -275,13 +289,18 @@ def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
         )(loaded)
 
     config = SFTConfig(
-        **trainer_options(tmp_path / "stock"), remove_unused_columns=False,
+        **trainer_options(tmp_path / "stock"),
+        remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
+    )
     stock = SFTTrainer(
-        model=stock_model(tiny_model), args=config, train_dataset=Dataset.from_list(rows), data_collator=collate,
-        processing_class=collator.processor, peft_config=lora_config(LORA),
-    )  # fmt: skip
+        model=stock_model(tiny_model),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=collate,
+        processing_class=collator.processor,
+        peft_config=lora_config(LORA),
+    )
     with count_tower(stock.model) as counts:
         expected = steps_of(stock)
     assert counts == {"forward": 2 * 6, "backward": 6, "pictures": 6 * 4 * 4}
@@ -297,10 +316,13 @@ def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
         ("both", {"features": cache, "samples_per_row": 2}, 0),
     ):
         trainer = PokemonTrainer(
-            model=models.load_model(tiny_model), args=TrainingOptions(**trainer_options(tmp_path / name)),
-            train_dataset=Dataset.from_list(ours), data_collator=replace(collator, **changes),
-            processing_class=collator.processor, peft_config=lora_config(LORA),
-        )  # fmt: skip
+            model=models.load_model(tiny_model),
+            args=TrainingOptions(**trainer_options(tmp_path / name)),
+            train_dataset=Dataset.from_list(ours),
+            data_collator=replace(collator, **changes),
+            processing_class=collator.processor,
+            peft_config=lora_config(LORA),
+        )
         with count_tower(trainer.model) as counts:
             steps = steps_of(trainer)
         assert (counts["forward"], counts["backward"]) == (calls, 0), name

@@ -75,14 +75,24 @@ def stock_result(tiny_model: Path, conversations: list[tuple], folder: Path, *, 
 @pytest.mark.parametrize(
     ("layout", "samples_per_row", "attention", "cached"),
     [
-        ("grid", 1, "sdpa", False), ("frames", 1, "eager", False), ("frames", 4, "sdpa", False),
-        ("frames", 4, "eager", False), ("frames", 2, "sdpa", True),
+        ("grid", 1, "sdpa", False),
+        ("frames", 1, "eager", False),
+        ("frames", 4, "sdpa", False),
+        ("frames", 4, "eager", False),
+        ("frames", 2, "sdpa", True),
     ],
-)  # fmt: skip
+)
 def test_loss_and_gradients_are_those_of_stock_transformers_without_token_types(
-    layout: str, samples_per_row: int, attention: str, cached: bool, mixed: list[Sample], tiny_model: Path,
-    causal_processor: Gemma3Processor, toy_dataset: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    layout: str,
+    samples_per_row: int,
+    attention: str,
+    cached: bool,
+    mixed: list[Sample],
+    tiny_model: Path,
+    causal_processor: Gemma3Processor,
+    toy_dataset: Path,
+    tmp_path: Path,
+) -> None:
     conversations = [(build_messages(one, layout), sample_images(one, layout)) for one in mixed]
     model = models.load_model(tiny_model, attention="causal", attn_implementation=attention)
     collator = Gemma3Collator(causal_processor, layout, toy_dataset, samples_per_row)
@@ -97,9 +107,13 @@ def test_loss_and_gradients_are_those_of_stock_transformers_without_token_types(
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_trajectory_is_causal_inside_its_pictures(
-    attention: str, samples: list[Sample], tiny_model: Path, causal_processor: Gemma3Processor, toy_dataset: Path,
+    attention: str,
+    samples: list[Sample],
+    tiny_model: Path,
+    causal_processor: Gemma3Processor,
+    toy_dataset: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(block_attention, "QUERIES_PER_BLOCK", 50)
     trajectory = Trajectory(tuple(samples[3:7]))
     parts = [Trajectory(trajectory.samples[:end]) for end in range(1, 5)]
@@ -160,9 +174,12 @@ def test_stock_generate_writes_what_a_causal_model_scores_and_writes_here(
         picture = {"type": "image", "image": Image.open(toy_dataset / sample.image).convert("RGB")}
         content = [picture if part["type"] == "image" else part for part in messages[0]["content"]]
         made = processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt",
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
             add_generation_prompt=True,
-        )  # fmt: skip
+        )
         with torch.inference_mode():
             batch = predictor.collator.prompts([sample])
             assert torch.equal(made["input_ids"], batch["input_ids"])

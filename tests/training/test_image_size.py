@@ -24,10 +24,17 @@ from pokegemma.training.trainable import load_trainable
 from tests.processes import call_script
 
 QUICK: dict[str, Any] = {
-    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 2, "eval_strategy": "no",
-    "save_steps": 2, "dataloader_num_workers": 0, "learning_rate": 1e-2, "warmup_steps": 0, "use_cpu": True,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 2,
+    "eval_strategy": "no",
+    "save_steps": 2,
+    "dataloader_num_workers": 0,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "use_cpu": True,
     "gradient_checkpointing": False,
-}  # fmt: skip
+}
 
 
 def published_config() -> Gemma3Config:
@@ -299,14 +306,25 @@ def test_check_train_merge_and_evaluate_agree_on_the_size(
     """The check's one step is the script that trains, with its flags."""
     dataset, evaluation = ("--dataset_path", toy_dataset), tmp_path / "evaluation"
     model = ("--model_name_or_path", base, "--finetuning", "lora", "--image_size", 112)
-    checks = json.loads(run("validate_training", *dataset, *model, "--output_dir", tmp_path, "--json",
-                            "--contact_sheet", tmp_path / "sheet.png"))["checks"]  # fmt: skip
+    checks = json.loads(
+        run(
+            "validate_training",
+            *dataset,
+            *model,
+            "--output_dir",
+            tmp_path,
+            "--json",
+            "--contact_sheet",
+            tmp_path / "sheet.png",
+        )
+    )["checks"]
     summaries = {check["name"]: check["summary"] for check in checks if check["status"] != "FAIL"}
     assert "saved, reloaded" in summaries["one step"]
     lengths = [batch["input_ids"].shape[1] for batch in all_batches(adapter, toy_dataset)]
     assert f"longest sample {max(lengths)} of" in summaries["token lengths"]
-    printed = run("evaluate", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3,
-                  "--no_generate")  # fmt: skip
+    printed = run(
+        "evaluate", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3, "--no_generate"
+    )
     assert "image size: 112 px (64 tokens a picture)" in printed
     metrics = json.loads((evaluation / "metrics.json").read_text())
     assert (metrics["image_size_px"], metrics["image_tokens"]) == (112, 64)

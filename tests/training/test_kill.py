@@ -20,11 +20,22 @@ from pokegemma.provenance import read_run_record
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
-    "finetuning": "lora", "lora_dropout": 0.1, "max_steps": 12, "save_steps": 3, "eval_steps": 3,
-    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0,
-    "dataloader_num_workers": 0, "use_cpu": True, "report_to": "none", "gradient_checkpointing": False,
-    "logging_steps": 1, "metric_for_best_model": "eval_loss",
-}  # fmt: skip
+    "finetuning": "lora",
+    "lora_dropout": 0.1,
+    "max_steps": 12,
+    "save_steps": 3,
+    "eval_steps": 3,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "dataloader_num_workers": 0,
+    "use_cpu": True,
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "metric_for_best_model": "eval_loss",
+}
 KILLS = [
     ("features/key.json", 1),
     ("features/chunks/*", 1),

@@ -132,10 +132,20 @@ def test_the_check_before_training_compares_shared_memory(
 ) -> None:
     monkeypatch.setattr(shared_memory, "free_bytes", lambda: free)
     plan = Plan(
-        train=Split("train", toy_dataset / "train.jsonl"), held_out=Split("eval", toy_dataset / "eval.jsonl"),
-        model=str(tiny_model), layout="grid", finetuning="lora", max_length=None, batch_size=2, seed=0, num_workers=1,
-        contact_sheet=tmp_path / "sheet.png", output_dir=tmp_path, step_command=None, dataloader_workers=2,
-    )  # fmt: skip
+        train=Split("train", toy_dataset / "train.jsonl"),
+        held_out=Split("eval", toy_dataset / "eval.jsonl"),
+        model=str(tiny_model),
+        layout="grid",
+        finetuning="lora",
+        max_length=None,
+        batch_size=2,
+        seed=0,
+        num_workers=1,
+        contact_sheet=tmp_path / "sheet.png",
+        output_dir=tmp_path,
+        step_command=None,
+        dataloader_workers=2,
+    )
     checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
     assert checks["shared memory"].status == status
     assert ("--shm-size" in checks["shared memory"].summary) == (status == "FAIL")
@@ -146,9 +156,19 @@ def test_the_search_ends_where_not_even_one_sample_has_room(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     command = [
-        sys.executable, ROOT / "scripts" / "find_batch_size.py", "--dataset_path", toy_dataset, "--model_name",
-        tiny_model, "--finetuning", "lora", "--dataloader_num_workers", 1, "--output", tmp_path / "found.json",
-    ]  # fmt: skip
+        sys.executable,
+        ROOT / "scripts" / "find_batch_size.py",
+        "--dataset_path",
+        toy_dataset,
+        "--model_name",
+        tiny_model,
+        "--finetuning",
+        "lora",
+        "--dataloader_num_workers",
+        1,
+        "--output",
+        tmp_path / "found.json",
+    ]
     done = run_with_small_disk(FOLDER, 100, shlex.join(map(str, command)))
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: /dev/shm has 0.1 MiB free")

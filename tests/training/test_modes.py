@@ -23,16 +23,27 @@ from pokegemma.training.trainable import load_trainable
 from pokegemma.training.trainer import PokemonTrainer, find_answers
 
 QUICK: dict[str, Any] = {
-    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 1,
-    "save_strategy": "no", "dataloader_num_workers": 0, "warmup_steps": 0, "use_cpu": True, "report_to": "none",
-}  # fmt: skip
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 1,
+    "save_strategy": "no",
+    "dataloader_num_workers": 0,
+    "warmup_steps": 0,
+    "use_cpu": True,
+    "report_to": "none",
+}
 
 
 def observe(
-    model: Path, dataset: Path, output: Path, *, bf16: bool = False,
+    model: Path,
+    dataset: Path,
+    output: Path,
+    *,
+    bf16: bool = False,
     training: dict[str, Any] | None = None,
-    features: Path | None = None, **options: Any,
-) -> dict[str, Any]:  # fmt: skip
+    features: Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Train a step and return the modes that were in force."""
     asked = ModelOptions(model_name_or_path=str(model), **options)
     data = DataOptions(dataset_path=str(dataset), vision_features=features and str(features))
@@ -102,9 +113,14 @@ def test_qlora_has_4_bits_in_every_linear_layer_of_the_language_model_alone(
 
 def test_qlora_in_bfloat16_stores_and_computes_in_it(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
     modes = observe(
-        tiny_model, toy_dataset, tmp_path / "a", bf16=True, finetuning="qlora", dtype="bfloat16",
+        tiny_model,
+        toy_dataset,
+        tmp_path / "a",
+        bf16=True,
+        finetuning="qlora",
+        dtype="bfloat16",
         use_bnb_nested_quant=False,
-    )  # fmt: skip
+    )
     stored = {"type": "nf4", "nested": False, "storage": "bfloat16", "compute": "bfloat16"}
     assert modes["4bit"] == {"layers": {"language_model": 6 * 7}, **stored}
     assert modes["computed_in"] == {"language_model": "bfloat16", "vision_tower": "bfloat16"}
@@ -197,9 +213,13 @@ def test_with_cached_features_the_tower_sees_every_picture_once_and_training_and
     handle = torch.nn.modules.module.register_module_forward_hook(look)
     try:
         modes = observe(
-            tiny_model, toy_dataset, tmp_path / "a", finetuning="lora", features=tmp_path / "features",
+            tiny_model,
+            toy_dataset,
+            tmp_path / "a",
+            finetuning="lora",
+            features=tmp_path / "features",
             training={"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4},
-        )  # fmt: skip
+        )
     finally:
         handle.remove()
     assert modes["computed_in"] == {"language_model": "float32"}
@@ -222,9 +242,14 @@ def test_with_cached_features_the_tower_sees_every_picture_once_and_training_and
     ],
 )
 def test_rows_of_a_run_hold_as_many_decisions_as_asked(
-    view: dict[str, Any], num_rows: int, num_answers: list[int], tiny_model: Path, toy_dataset: Path, tmp_path: Path,
+    view: dict[str, Any],
+    num_rows: int,
+    num_answers: list[int],
+    tiny_model: Path,
+    toy_dataset: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     batches: list[dict[str, torch.Tensor]] = []
     step = PokemonTrainer.training_step
 
@@ -249,9 +274,10 @@ def test_rows_of_a_run_hold_as_many_decisions_as_asked(
 
 def modes(**changes: Any) -> dict[str, Any]:
     found = {
-        "4bit": None, "attention": {"language_model": "blockwise", "vision_tower": "sdpa"},
+        "4bit": None,
+        "attention": {"language_model": "blockwise", "vision_tower": "sdpa"},
         "gradient_checkpointing": {"language_model": ON},
-    }  # fmt: skip
+    }
     return {**found, **changes}
 
 
@@ -261,7 +287,8 @@ def modes(**changes: Any) -> dict[str, Any]:
         ({}, {"finetuning": "qlora"}, "--finetuning qlora: 4 bits are in force in no layer"),
         ({"4bit": {"layers": {"language_model": 42}}}, {}, "--finetuning lora: 4 bits are in force in language_model"),
         (
-            {"4bit": {"layers": {"language_model": 42, "lm_head": 1}}}, {"finetuning": "qlora"},
+            {"4bit": {"layers": {"language_model": 42, "lm_head": 1}}},
+            {"finetuning": "qlora"},
             "--finetuning qlora: 4 bits are in force in language_model, lm_head",
         ),
         ({}, {"attn_implementation": "eager"}, "--attn_implementation eager: blockwise is in force"),
@@ -269,7 +296,7 @@ def modes(**changes: Any) -> dict[str, Any]:
         ({"gradient_checkpointing": {"language_model": OFF}}, {}, "should be not reentrant, and is off"),
         ({"gradient_checkpointing": {"language_model": REENTRANT}}, {}, "should be not reentrant, and is reentrant"),
     ],
-)  # fmt: skip
+)
 def test_a_mode_that_is_not_in_force_is_one_line(found: dict, asked: dict, message: str) -> None:
     options = ModelOptions(model_name_or_path="m", **{"finetuning": "lora", **asked})
     with pytest.raises(PokegemmaError, match=message) as caught:

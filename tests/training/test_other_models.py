@@ -28,10 +28,20 @@ FAMILIES = ["gemma3n", "gemma4", "gemma4_large"]
 
 def train(dataset: Path, model: Path, output: Path, *, options: dict[str, Any], **changes: Any) -> None:
     training = TrainingOptions(
-        output_dir=str(output), per_device_train_batch_size=2, gradient_accumulation_steps=1, max_steps=2,
-        eval_steps=2, save_steps=2, logging_steps=1, dataloader_num_workers=0, learning_rate=1e-3, warmup_steps=0,
-        use_cpu=True, report_to="none", **changes,
-    )  # fmt: skip
+        output_dir=str(output),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        max_steps=2,
+        eval_steps=2,
+        save_steps=2,
+        logging_steps=1,
+        dataloader_num_workers=0,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        use_cpu=True,
+        report_to="none",
+        **changes,
+    )
     data = {name: options.pop(name) for name in ("samples_per_row", "vision_features") if name in options}
     assert sft.train(
         DataOptions(dataset_path=str(dataset), **data), training, ModelOptions(model_name_or_path=str(model), **options)
@@ -163,9 +173,13 @@ def test_a_gemma_3_of_other_proportions_trains(tiny_model: Path, toy_dataset: Pa
     (base / "tokenizer.model").write_bytes((tiny_model / "tokenizer.model").read_bytes())
     record = json.loads((tiny_model / "config.json").read_text())
     record["text_config"] |= {
-        "num_hidden_layers": 8, "hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 16,
+        "num_hidden_layers": 8,
+        "hidden_size": 96,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 16,
         "layer_types": ["sliding_attention"] * 5 + ["full_attention"] + ["sliding_attention"] * 2,
-    }  # fmt: skip
+    }
     record["vision_config"] |= {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2}
     Gemma3ForConditionalGeneration(Gemma3Config(**record)).save_pretrained(base)
     weights = load_file(base / "model.safetensors")

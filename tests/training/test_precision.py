@@ -127,10 +127,16 @@ def test_a_deepspeed_file_that_enables_bf16_is_seen_by_the_options(
     pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
     file = tmp_path / "deepspeed.json"
     for name, value in {
-        LAUNCHED: "no", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file),
-        "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+        LAUNCHED: "no",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file),
+        "ACCELERATE_USE_CPU": "true",
+        "WORLD_SIZE": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(TrainingOptions, "device", torch.device("cpu"))  # no process group for a question of precision
     for enabled, asked, expected in ((True, None, "bf16"), ("auto", True, "bf16"), ("auto", False, "no")):
@@ -154,12 +160,38 @@ def test_training_computes_in_the_precision_that_the_flag_or_else_the_config_nam
     config.write_text(CONFIG.format(precision=precision))
     observer.write_text(OBSERVER)
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config, observer,
-        ROOT / "scripts/sft_pokemon_gemma3.py", "--dataset_path", toy_dataset, "--model_name_or_path", tiny_model,
-        "--output_dir", output, "--finetuning", "lora", "--max_steps", "1", "--per_device_train_batch_size", "1",
-        "--gradient_accumulation_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none",
-        "--dataloader_num_workers", "0", *flags,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--quiet",
+        "--config_file",
+        config,
+        observer,
+        ROOT / "scripts/sft_pokemon_gemma3.py",
+        "--dataset_path",
+        toy_dataset,
+        "--model_name_or_path",
+        tiny_model,
+        "--output_dir",
+        output,
+        "--finetuning",
+        "lora",
+        "--max_steps",
+        "1",
+        "--per_device_train_batch_size",
+        "1",
+        "--gradient_accumulation_steps",
+        "1",
+        "--eval_strategy",
+        "no",
+        "--save_strategy",
+        "no",
+        "--report_to",
+        "none",
+        "--dataloader_num_workers",
+        "0",
+        *flags,
+    ]
     result = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )

@@ -33,9 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(dataset: Path, model: Path, output: Path) -> list[str]:
-    return [
-        "--dataset_path", str(dataset), "--model_name_or_path", str(model), "--vision_features", str(output)
-    ]  # fmt: skip
+    return ["--dataset_path", str(dataset), "--model_name_or_path", str(model), "--vision_features", str(output)]
 
 
 def precompute(dataset: Path, model: Path, output: Path) -> subprocess.CompletedProcess[str]:

@@ -32,11 +32,18 @@ from pokegemma.training.trainer import CURVE_FILE, PokemonTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK: dict[str, Any] = {
-    "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2, "eval_steps": 2,
-    "save_steps": 2, "logging_steps": 1, "dataloader_num_workers": 0, "learning_rate": 1e-2, "warmup_steps": 0,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 2,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
     "use_cpu": True,
     "gradient_checkpointing": False,
-}  # fmt: skip
+}
 
 
 def run_training(dataset: Path, model: Path, output: Path, *, options: dict[str, Any], **changes: Any) -> bool:
@@ -406,10 +413,15 @@ def test_a_batch_that_is_too_small_for_its_rows_is_named(tmp_path: Path, caplog:
 @pytest.mark.parametrize(
     "options",
     [
-        {"fp16": True}, {"packing": True}, {"padding_free": True}, {"assistant_only_loss": True},
-        {"completion_only_loss": False}, {"chat_template_path": "x"}, {"push_to_hub": True},
+        {"fp16": True},
+        {"packing": True},
+        {"padding_free": True},
+        {"assistant_only_loss": True},
+        {"completion_only_loss": False},
+        {"chat_template_path": "x"},
+        {"push_to_hub": True},
     ],
-)  # fmt: skip
+)
 def test_what_gemma_3_cannot_do_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(PokegemmaError):
         TrainingOptions(output_dir=str(tmp_path), **options)
@@ -492,13 +504,20 @@ def test_evaluation_is_the_same_in_batches_of_any_size(
 
     def evaluate(batch_size: int) -> dict[str, float]:
         training = TrainingOptions(
-            output_dir=str(tmp_path), per_device_eval_batch_size=batch_size, use_cpu=True, report_to="none",
+            output_dir=str(tmp_path),
+            per_device_eval_batch_size=batch_size,
+            use_cpu=True,
+            report_to="none",
             dataloader_num_workers=0,
-        )  # fmt: skip
+        )
         trainer = PokemonTrainer(
-            model=load_trainable(options, training), args=training, train_dataset=rows, eval_dataset=rows,
-            data_collator=collator, processing_class=collator.processor,
-        )  # fmt: skip
+            model=load_trainable(options, training),
+            args=training,
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=collator,
+            processing_class=collator.processor,
+        )
         results = trainer.evaluate()
         return {name: results[name] for name in ("eval_loss", "eval_button_accuracy")}
 

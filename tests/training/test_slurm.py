@@ -35,9 +35,16 @@ if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >>scontrol.log; fi
 """,
 }
 OPTIONS = {
-    "finetuning": "lora", "eval_steps": 100, "save_steps": 100, "logging_steps": 1, "report_to": "none",
-    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "use_cpu": True,
-}  # fmt: skip
+    "finetuning": "lora",
+    "eval_steps": 100,
+    "save_steps": 100,
+    "logging_steps": 1,
+    "report_to": "none",
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "use_cpu": True,
+}
 
 
 @pytest.fixture
@@ -58,12 +65,21 @@ def project(tmp_path: Path) -> Path:
 def submit(project: Path, dataset: Path, model: Path, *, job_id: int, max_steps: int) -> subprocess.Popen:
     """Start the job as Slurm does: a copy of its file, what is printed appended to one log."""
     environment = {
-        **os.environ, "PATH": f"{project / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
-        "POKEGEMMA_PYTHON": sys.executable, "ACCELERATE_CONFIG": "fsdp2", "MODEL_NAME": str(model),
-        "DATASET_PATH": str(dataset), "OUTPUT_DIR": str(project / "run"), "SLURM_SUBMIT_DIR": str(project),
-        "SLURM_JOB_ID": str(job_id), "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1",
+        **os.environ,
+        "PATH": f"{project / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "POKEGEMMA_PYTHON": sys.executable,
+        "ACCELERATE_CONFIG": "fsdp2",
+        "MODEL_NAME": str(model),
+        "DATASET_PATH": str(dataset),
+        "OUTPUT_DIR": str(project / "run"),
+        "SLURM_SUBMIT_DIR": str(project),
+        "SLURM_JOB_ID": str(job_id),
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "1",
         "SLURM_JOB_NODELIST": "node[1-2]",
-    }  # fmt: skip
+    }
     options = {**OPTIONS, "max_steps": max_steps}
     flags = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     with (project / "slurm.log").open("a") as log:

@@ -101,9 +101,15 @@ def test_a_trial_runs_the_command_of_an_agent_with_a_folder_of_its_own(tmp_path)
     sweep = read()
     command = sweeps.trial_command(sweep, {"lora_r": 8, "train_projector": False})
     assert command == [
-        "/usr/bin/env", "bash", "-c", 'exec "$0" "$@" --output_dir "outputs/sweep/$WANDB_RUN_ID"', sys.executable,
-        "scripts/sft_pokemon_gemma3.py", "--lora_r=8", "--train_projector=False",
-    ]  # fmt: skip
+        "/usr/bin/env",
+        "bash",
+        "-c",
+        'exec "$0" "$@" --output_dir "outputs/sweep/$WANDB_RUN_ID"',
+        sys.executable,
+        "scripts/sft_pokemon_gemma3.py",
+        "--lora_r=8",
+        "--train_projector=False",
+    ]
     command[4:6] = ["echo"]
     environ = os.environ | {"WANDB_RUN_ID": "abc"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
@@ -164,10 +170,21 @@ def test_an_offline_trial_trains_and_its_run_holds_the_metric(tiny_model, toy_da
     settings = copy.deepcopy(SHIPPED)
     settings["sweep"]["command"][3] = f'exec "$0" "$@" --output_dir "{tmp_path}/$WANDB_RUN_ID"'
     (tmp_path / "wandb.yaml").write_text(yaml.safe_dump(settings))
-    fixed = f"model_name_or_path={tiny_model} dataset_path={toy_dataset} finetuning=lora max_steps=1 eval_steps=1 " \
-        "per_device_train_batch_size=1 gradient_accumulation_steps=1 dataloader_num_workers=0 use_cpu=true"  # fmt: skip
-    command = [sys.executable, "scripts/setup_wandb.py", "--wandb_config", str(tmp_path / "wandb.yaml"),
-               "--trial_offline", "--seed", "5", "--fixed", *shlex.split(fixed)]  # fmt: skip
+    fixed = (
+        f"model_name_or_path={tiny_model} dataset_path={toy_dataset} finetuning=lora max_steps=1 eval_steps=1 "
+        "per_device_train_batch_size=1 gradient_accumulation_steps=1 dataloader_num_workers=0 use_cpu=true"
+    )
+    command = [
+        sys.executable,
+        "scripts/setup_wandb.py",
+        "--wandb_config",
+        str(tmp_path / "wandb.yaml"),
+        "--trial_offline",
+        "--seed",
+        "5",
+        "--fixed",
+        *shlex.split(fixed),
+    ]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"WANDB_DIR": str(tmp_path)}, capture_output=True, text=True, check=False
     )

@@ -71,14 +71,24 @@ class AtStep(TrainerCallback):
 
 
 def train_line(
-    output: Path, *, tracker: str = "wandb", at_step_2: Callable[[], object] = lambda: None, first_step: int = 0,
-    run_id: str = "abc", earlier_id: str | None = None,
-) -> Trainer:  # fmt: skip
+    output: Path,
+    *,
+    tracker: str = "wandb",
+    at_step_2: Callable[[], object] = lambda: None,
+    first_step: int = 0,
+    run_id: str = "abc",
+    earlier_id: str | None = None,
+) -> Trainer:
     """Train for three steps, the trackers guarded."""
     args = TrainingArguments(
-        output_dir=str(output), max_steps=first_step + 3, logging_steps=1, save_strategy="no", report_to=[tracker],
-        use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(output),
+        max_steps=first_step + 3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[tracker],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
     callbacks = [AtStep(2, at_step_2)]
     trainer = Trainer(Line(), args, train_dataset=[{"x": torch.ones(1)}] * 24, callbacks=callbacks)
     with guarded_trackers(trainer, run_id=run_id, earlier_id=earlier_id):
@@ -273,9 +283,17 @@ def test_an_agents_run_id_wins(monkeypatch) -> None:
 
 def train_toy(dataset: Path, model: Path, output: Path, *, max_steps: int, **changes: Any) -> None:
     training = TrainingOptions(
-        output_dir=str(output), max_steps=max_steps, save_steps=2, eval_strategy="no", logging_steps=1, use_cpu=True,
-        per_device_train_batch_size=2, dataloader_num_workers=0, report_to="wandb", **changes,
-    )  # fmt: skip
+        output_dir=str(output),
+        max_steps=max_steps,
+        save_steps=2,
+        eval_strategy="no",
+        logging_steps=1,
+        use_cpu=True,
+        per_device_train_batch_size=2,
+        dataloader_num_workers=0,
+        report_to="wandb",
+        **changes,
+    )
     options = ModelOptions(model_name_or_path=str(model), finetuning="lora")
     assert sft.train(DataOptions(dataset_path=str(dataset)), training, options)
 
@@ -295,9 +313,12 @@ def test_the_offline_parts_of_a_resumed_run_become_one_run(
     with wandb_server() as later:
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
         subprocess.run(
-            [sys.executable, "-m", "wandb", "sync", *parts], check=True, capture_output=True, timeout=WAIT_S,
+            [sys.executable, "-m", "wandb", "sync", *parts],
+            check=True,
+            capture_output=True,
+            timeout=WAIT_S,
             env=environ | {"WANDB_BASE_URL": later.url},
-        )  # fmt: skip
+        )
     assert [row["_step"] for row in later.rows[run_id] if "train/loss" in row] == [1, 2, 3, 4]
 
 
@@ -307,11 +328,32 @@ def test_the_process_ends_after_the_server_went_away(
 ) -> None:
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     command = [
-        sys.executable, "scripts/sft_pokemon_gemma3.py", "--dataset_path", toy_dataset,
-        "--model_name_or_path", tiny_model, "--output_dir", tmp_path / "run", "--finetuning", "lora",
-        "--max_steps", 3, "--logging_steps", 1, "--eval_strategy", "no", "--use_cpu", "--report_to", "wandb",
-        "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--dataloader_num_workers", 0,
-    ]  # fmt: skip
+        sys.executable,
+        "scripts/sft_pokemon_gemma3.py",
+        "--dataset_path",
+        toy_dataset,
+        "--model_name_or_path",
+        tiny_model,
+        "--output_dir",
+        tmp_path / "run",
+        "--finetuning",
+        "lora",
+        "--max_steps",
+        3,
+        "--logging_steps",
+        1,
+        "--eval_strategy",
+        "no",
+        "--use_cpu",
+        "--report_to",
+        "wandb",
+        "--per_device_train_batch_size",
+        2,
+        "--gradient_accumulation_steps",
+        1,
+        "--dataloader_num_workers",
+        0,
+    ]
     server.leaves_at_upload = True
     words = list(map(str, command))
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)

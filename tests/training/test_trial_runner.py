@@ -329,9 +329,15 @@ def test_without_a_launcher_there_is_one_process_with_the_first_gpu() -> None:
 
 def test_a_process_of_a_launcher_gets_its_gpu_and_its_trials_do_not_know_the_launcher() -> None:
     launcher = {
-        "RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none",
-    }  # fmt: skip
+        "RANK": "0",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+        "TORCHELASTIC_RUN_ID": "none",
+    }
     environ = {**launcher, "ACCELERATE_MIXED_PRECISION": "bf16"}
     assert join_ranks(environ).local_size == 2
     assert environ == {"ACCELERATE_MIXED_PRECISION": "bf16", "CUDA_VISIBLE_DEVICES": "1"}
@@ -363,9 +369,21 @@ def test_an_error_in_one_process_reaches_all() -> None:
 
 def flags(dataset: Path, model: Path) -> list[str]:
     return [
-        "--dataset_path", str(dataset), "--model_name", str(model), "--finetuning", "lora", "--use_cpu", "true",
-        "--dataloader_num_workers", "0", "--trial_steps", "2", "--headroom", "0",
-    ]  # fmt: skip
+        "--dataset_path",
+        str(dataset),
+        "--model_name",
+        str(model),
+        "--finetuning",
+        "lora",
+        "--use_cpu",
+        "true",
+        "--dataloader_num_workers",
+        "0",
+        "--trial_steps",
+        "2",
+        "--headroom",
+        "0",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -409,9 +427,15 @@ def test_the_search_stops_at_the_memory_limit_and_writes_what_it_found(
     (tmp_path / ".env").write_text("LAYOUT=grid\nBATCH_SIZE=4 # mine\n")
     limit = f"{1.2 * single.peak_bytes / GIB:.3f}"
     done = search(
-        *flags(toy_dataset, tiny_model), "--effective_batch_size", str(NUM_SAMPLES), "--write_env",
-        "--gradient_checkpointing", "true", "--memory_limit_gib", limit,
-    )  # fmt: skip
+        *flags(toy_dataset, tiny_model),
+        "--effective_batch_size",
+        str(NUM_SAMPLES),
+        "--write_env",
+        "--gradient_checkpointing",
+        "true",
+        "--memory_limit_gib",
+        limit,
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "batch_size_results.json").read_text())
     assert record["found"] == {"BATCH_SIZE": 1, "GRAD_ACCUM": NUM_SAMPLES, "gradient_checkpointing": True}
@@ -476,10 +500,20 @@ def test_of_two_processes_the_one_with_less_memory_counts(
     (tmp_path / "launched.py").write_text(LAUNCHED)
     limit = f"{1.2 * single.peak_bytes / GIB:.2f}"  # as many places as the report has
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "launched.py", limit,
-        *flags(toy_dataset, tiny_model), "--effective_batch_size", str(2 * NUM_SAMPLES), "--gradient_checkpointing",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "launched.py",
+        limit,
+        *flags(toy_dataset, tiny_model),
+        "--effective_batch_size",
+        str(2 * NUM_SAMPLES),
+        "--gradient_checkpointing",
         "true",
-    ]  # fmt: skip
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -144,10 +144,19 @@ def test_no_dataset_however_broken_ends_a_check_with_a_traceback(small_dataset, 
     for path, lines in files.items():
         path.write_bytes(b"\n".join([*mutated_lines(lines, changes), *([] if garbage is None else [garbage])]))
     plan = Plan(
-        train=Split("train", folder / "train.jsonl"), held_out=Split("eval", folder / "eval.jsonl"), model="",
-        layout="grid", finetuning="lora", max_length=None, batch_size=1, seed=0, num_workers=1,
-        contact_sheet=folder / "sheet.png", output_dir=folder, step_command=None,
-    )  # fmt: skip
+        train=Split("train", folder / "train.jsonl"),
+        held_out=Split("eval", folder / "eval.jsonl"),
+        model="",
+        layout="grid",
+        finetuning="lora",
+        max_length=None,
+        batch_size=1,
+        seed=0,
+        num_workers=1,
+        contact_sheet=folder / "sheet.png",
+        output_dir=folder,
+        step_command=None,
+    )
     checks = list(check_dataset(plan, progress=lambda results, **_: results))
     assert len(checks) == 13
     json.dumps([asdict(check) for check in checks], ensure_ascii=False).encode()
@@ -194,10 +203,20 @@ def test_the_feature_cache_counts_as_disk_but_for_what_is_in_it(tmp_path, tiny, 
     train, held_out = find_splits(toy_dataset)
     features, needs, check_disk = tmp_path / "features", {}, preflight.check_disk
     plan = Plan(
-        train=train, held_out=held_out, model=str(tiny), layout="frames", finetuning="lora", max_length=None, seed=0,
-        batch_size=1, num_workers=1, contact_sheet=tmp_path / "sheet.png", output_dir=tmp_path / "outputs",
-        step_command=None, vision_features=features,
-    )  # fmt: skip
+        train=train,
+        held_out=held_out,
+        model=str(tiny),
+        layout="frames",
+        finetuning="lora",
+        max_length=None,
+        seed=0,
+        batch_size=1,
+        num_workers=1,
+        contact_sheet=tmp_path / "sheet.png",
+        output_dir=tmp_path / "outputs",
+        step_command=None,
+        vision_features=features,
+    )
     monkeypatch.setattr(preflight, "check_disk", lambda found: needs.update(found) or check_disk(found))
     list(run_checks(plan, progress=lambda work, **_: work))
     frames = {frame for split in plan.splits for sample in split.samples() for frame in sample.frames}
@@ -212,10 +231,19 @@ def test_the_feature_cache_counts_as_disk_but_for_what_is_in_it(tmp_path, tiny, 
 def test_a_base_that_is_stored_quantised_fails_before_the_step(tmp_path, quantised_model):
     splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
     plan = Plan(
-        train=splits[0], held_out=splits[1], model=str(quantised_model), layout="grid", finetuning="qlora",
-        max_length=None, seed=0, batch_size=1, num_workers=1, contact_sheet=tmp_path / "sheet.png",
-        output_dir=tmp_path / "outputs", step_command=["train"],
-    )  # fmt: skip
+        train=splits[0],
+        held_out=splits[1],
+        model=str(quantised_model),
+        layout="grid",
+        finetuning="qlora",
+        max_length=None,
+        seed=0,
+        batch_size=1,
+        num_workers=1,
+        contact_sheet=tmp_path / "sheet.png",
+        output_dir=tmp_path / "outputs",
+        step_command=["train"],
+    )
     checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
     assert checks["model"].status == "FAIL"
     assert f"{quantised_model}: its weights are stored quantised" in checks["model"].summary
@@ -225,10 +253,20 @@ def test_a_base_that_is_stored_quantised_fails_before_the_step(tmp_path, quantis
 def test_samples_without_grid_pictures_are_named_also_with_a_feature_cache(tmp_path, tiny):
     splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
     plan = Plan(
-        train=splits[0], held_out=splits[1], model=str(tiny), layout="grid", finetuning="lora", max_length=None, seed=0,
-        batch_size=1, num_workers=1, contact_sheet=tmp_path / "sheet.png", output_dir=tmp_path / "outputs",
-        step_command=None, vision_features=tmp_path / "features",
-    )  # fmt: skip
+        train=splits[0],
+        held_out=splits[1],
+        model=str(tiny),
+        layout="grid",
+        finetuning="lora",
+        max_length=None,
+        seed=0,
+        batch_size=1,
+        num_workers=1,
+        contact_sheet=tmp_path / "sheet.png",
+        output_dir=tmp_path / "outputs",
+        step_command=None,
+        vision_features=tmp_path / "features",
+    )
     checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
     assert checks["disk space"].status == "PASS"
     assert "has no grid picture" in str(checks["token lengths"].details)

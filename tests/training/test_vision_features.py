@@ -49,9 +49,14 @@ def new_cache(folder: Path, model: Gemma3ForConditionalGeneration, processor: ob
 
 
 def fill(
-    cache: FeatureCache, model: object, processor: object, *, rank: int = 0, num_ranks: int = 1,
+    cache: FeatureCache,
+    model: object,
+    processor: object,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
     share_out: Callable[[], object] = lambda: None,
-) -> None:  # fmt: skip
+) -> None:
     """Fill a share of what is missing; `share_out` is called between looking and writing, to wait for others."""
     encoder = Encoder(cache, model, processor, batch_size=4)
     chunks = cache.missing_chunks()
