@@ -171,7 +171,7 @@ fetch_converter() (  # fetch_converter VERSION; in a shell of its own, whose tra
         "$python" -m pip download --disable-pip-version-check --no-input --no-deps --no-binary llama-cpp-python \
             --dest "$folder" "llama-cpp-python==$1" || status=$?
     [[ $status -ne 0 ]] ||
-        "$python" -m pokegemma.deploy.converter_source "$folder/llama_cpp_python-$1.tar.gz" "$converter" || status=$?
+        "$python" -m pokegemma.export.llama_cpp_converter "$folder/llama_cpp_python-$1.tar.gz" "$converter" || status=$?
     exit "$status"
 )
 

@@ -29,6 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoProcessor, Gemma3Config, Gemma3ForConditionalGeneration
 
+from benchmarks import decision_cost
+from benchmarks.decision_cost import GEMMA_3_4B, Pass, Rates
 from benchmarks.train_throughput import make_model, record_dataset
 from pokegemma import cli
 from pokegemma.data import prompts
@@ -36,15 +38,13 @@ from pokegemma.data.prompts import BUTTONS, LAYOUTS, Layout
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.evaluation import decision_cost, predict
-from pokegemma.evaluation.button_scores import checked_scores, place_branches, score_buttons
-from pokegemma.evaluation.decider import Decider
-from pokegemma.evaluation.decision_cost import GEMMA_3_4B, Pass, Rates
 from pokegemma.evaluation.predict import Predictor
+from pokegemma.gemma import families, loading
+from pokegemma.gemma.batches.collator import Gemma3Collator
+from pokegemma.gemma.button_scores import checked_scores, place_branches, score_buttons
+from pokegemma.gemma.image_size import resize_config, resize_processor
+from pokegemma.play.player import Decider
 from pokegemma.provenance import git_commit, package_versions
-from pokegemma.training import models
-from pokegemma.training.collator import Gemma3Collator
-from pokegemma.training.image_size import resize_config, resize_processor
 
 WHOLE, STOPPED, SCORED = "generate, whole answer", "generate, stopped at the button", "scored, one pass"
 CACHED, PREPARED = "session cache", "session cache, prepared"
@@ -115,17 +115,17 @@ def make_checkpoints(options: BenchmarkOptions, folder: Path, samples: list[Samp
         save(made, processor, own)
         del made
     else:
-        save(models.load_model(options.model_path, dtype=dtype), models.load_processor(options.model_path), own)
+        save(loading.load_model(options.model_path, dtype=dtype), loading.load_processor(options.model_path), own)
     size_px = Gemma3Config.from_pretrained(own).vision_config.image_size
     config = resize(Gemma3Config.from_pretrained(own), size_px // 2)
-    smaller = models.load_model(own, image_size_px=size_px // 2, dtype=dtype, device=models.default_device())
-    processor = models.load_processor(own)
+    smaller = loading.load_model(own, image_size_px=size_px // 2, dtype=dtype, device=loading.default_device())
+    processor = loading.load_processor(own)
     resize_processor(processor, config)
     if options.model_path is None:
         teach(smaller, processor, samples, Path(options.dataset_path), num_steps=options.teach_steps)
-        larger = models.load_model(own, dtype=dtype)
+        larger = loading.load_model(own, dtype=dtype)
         larger.model.language_model.load_state_dict(smaller.model.language_model.state_dict())
-        save(larger, models.load_processor(own), own)
+        save(larger, loading.load_processor(own), own)
     save(smaller, processor, half)
     return [(size_px, own), (size_px // 2, half)]
 
@@ -183,14 +183,14 @@ def can_answer(model: Any, collator: Gemma3Collator, samples: list[Sample]) -> b
 
 def load_settings(options: BenchmarkOptions, checkpoints: list[tuple[int, Path]]) -> Iterator[Setting]:
     """Yield every layout at every size; models are loaded once a size."""
-    device = models.default_device()
+    device = loading.default_device()
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     for size_px, folder in checkpoints:
         stock = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-        ours = models.load_model(folder, dtype=dtype, device=device)
+        ours = loading.load_model(folder, dtype=dtype, device=device)
         for layout in options.layouts:
             collator = Gemma3Collator(
-                processor=models.load_processor(folder), layout=layout, dataset_folder=Path(options.dataset_path)
+                processor=loading.load_processor(folder), layout=layout, dataset_folder=Path(options.dataset_path)
             )
             yield Setting(layout, size_px, stock, AutoProcessor.from_pretrained(folder), Predictor(ours, collator))
 
@@ -220,7 +220,7 @@ def generate_plainly(
             **inputs,
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            eos_token_id=predict.stop_tokens(processor.tokenizer),
+            eos_token_id=families.stop_tokens(processor.tokenizer),
         )[0, inputs["input_ids"].shape[1] :]
     return processor.decode(written, skip_special_tokens=True), inputs["input_ids"].shape[1], len(written), len(images)
 
@@ -327,7 +327,7 @@ class Meter:
 
 def measured_rates(dtype: torch.dtype) -> Rates:
     """Return this machine's rates: the fastest of several large matrix products, and of several copies."""
-    device, side = models.default_device(), 8192 if torch.cuda.is_available() else 2048
+    device, side = loading.default_device(), 8192 if torch.cuda.is_available() else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.zeros(2**30 if torch.cuda.is_available() else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

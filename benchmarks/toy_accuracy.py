@@ -21,8 +21,8 @@ from pokegemma import cli
 from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import git_commit
-from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
 
 ROOT = Path(__file__).resolve().parents[1]
 DECISIONS_A_STEP = 16

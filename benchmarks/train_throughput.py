@@ -146,8 +146,8 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
     import torch
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, set_seed
 
-    from pokegemma.training import models
-    from pokegemma.training.tiny_gemma3 import make_teachable, make_tiny_gemma3
+    from pokegemma.gemma import loading
+    from pokegemma.gemma.tiny.gemma3 import make_teachable, make_tiny_gemma3
 
     on_gpu = torch.cuda.is_available()
     shape = shapes(on_gpu=on_gpu)
@@ -168,7 +168,7 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
         torch.set_default_dtype(torch.float32)
     make_teachable(model)
     model.config.use_cache = False
-    return model, models.load_processor(folder)
+    return model, loading.load_processor(folder)
 
 
 class PeakMemory:
@@ -231,10 +231,10 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
     """Return our trainer on the same samples in the same order."""
     from datasets import Dataset
 
+    from pokegemma.gemma.vision_tower import accept_compact_batches
     from pokegemma.training.options import ModelOptions, TrainingOptions
     from pokegemma.training.trainable import lora_config
     from pokegemma.training.trainer import PokemonTrainer
-    from pokegemma.training.vision import accept_compact_batches
 
     accept_compact_batches(model)
     examples, collator = our_examples(row, processor, options)
@@ -260,8 +260,8 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
 
 def our_examples(row: Row, processor: Any, options: BenchmarkOptions) -> tuple[list[Any], Any]:
     """Return the samples or trajectories of all steps, and the collator that shows them."""
-    from pokegemma.training.collator import Gemma3Collator
-    from pokegemma.training.examples import read_examples
+    from pokegemma.gemma.batches.collator import Gemma3Collator
+    from pokegemma.training.inputs import read_examples
     from pokegemma.training.options import DataOptions
 
     path = Path(options.dataset_path) / "train.jsonl"
@@ -277,7 +277,7 @@ def open_features(row: Row, model: Any, collator: Any, examples: list[Any], opti
     """Return the feature cache of a row's pictures."""
     import torch
 
-    from pokegemma.training.vision_features import prepare_cache
+    from pokegemma.gemma.batches.feature_encoder import prepare_cache
 
     paths = (picture for one in examples for picture in collator.picture_paths(one))
     folder = Path(options.dataset_path).parent / f"features_{row.image_scale}"

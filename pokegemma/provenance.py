@@ -17,6 +17,9 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", 
 _PACKAGES += ("mlx", "mlx-vlm")
 _SECRET = re.compile(r"(^|_)(token|key|password|secret)$", re.IGNORECASE)
 
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+"""The checkout that this package runs from."""
+
 
 def package_versions() -> dict[str, str]:
     """Return the installed version of each package that can change a result."""
@@ -31,13 +34,12 @@ def package_versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Return the commit of the checkout this package runs from, with "+changes" if it was edited; None outside git."""
-    root = Path(__file__).resolve().parents[1]
     try:
         commit = subprocess.run(
-            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+            ["git", "-C", PROJECT_ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
         changes = subprocess.run(
-            ["git", "-C", root, "status", "--porcelain", "--untracked-files=no"],
+            ["git", "-C", PROJECT_ROOT, "status", "--porcelain", "--untracked-files=no"],
             capture_output=True,
             text=True,
             check=True,

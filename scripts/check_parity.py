@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
-from pokegemma.data.foreign_datasets import refuse_foreign_dataset
+from pokegemma.data.checks.foreign_datasets import refuse_foreign_dataset
 from pokegemma.data.samples import dataset_hash
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation.view import resolve_view
@@ -112,11 +112,11 @@ def main() -> None:
     held_out = find_dataset(Path(options.dataset_path))
     check_output(options)
     view = resolve_view(options.model_path, layout=options.layout)
-    from pokegemma.deploy import parity_report
-    from pokegemma.deploy.parity import Gates
-    from pokegemma.deploy.parity_finished import FinishedEngines
-    from pokegemma.deploy.parity_run import Comparison, Server, find_engines, run_comparison
-    from pokegemma.deploy.parity_worker import EngineSpec
+    from pokegemma.parity import report
+    from pokegemma.parity.compare import Gates
+    from pokegemma.parity.resume import FinishedEngines
+    from pokegemma.parity.run import Comparison, Server, find_engines, run_comparison
+    from pokegemma.parity.worker import EngineSpec
 
     specs = find_engines(
         gguf=options.gguf,
@@ -144,7 +144,7 @@ def main() -> None:
             finished=finished,
         )
         result = run_comparison(comparison, specs, servers)
-        parity_report.write_report(output, result, comparison.task)
+        report.write_report(output, result, comparison.task)
         write_run_record(
             output,
             stage="parity",
@@ -156,10 +156,10 @@ def main() -> None:
     if options.json:
         print(json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False))
     else:
-        print(parity_report.format_table(result))
-        print(f"report: {Path(options.output_dir) / parity_report.REPORT_FILE}")
+        print(report.format_table(result))
+        print(f"report: {Path(options.output_dir) / report.REPORT_FILE}")
     if not result["passed"]:
-        raise CheckFailedError(parity_report.failure_line(result))
+        raise CheckFailedError(report.failure_line(result))
 
 
 if __name__ == "__main__":

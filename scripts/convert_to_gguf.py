@@ -38,12 +38,12 @@ class ConvertOptions:
 
 def main() -> None:
     (options,) = parse_options(ConvertOptions, description=__doc__)
-    from pokegemma.deploy.converter_source import find_converter
+    from pokegemma.export.llama_cpp_converter import find_converter
 
     converter = find_converter(Path(options.llama_cpp_dir) if options.llama_cpp_dir else None)
-    from pokegemma.deploy import gguf
-    from pokegemma.deploy.model_folders import find_gguf, read_facts
-    from pokegemma.deploy.servers import ServerOptions, llama_server_command
+    from pokegemma.export import gguf
+    from pokegemma.serving.commands import ServerOptions, llama_server_command
+    from pokegemma.serving.model_folders import find_gguf, read_facts
 
     output = Path(options.output_dir)
     done = gguf.convert(

@@ -26,7 +26,7 @@ class MlxOptions:
 
 def main() -> None:
     (options,) = parse_options(MlxOptions, description=__doc__)
-    from pokegemma.deploy.mlx import convert_to_mlx
+    from pokegemma.export.mlx import convert_to_mlx
 
     output = Path(options.output_path)
     parts = convert_to_mlx(

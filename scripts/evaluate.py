@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
-from pokegemma.data.foreign_datasets import refuse_foreign_dataset
+from pokegemma.data.checks.foreign_datasets import refuse_foreign_dataset
 from pokegemma.data.samples import dataset_hash, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
@@ -107,9 +107,9 @@ def main() -> None:
     )
     layout, folder = view.layout, held_out.parent
     options = replace(options, **asdict(view))
-    from pokegemma.evaluation import conversation, metrics, predict, report
-    from pokegemma.training.image_attention import attention_facts
-    from pokegemma.training.image_size import describe_image_size, picture_facts
+    from pokegemma.evaluation import metrics, predict, report, trajectories
+    from pokegemma.gemma.image_attention import attention_facts
+    from pokegemma.gemma.image_size import describe_image_size, picture_facts
 
     available = list(read_samples(held_out))
     samples = report.evenly_spread(available, options.max_samples or len(available))
@@ -133,7 +133,7 @@ def main() -> None:
         if options.vision_features is not None:
             predictor.use_features(Path(options.vision_features), stretches or samples)
         if layout == "trajectory":
-            said = conversation.predict_trajectories(predictor, stretches, generate=options.generate)
+            said = trajectories.predict_trajectories(predictor, stretches, generate=options.generate)
             answers, scores, latency_s = said.answers, said.scores, said.latency_s
         else:
             answers, scores = predictor.predict(samples, batch_size=options.batch_size, generate=options.generate)

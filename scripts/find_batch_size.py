@@ -28,13 +28,13 @@ logger = logging.getLogger("find_batch_size")
 
 def main() -> int:
     hardware = detect_hardware()  # before CUDA_VISIBLE_DEVICES is narrowed to one
-    from pokegemma.training.batch_options import SearchOptions, is_checkpointing_given
-    from pokegemma.training.batch_report import advice, describe, explain, gib
-    from pokegemma.training.batch_size import Attempt, Trial, batch_sizes, fastest, search
+    from pokegemma.training.batch_search.dataset import write_trial_dataset
+    from pokegemma.training.batch_search.options import SearchOptions, is_checkpointing_given
+    from pokegemma.training.batch_search.ranks import in_lockstep, join_ranks
+    from pokegemma.training.batch_search.report import advice, describe, explain, gib
+    from pokegemma.training.batch_search.runner import TrialRunner, memory_budget
+    from pokegemma.training.batch_search.search import Attempt, Trial, batch_sizes, fastest, search
     from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-    from pokegemma.training.ranks import in_lockstep, join_ranks
-    from pokegemma.training.trial_data import write_trial_dataset
-    from pokegemma.training.trial_runner import TrialRunner, memory_budget
 
     ranks = join_ranks()
     options, data, training, model = parse_options(

@@ -18,11 +18,11 @@ from typing import Literal
 from pokegemma.cli import parse_options, run
 from pokegemma.data.samples import Sample, dataset_files, evenly_spread, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
-from pokegemma.deploy.health import Check, Limits, Monitor, format_summary, watch
-from pokegemma.deploy.health_reports import CheckLog, PrometheusMetrics, Webhook
-from pokegemma.deploy.processes import ServerProcesses
-from pokegemma.deploy.questions import Question, build_questions
+from pokegemma.engines.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
+from pokegemma.serving.monitor import Check, Limits, Monitor, format_summary, watch
+from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook
+from pokegemma.serving.processes import ServerProcesses
 
 logger = logging.getLogger(__name__)
 _DECISIONS_IN_TRAJECTORY = 4

@@ -26,8 +26,8 @@ class TinyModelOptions:
 def main() -> None:
     (options,) = parse_options(TinyModelOptions, description=__doc__)
     with atomic_folder(Path(options.output_dir), stage="tiny model", overwrite=options.overwrite) as folder:
-        from pokegemma.training.families import FAMILIES
-        from pokegemma.training.tiny_models import make_tiny
+        from pokegemma.gemma.families import FAMILIES
+        from pokegemma.gemma.tiny.gemma3n_gemma4 import make_tiny
 
         make_tiny(options.family, folder, seed=options.seed)
         write_run_record(folder, stage="tiny model", options=vars(options), seed=options.seed)

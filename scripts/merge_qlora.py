@@ -55,8 +55,8 @@ def verification_file(options: MergeOptions) -> Path:
 
 def main() -> None:
     (options,) = parse_options(MergeOptions, description=__doc__)
-    from pokegemma.deploy.merge import merge
-    from pokegemma.deploy.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
+    from pokegemma.export.merge import merge
+    from pokegemma.export.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
 
     result = merge(
         Path(options.lora_path),

@@ -10,9 +10,9 @@ import shlex
 from dataclasses import dataclass, field
 
 from pokegemma.cli import parse_options, run
-from pokegemma.deploy.servers import ServerOptions, build_launch
-from pokegemma.deploy.serving import serve
 from pokegemma.errors import PokegemmaError
+from pokegemma.serving.commands import ServerOptions, build_launch
+from pokegemma.serving.supervisor import serve
 
 
 @dataclass

@@ -25,7 +25,7 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import atomic_file
 
 if TYPE_CHECKING:
-    from pokegemma.deploy.registry import Registry
+    from pokegemma.release.registry import Registry
 
 DEFAULT_REGISTRY = "outputs/registry/registry.db"
 
@@ -200,20 +200,24 @@ def check(registry: "Registry", options: CheckOptions) -> None:
 
 
 def compare(registry: "Registry", options: CompareOptions) -> None:
-    from pokegemma.deploy import results
+    from pokegemma.release import measurements
 
     specs = (options.version, options.other)
-    compared = results.compare_versions(*(registry.describe(spec) for spec in specs))
+    compared = measurements.compare_versions(*(registry.describe(spec) for spec in specs))
     with tempfile.TemporaryDirectory() as folder:
         paths = [
-            registry.artifact(registry.find(spec), f"evaluation/{results.PREDICTIONS_FILE}", Path(folder, str(number)))
+            registry.artifact(
+                registry.find(spec), f"evaluation/{measurements.PREDICTIONS_FILE}", Path(folder, str(number))
+            )
             for number, spec in enumerate(specs)
         ]
         if all(paths):
-            compared["accuracy_difference_interval"] = results.paired_interval(*map(results.read_lines, paths))
+            compared["accuracy_difference_interval"] = measurements.paired_interval(
+                *map(measurements.read_lines, paths)
+            )
     for warning in compared["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(json.dumps(compared, indent=2) if options.json else results.format_comparison(compared))
+    print(json.dumps(compared, indent=2) if options.json else measurements.format_comparison(compared))
 
 
 def promote(registry: "Registry", options: PromoteOptions) -> None:
@@ -239,7 +243,7 @@ def main() -> None:
     name, options = parse_command(COMMANDS, description=__doc__)
     for chatty in ("mlflow", "alembic"):  # how they migrate a new database, a dozen lines
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    from pokegemma.deploy.registry import Registry
+    from pokegemma.release.registry import Registry
 
     registry = Registry(options.registry_uri, options.name, create=name == "register")
     actions = (register, show, check, promote, compare, rollback, export)

@@ -16,8 +16,8 @@ from pathlib import Path
 from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import dataset_files
-from pokegemma.data.workers import map_items
 from pokegemma.errors import PokegemmaError
+from pokegemma.parallel.workers import map_items
 
 logger = logging.getLogger("precompute_features")
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("precompute_features")
 @dataclass
 class PrecomputeOptions:
     dataset_path: str = field(metadata={"help": "Folder with train.jsonl (and eval.jsonl), or a JSONL file."})
-    vision_features: str = field(metadata={"help": "Folder of the features; made if there is none."})
+    feature_encoder: str = field(metadata={"help": "Folder of the features; made if there is none."})
     model_name_or_path: str = field(
         default="google/gemma-3-4b-it", metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
     )
@@ -61,15 +61,15 @@ def main() -> None:
     files = [path for path in dataset_files(Path(options.dataset_path)) if path is not None]
     import torch
 
-    from pokegemma.training import vision_features
-    from pokegemma.training.collator import Gemma3Collator
-    from pokegemma.training.examples import read_examples
-    from pokegemma.training.feature_cache import hash_frames
+    from pokegemma.gemma.batches import feature_encoder
+    from pokegemma.gemma.batches.collator import Gemma3Collator
+    from pokegemma.gemma.batches.feature_cache import hash_frames
+    from pokegemma.training.inputs import read_examples
     from pokegemma.training.options import DataOptions, automatic_dtype
 
     base = options.model_name_or_path
     load = functools.partial(
-        vision_features.load_encoder,
+        feature_encoder.load_encoder,
         str(Path(base).resolve()) if Path(base).is_dir() else base,
         Path(options.vision_features).resolve(),
         image_size=options.image_size,
@@ -85,12 +85,12 @@ def main() -> None:
     paths = (os.path.normpath(path) for example in examples for path in collator.picture_paths(example))
     cache.digests = hash_frames(paths)
     chunks = cache.missing_chunks()
-    logger.info("%s", vision_features.describe_work(cache, chunks))
+    logger.info("%s", feature_encoder.describe_work(cache, chunks))
     if chunks:
         encoder.check_shared_memory(flag="--num_workers")
     folders = {cache.folder, *(path.parent.resolve() for path in files), *([Path(base)] if Path(base).is_dir() else [])}
     for _ in map_items(
-        vision_features.fill_chunk,
+        feature_encoder.fill_chunk,
         chunks,
         num_workers=options.num_workers if options.ray_address else 1,
         initialize=load if options.ray_address else lambda: encoder,

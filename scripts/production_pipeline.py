@@ -18,9 +18,9 @@ from pokegemma.cli import parse_options, run
 
 def main() -> None:
     started = time.monotonic()
-    from pokegemma.deploy.pipeline import explain, make_plan, read_version, run_plan
-    from pokegemma.deploy.pipeline_options import PipelineOptions
-    from pokegemma.deploy.steps import State, locked
+    from pokegemma.release.options import PipelineOptions
+    from pokegemma.release.pipeline import explain, make_plan, read_version, run_plan
+    from pokegemma.release.step_runner import State, locked
 
     (options,) = parse_options(PipelineOptions, description=__doc__)
     plan = make_plan(options)
@@ -31,7 +31,7 @@ def main() -> None:
             print(f"{name:12}{what}")
         return
     if options.push_to_hub:
-        from pokegemma.deploy import hub
+        from pokegemma.release import hub
 
         hub.check_hub(options.push_to_hub)
     with locked(plan.output_dir) as lock:

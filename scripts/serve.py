@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
-from pokegemma.deploy.servers import Launch, ServerOptions, build_launch
-from pokegemma.deploy.serving import serve
 from pokegemma.errors import PokegemmaError
+from pokegemma.serving.commands import Launch, ServerOptions, build_launch
+from pokegemma.serving.supervisor import serve
 
 
 @dataclass

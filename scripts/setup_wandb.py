@@ -39,10 +39,10 @@ class SetupOptions:
 
 def main() -> None:
     (options,) = cli.parse_options(SetupOptions, description=__doc__)
-    from pokegemma.training import sweeps, tracking
+    from pokegemma.training.tracking import settings, sweeps
 
-    path = Path(options.wandb_config) if options.wandb_config else tracking.CONFIG_FILE
-    settings = tracking.read_tracking(path)
+    path = Path(options.wandb_config) if options.wandb_config else settings.CONFIG_FILE
+    settings = settings.read_tracking(path)
     sweep = sweeps.read_sweep(settings, fixed=options.fixed, source=str(path))
     project, entity = settings.get("project") or "pokegemma", settings.get("entity")
     if options.dry_run:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pokegemma.cli import parse_options, run
-from pokegemma.data.checks import Check, find_splits
+from pokegemma.data.checks.records import Check, find_splits
 from pokegemma.data.prompts import Layout
 from pokegemma.environment import default_finetuning
 from pokegemma.errors import PokegemmaError
@@ -107,7 +107,7 @@ def main() -> int:
     train, held_out = find_splits(
         Path(options.dataset_path), Path(options.eval_dataset_path) if options.eval_dataset_path else None
     )
-    from pokegemma.training.validation import Plan, run_checks
+    from pokegemma.training.preflight.run import Plan, run_checks
 
     plan = Plan(
         train=train,

@@ -128,7 +128,7 @@ def real_dataset(real_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny Gemma 3 checkpoint: pictures of 56 px, 4 tokens each, a window shorter than a sample."""
-    from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
+    from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 
     folder = tmp_path_factory.mktemp("tiny_gemma3")
     make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=4, sliding_window=64)

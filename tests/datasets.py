@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from pokegemma.data.checks import Split
+from pokegemma.data.checks.records import Split
 from pokegemma.data.grids import compose_grid, read_frame
 from pokegemma.data.prompts import MAX_PREVIOUS_BUTTONS, build_context, build_output, build_question
 from pokegemma.data.samples import Sample

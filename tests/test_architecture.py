@@ -5,21 +5,33 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import resolve_name
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "pokegemma"
+from pokegemma.provenance import PROJECT_ROOT
 
-LAYERS = ("data", "training", "evaluation", "deploy", "play")
+PACKAGE = PROJECT_ROOT / "pokegemma"
+
+LAYERS = (
+    "parallel",
+    "data",
+    "gemma",
+    "training",
+    "evaluation",
+    "engines",
+    "export",
+    "serving",
+    "parity",
+    "release",
+    "play",
+)
 """A layer may import itself, those before it, and the base."""
 
-BASE = ("cli", "environment", "errors", "outputs", "provenance", "settings")
+BASE = ("cli", "environment", "errors", "fingerprints", "outputs", "provenance", "settings")
 OUTSIDE = ("scripts", "tests", "benchmarks", "conftest")
 
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    ".".join(path.relative_to(PROJECT_ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
@@ -61,12 +73,12 @@ def test_imports_point_one_way(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("pokegemma.data.grids", "from pokegemma.training.models import load_model"),
+        ("pokegemma.data.grids", "from pokegemma.gemma.loading import load_model"),
         ("pokegemma.data.grids", "def read():\n    from pokegemma import training"),
         ("pokegemma.data.grids", "from ..play import toy_world"),
-        ("pokegemma.data", "from ..training import models"),
+        ("pokegemma.data", "from ..training import sft"),
         ("pokegemma.training.sft", "import pokegemma.evaluation.metrics"),
-        ("pokegemma.evaluation.metrics", "import pokegemma.deploy"),
+        ("pokegemma.evaluation.metrics", "import pokegemma.release"),
         ("pokegemma.outputs", "from pokegemma.data.samples import Sample"),
         ("pokegemma", "from pokegemma.data import samples"),
         ("pokegemma.play.toy_world", "import scripts.evaluate"),
@@ -79,10 +91,10 @@ def test_an_import_against_the_order_is_found(module: str, source: str) -> None:
 
 def test_data_and_the_toy_game_load_no_torch() -> None:
     modules = [name for name in MODULES if name.startswith(("pokegemma.data", "pokegemma.play.toy_"))]
-    assert {"pokegemma.data.convert", "pokegemma.data.leakage", "pokegemma.play.toy_world"} <= set(modules)
+    assert {"pokegemma.data.convert", "pokegemma.data.checks.leakage", "pokegemma.play.toy_world"} <= set(modules)
     code = (
         f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
         "print(*sorted({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

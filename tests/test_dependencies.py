@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
+from pokegemma.provenance import PROJECT_ROOT
 
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -34,7 +34,7 @@ NOT_IMPORTED = {
 def imported_modules() -> Iterator[str]:
     """Yield the top-level name of every import, also within functions."""
     for folder in ("pokegemma", "scripts"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted((PROJECT_ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -44,7 +44,7 @@ def imported_modules() -> Iterator[str]:
 
 def declared() -> dict[str, set[str]]:
     """Return the distributions that pyproject.toml names, of each extra ("" is none)."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
+    with (PROJECT_ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     groups = {"": project["dependencies"], **project["optional-dependencies"]}
     return {extra: {canonicalize_name(Requirement(line).name) for line in lines} for extra, lines in groups.items()}
@@ -65,4 +65,4 @@ def test_every_import_is_declared_and_every_dependency_imported() -> None:
 
 def test_every_dependency_has_its_pin() -> None:
     for extra, names in declared().items():
-        assert pinned(ROOT / f"requirements{extra and '-'}{extra}.txt") == names
+        assert pinned(PROJECT_ROOT / f"requirements{extra and '-'}{extra}.txt") == names

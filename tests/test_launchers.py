@@ -18,10 +18,10 @@ import pytest
 
 from pokegemma.environment import Gpu, Hardware, visible_gpus
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.settings import read_settings
 from tests.processes import WAIT_S, is_running, killed_after, wait_until, wait_until_ended
 
-ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = [
     "init.sh",
     "train_gemma3.sh",
@@ -73,9 +73,9 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "my project"
     (folder / "scripts").mkdir(parents=True)
     for name in ("accelerate_configs", "pokegemma"):
-        (folder / name).symlink_to(ROOT / name)
+        (folder / name).symlink_to(PROJECT_ROOT / name)
     for name in ("train_gemma3.sh", "train_gemma3n.sh", "scripts/describe_environment.py", ".env.example"):
-        shutil.copy(ROOT / name, folder / name)
+        shutil.copy(PROJECT_ROOT / name, folder / name)
     for name in [*STEPS, "sft_pokemon_gemma3"]:
         (folder / "scripts" / f"{name}.py").write_text(RECORDER)
     (folder / "init.sh").write_text(f'#!/bin/sh\n[ "$1" = --print-python ] && echo "{sys.executable}" || true\n')
@@ -96,7 +96,7 @@ def project(tmp_path: Path) -> Path:
 
 def clean_environ(**changes: str) -> dict[str, str]:
     """The environment without anything that the launchers read, with `changes`."""
-    text = (ROOT / ".env.example").read_text()
+    text = (PROJECT_ROOT / ".env.example").read_text()
     names = {line.split("=")[0] for line in text.splitlines() if line[:1].isupper()}
     names |= {"HF_TOKEN", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON", "TORCH_INDEX_URL", "OMP_NUM_THREADS"}
     return {**{k: v for k, v in os.environ.items() if k not in names}, **changes}
@@ -147,27 +147,27 @@ def make_dataset(project: Path) -> None:
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_launcher_is_executable_and_parses(name):
-    assert os.access(ROOT / name, os.X_OK)
-    subprocess.run(["bash", "-n", ROOT / name], check=True)
+    assert os.access(PROJECT_ROOT / name, os.X_OK)
+    subprocess.run(["bash", "-n", PROJECT_ROOT / name], check=True)
 
 
 @pytest.mark.parametrize("name", ["init.sh", "train_gemma3.sh", "train_gemma3n.sh"])
 def test_help_names_the_command_and_installs_nothing(name, tmp_path):
-    shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(PROJECT_ROOT / name, tmp_path)
     help_text = subprocess.run(["bash", tmp_path / name, "--help"], capture_output=True, text=True, check=True).stdout
     assert f"./{name}" in help_text and "set -euo" not in help_text
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_there_is_one_accelerate_config_for_each_topology():
-    assert sorted(path.stem for path in (ROOT / "accelerate_configs").iterdir()) == CONFIGS
+    assert sorted(path.stem for path in (PROJECT_ROOT / "accelerate_configs").iterdir()) == CONFIGS
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_accelerate_config_loads(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    config = load_config_from_file(str(PROJECT_ROOT / "accelerate_configs" / f"{name}.yaml"))
     expected = {
         "cpu_mps": ("NO", "no", 1),
         "single_gpu": ("NO", "bf16", 1),
@@ -185,7 +185,7 @@ def test_accelerate_launch_knows_every_key_of_the_config(name):
     from accelerate.commands.launch import launch_command_parser
 
     known = set(vars(launch_command_parser().parse_args(["script.py"])))
-    config = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    config = load_config_from_file(str(PROJECT_ROOT / "accelerate_configs" / f"{name}.yaml"))
     assert set(config.deepspeed_config) | set(config.fsdp_config) <= known
 
 
@@ -260,10 +260,12 @@ def test_an_empty_value_in_dotenv_is_not_set(tmp_path):
 
 
 def test_the_example_sets_nothing_and_names_every_variable_of_the_launcher():
-    assert read_settings(ROOT / ".env.example", {}) == {}
-    launcher = (ROOT / "train_gemma3.sh").read_text()
+    assert read_settings(PROJECT_ROOT / ".env.example", {}) == {}
+    launcher = (PROJECT_ROOT / "train_gemma3.sh").read_text()
     help_text = launcher.split("Variables, from the environment or .env")[1].split("Relative paths")[0]
-    example = {line.split("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if line[:1].isupper()}
+    example = {
+        line.split("=")[0] for line in (PROJECT_ROOT / ".env.example").read_text().splitlines() if line[:1].isupper()
+    }
     assert example == {word for word in help_text.split() if word.isupper() and len(word) > 3}
 
 
@@ -625,12 +627,12 @@ def bare_project(tmp_path: Path) -> Path:
     """What init.sh needs of the project, and an empty folder of commands, `bin`, to be put first in PATH."""
     folder = tmp_path / "bare project"
     folder.mkdir()
-    requirements = sorted(path.name for path in ROOT.glob("requirements*.txt"))
+    requirements = sorted(path.name for path in PROJECT_ROOT.glob("requirements*.txt"))
     for name in ("init.sh", ".env.example", *requirements, "pyproject.toml"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "pokegemma", folder / "pokegemma", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(PROJECT_ROOT / name, folder / name)
+    shutil.copytree(PROJECT_ROOT / "pokegemma", folder / "pokegemma", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts/describe_environment.py", folder / "scripts")
+    shutil.copy(PROJECT_ROOT / "scripts/describe_environment.py", folder / "scripts")
     (tmp_path / "bin").mkdir()
     return folder
 
@@ -720,7 +722,7 @@ def test_init_fills_the_active_environment_once(bare_project, variable):
     assert "hardware: " in first.stdout and "accelerate config that fits: accelerate_configs/" in first.stdout
     installs = [line for line in calls.read_text().splitlines() if line.startswith("install")]
     assert [line.split("--no-input ")[1] for line in installs] == ["-r requirements.txt", "--no-deps -e ."]
-    assert (bare_project / ".env").read_text() == (ROOT / ".env.example").read_text()
+    assert (bare_project / ".env").read_text() == (PROJECT_ROOT / ".env.example").read_text()
     assert not (bare_project / ".venv").exists()
 
     calls.write_text("")
@@ -791,7 +793,9 @@ def test_init_fetches_the_converter_of_llama_cpp_once(bare_project):
     assert result.returncode == 0, result.stderr
     assert f"Fetching llama.cpp's converter into {converter} ..." in result.stdout
     assert (converter / "convert_hf_to_gguf.py").is_file()
-    pin = next(line for line in (ROOT / "requirements-gguf.txt").read_text().splitlines() if line[:1] not in ("#", ""))
+    pin = next(
+        line for line in (PROJECT_ROOT / "requirements-gguf.txt").read_text().splitlines() if line[:1] not in ("#", "")
+    )
     version = pin.split("==")[1]
     assert " --no-deps --no-binary llama-cpp-python --dest " in calls.read_text()
     assert f" llama-cpp-python=={version}\n" in calls.read_text()
@@ -849,10 +853,10 @@ def test_init_refuses_an_extra_that_is_not_there(bare_project, arguments):
 
 
 def test_every_extra_has_its_pins():
-    with (ROOT / "pyproject.toml").open("rb") as file:
+    with (PROJECT_ROOT / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
-    assert set(extras) == {path.stem.split("-")[1] for path in ROOT.glob("requirements-*.txt")} - {"dev"}
-    untested = [name for name in extras if f"--with {name}" not in (ROOT / "run_tests.sh").read_text()]
+    assert set(extras) == {path.stem.split("-")[1] for path in PROJECT_ROOT.glob("requirements-*.txt")} - {"dev"}
+    untested = [name for name in extras if f"--with {name}" not in (PROJECT_ROOT / "run_tests.sh").read_text()]
     assert untested == ["gemma3n"]  # torchvision, of which PyPI has none for a CPU build of torch
 
 

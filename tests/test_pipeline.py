@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from pokegemma.provenance import PROJECT_ROOT
 
 
 def run(script: str, *arguments: object) -> str:
     """Run a script of the project; return what it printed to stdout."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    command = [sys.executable, str(PROJECT_ROOT / "scripts" / script), *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"{script}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}"

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {path.stem: path for path in sorted((ROOT / "scripts").glob("*.py"))}
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
-VARIABLES = re.findall(r"^([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+from pokegemma.provenance import PROJECT_ROOT
+
+SCRIPTS = {path.stem: path for path in sorted((PROJECT_ROOT / "scripts").glob("*.py"))}
+README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((PROJECT_ROOT / "docs").glob("*.md")))]
+VARIABLES = re.findall(
+    r"^([A-Z][A-Z0-9_]*)=", (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ TABLE = {
         error="missing not found",
     ),
     "production_pipeline": Calls(
-        # A whole model: tests/deploy/test_production_pipeline.py merges an adapter.
+        # A whole model: tests/release/test_production_pipeline.py merges an adapter.
         success="--checkpoint {tiny_model} --dataset_path {toy_dataset} --output_dir {out} --exports none "
         "--no_register --max_samples 2 --no_generate --min_gain_over_baseline -1",
         says="evaluate ",
@@ -170,7 +173,7 @@ TABLE = {
         says='    "name": "eval/button_accuracy",',
         writes=(),
         mistake="--fixed lora_rank=8",
-        error=f"{ROOT / 'wandb_config.yaml'}: sweep parameter lora_rank is no flag of scripts/sft_pokemon_gemma3.py",
+        error=f"wandb_config.yaml: sweep parameter lora_rank is no flag of scripts/sft_pokemon_gemma3.py",
     ),
     "sft_pokemon_gemma3": Calls(
         success=f"--model_name_or_path {{tiny_model}} --dataset_path {{toy_dataset}} --output_dir {{out}} {TRAINING}",
@@ -201,7 +204,7 @@ SLOW = {
 }
 
 
-def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run_script(name: str, *arguments: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPTS[name]), *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
 
@@ -219,7 +222,7 @@ def flags_of(name: str) -> frozenset[str]:
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """Return where a server is that answers every question rightly, without a model."""
-    command = [sys.executable, str(ROOT / "tests" / "deploy" / "adversary.py"), "right"]
+    command = [sys.executable, str(PROJECT_ROOT / "tests" / "deploy" / "adversary.py"), "right"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     process.kill()
@@ -339,19 +342,21 @@ def test_a_command_of_readme_exists(words: list[str]) -> None:
         assert words[0] == "source", "a command that no test knows"
         return
     program = words[at]
-    assert (ROOT / program).is_file()
+    assert (PROJECT_ROOT / program).is_file()
     settings = [word.partition("=")[0] for word in words[:at] if re.match(r"[A-Z_]+=", word)]
-    readers = (ROOT / "init.sh").read_text(encoding="utf-8") + (ROOT / program).read_text(encoding="utf-8")
+    readers = (PROJECT_ROOT / "init.sh").read_text(encoding="utf-8") + (PROJECT_ROOT / program).read_text(
+        encoding="utf-8"
+    )
     assert [name for name in settings if name not in VARIABLES and name not in readers] == []
     for word in words:
-        assert not word.startswith("accelerate_configs/") or (ROOT / word).is_file(), word
+        assert not word.startswith("accelerate_configs/") or (PROJECT_ROOT / word).is_file(), word
     given = {word.partition("=")[0] for word in words[at + 1 :] if word.startswith("--")}
     if program in ("./train_gemma3.sh", "training_configs/slurm.sbatch"):
         known = flags_of("sft_pokemon_gemma3")
     elif program.startswith("scripts/"):
         known = flags_of(Path(program).stem)
     else:
-        known = frozenset(re.findall(r"--[A-Za-z][\w-]*", (ROOT / program).read_text(encoding="utf-8")))
+        known = frozenset(re.findall(r"--[A-Za-z][\w-]*", (PROJECT_ROOT / program).read_text(encoding="utf-8")))
     assert given - known == set()
 
 
@@ -364,4 +369,4 @@ def test_flags_in_the_text_of_readme_exist() -> None:
 def test_files_that_readme_links_to_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (PROJECT_ROOT / link).exists()] == []

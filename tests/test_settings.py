@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.settings import check_settings, read_settings, write_settings
 
-ROOT = Path(__file__).resolve().parents[1]
 VALUES = {"BATCH_SIZE": "8", "GRAD_ACCUM": "2"}
 
 
 def test_settings_written_into_the_example_are_read_back_and_its_other_lines_stay(tmp_path: Path) -> None:
     path = tmp_path / ".env"
-    before = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
-    path.write_bytes((ROOT / ".env.example").read_bytes())
+    before = (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    path.write_bytes((PROJECT_ROOT / ".env.example").read_bytes())
     write_settings(path, VALUES)
     after = path.read_text(encoding="utf-8").splitlines()
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from pokegemma.data import prompts
+from pokegemma.data.checks.still_pictures import find_still
 from pokegemma.data.copies import Fingerprint, Picture
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
 from pokegemma.data.grids import FrameError, GridEncoder, read_frame
 from pokegemma.data.named_pictures import NamedPictures
 from pokegemma.data.samples import Sample, find_control_token
 from pokegemma.data.sessions import Session, Turn, read_session
-from pokegemma.data.still_pictures import find_still
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 

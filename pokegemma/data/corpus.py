@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,8 @@ from pokegemma.data.decisions import clean_text
 from pokegemma.data.named_pictures import NamedPictures
 from pokegemma.data.samples import dataset_hash
 from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
-from pokegemma.data.splits import choose_eval_sessions
-from pokegemma.data.workers import is_cancelled, map_items
 from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.parallel.workers import is_cancelled, map_items
 
 logger = logging.getLogger(__name__)
 
@@ -276,3 +275,31 @@ def _swap_in(part: Path, output_dir: Path) -> None:
             with contextlib.suppress(OSError):
                 target.rename(source)
         raise
+
+
+_MAX_OVERSHOOT = 1.25
+
+
+def choose_eval_sessions(num_samples: Mapping[str, int], *, eval_fraction: float) -> set[str]:
+    """Return the sessions to hold out: together about `eval_fraction` of all samples.
+
+    Sessions are taken in the order of a hash of their id until the target is reached, leaving out those that would
+    overshoot it by more than a quarter; so neither listing order nor names matter, and a new session moves few
+    others. Of two sessions or more, with a fraction above 0, neither side is empty.
+    """
+    sessions = sorted(
+        (session for session, count in num_samples.items() if count),
+        key=lambda session: hashlib.sha256(session.encode()).digest(),
+    )
+    if eval_fraction <= 0 or len(sessions) < 2:
+        return set()
+    target = eval_fraction * sum(num_samples.values())
+    chosen: list[str] = []
+    total = 0
+    for session in sessions:
+        if total < target and total + num_samples[session] <= _MAX_OVERSHOOT * target:
+            chosen.append(session)
+            total += num_samples[session]
+    if not chosen:
+        chosen = [min(sessions, key=num_samples.__getitem__)]
+    return set(chosen[: len(sessions) - 1])

@@ -3,15 +3,17 @@
 import collections
 import functools
 import io
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from pokegemma.data.pictures import UNREADABLE, to_rgb
 from pokegemma.data.png import PNG_SIGNATURE, Band, compress_rows, encode_png, join_bands
+from pokegemma.errors import PokegemmaError
 
 FRAME_SIZE_PX = (240, 160)
 GRID_SIZE_PX = (480, 320)
@@ -142,3 +144,41 @@ class GridEncoder:
         band = compress_rows(left[LABEL_SIZE_PX[1] :], right[LABEL_SIZE_PX[1] :])
         self._halves.append((left, right, band))
         return band
+
+
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for damaged files: SyntaxError for a broken PNG chunk, ValueError for impossible headers, ..."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB, what is transparent on white, as transformers' image processors do it.
+
+    Pillow alone would show the stored colour of a transparent pixel.
+    """
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Return a picture as RGB; see `to_rgb`.
+
+    Raises:
+        PokegemmaError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except UNREADABLE as error:
+        raise PokegemmaError(f"{path} cannot be read as a picture: {error}") from error

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pokegemma.data.foreign_datasets import describe_record, refuse_foreign_dataset
+from pokegemma.data.checks.foreign_datasets import describe_record, refuse_foreign_dataset
 from pokegemma.errors import PokegemmaError
 
 _FIELDS = ("id", "frames", "image", "context", "question", "output", "metadata")

@@ -12,7 +12,7 @@ from typing import Any
 from pokegemma.data.copies import Fingerprint, take_fingerprint
 from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
 from pokegemma.data.named_pictures import REPORT_FILE, SESSION_FILE, NamedPictures, split_path
-from pokegemma.data.steps import number_steps
+from pokegemma.data.screenshot_numbers import number_steps
 from pokegemma.errors import PokegemmaError
 
 MAX_TURN = 10**9

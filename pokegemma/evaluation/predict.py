@@ -14,17 +14,16 @@ from transformers import Gemma3ForConditionalGeneration, GenerationConfig, PreTr
 from pokegemma.data.prompts import AnswerError, Layout, parse_answer, sample_images
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
-from pokegemma.evaluation.button_scores import checked_scores, encoded_pictures, score_buttons
-from pokegemma.evaluation.plain_scores import score_by_rows
-from pokegemma.training import models
-from pokegemma.training.adapter_attachment import attach_adapter
-from pokegemma.training.adapters import CONFIG_FILE, find_base, read_adapter
-from pokegemma.training.collator import Example
-from pokegemma.training.families import FAMILIES, family_of, require_exact
-from pokegemma.training.image_attention import adapter_image_attention, change_processor, image_attention
-from pokegemma.training.image_size import adapter_image_size
-from pokegemma.training.processor_collator import Collator, make_collator
-from pokegemma.training.vision_features import prepare_cache
+from pokegemma.gemma import loading
+from pokegemma.gemma.adapters.adapters import CONFIG_FILE, find_base, read_adapter
+from pokegemma.gemma.adapters.attachment import attach_adapter
+from pokegemma.gemma.batches.collator import Example
+from pokegemma.gemma.batches.feature_encoder import prepare_cache
+from pokegemma.gemma.batches.processor_collator import Collator, make_collator
+from pokegemma.gemma.button_scores import checked_scores, encoded_pictures, score_buttons, score_by_rows
+from pokegemma.gemma.families import family_of, require_exact, stop_tokens
+from pokegemma.gemma.image_attention import adapter_image_attention, change_processor, image_attention
+from pokegemma.gemma.image_size import adapter_image_size
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +68,6 @@ def generate_answers(
         inputs["mm_encoder_outputs"] = {"image": encoded_pictures(model, batch)}
     written = model.generate(**inputs, generation_config=config)
     return [read_answer(row, tokenizer) for row in written[:, batch["input_ids"].shape[1] :].tolist()]
-
-
-def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer."""
-    ends = {tokenizer.convert_tokens_to_ids(family.end_of_turn) for family in FAMILIES.values()}
-    return [tokenizer.eos_token_id, *sorted(ends - {tokenizer.unk_token_id})]  # a tokenizer knows its own family's
 
 
 def read_answer(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> GeneratedAnswer:
@@ -194,7 +187,7 @@ def load_predictor(
         PokegemmaError: the model, its processor or its base cannot be loaded, or there is no such device.
     """
     try:
-        where = torch.device(device) if device else models.default_device()
+        where = torch.device(device) if device else loading.default_device()
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise PokegemmaError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
@@ -203,16 +196,16 @@ def load_predictor(
         dtype = "bfloat16" if has_bfloat16 else "float32"
     folder = Path(model_path)
     if not (folder / CONFIG_FILE).is_file():
-        model = models.load_model(model_path, dtype=dtype, device=where)
-        processor = models.load_processor(model_path)
+        model = loading.load_model(model_path, dtype=dtype, device=where)
+        processor = loading.load_processor(model_path)
     else:
         source = read_adapter(folder)
         base = find_base(source)
         changed = {"image_size_px": adapter_image_size(folder), "attention": adapter_image_attention(folder)}
-        bare = models.load_model(base, **changed, dtype=dtype, device=where)
+        bare = loading.load_model(base, **changed, dtype=dtype, device=where)
         # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
         model = attach_adapter(bare, source, base).get_base_model().eval()
-        processor = models.load_processor(folder if (folder / "processor_config.json").is_file() else base)
+        processor = loading.load_processor(folder if (folder / "processor_config.json").is_file() else base)
         if isinstance(bare, Gemma3ForConditionalGeneration):
             change_processor(processor, image_attention(bare.config))
     logger.info("%s on %s in %s", model_path, where, dtype)

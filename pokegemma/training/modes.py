@@ -12,8 +12,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.training import block_attention
-from pokegemma.training.families import TOWER
+from pokegemma.gemma import block_attention
+from pokegemma.gemma.families import TOWER
 from pokegemma.training.options import ModelOptions, TrainingOptions
 from pokegemma.training.trainable import is_reentrant
 

@@ -10,7 +10,7 @@ from trl import ModelConfig, SFTConfig
 from pokegemma.data.prompts import Layout
 from pokegemma.environment import default_finetuning
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.image_attention import ImageAttention
+from pokegemma.gemma.image_attention import ImageAttention
 from pokegemma.training.precision import choose_bf16, deepspeed_precision, is_forced_to_cpu
 
 DEFAULT_MODEL = "google/gemma-3-4b-it"

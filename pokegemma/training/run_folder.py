@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pokegemma.errors import PokegemmaError, is_disk_full
+from pokegemma.gemma.checkpoint_files import has_fingerprint
 from pokegemma.outputs import RUN_FILE
 from pokegemma.provenance import read_run_record
-from pokegemma.training.models import has_fingerprint
 from pokegemma.training.options import LAST_CHECKPOINT
 
 logger = logging.getLogger(__name__)

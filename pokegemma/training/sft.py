@@ -13,26 +13,28 @@ from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.data.samples import dataset_files, dataset_hash
 from pokegemma.errors import PokegemmaError
-from pokegemma.provenance import write_run_record
-from pokegemma.training.adapter_attachment import check_tensors
-from pokegemma.training.converter_files import write_converter_files
-from pokegemma.training.examples import check_answers, check_lengths, eval_file, load_dataset, read_examples
-from pokegemma.training.families import check_checkpointing, require_exact, set_fsdp_layers
-from pokegemma.training.image_attention import attention_facts, image_attention
-from pokegemma.training.image_size import picture_facts
-from pokegemma.training.loader_memory import check_workers
-from pokegemma.training.models import (
+from pokegemma.gemma.adapters.attachment import check_tensors
+from pokegemma.gemma.batches.feature_encoder import prepare_cache
+from pokegemma.gemma.batches.processor_collator import make_collator
+from pokegemma.gemma.checkpoint_files import (
     copy_tokenizer_model,
-    load_config,
-    load_processor,
     read_family,
-    require_full_precision,
     weights_fingerprint,
+    write_converter_files,
 )
+from pokegemma.gemma.families import check_checkpointing, require_exact, set_fsdp_layers
+from pokegemma.gemma.image_attention import attention_facts, image_attention
+from pokegemma.gemma.image_size import picture_facts
+from pokegemma.gemma.loading import load_config, load_processor, require_full_precision
+from pokegemma.gemma.vision_tower import PROJECTOR, TOWER
+from pokegemma.provenance import write_run_record
+from pokegemma.training.callbacks import EvaluateAtEnd, StopOnSignal
+from pokegemma.training.inputs import check_answers, check_lengths, eval_file, load_dataset, read_examples
+from pokegemma.training.loss_curve import CurvePlotter
 from pokegemma.training.modes import ModesObserver
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.parallel_mode import check_requested_mode, require_mode
-from pokegemma.training.processor_collator import make_collator
+from pokegemma.training.preflight.loader_memory import check_workers
 from pokegemma.training.run_folder import (
     DATASET_CACHE,
     check_output,
@@ -41,12 +43,10 @@ from pokegemma.training.run_folder import (
     clear_unfinished,
     full_disk_explained,
 )
-from pokegemma.training.trackers import guarded_trackers
-from pokegemma.training.tracking import earlier_run_id, make_run_id, track
+from pokegemma.training.tracking.settings import earlier_run_id, make_run_id, track
+from pokegemma.training.tracking.trackers import guarded_trackers
 from pokegemma.training.trainable import describe_trainable, is_reentrant, load_trainable, lora_config
-from pokegemma.training.trainer import CurvePlotter, EvaluateAtEnd, PokemonTrainer, StopOnSignal
-from pokegemma.training.vision import PROJECTOR, TOWER
-from pokegemma.training.vision_features import prepare_cache
+from pokegemma.training.trainer import PokemonTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,11 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.families import FAMILIES, Family
-from pokegemma.training.models import load_model, read_family
+from pokegemma.gemma.checkpoint_files import read_family
+from pokegemma.gemma.families import FAMILIES, Family
+from pokegemma.gemma.loading import load_model
+from pokegemma.gemma.vision_tower import TOWER
 from pokegemma.training.options import ModelOptions, TrainingOptions
-from pokegemma.training.vision import TOWER
 
 
 def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> LoraConfig:

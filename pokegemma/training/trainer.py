@@ -2,26 +2,20 @@
 
 import functools
 import logging
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTTrainer
 
-from pokegemma.outputs import atomic_file
-from pokegemma.training.collator import IGNORED_LABEL
+from pokegemma.gemma.batches.collator import IGNORED_LABEL
 from pokegemma.training.run_folder import COMPLETE_FILE
 
 logger = logging.getLogger(__name__)
-
-CURVE_FILE = "loss_curve.png"
 
 
 def find_answers(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -180,89 +174,3 @@ class PokemonTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
         """Write none: TRL's says nothing of the data, and asks the Hub; run.json is the record."""
-
-
-class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT, finish the optimizer step, save a checkpoint and stop; on a second SIGINT, stop at once.
-
-    A context manager around `Trainer.train`. Unlike transformers' just-in-time checkpoint, which may save between
-    two halves of an accumulated step, it saves at the end of a step only, and in the same one on every process.
-    `stopped` says whether it did; a signal during the last step changes nothing.
-    """
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopOnSignal":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._requested = True
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        requested = self._requested
-        if args.world_size > 1:  # the signal may reach the processes in different steps
-            flag = torch.tensor(float(requested), device=args.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            requested = bool(flag.item())
-        if requested and state.global_step < state.max_steps:
-            self.stopped = control.should_save = control.should_training_stop = True
-            logger.warning("stopping after step %d of %d, as asked by a signal", state.global_step, state.max_steps)
-
-
-class EvaluateAtEnd(TrainerCallback):
-    """Evaluate after the last step, too: a run shorter than `--eval_steps` would not say what it learned."""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
-            control.should_evaluate = True
-
-
-class CurvePlotter(TrainerCallback):
-    """Keep loss_curve.png in the output folder: losses and button accuracy by step."""
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._write(args, state)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._write(args, state)
-
-    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
-        if state.is_world_process_zero and any("loss" in entry for entry in state.log_history):
-            plot_curves(state.log_history, Path(args.output_dir) / CURVE_FILE)
-
-
-def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
-    """Draw training and evaluation loss, and button accuracy where there is any, as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    losses = figure.subplots()
-    losses.set(xlabel="optimizer step", ylabel="loss (nats a token)")
-    for key, label in (("loss", "training loss"), ("eval_loss", "evaluation loss")):
-        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        if points:
-            losses.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
-    losses.set_yscale("log")
-    losses.grid(alpha=0.3, which="both")
-    accuracies = [(e["step"], 100 * e["eval_button_accuracy"]) for e in log_history if "eval_button_accuracy" in e]
-    lines = losses.get_lines()
-    if accuracies:
-        right = losses.twinx()
-        right.set(ylabel="button accuracy (%)", ylim=(0, 102))
-        lines = [*lines, *right.plot(*zip(*accuracies, strict=True), "s--C2", label="evaluation button accuracy")]
-    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

@@ -17,15 +17,13 @@ from PIL import Image
 
 from pokegemma.data import corpus
 from pokegemma.data.convert import WindowOptions, convert_session
-from pokegemma.data.corpus import convert_corpus, session_ids
+from pokegemma.data.corpus import choose_eval_sessions, convert_corpus, session_ids
 from pokegemma.data.prompts import parse_answer
 from pokegemma.data.samples import read_samples, scan_samples
-from pokegemma.data.splits import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import failed_turn, frame_png, raw_frame, red_of, turn_record, write_session
 from tests.processes import WAIT_S, killed_after, wait_until
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def convert(data_dir, output, *, num_workers=1, eval_fraction=0.0, overwrite=False, **window):
@@ -50,7 +48,7 @@ def run_script(monkeypatch, tmp_path, *flags):
     """Run the script's main on tmp_path/runs; it writes to tmp_path/out."""
     folders = ["--eevee_data_dir", os.fspath(tmp_path / "runs"), "--output_dir", os.fspath(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["convert_eevee_data_v2.py", *folders, "--num_workers", "1", *flags])
-    runpy.run_path(str(ROOT / "scripts" / "convert_eevee_data_v2.py"))["main"]()
+    runpy.run_path(str(PROJECT_ROOT / "scripts" / "convert_eevee_data_v2.py"))["main"]()
 
 
 def folder_hashes(folder):
@@ -426,7 +424,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     ]
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

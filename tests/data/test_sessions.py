@@ -6,9 +6,10 @@ import pytest
 
 from pokegemma.data.decisions import REASONS, is_failed_action, read_decision
 from pokegemma.data.named_pictures import NamedPictures
+from pokegemma.data.screenshot_numbers import number_steps
 from pokegemma.data.sessions import SessionError, find_sessions, read_session
-from pokegemma.data.steps import number_steps
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import failed_turn, raw_frame, turn_record, write_session
 
 
@@ -415,7 +416,7 @@ def test_a_folder_without_sessions_is_a_user_error(tmp_path, name):
 
 
 def test_every_reason_is_documented_in_the_sample_format():
-    text = (Path(__file__).parents[2] / "training_data" / "format_spec.md").read_text(encoding="utf-8")
+    text = (PROJECT_ROOT / "training_data" / "format_spec.md").read_text(encoding="utf-8")
     assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
 
 

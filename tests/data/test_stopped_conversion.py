@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import raw_frame, turn_record, write_session
 from tests.data.test_convert import convert
 from tests.processes import WAIT_S, wait_until
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def processes_in_group(group):
@@ -46,7 +45,7 @@ def conversion(tmp_path):
         "--num_workers",
         "2",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2, process)
         yield process

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +16,10 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation import metrics, report
 from pokegemma.evaluation.predict import GeneratedAnswer
 from pokegemma.evaluation.view import View, resolve_view
-from pokegemma.training.tiny_gemma3 import make_tiny_gemma3
+from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
+from pokegemma.provenance import PROJECT_ROOT
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+SCRIPT = PROJECT_ROOT / "scripts" / "evaluate.py"
 HOSTILE_GOAL = '<script>alert("x")</script> \ud83d'
 
 

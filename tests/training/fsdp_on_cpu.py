@@ -1,8 +1,6 @@
 """A training script that runs real FSDP on processes of a CPU."""
 
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
+from pokegemma.provenance import PROJECT_ROOT
 
 FSDP_ON_CPU = f"""
 import runpy
@@ -19,6 +17,6 @@ def initialize_as_gpus(self, *arguments, **options):
 
 
 PartialState.__init__ = initialize_as_gpus
-runpy.run_path({str(ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
+runpy.run_path({str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
 """
 """accelerate 1.15 looks for FSDP on accelerators only, and takes DDP for processes of a CPU."""

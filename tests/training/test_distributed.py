@@ -17,17 +17,17 @@ from safetensors.torch import load_file
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
-from pokegemma.deploy.converter_source import find_converter
-from pokegemma.deploy.gguf import convert
-from pokegemma.deploy.merge import merge
-from pokegemma.deploy.mlx import convert_to_mlx
+from pokegemma.export.gguf import convert
+from pokegemma.export.llama_cpp_converter import find_converter
+from pokegemma.export.merge import merge
+from pokegemma.export.mlx import convert_to_mlx
+from pokegemma.gemma import loading
+from pokegemma.gemma.vision_tower import TOWER
 from pokegemma.play.toy_recorder import record_sessions
-from pokegemma.training import models
-from pokegemma.training.vision import TOWER
+from pokegemma.provenance import PROJECT_ROOT
 from tests.processes import call_script, free_port
 from tests.training.fsdp_on_cpu import FSDP_ON_CPU
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("loss", "grad_norm", "eval_loss", "eval_button_accuracy")
 BATCH, NUM_STEPS = 4, 6  # samples (or trajectories) an optimizer step, over all processes
 FULL = {"finetuning": "full", "learning_rate": 1e-4}
@@ -57,14 +57,14 @@ import runpy
 import deepspeed
 
 deepspeed.ops.__compatible_ops__ = {{}}
-runpy.run_path({str(ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
+runpy.run_path({str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
 """
 """DeepSpeed would try a compiler on all its parts, then compile what only processes of a CPU exchange tensors by."""
 
 
 def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:
     """Write accelerate_configs/`name`.yaml as it is but for the device: CPU, float32."""
-    config = yaml.safe_load((ROOT / "accelerate_configs" / f"{name}.yaml").read_text())
+    config = yaml.safe_load((PROJECT_ROOT / "accelerate_configs" / f"{name}.yaml").read_text())
     config.update(use_cpu=True, mixed_precision="no", num_processes=num_processes)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -73,7 +73,7 @@ def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:
 
 def launcher(name: str, folder: Path, *, num_processes: int) -> list[str]:
     """Return the command that trains under accelerate_configs/`name`.yaml on a CPU, to which options are added."""
-    script = ROOT / "scripts/sft_pokemon_gemma3.py"
+    script = PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py"
     if name in ("deepspeed_zero3", "fsdp2"):
         script = folder / "train.py"
         script.write_text(WITHOUT_COMPILER if name == "deepspeed_zero3" else FSDP_ON_CPU)
@@ -204,7 +204,7 @@ def test_a_config_whose_mode_is_not_in_force_is_refused(dataset: Path, tiny_mode
     """accelerate itself replaces FSDP by DDP on CPUs, without a message."""
     config = config_for_cpu("fsdp2", tmp_path, num_processes=2)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    launch += ["--main_process_port", str(free_port()), str(ROOT / "scripts/sft_pokemon_gemma3.py")]
+    launch += ["--main_process_port", str(free_port()), str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py")]
     where = {"dataset_path": dataset, "model_name_or_path": tiny_model}
     result = start_training(launch, tmp_path / "trained", num_processes=2, **where)
     assert result.returncode != 0
@@ -278,7 +278,7 @@ def test_a_sharded_model_trains_at_another_picture_size(
     place = next(key for key in expected if key.endswith("position_embedding.weight"))
     assert ours[place].shape == (64, 128)
     torch.testing.assert_close(ours[place], expected[place], atol=1e-4, rtol=1e-3)
-    start = models.load_model(tiny_model, image_size_px=112).model.vision_tower.embeddings.position_embedding.weight
+    start = loading.load_model(tiny_model, image_size_px=112).model.vision_tower.embeddings.position_embedding.weight
     assert not torch.equal(ours[place], start)
 
 

@@ -16,9 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pokegemma.provenance import read_run_record
+from pokegemma.provenance import PROJECT_ROOT, read_run_record
 
-ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
     "finetuning": "lora",
     "lora_dropout": 0.1,
@@ -86,7 +85,7 @@ def run_script(arguments: list[str], log: Path, death: tuple | None) -> None:
     if death:
         die_at(*death)
     sys.argv = ["sft_pokemon_gemma3.py", *arguments]
-    runpy.run_path(str(ROOT / "scripts/sft_pokemon_gemma3.py"), run_name="__main__")
+    runpy.run_path(str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py"), run_name="__main__")
 
 
 def start(folder: Path, dataset: Path, model: Path, death: tuple | None = None) -> BaseProcess:

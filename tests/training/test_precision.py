@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.training.options import TrainingOptions
 from pokegemma.training.precision import LAUNCHED, choose_bf16, deepspeed_precision
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """compute_environment: LOCAL_MACHINE
 distributed_type: "NO"
 num_machines: 1
@@ -167,7 +167,7 @@ def test_training_computes_in_the_precision_that_the_flag_or_else_the_config_nam
         "--config_file",
         config,
         observer,
-        ROOT / "scripts/sft_pokemon_gemma3.py",
+        PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py",
         "--dataset_path",
         toy_dataset,
         "--model_name_or_path",

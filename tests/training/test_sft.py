@@ -20,17 +20,18 @@ from transformers import TrainerCallback
 
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import PokegemmaError
-from pokegemma.provenance import read_run_record, write_run_record
-from pokegemma.training import models, sft
-from pokegemma.training.collator import Gemma3Collator
-from pokegemma.training.examples import load_dataset
+from pokegemma.gemma import checkpoint_files, loading
+from pokegemma.gemma.batches.collator import Gemma3Collator
+from pokegemma.gemma.batches.processor_collator import make_collator
+from pokegemma.provenance import PROJECT_ROOT, read_run_record, write_run_record
+from pokegemma.training import sft
+from pokegemma.training.inputs import load_dataset
+from pokegemma.training.loss_curve import CURVE_FILE
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-from pokegemma.training.processor_collator import make_collator
 from pokegemma.training.run_folder import _FIXED_OPTIONS, check_output, check_resumed
 from pokegemma.training.trainable import load_trainable
-from pokegemma.training.trainer import CURVE_FILE, PokemonTrainer
+from pokegemma.training.trainer import PokemonTrainer
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -68,7 +69,7 @@ def test_a_run_leaves_adapter_processor_curve_and_record(finished: Path, tiny_mo
     record = read_run_record(finished)
     assert (record["stage"], record["status"], record["global_step"]) == ("train", "completed", 4)
     assert record["options"]["layout"] == "grid"
-    assert record["base_fingerprint"] == models.weights_fingerprint(tiny_model)
+    assert record["base_fingerprint"] == checkpoint_files.weights_fingerprint(tiny_model)
     assert record["dataset"]["path"] == str(toy_dataset / "train.jsonl")
     assert Path(json.loads((finished / "adapter_config.json").read_text())["base_model_name_or_path"]).is_absolute()
 
@@ -351,7 +352,7 @@ def test_full_fine_tuning_resumes_where_it_stopped_and_returns_its_best(
     run_training(toy_dataset, tiny_model, through, options=options, **settings)  # the highest loss: not the last
     best = Path(read_run_record(through)["best_checkpoint"])
     assert best.name == "checkpoint-2"
-    kept, result = (models.load_model(folder).state_dict() for folder in (best, through))
+    kept, result = (loading.load_model(folder).state_dict() for folder in (best, through))
     assert all(torch.equal(kept[key], result[key]) for key in kept)
     # The schedule of four steps is kept: only the second checkpoint is there to continue from.
     shutil.copytree(through, resumed, ignore=shutil.ignore_patterns("checkpoint-4"))
@@ -456,7 +457,7 @@ def stop_in_the_second_step(*_):
 
 
 register_optimizer_step_post_hook(stop_in_the_second_step)
-runpy.run_path({str(ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
+runpy.run_path({str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
 """
 
 
@@ -499,7 +500,7 @@ def test_evaluation_is_the_same_in_batches_of_any_size(
 ) -> None:
     data = DataOptions(dataset_path=str(toy_dataset), layout=layout, max_decisions=3)
     rows = load_dataset(toy_dataset / "eval.jsonl", data, cache_dir=tmp_path / "cache")
-    collator = make_collator(models.load_processor(tiny_model), layout=layout, dataset_folder=Path())
+    collator = make_collator(loading.load_processor(tiny_model), layout=layout, dataset_folder=Path())
     options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="full")
 
     def evaluate(batch_size: int) -> dict[str, float]:

@@ -11,12 +11,11 @@ import psutil
 import pytest
 import yaml
 
-from pokegemma.provenance import read_run_record
+from pokegemma.provenance import PROJECT_ROOT, read_run_record
 from tests.processes import free_port, killed_after, wait_until
 from tests.training.fsdp_on_cpu import FSDP_ON_CPU
 
-ROOT = Path(__file__).resolve().parents[2]
-JOB = ROOT / "training_configs/slurm.sbatch"
+JOB = PROJECT_ROOT / "training_configs/slurm.sbatch"
 STUBS = {
     "srun": """#!/usr/bin/env bash
 # Run a command once for each machine; the exit status is the worst one, as srun's.
@@ -53,7 +52,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("accelerate_configs", "bin", "scripts"):
         (tmp_path / name).mkdir()
     (tmp_path / "scripts/sft_pokemon_gemma3.py").write_text(FSDP_ON_CPU)
-    config = yaml.safe_load((ROOT / "accelerate_configs/fsdp2.yaml").read_text())
+    config = yaml.safe_load((PROJECT_ROOT / "accelerate_configs/fsdp2.yaml").read_text())
     config.update(use_cpu=True, mixed_precision="no")
     (tmp_path / "accelerate_configs/fsdp2.yaml").write_text(yaml.safe_dump(config))
     for name, text in STUBS.items():
@@ -67,7 +66,7 @@ def submit(project: Path, dataset: Path, model: Path, *, job_id: int, max_steps:
     environment = {
         **os.environ,
         "PATH": f"{project / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(PROJECT_ROOT),
         "HF_HUB_OFFLINE": "1",
         "POKEGEMMA_PYTHON": sys.executable,
         "ACCELERATE_CONFIG": "fsdp2",
@@ -118,6 +117,6 @@ def test_a_job_on_two_machines_saves_when_its_time_is_up_and_continues_after_req
 
 def test_the_job_names_what_is_not_set() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("DATASET_PATH", "OUTPUT_DIR")}
-    result = subprocess.run(["bash", str(JOB)], env=environment, capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(["bash", str(JOB)], env=environment, capture_output=True, text=True, cwd=PROJECT_ROOT)
     assert result.returncode != 0
     assert "DATASET_PATH: folder with train.jsonl" in result.stderr

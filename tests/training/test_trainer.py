@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pokegemma.training.button_tokens import ButtonTokens
+from pokegemma.gemma.button_tokens import ButtonTokens
 from pokegemma.training.trainer import PokemonTrainer, find_answers
 
 TOKENS = ButtonTokens(prefix=(7,), branches=tuple((number, 9) for number in range(10, 18)))

@@ -1,0 +1,95 @@
+"""A checkpoint under transformers: what exports are compared with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from pokegemma.engines.engine import SOFT_TOKEN
+from pokegemma.engines.questions import Question
+from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.cached_conversation import Conversation
+from pokegemma.gemma.families import require_exact, stop_tokens
+from pokegemma.gemma.image_attention import image_attention as own_image_attention
+from pokegemma.gemma.loading import default_device, load_config, load_model, load_processor
+from pokegemma.gemma.vision_tower import encode_pictures
+
+
+class TransformersEngine:
+    """A merged checkpoint of Gemma 3, by the code that training and evaluation load it with; see `Engine`.
+
+    Raises:
+        PokegemmaError: it could not be loaded, is an adapter, or of another family.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str = "float32",
+        device: str | torch.device | None = None,
+        image_attention: str | None = None,
+    ) -> None:
+        """Load the checkpoint.
+
+        Args:
+            dtype: float32, bfloat16, or auto for the type that it is stored in.
+            image_attention: "causal" or "bidirectional"; None: what config.json says, else bidirectional.
+        """
+        if (Path(folder) / "adapter_config.json").is_file():
+            raise PokegemmaError(f"{folder} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {folder}")
+        config = load_config(folder)
+        require_exact(config, "comparing exports")
+        if dtype == "auto":
+            dtype = str(config.dtype or "float32").removeprefix("torch.")
+        self.name = f"transformers {dtype}"
+        self._causal = (image_attention or own_image_attention(config)) == "causal"
+        self._model = load_model(folder, dtype=dtype, device=default_device() if device is None else device)
+        self.weights = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[self._model.dtype]
+        self._processor = load_processor(folder)
+        self._tokenizer = self._processor.tokenizer
+        self._last: tuple[Question, Conversation] | None = None
+
+    def prompt_tokens(self, question: Question) -> list[int]:
+        soft = self._tokenizer.image_token_id
+        return [SOFT_TOKEN if token == soft else token for token in self._tokenize(question)]
+
+    def read(self, question: Question, continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        conversation = self._begin(question)
+        return [conversation.read(tokens).float().log_softmax(-1).cpu().numpy() for tokens in continuations]
+
+    def write(self, question: Question, *, max_new_tokens: int) -> list[int]:
+        stops = stop_tokens(self._tokenizer)
+        written = self._begin(question).generate(stops=stops, max_new_tokens=max_new_tokens)
+        return written[:-1] if written[-1] in stops else written
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def pixels(self, question: Question) -> torch.Tensor:
+        """Return what the vision tower is given, (pictures, 3, height, width) float32."""
+        # Pan-and-scan would add crops that the prompt has no tokens for.
+        return self._processor.image_processor(list(question.pictures), return_tensors="pt", do_pan_and_scan=False)[
+            "pixel_values"
+        ]
+
+    def _tokenize(self, question: Question) -> list[int]:
+        processor = self._processor
+        text = processor.apply_chat_template(list(question.messages), tokenize=False, add_generation_prompt=True)
+        text = text.replace(processor.boi_token, processor.full_image_sequence)
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written the BOS already
+
+    def _begin(self, question: Question) -> Conversation:
+        """Return the conversation after the prompt; that of the last question is kept, to be asked again."""
+        if self._last is None or self._last[0] is not question:
+            tokens = self._tokenize(question)
+            is_soft = torch.tensor([token == self._tokenizer.image_token_id for token in tokens]).long()
+            with torch.inference_mode():
+                pixels = self.pixels(question).to(device=self._model.device, dtype=self._model.dtype)
+                pictures = BaseModelOutputWithPooling(pooler_output=encode_pictures(self._model.model, pixels))
+            conversation = Conversation(self._model)
+            conversation.say(tokens, torch.zeros_like(is_soft) if self._causal else is_soft, pictures)
+            self._last = question, conversation
+        return self._last[1]

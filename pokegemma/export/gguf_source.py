@@ -1,0 +1,119 @@
+"""What a checkpoint holds, to be found again in the files it is converted to."""
+
+import contextlib
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pokegemma.errors import PokegemmaError
+from pokegemma.export.source import base_of, load_exportable_config, open_tensors, stage_weights, staged_bytes
+from pokegemma.gemma.checkpoint_files import copy_tokenizer_model, write_converter_files
+from pokegemma.gemma.families import FAMILIES, TOWER
+from pokegemma.gemma.loading import load_processor
+
+logger = logging.getLogger(__name__)
+
+_MARKER_BEGIN, _MARKER_END = "<__media", "__>"
+
+
+def served_template(template: str) -> str:
+    """Return a chat template that writes empty lines around pictures, for the servers of llama.cpp.
+
+    Gemma 3's processor adds them to what the template writes, and so training has them. llama.cpp's servers put a
+    marker into the text where a picture is (<__media__>, or a name of their own between the same ends), render the
+    template, and add nothing.
+    """
+    for marker, padded in ((_MARKER_BEGIN, rf"\n\n{_MARKER_BEGIN}"), (_MARKER_END, rf"{_MARKER_END}\n\n")):
+        template = f"{{% filter replace('{marker}', '{padded}') %}}{template}{{% endfilter %}}"
+    return template
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds that its GGUF files must hold as well."""
+
+    path: Path
+    num_text_tensors: int
+    num_vision_tensors: int
+    num_weights: int
+    num_staged_bytes: int
+    image_size_px: int
+    image_tokens: int
+    processor: Any
+
+    @property
+    def chat_template(self) -> str:
+        """Return the chat template that the GGUF files shall have."""
+        return served_template(self.processor.chat_template)
+
+    @property
+    def control_tokens(self) -> list[str]:
+        """Return the tokens that mark turns and pictures in a prompt."""
+        tokenizer = self.processor.tokenizer
+        return [tokenizer.bos_token, "<start_of_turn>", "<end_of_turn>", tokenizer.boi_token, tokenizer.eoi_token]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return what a merged Gemma 3 holds, from its config and the headers of its weights.
+
+    Raises:
+        PokegemmaError: it is something that cannot be converted.
+    """
+    config = load_exportable_config(path, target="GGUF")
+    if not (path / "tokenizer.model").is_file() and base_of(path) is None:
+        raise PokegemmaError(
+            f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
+        )
+    shapes = {name: tensor.get_shape() for name, tensor in open_tensors(path)}
+    parts = (f"{TOWER}.", f"{FAMILIES['gemma3'].projector}.")
+    eyes = [name for name in shapes if any(part in name for part in parts)]
+    if not any(f"{TOWER}." in name for name in eyes):
+        raise PokegemmaError(f"{path}: its weights hold no vision tower; it would not see")
+    heads = [name for name in eyes if ".vision_model.head." in name]  # SigLIP's pooling, which Gemma does not use
+    return Checkpoint(
+        path=path,
+        num_text_tensors=len(shapes) - len(eyes),
+        num_vision_tensors=len(eyes) - len(heads),
+        num_weights=sum(math.prod(shape) for shape in shapes.values()),
+        num_staged_bytes=staged_bytes(path),
+        image_size_px=config.vision_config.image_size,
+        image_tokens=config.mm_tokens_per_image,
+        processor=load_processor(path),
+    )
+
+
+@contextlib.contextmanager
+def staged(checkpoint: Checkpoint, *, beside: Path) -> Iterator[Path]:
+    """Yield a folder of what the converter reads: a checkpoint's files, some of them as the converter wants them.
+
+    Its weights have published names. `chat_template` and the files of the tokenizer and the image processor are
+    written: merged checkpoints have them, others of transformers 5 do not. Without them <start_of_turn> becomes text,
+    and the converter says nothing. A checkpoint-N has no tokenizer.model: its base's is taken.
+
+    Args:
+        beside: a folder on a disk with room for `checkpoint.num_staged_bytes`, in which the other one is made.
+    """
+    left_out = ("*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "chat_template.*")
+    left_out += ("tokenizer_config.json",)
+    path = checkpoint.path
+    with tempfile.TemporaryDirectory(prefix=".staged.", dir=beside) as temporary:
+        folder = Path(temporary) / path.resolve().name  # the converter takes the model's name from it
+        folder.mkdir()
+        for file in sorted(path.resolve().iterdir()):
+            if file.is_file() and not any(file.match(pattern) for pattern in left_out):
+                (folder / file.name).symlink_to(file)
+        stage_weights(path, folder)
+        if not (path / "tokenizer.model").is_file():
+            base = base_of(path)
+            assert base is not None  # see read_checkpoint
+            logger.info("tokenizer.model of %s: that of its base, %s", path, base)
+            copy_tokenizer_model(base, folder)
+        shutil.copyfile(path / "tokenizer_config.json", folder / "tokenizer_config.json")
+        write_converter_files(checkpoint.processor, folder)
+        (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
+        yield folder

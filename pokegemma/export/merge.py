@@ -1,0 +1,188 @@
+"""Merge a LoRA adapter into full-precision weights, and show that the merged checkpoint says the same."""
+
+import logging
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from pokegemma.data.samples import Sample, read_samples
+from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.export.merged_weights import check_weights, require_weights, weight_names
+from pokegemma.export.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
+from pokegemma.gemma.adapters.adapters import find_base, read_adapter
+from pokegemma.gemma.adapters.attachment import attach_adapter
+from pokegemma.gemma.batches.collator import IGNORED_LABEL
+from pokegemma.gemma.batches.processor_collator import Collator, make_collator
+from pokegemma.gemma.checkpoint_files import copy_tokenizer_model, write_converter_files
+from pokegemma.gemma.image_attention import adapter_image_attention, attention_facts
+from pokegemma.gemma.image_size import adapter_image_size, describe_image_size, picture_facts
+from pokegemma.gemma.loading import Dtype, is_quantised, load_config, load_model, load_processor
+from pokegemma.outputs import atomic_folder, require_space
+from pokegemma.provenance import write_run_record
+
+logger = logging.getLogger(__name__)
+
+_REMEDY = "free some or choose another --output_path"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Relative differences of logits on real samples: root mean square of the difference over that of the logits."""
+
+    num_samples: int
+    adapter_effect: float  # adapter + base against base
+    merged_error: float  # merged in memory against adapter + base, float32
+    stored_error: float  # read back from disk against adapter + base
+    dtype: Dtype
+
+
+def check_base(base: str) -> None:
+    """Refuse a quantised base.
+
+    Raises:
+        PokegemmaError: it is.
+    """
+    if is_quantised(load_config(base)):
+        raise PokegemmaError(f"{base}: its weights are quantised; name the full-precision checkpoint as --base_model")
+
+
+@torch.no_grad()
+def _answer_logits(model: torch.nn.Module, collator: Collator, samples: list[Sample]) -> torch.Tensor:
+    """Return the logits of every answer token, (tokens, vocabulary) float32, on the CPU."""
+    rows = []
+    for sample in samples:
+        batch = {name: tensor.to(model.device) for name, tensor in collator([sample]).items()}
+        labels = batch.pop("labels")[0]
+        places = (labels != IGNORED_LABEL).nonzero().squeeze(1) - 1
+        rows.append(model(**batch, logits_to_keep=places).logits[0].float().cpu())
+    return torch.cat(rows)
+
+
+def _relative_rms(difference: torch.Tensor, reference: torch.Tensor) -> float:
+    return (difference.square().mean() / reference.square().mean()).sqrt().item()
+
+
+def check(verification: Verification, *, stored_tolerance: float | None = None) -> None:
+    """Judge a verification; `stored_tolerance` replaces that of its type in `STORED_TOLERANCE`.
+
+    Raises:
+        CheckFailedError: the adapter changes nothing, or the merged weights do not say what adapter + base say.
+    """
+    v = verification
+    if stored_tolerance is None:
+        stored_tolerance = STORED_TOLERANCE[v.dtype]
+    if not v.adapter_effect > 0:
+        raise CheckFailedError("the adapter changes nothing: was it trained?")
+    for name, error, tolerance in (
+        ("merged", v.merged_error, MERGE_TOLERANCE),
+        (f"stored {v.dtype}", v.stored_error, stored_tolerance),
+    ):
+        if math.isnan(error) or error > tolerance:
+            raise CheckFailedError(
+                f"{name} weights differ from adapter + base by {error:.2e} of the logits (at most {tolerance:.0e})"
+            )
+    if v.stored_error > v.adapter_effect:
+        logger.warning(
+            "rounding to %s moves the logits by %.1e, more than the adapter does (%.1e); --dtype float32 keeps it",
+            v.dtype,
+            v.stored_error,
+            v.adapter_effect,
+        )
+
+
+def merge(
+    adapter: Path,
+    output: Path,
+    *,
+    base: str | None = None,
+    dtype: Dtype = "bfloat16",
+    verify_on: Path | None = None,
+    num_samples: int = 8,
+    stored_tolerance: float | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> Verification | None:
+    """Write base + adapter as one checkpoint with the published layout: weights, processor, tokenizer.model.
+
+    Merging is done in float32, whatever the adapter was trained on; only the result is rounded to `dtype`.
+
+    Args:
+        base: folder or Hub id; None: the one that the adapter names.
+        verify_on: JSONL file whose first `num_samples` samples are put to base, adapter + base, merged and stored.
+        stored_tolerance: as in `check`.
+
+    Raises:
+        PokegemmaError: the adapter, the base or the disk is at fault.
+        CheckFailedError: the verification failed; nothing is left at `output`.
+    """
+    source = read_adapter(adapter)
+    base = find_base(source, base)
+    for needed in (adapter, Path(base)):
+        if needed.resolve().is_relative_to(output.resolve()):
+            raise PokegemmaError(f"--output_path {output} holds {needed}, which merging needs; choose another")
+    check_base(base)
+    run = source.run
+    layout = (run.get("options") or {}).get("layout", "grid")
+    with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
+        image_size, attention = adapter_image_size(adapter), adapter_image_attention(adapter)
+        processor = load_processor(base, image_size, attention)
+        model: Any = load_model(base, image_size_px=image_size, attention=attention, dtype="float32", device=device)
+        require_weights(base, weight_names(model))
+        logger.info("image size: %s", describe_image_size(model.config))
+        num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
+        require_space(output, int(1.02 * num_bytes) + 64 * 2**20, remedy=_REMEDY)
+        logits: dict[str, torch.Tensor] = {}
+        samples: list[Sample] = []
+        collator = make_collator(processor, layout=layout, dataset_folder=Path())
+        if verify_on is not None:
+            collator.dataset_folder = verify_on.parent
+            samples = list(islice(read_samples(verify_on), num_samples))
+            logits["base"] = _answer_logits(model, collator, samples)
+        model = attach_adapter(model, source, base)
+        if samples:
+            logits["adapter"] = _answer_logits(model, collator, samples)
+        model = model.merge_and_unload()
+        if samples:
+            logits["merged"] = _answer_logits(model, collator, samples)
+        model = model.to(getattr(torch, dtype))
+        model.config.use_cache = True
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:
+            raise PokegemmaError(f"{output} could not be written: {error}") from error
+        processor.save_pretrained(folder)
+        copy_tokenizer_model(base, folder)
+        write_converter_files(processor, folder)
+        names = weight_names(model)
+        facts = {"image_size_px": picture_facts(model.config)["image_size_px"], **attention_facts(model.config)}
+        del model
+        weights = check_weights(folder, base, source, names)
+        logger.info("weights compared: %d changed as the adapter says, %d as in the base", *vars(weights).values())
+        verification = None
+        if samples:
+            logits["stored"] = _answer_logits(load_model(folder, dtype="float32", device=device), collator, samples)
+            reference = logits["adapter"]
+            verification = Verification(
+                num_samples=len(samples),
+                adapter_effect=_relative_rms(logits["base"] - reference, reference),
+                merged_error=_relative_rms(logits["merged"] - reference, reference),
+                stored_error=_relative_rms(logits["stored"] - reference, reference),
+                dtype=dtype,
+            )
+            check(verification, stored_tolerance=stored_tolerance)
+        options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
+        write_run_record(
+            folder,
+            stage="merge",
+            options=options,
+            **facts,
+            training=run or None,
+            weights=vars(weights),
+            verification=verification and vars(verification),
+        )
+    return verification

@@ -1,0 +1,143 @@
+"""What a folder holds, by the SHA-256 of its files: to recognise it, and to notice that it changed."""
+
+import ast
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.outputs import RUN_FILE
+from pokegemma.provenance import PROJECT_ROOT, package_versions
+
+CARD_FILE = "README.md"
+_ABOUT = (RUN_FILE, CARD_FILE)
+"""Files that tell of a model and are not part of it: they hold the time of day."""
+
+
+class FileHashes:
+    """SHA-256 of files, each read once as long as its size, time of change and inode stay the same.
+
+    As in make, a file that was changed in place and given its old time again is taken for unchanged.
+    """
+
+    def __init__(self, known: Mapping[str, list[Any]] | None = None) -> None:
+        self.known = dict(known or {})  # {path: [size, mtime in ns, inode, sha256]}, which JSON can hold
+
+    def of(self, path: Path) -> str:
+        """Return the SHA-256 of one file.
+
+        Raises:
+            PokegemmaError: it cannot be read.
+        """
+        key = str(path.absolute())
+        try:
+            facts = path.stat()
+            state = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+            if self.known.get(key, [])[:3] != state:
+                with open(path, "rb") as file:
+                    self.known[key] = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
+        except OSError as error:
+            raise PokegemmaError(f"{path} cannot be read: {error.strerror}") from error
+        return self.known[key][3]
+
+
+def content_files(folder: Path) -> list[Path]:
+    """Return the files that make up a model or an export, sorted; not hidden ones, nor run.json and the model card.
+
+    Raises:
+        PokegemmaError: `folder` is none, or has no such file.
+    """
+    if not folder.is_dir():
+        raise PokegemmaError(f"{folder}: no such folder")
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and str(path.relative_to(folder)) not in _ABOUT
+    ]
+    if not files:
+        raise PokegemmaError(f"{folder} is empty")
+    return files
+
+
+def hash_folder(folder: Path, hashes: FileHashes) -> dict[str, dict[str, Any]]:
+    """Return {path within the folder: {"sha256", "size"}} of a folder's `content_files`."""
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": hashes.of(path), "size": path.stat().st_size}
+        for path in content_files(folder)
+    }
+
+
+def hash_of(value: Any) -> str:
+    """Return the SHA-256 of anything that JSON can hold; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return one hash for the names and contents of `hash_folder`'s files."""
+    return hash_of({name: file["sha256"] for name, file in files.items()})
+
+
+def check_files(folder: Path, expected: Mapping[str, Mapping[str, Any]], hashes: FileHashes, *, called: Path) -> None:
+    """Compare a folder with what `hash_folder` said of it earlier. Files that came later do not matter.
+
+    `called` is what an error calls the folder: the place that its files were copied from.
+
+    Raises:
+        CheckFailedError: files are missing or changed; the message names them.
+    """
+    missing = [name for name in expected if not (folder / name).is_file()]
+    changed = [
+        name for name, file in expected.items() if name not in missing and hashes.of(folder / name) != file["sha256"]
+    ]
+    parts = [f"{what}: {_few(names)}" for what, names in (("missing", missing), ("changed", changed)) if names]
+    if parts:
+        raise CheckFailedError(f"{called} is not what was registered ({'; '.join(parts)})")
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+_EXPORT_PACKAGES = ("llama-cpp-python", "mlx", "mlx-vlm", "mlflow-skinny")
+
+
+def hash_program(script: str | Path, hashes: FileHashes) -> dict[str, str]:
+    """Return a hash of the code that a file can import (see `imported_files`), and one of the packages' versions."""
+    code = {os.path.relpath(path, PROJECT_ROOT): hashes.of(path) for path in imported_files(script)}
+    versions = package_versions()
+    for package in _EXPORT_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"code": hash_of(code), "package versions": hash_of(versions)}
+
+
+def imported_files(script: str | Path) -> list[Path]:
+    """Return a script of scripts/, or a file by its absolute path, and every module of this package that it imports.
+
+    Imports within functions count as well.
+    """
+    found: set[Path] = set()
+    waiting = [PROJECT_ROOT / "scripts" / script]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            package = PROJECT_ROOT / "pokegemma"
+            modules = (PROJECT_ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names)
+            waiting += [module for module in modules if module.is_relative_to(package) and module.is_file()]
+    return sorted(found)

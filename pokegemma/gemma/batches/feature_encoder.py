@@ -1,0 +1,192 @@
+"""Encode frames with the frozen vision tower into a feature cache, alone or with other processes."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.batches.feature_cache import Chunk, FeatureCache, hash_frames, open_cache
+from pokegemma.gemma.batches.pixels import read_pictures
+from pokegemma.gemma.batches.shared_memory import PREFETCH_FACTOR, SEMAPHORE_BYTES, check_free, share
+from pokegemma.gemma.families import require_exact
+from pokegemma.gemma.loading import Dtype, default_device, load_config, load_model, load_processor
+from pokegemma.gemma.vision_tower import PROJECTOR, TOWER, encode_pictures
+
+logger = logging.getLogger(__name__)
+
+
+def _vision_parameters(model: Gemma3ForConditionalGeneration) -> list[tuple[str, torch.nn.Parameter]]:
+    parts = ((part, getattr(model.model, part)) for part in (TOWER, PROJECTOR))
+    return [(f"{part}.{name}", weight) for part, module in parts for name, weight in module.named_parameters()]
+
+
+def _gathered(model: Gemma3ForConditionalGeneration) -> AbstractContextManager:
+    """Return a context in which tower and projector are whole, also where ZeRO-3 has cut them into shards."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([weight for _, weight in _vision_parameters(model)])
+
+
+def feature_key(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor) -> dict[str, Any]:
+    """Return what soft tokens depend on: every weight of tower and projector, type, size, processor settings."""
+    digest = hashlib.sha256()
+    with _gathered(model):
+        for name, weight in sorted(_vision_parameters(model), key=lambda pair: pair[0]):
+            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    settings = processor.image_processor.to_dict()
+    names = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return {
+        "weights": digest.hexdigest(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "image_size": model.config.vision_config.image_size,
+        "tokens": processor.image_seq_length,
+        "width": model.config.get_text_config().hidden_size,
+        "processor": json.loads(json.dumps({name: settings.get(name) for name in names})),
+    }
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns frames into features and puts them into a cache."""
+
+    cache: FeatureCache
+    model: Gemma3ForConditionalGeneration
+    processor: Gemma3Processor
+    batch_size: int = 8
+    num_workers: int = 0
+
+    def fill(self, chunk: Chunk) -> None:
+        """Encode a chunk, unless another process has done so since: the same bytes for the same chunk."""
+        if not self.cache.has(chunk):
+            self.cache.write(chunk, self._encode(chunk.paths))
+
+    def check_shared_memory(self, *, flag: str) -> None:
+        """Refuse more workers than /dev/shm has room for; `flag` sets their number.
+
+        Raises:
+            SharedMemoryError: it has not.
+        """
+        size = self.processor.image_processor.size
+        batch_bytes = self.batch_size * 3 * size["height"] * size["width"] * 4
+        num_batches = self.num_workers * PREFETCH_FACTOR + 2  # one that is encoded, and the next
+        needed = num_batches * batch_bytes + self.num_workers * SEMAPHORE_BYTES
+        if self.num_workers:
+            check_free(needed * int(os.environ.get("LOCAL_WORLD_SIZE", 1)), flag=flag)
+
+    @torch.no_grad()
+    def _encode(self, paths: Sequence[str]) -> torch.Tensor:
+        loader = DataLoader(
+            list(paths),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=functools.partial(_read_batch, self.processor),
+        )
+        device = _vision_parameters(self.model)[0][1].device
+        parts = []
+        with torch.autocast(device.type, enabled=False):
+            for batch in loader:
+                pixels = batch["pixel_values"].to(device, self.model.dtype)
+                parts.append(encode_pictures(self.model.model, pixels).cpu())
+        return torch.cat(parts)
+
+
+def _read_batch(processor: Gemma3Processor, paths: Sequence[str]) -> dict[str, torch.Tensor]:
+    return share({"pixel_values": read_pictures(processor, paths)})
+
+
+def load_encoder(
+    base: str,
+    folder: Path,
+    *,
+    image_size: int | None,
+    dtype: Dtype,
+    batch_size: int,
+    num_workers: int,
+    num_threads: int,
+) -> Encoder:
+    """Return an encoder on this process's device, with the cache of `folder`.
+
+    Args:
+        num_threads: on a CPU; sums come out differently with another number, and so would the bytes.
+
+    Raises:
+        PokegemmaError: the model is none of Gemma 3's, or the cache is another model's.
+    """
+    torch.set_num_threads(num_threads)
+    require_exact(load_config(base), "--vision_features")
+    processor = load_processor(base, image_size_px=image_size)
+    model = load_model(base, dtype=dtype, device=default_device(), image_size_px=image_size)
+    return Encoder(open_cache(folder, feature_key(model, processor)), model, processor, batch_size, num_workers)
+
+
+def fill_chunk(chunk: Chunk, encoder: Encoder) -> None:
+    """Encode a chunk, as work for `workers.map_items`."""
+    encoder.fill(chunk)
+
+
+def describe_work(cache: FeatureCache, chunks: Sequence[Chunk]) -> str:
+    """Return how many frames are to be encoded, and what they take on the disk."""
+    num_frames = sum(len(chunk.paths) for chunk in chunks)
+    return f"{num_frames} frames to encode into {cache.folder}: {num_frames * cache.bytes_per_frame / 2**30:.2f} GiB"
+
+
+def prepare_cache(
+    folder: Path,
+    model: Gemma3ForConditionalGeneration,
+    processor: Gemma3Processor,
+    paths: Iterable[str],
+    *,
+    device: torch.device,
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> FeatureCache:
+    """Return a cache that holds all of `paths`; several processes of one run share the work and wait for each other.
+
+    One that was killed continues with the next call. Only tower and projector go to `device`, for as long as they
+    work: the rest may not fit it whole.
+
+    Raises:
+        PokegemmaError: see `open_cache` and `hash_frames`.
+    """
+    state = PartialState()
+    cache = open_cache(folder, feature_key(model, processor))
+    cache.digests = hash_frames((os.path.normpath(path) for path in paths), progress=state.is_main_process)
+    chunks = cache.missing_chunks()
+    state.wait_for_everyone()  # all must share out the same chunks, before one of them writes the first
+    if chunks and state.is_main_process:
+        logger.info("%s", describe_work(cache, chunks))
+    mine = chunks[state.process_index :: state.num_processes]
+    encoder = Encoder(cache, model, processor, batch_size, num_workers)
+    if chunks:
+        encoder.check_shared_memory(flag="--dataloader_num_workers")
+    parts, before = [getattr(model.model, part) for part in (TOWER, PROJECTOR)], model.device
+    for part in parts:
+        part.to(device)
+    with _gathered(model):
+        for chunk in tqdm(mine, desc="encode frames", unit="chunk", disable=not mine):
+            encoder.fill(chunk)
+    for part in parts:
+        part.to(before)
+    state.wait_for_everyone()
+    cache.refresh()
+    missing = cache.missing_chunks()
+    if missing:
+        raise PokegemmaError(f"{folder}: {len(missing)} chunks of features are missing; run it again")
+    return cache

@@ -1,0 +1,274 @@
+"""The model families that can be trained, and what differs between them."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import is_timm_available
+
+from pokegemma.errors import PokegemmaError
+
+logger = logging.getLogger(__name__)
+
+TOWER = "vision_tower"
+_TEXT_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_FSDP_LAYERS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # where `accelerate launch` puts fsdp_transformer_layer_cls_to_wrap
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between families; names of modules and classes are those of transformers.
+
+    Attributes:
+        name: for messages.
+        checkpoints: published ones with vision, for messages.
+        processor: the class that published checkpoints name.
+        projector: the module between vision tower and language model.
+        tower_linears: linear layers of the tower that an adapter may have; none: it has none that LoRA knows.
+        tower_suffix: what follows those names, as a regex, where the linear layer is wrapped.
+        untrained: modules that neither text nor pictures reach (audio): never trained, never quantised.
+        unquantised: regexes of further modules that nf4 would break.
+        token_types: the model's argument that tells soft tokens of pictures from text.
+        end_of_turn: what ends an answer.
+        attention: the implementation of parts that do not know all of them, by the name of their config.
+        empty_thought: what the template may put before an answer that is asked for, but not before one that is given.
+        layer_classes: what FSDP shards one by one.
+        has_tokenizer_model: whether published checkpoints hold SentencePiece's tokenizer.model.
+        no_flash: why flash attention is wrong; None: it is not.
+        inexact: why the paths that rely on Gemma 3's forward are not exact; None: they are.
+    """
+
+    name: str
+    checkpoints: str
+    processor: str
+    projector: str
+    tower_linears: tuple[str, ...]
+    token_types: str
+    end_of_turn: str
+    layer_classes: tuple[str, ...]
+    tower_suffix: str = ""
+    untrained: tuple[str, ...] = ()
+    unquantised: tuple[str, ...] = ()
+    attention: Mapping[str, str] = field(default_factory=dict)
+    empty_thought: str = ""
+    has_tokenizer_model: bool = True
+    no_flash: str | None = None
+    inexact: str | None = None
+
+    @property
+    def text_linears(self) -> tuple[str, ...]:
+        """Linear layers of the language model that an adapter has."""
+        return _TEXT_LINEARS
+
+    @property
+    def not_quantised(self) -> list[str]:
+        """What QLoRA keeps in full precision: a frozen tower saves little memory in 4 bits and loses sight."""
+        parts = (TOWER, self.projector, *self.untrained)
+        return ["lm_head", *(f"model.{part}" for part in parts), *self.unquantised]
+
+    def adapted(self, *, named: Sequence[str], train_vision_tower: bool) -> str:
+        """Return a regex of the layers that get an adapter: `named` ones, or all linear ones, of the trained parts.
+
+        Raises:
+            PokegemmaError: the tower has none.
+        """
+        patterns = [rf".*language_model\..*\.({'|'.join(named or self.text_linears)})"]
+        if train_vision_tower:
+            if not self.tower_linears:
+                raise PokegemmaError(
+                    f"--train_vision_tower: the tower of {self.name} has no linear layers for LoRA; "
+                    "use --finetuning full, or leave it out"
+                )
+            patterns.append(rf".*{TOWER}\..*\.({'|'.join(named or self.tower_linears)}){self.tower_suffix}")
+        return "|".join(f"({pattern})" for pattern in patterns)
+
+
+FAMILIES = {
+    "gemma3": Family(
+        name="Gemma 3",
+        checkpoints="google/gemma-3-4b-it, 12b or 27b",
+        processor="Gemma3Processor",
+        projector="multi_modal_projector",
+        tower_linears=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        token_types="token_type_ids",
+        end_of_turn="<end_of_turn>",
+        layer_classes=("Gemma3DecoderLayer", "SiglipEncoderLayer"),
+        no_flash="it is causal inside images",
+    ),
+    "gemma3n": Family(
+        name="Gemma 3n",
+        checkpoints="google/gemma-3n-E2B-it or E4B",
+        processor="Gemma3nProcessor",
+        projector="embed_vision",
+        tower_linears=(),  # MobileNet V5 is made of convolutions
+        token_types="token_type_ids",
+        end_of_turn="<end_of_turn>",
+        layer_classes=("Gemma3nTextDecoderLayer",),
+        untrained=("audio_tower", "embed_audio"),
+        attention={"vision_config": "sdpa", "audio_config": "eager"},
+        # In training AltUp clamps its weights in place, which packed nf4 values do not survive.
+        unquantised=(r"model\.language_model\.layers\.\d+\.altup",),
+        inexact="its pictures go through a MobileNet at one size, its masks are causal inside pictures",
+    ),
+    "gemma4": Family(
+        name="Gemma 4",
+        checkpoints="google/gemma-4-E2B-it, E4B, 26B-A4B or 31B",
+        processor="Gemma4Processor",
+        projector="embed_vision",
+        tower_linears=_TEXT_LINEARS,
+        tower_suffix=r"\.linear",
+        token_types="mm_token_type_ids",
+        end_of_turn="<turn|>",
+        layer_classes=("Gemma4TextDecoderLayer", "Gemma4VisionEncoderLayer"),
+        untrained=("audio_tower", "embed_audio"),
+        attention={"audio_config": "eager"},
+        empty_thought="<|channel>thought\n<channel|>",
+        has_tokenizer_model=False,
+        no_flash="its full-attention heads are wider than the kernels allow",
+        inexact="a picture's tokens follow from its shape, its masks differ between kinds of layer",
+    ),
+}
+
+_TEXT_ONLY = {"gemma3_text": "gemma3", "gemma3n_text": "gemma3n", "gemma4_text": "gemma4"}
+
+
+def find_family(model_type: str | None, *, where: str) -> Family:
+    """Return the family of a `model_type`.
+
+    Args:
+        where: the checkpoint, for the message.
+
+    Raises:
+        PokegemmaError: it is none of ours; the message names what to take.
+    """
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if model_type in _TEXT_ONLY:
+        family = FAMILIES[_TEXT_ONLY[model_type]]
+        raise PokegemmaError(
+            f"{where}: a {family.name} for text alone ({model_type!r}), which sees no pictures; "
+            f"take {family.checkpoints}"
+        )
+    known = "; ".join(family.checkpoints for family in FAMILIES.values())
+    raise PokegemmaError(f"{where}: model type {model_type!r} is not a Gemma 3, 3n or 4 with vision; take {known}")
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """Return the family of a loaded config."""
+    return find_family(config.model_type, where=config.name_or_path or "the model")
+
+
+def require_exact(config: PreTrainedConfig, option: str) -> None:
+    """Refuse an option whose fast path is exact for Gemma 3 alone.
+
+    Args:
+        option: as the user writes it, such as "--samples_per_row".
+
+    Raises:
+        PokegemmaError: the model is of another family.
+    """
+    family = family_of(config)
+    if family.inexact:
+        raise PokegemmaError(f"{option}: not exact for {family.name} ({family.inexact}); leave it out")
+
+
+def require_packages(family: Family, *, where: str) -> None:
+    """Refuse a model whose code needs packages that are not installed.
+
+    Raises:
+        PokegemmaError: they are missing.
+    """
+    if family is FAMILIES["gemma3n"] and not is_timm_available():
+        raise PokegemmaError(
+            f"{where}: the vision tower of {family.name} needs timm and torchvision; "
+            "install them with: ./init.sh --with gemma3n"
+        )
+
+
+def attention_of_parts(config: PreTrainedConfig, attn_implementation: str) -> str | dict[str, str]:
+    """Return what `from_pretrained` is to be told: the implementation, and others for parts that do not know it.
+
+    transformers refuses to load a model of which one part, say the audio tower, which is not even used here, does not.
+
+    Raises:
+        PokegemmaError: the implementation is wrong for the family.
+    """
+    family = family_of(config)
+    if "flash" in attn_implementation and family.no_flash:
+        raise PokegemmaError(
+            f"attention {attn_implementation!r} is wrong for {family.name}: {family.no_flash}; "
+            "use sdpa, eager or flex_attention"
+        )
+    parts = {name: own for name, own in family.attention.items() if getattr(config, name, None) is not None}
+    if not parts:
+        return attn_implementation
+    # With "" alone transformers 5.23 leaves the parts that are not named at sdpa.
+    return {"": attn_implementation, "text_config": attn_implementation, "vision_config": attn_implementation, **parts}
+
+
+def check_checkpointing(config: PreTrainedConfig, *, reentrant: bool) -> None:
+    """Refuse reentrant gradient checkpointing of a model whose layers share keys and values.
+
+    It cuts the gradient from a layer to the one whose keys it uses, in silence: gradients of tiny models were off by
+    40 %.
+
+    Raises:
+        PokegemmaError: it is reentrant, and the model shares them.
+    """
+    if reentrant and getattr(config.get_text_config(), "num_kv_shared_layers", 0):
+        raise PokegemmaError(
+            f"reentrant gradient checkpointing gives {family_of(config).name} wrong gradients (its layers share keys "
+            "and values); leave out --gradient_checkpointing_kwargs (under DeepSpeed ZeRO-3 adapters make any of them "
+            "reentrant)"
+        )
+
+
+def set_fsdp_layers(model: torch.nn.Module, family: Family) -> None:
+    """Tell FSDP the layer classes of this model, since accelerate refuses to start when one it is told is absent.
+
+    accelerate_configs/fsdp2.yaml names Gemma 3's; names that are all in the model are left as they are.
+    """
+    named = os.environ.get(_FSDP_LAYERS)
+    if not named:
+        return
+    present = {type(module).__name__ for module in model.modules()}
+    if set(named.split(",")) <= present:
+        return
+    layers = ",".join(name for name in family.layer_classes if name in present)
+    logger.info("FSDP shards %s of %s, not %s", layers, family.name, named)
+    os.environ[_FSDP_LAYERS] = layers
+
+
+def head_width(config: PreTrainedConfig) -> int:
+    """Return the width of an attention head of the language model: the widest, where layers differ."""
+    text: Any = config.get_text_config()
+    if config.model_type == "gemma4":
+        return max(text.per_layer_config[layer].head_dim for layer in range(text.num_hidden_layers))
+    return text.head_dim
+
+
+def tower_shape(config: PreTrainedConfig) -> dict[str, int]:
+    """Return positions a picture, width, inner width and layers of the vision tower, for the memory estimate.
+
+    MobileNet V5's are those of its third stage at 768 px, where most of its 84 blocks are.
+    """
+    vision: Any = config.vision_config
+    if config.model_type == "gemma3n":
+        return {"positions": 48 * 48, "width": 640, "inner_width": 1280, "layers": 84}
+    positions = (vision.image_size // vision.patch_size) ** 2 if config.model_type == "gemma3" else 280 * 9
+    return {
+        "positions": positions,
+        "width": vision.hidden_size,
+        "inner_width": vision.intermediate_size,
+        "layers": vision.num_hidden_layers,
+    }
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer."""
+    ends = {tokenizer.convert_tokens_to_ids(family.end_of_turn) for family in FAMILIES.values()}
+    return [tokenizer.eos_token_id, *sorted(ends - {tokenizer.unk_token_id})]  # a tokenizer knows its own family's

@@ -1,0 +1,107 @@
+"""A tiny random Gemma 3 with every part of the real ones; other families are in tiny_models."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    GenerationConfig,
+    set_seed,
+)
+
+from pokegemma.gemma.tiny.tokenizer import CHAT_TEMPLATE, train_tokenizer
+
+
+def _published_key(key: str) -> str:
+    """Return the name that published checkpoints give a weight of a Gemma 3 built from its config."""
+    return key.replace("vision_tower.", "vision_tower.vision_model.", 1) if ".vision_model." not in key else key
+
+
+@torch.no_grad()
+def make_teachable(model: Gemma3ForConditionalGeneration) -> None:
+    """Set the random weights that adapters cannot reach to sizes from which LoRA on the others learns quickly.
+
+    transformers' own start leaves it little: a projector of zeros makes all pictures look the same, position
+    embeddings drown in the patches they are added to, and embeddings of 0.02, which are the LM head too, cannot make
+    one token much likelier than the others.
+    """
+    width = model.config.text_config.hidden_size
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=width**-0.5)
+    torch.nn.init.constant_(model.model.language_model.norm.weight, 2.0)  # a factor of 3: Gemma's norms add one
+    torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.6)
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+
+
+def make_tiny_gemma3(
+    folder: Path, *, seed: int = 0, image_size_px: int = 224, num_image_tokens: int = 256, sliding_window: int = 512
+) -> None:
+    """Write a tiny random Gemma 3 (about 2 million weights) that loads wherever the published ones do.
+
+    It has a SentencePiece tokenizer with Gemma's control symbols and byte fallback, the chat template, SigLIP
+    without a head, the projector, and six text layers of which the last has full attention. 224 px, patches of
+    14 px and 256 tokens a picture are what llama.cpp and mlx-vlm assume.
+
+    Args:
+        folder: an existing folder.
+        num_image_tokens: tokens a picture, the square of a divisor of `image_size_px` / 14.
+        sliding_window: tokens that the five other text layers look back.
+    """
+    set_seed(seed)
+    tokenizer = train_tokenizer(folder, seed=seed)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<end_of_turn>", "<end_of_image>")}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    config = Gemma3Config(
+        text_config={
+            "vocab_size": 64 * -(-len(tokenizer) // 64),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": sliding_window,
+            "max_position_embeddings": 8192,
+            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+            **special,
+        },
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": image_size_px,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=num_image_tokens,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=ids["<end_of_image>"],
+        image_token_index=tokenizer.image_token_id,
+        eos_token_id=[1, ids["<end_of_turn>"]],
+        tie_word_embeddings=True,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    make_teachable(model)
+    model.generation_config = GenerationConfig(
+        **{**special, "eos_token_id": [1, ids["<end_of_turn>"]]}, cache_implementation="hybrid", do_sample=False
+    )
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights = {_published_key(key): value for key, value in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    image_processor = Gemma3ImageProcessorPil(
+        size={"height": image_size_px, "width": image_size_px}, image_seq_length=num_image_tokens
+    )
+    processor = Gemma3Processor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+        image_seq_length=num_image_tokens,
+    )
+    processor.save_pretrained(folder)

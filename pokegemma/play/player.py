@@ -1,0 +1,167 @@
+"""Button after button of one session, asked as the model was trained: frame in, button out."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pokegemma.data import prompts
+from pokegemma.data.grids import compose_grid, fit_tile, open_picture, to_rgb
+from pokegemma.data.samples import Sample
+from pokegemma.data.trajectories import Trajectory
+from pokegemma.errors import PokegemmaError
+from pokegemma.evaluation.predict import Predictor
+from pokegemma.play.prompt_cache import PromptCache
+
+_UNSEEN = "unseen"
+"""Stands for the frame of the next decision."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The likeliest of `prompts.BUTTONS`, and the probabilities (8,) of all, normalised over the eight."""
+
+    button: str
+    probabilities: np.ndarray
+
+
+class Decider:
+    """Decide in one session of play, as fast as the last decision's work allows, and exactly as from whole prompts.
+
+        decider = Decider(predictor, goal="leave the house")
+        while playing:
+            decision = decider.decide(frame)  # a PIL picture just grabbed, or a file
+            press(decision.button)
+            decider.pressed(decision.button)
+            decider.prepare()  # while the game moves: the next decision then waits for its own frame alone
+
+    The layout is the collator's. What is shown is what `data.convert` makes of a recorded session: the last
+    `num_frames` frames as grid or pictures, or as trajectory conversations of at most `max_decisions` decisions, where
+    a new one begins with the last `overlap_decisions` of the one before (take training's values from run.json).
+
+    Raises:
+        PokegemmaError: the model's family has no exact cache, or the numbers leave nothing to show.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        goal: str | None,
+        num_frames: int = 4,
+        max_decisions: int = 16,
+        overlap_decisions: int = 2,
+    ) -> None:
+        if num_frames < 1 or not 0 <= overlap_decisions < max_decisions:
+            raise PokegemmaError(f"{num_frames} frames, {overlap_decisions} of {max_decisions} decisions: nothing left")
+        self.collator = predictor.collator
+        self.cache = PromptCache(predictor)
+        self.context = prompts.build_context(goal)
+        self.max_decisions, self.overlap_decisions = max_decisions, overlap_decisions
+        self.num_frames = num_frames
+        self._window: deque[str] = deque(maxlen=num_frames)  # names of frames, oldest first
+        self._frames: dict[str, Image.Image] = {}
+        self._previous: deque[str] = deque(maxlen=prompts.MAX_PREVIOUS_BUTTONS)
+        self._stretch: list[Sample] = []  # decisions of the conversation, answered
+        self._num_context = 0
+        self._asked: Sample | None = None
+        self._num_seen = 0
+        self._written: tuple[str, list[int]] = ("", [])  # the conversation's text up to its last answer, and its tokens
+
+    def decide(self, frame: Image.Image | str | Path) -> Decision:
+        """Return the button for the screen that the player sees now.
+
+        Raises:
+            PokegemmaError: the frame is a file that cannot be read, or the goal holds control symbols.
+            CheckFailedError: the model gives NaN.
+        """
+        picture = to_rgb(frame) if isinstance(frame, Image.Image) else open_picture(frame)
+        self._num_seen += 1
+        name = f"{self._num_seen:04d}.png"
+        self._window.append(name)
+        needed = {*self._window, *(name for sample in self._stretch for name in sample.frames)}
+        self._frames = {one: frame for one, frame in (*self._frames.items(), (name, picture)) if one in needed}
+        self._asked = self._sample(list(self._window))
+        _, ids = self._prompt(self._asked)
+        probabilities = self.cache.score(ids, [self._picture(one) for one in self._names(self._asked)])
+        return Decision(prompts.BUTTONS[int(probabilities.argmax())], probabilities)
+
+    def pressed(self, *buttons: str, answer: str | None = None) -> None:
+        """Say what was pressed after the last decision: its button, or others, or nothing.
+
+        Args:
+            answer: what a conversation says that the model answered, as `prompts.build_output` writes it; None: the
+                first of `buttons`, without reasons.
+        """
+        if self._asked is not None and buttons and self.collator.layout == "trajectory":
+            output = answer or prompts.build_output(button=buttons[0], reasoning="", context="")
+            self._answer(self._asked, output)
+        self._previous.extend(buttons)
+        self._asked = None
+
+    def prepare(self) -> None:
+        """Compute now what the next prompt begins with, up to the frame that nobody has seen yet."""
+        sample = self._sample([*self._window, _UNSEEN][-self.num_frames :])
+        _, ids = self._prompt(sample)
+        names, processor = self._names(sample), self.collator.processor
+        num_known = next(number for number, name in enumerate(names) if _UNSEEN in name)
+        soft = [at for at, token in enumerate(ids) if token == processor.tokenizer.image_token_id]
+        known = [self._picture(name) for name in names[:num_known]]
+        self.cache.prepare(ids[: soft[num_known * processor.image_seq_length]], known)
+
+    def _sample(self, window: list[str], output: str = "{}") -> Sample:
+        """Return the decision as the converter would write it, with names in the place of paths."""
+        frames = (window[0],) * (self.num_frames - len(window)) + tuple(window)
+        return Sample(
+            id=f"decision {self._num_seen}",
+            frames=frames,
+            image=" ".join(frames),
+            context=self.context,
+            question=prompts.build_question(list(self._previous)),
+            output=output,
+            metadata={"session": "play", "turn": self._num_seen, "previous_buttons": list(self._previous)},
+        )
+
+    def _example(self, sample: Sample) -> Sample | Trajectory:
+        if self.collator.layout != "trajectory":
+            return sample
+        return Trajectory((*self._stretch, sample), num_context=self._num_context)
+
+    def _names(self, sample: Sample) -> tuple[str, ...]:
+        return self.collator.picture_paths(self._example(sample))
+
+    def _picture(self, name: str) -> Image.Image:
+        if self.collator.layout != "grid":
+            return self._frames[name]
+        return Image.fromarray(compose_grid([np.asarray(fit_tile(self._frames[one])) for one in name.split()]))
+
+    def _prompt(self, sample: Sample) -> tuple[str, list[int]]:
+        """Return a prompt's text and its tokens, as the collator writes them."""
+        example = self._example(sample)
+        if isinstance(example, Sample):
+            messages = prompts.build_messages(example, self.collator.layout)
+        else:
+            messages = prompts.build_trajectory_messages(example)
+        text, (written, ids) = self._render(messages[:-1], ask=True), self._written
+        if written and text.startswith(written):
+            return text, ids + self.collator.tokenize_pieces([text[len(written) :]])[0]
+        row = self.collator.tokenize(example)
+        return text, row.ids[: row.answer_starts[-1]]
+
+    def _answer(self, sample: Sample, output: str) -> None:
+        """Append an answered decision to the conversation; where that is full, begin the next."""
+        text, ids = self._prompt(sample)
+        self._stretch.append(replace(sample, output=output))
+        messages = prompts.build_trajectory_messages(Trajectory(tuple(self._stretch), self._num_context))
+        whole = self._render(messages, ask=False)
+        self._written = whole, ids + self.collator.tokenize_pieces([whole[len(text) :]])[0]
+        if len(self._stretch) == self.max_decisions:
+            self._stretch = self._stretch[self.max_decisions - self.overlap_decisions :]
+            self._num_context = self.overlap_decisions
+
+    def _render(self, messages: Sequence[dict[str, Any]], *, ask: bool) -> str:
+        return self.collator.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)

@@ -1,0 +1,109 @@
+"""What trials of a batch size train and evaluate on: the longest rows of a dataset, which need the most memory."""
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pokegemma.data.samples import Sample, dataset_files
+from pokegemma.data.trajectories import Trajectory
+from pokegemma.gemma.batches.collator import Example
+from pokegemma.gemma.batches.processor_collator import Collator, make_collator
+from pokegemma.gemma.loading import load_config, load_processor, require_full_precision
+from pokegemma.training.inputs import eval_file, read_examples
+from pokegemma.training.options import DataOptions, ModelOptions
+
+
+def longest_first(examples: Iterator[Example], collator: Collator, *, number: int) -> list[tuple[int, Example]]:
+    """Return the `number` examples with the most tokens, each with its count, the longest first."""
+    counted = ((collator.count_tokens(example), example) for example in examples)
+    return heapq.nlargest(number, counted, key=lambda pair: pair[0])
+
+
+def _relocate(sample: Sample, *, split: str, step: int, row: int, source: Path) -> Sample:
+    """Return a sample whose pictures lie below SPLIT_row_N, and whose session is that of one row in one step."""
+
+    def below(path: str) -> str:
+        return f"{split}_row_{row}/{Path(path).relative_to(source).as_posix()}"
+
+    return dataclasses.replace(
+        sample,
+        frames=tuple(map(below, sample.frames)),
+        image=sample.image and below(sample.image),
+        metadata={**sample.metadata, "session": f"{sample.session} step {step} row {row}"},
+    )
+
+
+def _samples(example: Example) -> tuple[Sample, ...]:
+    """Return the samples of a row: cut from a file of their own, they have the tokens that it has."""
+    if not isinstance(example, Trajectory):
+        return (example,)
+    first, *others = example.samples
+    if example.num_context:  # shown without its window, which the beginning of a session has
+        first = dataclasses.replace(first, frames=first.frames[-1:])
+    return (first, *others)
+
+
+def write_rows(
+    examples: Sequence[Example], folder: Path, *, split: str, source: Path, step_rows: int, num_steps: int
+) -> None:
+    """Write `num_steps` times the same `step_rows` rows as SPLIT.jsonl in `folder`, examples repeated if too few.
+
+    Every step sees the same rows in the same order: the first forward pass of each is the largest there can be. Each
+    row has a link of its own to the pictures in `source`, since a batch of training rarely has one twice, and the
+    collator would read it once. All decisions of a trajectory count, also those that only were context.
+    """
+    folder.mkdir(exist_ok=True)
+    for row in range(step_rows):
+        (folder / f"{split}_row_{row}").symlink_to(source)
+    with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
+        for step in range(num_steps):
+            for row, example in enumerate(itertools.islice(itertools.cycle(examples), step_rows)):
+                for sample in _samples(example):
+                    file.write(f"{_relocate(sample, split=split, step=step, row=row, source=source).to_json()}\n")
+
+
+def write_trial_dataset(
+    data: DataOptions, model: ModelOptions, folder: Path, *, step_rows: int, num_steps: int, eval_rows: int = 0
+) -> list[int]:
+    """Write what a trial trains on into `folder`, and return the tokens of its different rows, the longest first.
+
+    Args:
+        eval_rows: rows to evaluate on at most; 0 where training does not evaluate.
+
+    Raises:
+        PokegemmaError: dataset or processor cannot be read, or the model is stored quantised.
+    """
+    path, beside = dataset_files(Path(data.dataset_path))
+    base = model.model_name_or_path
+    require_full_precision(load_config(base), where=base)
+    processor = load_processor(base, model.image_size, model.image_attention)
+    collator = make_collator(processor, layout=data.layout, dataset_folder=Path())
+
+    def longest_rows(path: Path, number: int) -> list[tuple[int, Example]]:
+        examples = tqdm(read_examples(path, data), "count tokens", leave=False, disable=None)
+        return longest_first(examples, collator, number=number)
+
+    longest = longest_rows(path, step_rows)
+    write_rows(
+        [example for _, example in longest],
+        folder,
+        split="train",
+        source=path.parent.resolve(),
+        step_rows=step_rows,
+        num_steps=num_steps,
+    )
+    held_out = eval_file(data, beside) if eval_rows else None
+    if held_out is not None and (rows := longest_rows(held_out, eval_rows)):
+        write_rows(
+            [example for _, example in rows],
+            folder,
+            split="eval",
+            source=held_out.parent.resolve(),
+            step_rows=len(rows),
+            num_steps=1,
+        )
+    return [num_tokens for num_tokens, _ in longest]

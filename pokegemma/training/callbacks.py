@@ -1,0 +1,58 @@
+"""Callbacks that stop a run on a signal and evaluate at its end."""
+
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+logger = logging.getLogger(__name__)
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM or SIGINT, finish the optimizer step, save a checkpoint and stop; on a second SIGINT, stop at once.
+
+    A context manager around `Trainer.train`. Unlike transformers' just-in-time checkpoint, which may save between
+    two halves of an accumulated step, it saves at the end of a step only, and in the same one on every process.
+    `stopped` says whether it did; a signal during the last step changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopOnSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._requested = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        requested = self._requested
+        if args.world_size > 1:  # the signal may reach the processes in different steps
+            flag = torch.tensor(float(requested), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            requested = bool(flag.item())
+        if requested and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+            logger.warning("stopping after step %d of %d, as asked by a signal", state.global_step, state.max_steps)
+
+
+class EvaluateAtEnd(TrainerCallback):
+    """Evaluate after the last step, too: a run shorter than `--eval_steps` would not say what it learned."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
+            control.should_evaluate = True

@@ -1,0 +1,50 @@
+"""The curves of loss and learning rate, drawn while training runs."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pokegemma.outputs import atomic_file
+
+CURVE_FILE = "loss_curve.png"
+
+
+class CurvePlotter(TrainerCallback):
+    """Keep loss_curve.png in the output folder: losses and button accuracy by step."""
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._write(args, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._write(args, state)
+
+    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.is_world_process_zero and any("loss" in entry for entry in state.log_history):
+            plot_curves(state.log_history, Path(args.output_dir) / CURVE_FILE)
+
+
+def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
+    """Draw training and evaluation loss, and button accuracy where there is any, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    losses = figure.subplots()
+    losses.set(xlabel="optimizer step", ylabel="loss (nats a token)")
+    for key, label in (("loss", "training loss"), ("eval_loss", "evaluation loss")):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            losses.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
+    losses.set_yscale("log")
+    losses.grid(alpha=0.3, which="both")
+    accuracies = [(e["step"], 100 * e["eval_button_accuracy"]) for e in log_history if "eval_button_accuracy" in e]
+    lines = losses.get_lines()
+    if accuracies:
+        right = losses.twinx()
+        right.set(ylabel="button accuracy (%)", ylim=(0, 102))
+        lines = [*lines, *right.plot(*zip(*accuracies, strict=True), "s--C2", label="evaluation button accuracy")]
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

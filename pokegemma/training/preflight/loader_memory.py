@@ -1,0 +1,129 @@
+"""How much shared memory a training run needs for the batches of its data loader workers."""
+
+import math
+import mmap
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pokegemma.data.trajectories import Trajectory
+from pokegemma.gemma.batches.collator import Example
+from pokegemma.gemma.batches.processor_collator import Collator
+from pokegemma.gemma.batches.shared_memory import PREFETCH_FACTOR, SEMAPHORE_BYTES, check_free
+from pokegemma.training.inputs import read_examples
+from pokegemma.training.options import DataOptions, TrainingOptions
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a training run loads its batches; `eval_batch_size` is 0 where it does not evaluate.
+
+    `on_cpu`: batches stay in shared memory for as long as training keeps them; a GPU gets copies.
+    """
+
+    num_workers: int
+    batch_size: int
+    eval_batch_size: int
+    accumulation: int
+    on_cpu: bool
+    prefetch_factor: int = PREFETCH_FACTOR
+    num_processes: int = field(default_factory=lambda: int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+@dataclass(frozen=True)
+class RowSize:
+    """The number of rows of a split, and the bytes of each tensor that a batch of its largest row has."""
+
+    num_rows: int
+    tensors: tuple[int, ...]
+
+    def batch_bytes(self, batch_size: int) -> int:
+        """Return the shared memory of a batch: each tensor has pages of its own."""
+        return sum(math.ceil(size * batch_size / mmap.PAGESIZE) * mmap.PAGESIZE for size in self.tensors)
+
+
+def measure_rows(
+    collator: Collator, examples: Iterable[Example], *, bytes_per_picture: int | None = None
+) -> RowSize | None:
+    """Return what the collator makes of the row with the most pictures, and of those the most text; None for no rows.
+
+    Args:
+        bytes_per_picture: of its features, where they will take the place of pixels.
+
+    Raises:
+        PokegemmaError: a picture of that row cannot be read.
+    """
+    largest, largest_key, num_rows = None, (-1, -1), 0
+    for example in examples:
+        samples = example.samples if isinstance(example, Trajectory) else (example,)
+        num_characters = sum(len(one.context) + len(one.question) + len(one.output) for one in samples)
+        key = (len(set(collator.picture_paths(example))), num_characters)
+        if key > largest_key:
+            largest, largest_key = example, key
+        num_rows += 1
+    if largest is None:
+        return None
+    sizes = {name: tensor.nbytes for name, tensor in collator([largest]).items()}
+    if bytes_per_picture is not None:
+        sizes["pixel_values"] = largest_key[0] * bytes_per_picture
+    return RowSize(num_rows, tuple(sizes.values()))
+
+
+def needed_bytes(loading: Loading, train: RowSize | None, held_out: RowSize | None) -> int:
+    """Return the shared memory that training needs at most, with the evaluation within it.
+
+    Each worker has `prefetch_factor` batches ready, and a fast one makes another before training lets go of its last.
+    On a CPU, training keeps the batches of an optimizer step until it has those of the next one, and a loader is one
+    batch ahead; a GPU keeps copies. During an evaluation the training loader stays as it is.
+    """
+    if not loading.num_workers or train is None:
+        return 0
+    ready = loading.num_workers * loading.prefetch_factor
+    kept, resting, evaluating = (2 * loading.accumulation, loading.accumulation + 1, 2) if loading.on_cpu else (1, 1, 1)
+
+    def share(rows: RowSize, batch_size: int, num_batches: int) -> int:
+        num_of_process = math.ceil(rows.num_rows / loading.num_processes / batch_size)
+        return rows.batch_bytes(min(batch_size, rows.num_rows)) * min(num_batches, num_of_process)
+
+    semaphores = loading.num_workers * SEMAPHORE_BYTES
+    needed = share(train, loading.batch_size, ready + kept + 1) + semaphores
+    if held_out is not None and loading.eval_batch_size:
+        evaluation = share(held_out, loading.eval_batch_size, ready + evaluating + 1)
+        needed = max(needed, share(train, loading.batch_size, ready + resting) + evaluation + 2 * semaphores)
+    return needed * loading.num_processes
+
+
+def check_workers(
+    data: DataOptions,
+    training: TrainingOptions,
+    collator: Collator,
+    train_path: Path,
+    eval_path: Path | None,
+    *,
+    bytes_per_picture: int | None,
+) -> None:
+    """Refuse to train with more data loader workers than shared memory has room for.
+
+    Args:
+        eval_path: None where training does not evaluate.
+        bytes_per_picture: of its features, where they take the place of pixels.
+
+    Raises:
+        SharedMemoryError: it has too little room.
+    """
+    if not training.dataloader_num_workers:
+        return
+    train, held_out = (
+        path and measure_rows(collator, read_examples(path, data), bytes_per_picture=bytes_per_picture)
+        for path in (train_path, eval_path)
+    )
+    loading = Loading(
+        num_workers=training.dataloader_num_workers,
+        batch_size=training.per_device_train_batch_size,
+        eval_batch_size=training.per_device_eval_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        on_cpu=training.device.type == "cpu",
+        prefetch_factor=training.dataloader_prefetch_factor or PREFETCH_FACTOR,
+    )
+    check_free(needed_bytes(loading, train, held_out))

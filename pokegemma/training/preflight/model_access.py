@@ -1,0 +1,104 @@
+"""Is the model there, whole, and may it be used? A folder, the local cache, or the Hugging Face Hub."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # of the client that this version of the library uses, httpx or httpx2
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+
+from pokegemma.data.checks.records import Check
+from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.families import family_of
+from pokegemma.gemma.loading import load_config, load_processor
+
+_GIB = 2**30
+_INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    """Return what a checkpoint folder lacks: the config, whole weights, tokenizer, image processor, chat template."""
+    if not (folder / "config.json").is_file():
+        return ["config.json is missing"]
+    problems = []
+    index = folder / _INDEX
+    if index.is_file() and not (folder / _WEIGHTS).is_file():  # transformers prefers the one file
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            return [f"{index.name} cannot be read: {error}"]
+    else:
+        shards = [_WEIGHTS]
+    for shard in shards:
+        if not (folder / shard).is_file():
+            problems.append(f"{shard} is missing")
+            continue
+        try:
+            with safe_open(folder / shard, framework="pt"):
+                pass  # compares the header with the file's size
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{shard} is damaged: {error}")
+    try:
+        load_processor(folder)  # and the config
+    except PokegemmaError as error:
+        problems.append(str(error).removeprefix(f"{folder}: "))
+    return problems
+
+
+def _check_hub_access(model: str) -> Check:
+    name, absent = "model access", f"{model} is not on this machine"
+    licence = f"accept its licence at https://huggingface.co/{model} and set HUGGINGFACE_TOKEN in .env"
+    if constants.is_offline_mode():
+        return Check(name, "FAIL", f"{absent}, and HF_HUB_OFFLINE forbids to download it")
+    try:
+        api = HfApi()
+        api.auth_check(model)
+        files = api.model_info(model, files_metadata=True).siblings or []
+    except GatedRepoError:
+        return Check(name, "FAIL", f"{model} is gated: {licence}")
+    except RepositoryNotFoundError:
+        return Check(name, "FAIL", f"{model}: no such model on the Hugging Face Hub, or it is private: {licence}")
+    except OfflineModeIsEnabled:
+        return Check(name, "FAIL", f"{absent}, and HF_HUB_OFFLINE forbids to download it")
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        return Check(name, "FAIL", f"{absent}, and the Hugging Face Hub cannot be reached: {reason}")
+    except ValueError:
+        return Check(name, "FAIL", f"{model} is neither a folder nor a model id like google/gemma-3-4b-it")
+    size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+    return Check(name, "PASS", f"{model} can be downloaded ({size / _GIB:.1f} GiB)")
+
+
+def is_on_this_machine(model: str) -> bool:
+    """Return whether `model` is a folder, or whole in the local cache of the Hub."""
+    if Path(model).is_dir():
+        return True
+    try:
+        return not _folder_problems(Path(snapshot_download(model, local_files_only=True)))
+    except (LocalEntryNotFoundError, ValueError):
+        return False
+
+
+def check_model_access(model: str) -> Check:
+    """Fail if `model` (a folder or a Hub id) cannot be loaded: what is missing, gated, private or out of reach."""
+    name = "model access"
+    if not Path(model).is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            return Check(name, "FAIL", f"{model}: no such folder")
+        if is_on_this_machine(model):
+            return Check(name, "PASS", f"{model} is whole in the local cache")
+        return _check_hub_access(model)
+    problems = _folder_problems(Path(model))
+    if problems:
+        return Check(name, "FAIL", f"{model}: {problems[0]}", tuple(problems))
+    config = load_config(model)
+    layers, width = config.text_config.num_hidden_layers, config.text_config.hidden_size
+    found = f"{family_of(config).name}, {layers} layers, {width} wide"
+    return Check(name, "PASS", f"{model}: {found}; config, weights and processor whole")

@@ -1,0 +1,120 @@
+"""Fixtures of deployment: models converted, questions, servers that behave badly, a model that can be seen to see."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pokegemma.data.samples import read_samples
+from pokegemma.engines.questions import Question, build_questions
+from tests.export import mlx_cases
+from tests.serving.served import write_colour_dataset, write_colour_model
+
+
+@pytest.fixture(scope="session")
+def gguf_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny model as f16, q8_0 and q4_k_m, by the converter that ./init.sh --with gguf fetched."""
+    from pokegemma.export.gguf import convert
+    from pokegemma.export.llama_cpp_converter import find_converter
+
+    folder = tmp_path_factory.mktemp("gguf") / "tiny"
+    convert(tiny_model, folder, quantizations=["f16", "q8_0", "q4_k_m"], converter=find_converter(None))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def questions(toy_dataset: Path) -> list[Question]:
+    """Return six questions of the layout `grid` for the tiny model."""
+    samples = list(read_samples(toy_dataset / "eval.jsonl"))[:6]
+    return build_questions(samples, layout="grid", dataset_folder=toy_dataset, size_px=56)
+
+
+@pytest.fixture(scope="session")
+def mlx_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny Gemma 3 with positions like those of a 4B, and 16 tokens a picture instead of 256."""
+    from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_tiny_gemma3(
+        folder, image_size_px=mlx_cases.IMAGE_SIZE_PX, num_image_tokens=mlx_cases.IMAGE_TOKENS, sliding_window=64
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["rope_parameters"]["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mlx_folder(mlx_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return it converted for MLX, 16 bits."""
+    from pokegemma.export.mlx import convert_to_mlx
+
+    folder = tmp_path_factory.mktemp("mlx") / "16bit"
+    convert_to_mlx(mlx_checkpoint, folder)
+    return folder
+
+
+@pytest.fixture
+def adversary() -> Iterator[Callable[[str], str]]:
+    """Return a function that starts a server of a kind (see adversary.py) and returns its URL."""
+    started = []
+
+    def start(kind: str) -> str:
+        command = [sys.executable, str(Path(__file__).with_name("serving") / "adversary.py"), kind]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return f"http://127.0.0.1:{int(process.stdout.readline())}"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def closed_url() -> Iterator[str]:
+    """Return where no server is, nor can be: the port is held, and nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def colour_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset of a red and a blue picture."""
+    return write_colour_dataset(tmp_path_factory.mktemp("colours") / "dataset")
+
+
+@pytest.fixture(scope="session")
+def colour_model(colour_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model that answers "up" to red and "down" to blue."""
+    folder = tmp_path_factory.mktemp("colour_model")
+    write_colour_model(folder, colour_dataset)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colour_gguf(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return it converted for llama.cpp, as f16."""
+    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
+    from pokegemma.export.gguf import convert
+    from pokegemma.export.llama_cpp_converter import find_converter
+
+    folder = tmp_path_factory.mktemp("colour_gguf") / "gguf"
+    convert(colour_model, folder, quantizations=["f16"], converter=find_converter(None))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colour_mlx(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return it converted for MLX, 16 bits."""
+    pytest.importorskip("mlx_vlm", reason="needs ./init.sh --with mlx")
+    from pokegemma.export.mlx import convert_to_mlx
+
+    folder = tmp_path_factory.mktemp("colour_mlx") / "mlx"
+    convert_to_mlx(colour_model, folder)
+    return folder

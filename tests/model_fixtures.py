@@ -1,0 +1,51 @@
+"""Fixtures for the model side: a collator per layout over the toy dataset."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import Gemma3Processor
+from transformers.utils import is_timm_available
+
+from pokegemma.data.samples import Sample, read_samples
+from pokegemma.gemma.batches.collator import Gemma3Collator
+from pokegemma.gemma.loading import load_processor
+from pokegemma.gemma.tiny import gemma3n_gemma4
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_model: Path) -> Gemma3Processor:
+    return load_processor(tiny_model)
+
+
+@pytest.fixture
+def make_collator(processor: Gemma3Processor, toy_dataset: Path) -> Callable[[str], Gemma3Collator]:
+    return lambda layout: Gemma3Collator(processor=processor, layout=layout, dataset_folder=toy_dataset)
+
+
+@pytest.fixture(scope="session")
+def samples(toy_dataset: Path) -> list[Sample]:
+    return list(read_samples(toy_dataset / "train.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that makes a tiny checkpoint of another family once: gemma3n (by timm), gemma4, gemma4_large.
+
+    Pictures of 16 tokens for Gemma 3n, at most 70 for Gemma 4; a window shorter than a sample.
+    """
+
+    @functools.cache
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"tiny_{name}")
+        if name == "gemma3n":
+            if not is_timm_available():
+                pytest.skip("Gemma 3n's tower needs timm and torchvision (requirements-gemma3n.txt)")
+            gemma3n_gemma4.make_tiny_gemma3n(folder, image_size_px=64, num_image_tokens=16, sliding_window=64)
+        else:
+            large = name == "gemma4_large"
+            gemma3n_gemma4.make_tiny_gemma4(folder, max_image_tokens=70, sliding_window=64, large=large)
+        return folder
+
+    return make

@@ -1,0 +1,273 @@
+"""Work on a Ray cluster: the same bytes as one machine, mistakes in one line, nothing left behind."""
+
+import functools
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pokegemma.data import corpus
+from pokegemma.data.convert import WindowOptions
+from pokegemma.data.corpus import OUTPUTS, convert_corpus
+from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.parallel import ray_cluster
+from pokegemma.parallel.workers import map_items
+from pokegemma.provenance import PROJECT_ROOT
+from tests.conftest import failed_turn, raw_frame, turn_record, write_session
+from tests.data.test_convert import folder_hashes
+from tests.data.test_stopped_conversion import processes_in_group
+from tests.processes import WAIT_S, free_port, wait_until
+from tests.toy_work import count_calls, die, divide, fail_at_three, fail_to_start, note_ray_worker, use_state
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ./init.sh --with ray"),
+]
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory):
+    """Start a Ray of two CPUs as a user does, with `ray start`; return its address and that for Ray clients."""
+    port, client_port = free_port(), free_port()
+    folder = Path("/tmp") / f"ray-test-{port}"  # a socket's path must be short
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        f"--ray-client-server-port={client_port}",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--temp-dir={folder}",
+    ]
+    with open(tmp_path_factory.mktemp("ray") / "log", "w+") as log:
+        # Ray gives the server of a client 30 s to start, which a busy machine may exceed.
+        environ = os.environ | {
+            "PYTHONPATH": str(PROJECT_ROOT),
+            "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": str(WAIT_S),
+        }
+        process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
+        try:
+            log_text = Path(log.name).read_text
+            wait_until(lambda: "Ray runtime started" in log_text(), process)
+            yield f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}"
+        finally:
+            for member in processes_in_group(process.pid):  # SIGTERM would take Ray half a minute
+                os.kill(member, signal.SIGKILL)
+            process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def sessions(tmp_path):
+    """Write sessions whole, truncated, empty, without some frames, and copied; return their folder."""
+    runs = tmp_path / "runs"
+    for number in range(5):
+        turns = [
+            turn_record(turn, ["up", "a"][turn % 2], timestamp=f"2025-06-2{number}T18:{turn:02d}:00")
+            for turn in range(1, 6 + 4 * number)
+        ]
+        write_session(runs / f"session_{number}", turns, steps=None if number else [1, 2, 5])
+    shutil.copytree(runs / "session_3", runs / "session_copy")
+    (runs / "session_4" / "sshots" / "step_0007_grid.png").write_bytes(b"broken")
+    write_session(runs / "session_empty", [])
+    write_session(runs / "session_failed", [failed_turn(1)])
+    write_session(runs / "session_raw", [turn_record(1)], enhanced_turns=[raw_frame(1, 77)])
+    record = write_session(runs / "session_cut", [turn_record(1)]) / "session_data.json"
+    record.write_bytes(record.read_bytes()[:100])
+    return runs
+
+
+def convert(data_dir, output, **options):
+    return convert_corpus(data_dir, output, window=WindowOptions(), eval_fraction=0.3, **options)
+
+
+def assert_done_by_ray(workers, *, num_workers):
+    """Check what `note_ray_worker` left: so many processes, none of them this one, each an actor of Ray."""
+    actors = {int(path.name): path.read_text() for path in workers.iterdir()}
+    assert len(actors) == num_workers and os.getpid() not in actors
+    assert len(set(actors.values())) == num_workers and "None" not in actors.values()
+
+
+def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_path, capfd, monkeypatch):
+    report = convert(sessions, tmp_path / "one", num_workers=1)
+    workers = tmp_path / "workers"
+    workers.mkdir()
+    note = lambda work, items, **options: map_items(  # noqa: E731
+        functools.partial(note_ray_worker, work=work, folder=workers), items, **options
+    )
+    monkeypatch.setattr(corpus, "map_items", note)
+    assert convert(sessions, tmp_path / "ray", num_workers=2, ray_address="local") == report
+    assert_done_by_ray(workers, num_workers=2)
+    assert report["sessions"]["unreadable"] == 2 and len(report["problems"]) > 2
+    hashes = folder_hashes(tmp_path / "one")
+    assert len(hashes) > 50 and folder_hashes(tmp_path / "ray") == hashes
+    assert capfd.readouterr().out == ""
+    assert {path.name for path in (tmp_path / "ray").iterdir()} == set(OUTPUTS)
+
+
+def test_each_worker_makes_its_state_once_and_results_come_in_order(addresses, tmp_path):
+    items = [f"item {number}" for number in range(12)]
+    (workers := tmp_path / "workers").mkdir()
+    (begun := tmp_path / "begun").mkdir()
+    work = functools.partial(use_state, folder=begun, num_workers=2)
+    work = functools.partial(note_ray_worker, work=work, folder=workers)
+    results = list(map_items(work, items, num_workers=2, initialize=count_calls, ray_address=addresses[0], size=len))
+    assert_done_by_ray(workers, num_workers=2)
+    assert [result[0] for result in results] == items
+    processes = {result[1] for result in results}
+    assert len(processes) == 2 and os.getpid() not in processes
+    for process in processes:
+        calls = sorted(result[2] for result in results if result[1] == process)
+        assert calls == list(range(1, len(calls) + 1))
+    assert all(result[1] == result[3] for result in results)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_processes_of_this_machine_make_their_state_once_too(num_workers, tmp_path):
+    work = functools.partial(use_state, folder=tmp_path, num_workers=num_workers)
+    results = list(map_items(work, ["a", "b", "c", "d"], num_workers=num_workers, initialize=count_calls))
+    assert [result[0] for result in results] == ["a", "b", "c", "d"]
+    assert len({result[1] for result in results}) == num_workers
+    assert all(result[1] == result[3] for result in results)
+
+
+@pytest.mark.parametrize("where", ["here", "processes", "ray"])
+def test_an_error_of_a_worker_is_raised_as_it_was(where, addresses):
+    options = {"num_workers": 1 if where == "here" else 2, "ray_address": addresses[0] if where == "ray" else None}
+    with pytest.raises(CheckFailedError, match=r"^item 3: broken$"):
+        list(map_items(fail_at_three, range(5), **options))
+    with pytest.raises(PokegemmaError, match=r"^model not found$"):
+        list(map_items(fail_at_three, range(5), initialize=fail_to_start, **options))
+
+
+def test_a_bug_shows_its_traceback_and_a_worker_that_always_dies_is_one_line(addresses):
+    with pytest.raises(Exception, match=r"(?s)in divide.*ZeroDivisionError"):
+        list(map_items(divide, [1, 0], num_workers=2, ray_address=addresses[0]))
+    with pytest.raises(PokegemmaError, match=r"^a Ray worker died 3 times \(out of memory\?\)") as error:
+        list(map_items(die, [1], num_workers=1, ray_address=addresses[0]))
+    assert "\n" not in str(error.value)
+
+
+def test_no_thread_of_ray_data_outlives_the_connection(addresses, monkeypatch):
+    """It would call Ray after the shutdown, which starts another Ray or ends this process."""
+    alive = lambda: [one for one in threading.enumerate() if one.name.startswith(ray_cluster._EXECUTOR_THREAD)]  # noqa: E731
+    counts, join = [], ray_cluster._join_executors
+    monkeypatch.setattr(ray_cluster, "_join_executors", lambda: (join(), counts.append(len(alive()))))
+    results = map_items(divide, [1, 2, 4, 5], num_workers=1, ray_address=addresses[0])
+    next(results)
+    assert len(alive()) == 1
+    results.close()
+    assert counts == [0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_folder_that_a_worker_does_not_see_is_one_line(sessions, tmp_path, addresses):
+    with pytest.raises(
+        PokegemmaError, match=r"^Ray worker on .* does not see what /proc/self/fd/\d+ holds here: "
+    ) as error:
+        descriptor = os.open(sessions, os.O_RDONLY)  # a path that means this folder in this process only
+        convert(Path(f"/proc/self/fd/{descriptor}"), tmp_path / "out", num_workers=2, ray_address=addresses[0])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_with_other_code_is_refused():
+    versions = ray_cluster.code_versions() | {"pillow": "1.0"}
+    with pytest.raises(PokegemmaError, match=r"^Ray worker on \S+: pillow is [\d.]+ there and 1\.0 here; "):
+        ray_cluster.Job(divide, None, {}, versions).check_machine()
+
+
+def test_a_ray_client_gets_the_same_bytes(sessions, tmp_path, addresses):
+    convert(sessions, tmp_path / "one", num_workers=1)
+    command = [
+        sys.executable,
+        "scripts/convert_eevee_data_v2.py",
+        "--eevee_data_dir",
+        str(sessions),
+        "--output_dir",
+        str(tmp_path / "ray"),
+        "--eval_fraction",
+        "0.3",
+        "--ray_address",
+        addresses[1],
+    ]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert folder_hashes(tmp_path / "ray") == folder_hashes(tmp_path / "one")
+
+
+def test_more_gpus_than_there_are_is_one_line(addresses):
+    with pytest.raises(PokegemmaError, match=r"^the Ray cluster has 0 GPUs, a worker needs 1$"):
+        list(map_items(divide, [1], num_workers=1, num_gpus=1, ray_address=addresses[0]))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "host:port"])
+def test_an_address_without_ray_is_one_line(address):
+    with pytest.raises(
+        PokegemmaError, match=rf'^--ray_address {address}: .*; give "local", "auto", host:port or ray://'
+    ):
+        list(map_items(divide, [1], num_workers=1, ray_address=address))
+
+
+def test_without_ray_installed_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PokegemmaError, match=r"\./init\.sh --with ray, or pip install 'pokegemma\[ray\]'$"):
+        list(map_items(divide, [1], num_workers=1, ray_address="local"))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("kind", ["local", "cluster"])
+def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, addresses, kind, number, status):
+    frame = raw_frame(1, 5)  # drawn once: for every turn it would take ten seconds
+    for name in ("a", "b"):
+        turns = [turn_record(turn, screenshot_path=f"{name}{turn}") for turn in range(1, 6000)]
+        raw = [frame | {"turn_number": turn} for turn in range(1, 6000)]
+        write_session(tmp_path / "runs" / f"session_{name}", turns, steps=[], enhanced_turns=raw)
+    address = "local" if kind == "local" else addresses[0]
+    command = [
+        sys.executable,
+        "scripts/convert_eevee_data_v2.py",
+        "--eevee_data_dir",
+        str(tmp_path / "runs"),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--num_workers",
+        "2",
+        "--ray_address",
+        address,
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=PROJECT_ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
+    )
+    try:
+        written = lambda: list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))  # noqa: E731
+        wait_until(lambda: len(written()) == 2, process)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
+        _, errors = process.communicate(timeout=WAIT_S)
+        assert process.returncode == status, errors
+        assert "Traceback" not in errors
+        wait_until(lambda: not processes_in_group(process.pid))
+        time.sleep(1)  # for a worker that would still write
+        assert not (tmp_path / "out").exists()
+    finally:
+        for member in processes_in_group(process.pid):
+            os.kill(member, signal.SIGKILL)

@@ -1,0 +1,428 @@
+"""Each way in which a server can fail is told by its name; limits are judged over the window."""
+
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pokegemma.data.samples import read_samples
+from pokegemma.engines.questions import Question, build_questions
+from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import PROJECT_ROOT
+from pokegemma.serving.monitor import Check, Limits, Monitor, format_summary, watch
+from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook
+from pokegemma.serving.processes import ServerProcesses, Usage, gpu_memory_bytes
+from tests.processes import WAIT_S, free_port, killed_after, wait_until
+from tests.serving.served import write_colour_dataset
+
+SCRIPT = PROJECT_ROOT / "scripts" / "health_monitor.py"
+LIMITS = Limits(timeout_s=100, max_latency_p95_s=90, max_consecutive_failures=2, window=4)
+"""A right answer is in time, however busy the machine."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_colour_dataset(tmp_path_factory.mktemp("health") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def questions(dataset: Path) -> list[Question]:
+    samples = read_samples(dataset / "train.jsonl")
+    return build_questions(samples, layout="grid", dataset_folder=dataset, size_px=56)
+
+
+@pytest.fixture
+def make_monitor(questions: list[Question]) -> Callable[..., Monitor]:
+    return lambda url, limits=LIMITS, usage=Usage: Monitor(url, questions, limits, usage=usage)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("right", "healthy"),
+        ("slow", "slow"),
+        ("lying", "lying"),
+        ("nonsense", "lying"),
+        ("refusing", "refusing"),
+        ("hanging", "hanging"),
+        ("trickling", "hanging"),
+    ],
+)
+def test_a_server_is_what_it_does(
+    kind: str, state: str, adversary: Callable[[str], str], make_monitor: Callable[..., Monitor]
+) -> None:
+    limits = Limits(
+        timeout_s=0.3 if state == "hanging" else 100,
+        max_latency_p95_s=0.3 if state == "slow" else 90,
+        max_consecutive_failures=2,
+    )
+    monitor = make_monitor(adversary(kind), limits)
+    first, second = (monitor.run_check() for _ in range(2))
+    assert (first.state, second.state) == (state, state)
+    assert first.breaches == ()  # one failure is none
+    assert second.breaches == (() if state == "healthy" else (state,))
+    assert (second.latency_s is None) == (state in ("refusing", "hanging"))
+
+
+def test_a_server_that_is_killed_is_dead(make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]) -> None:
+    url = adversary("right")
+    processes = ServerProcesses(url)
+    monitor = make_monitor(url, usage=processes.usage)
+    check = monitor.run_check()
+    assert (check.state, check.detail) == ("healthy", "up")
+    assert check.memory_bytes > 5 * 2**20
+    listener = processes.usage().listener
+    listener.kill()
+    listener.wait(60)
+    checks = [monitor.run_check() for _ in range(2)]
+    assert [check.state for check in checks] == ["dead", "dead"]
+    assert checks[-1].breaches == ("dead",)
+    assert checks[-1].memory_bytes is None
+    assert not monitor.summary()["passed"]
+
+
+def test_a_server_that_fails_now_and_then_is_told_by_the_rate(
+    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str], closed_url: str
+) -> None:
+    monitor = make_monitor(adversary("right"), replace(LIMITS, min_valid_rate=0.6))
+    right, breaches = monitor.server_url, []
+    for url in (right, closed_url, right, closed_url, right, right, right):
+        monitor.server_url = url
+        breaches.append(monitor.run_check().breaches)
+    # 4, 3, 3, 2, 2, 3, 3 of the last four are valid, or to come; never two failures in a row.
+    assert breaches == [(), (), (), ("dead",), ("dead",), (), ()]
+    assert not monitor.summary()["passed"]  # a breach that is over is still one
+
+
+@pytest.mark.parametrize("first", [("dead", None), ("slow", 9.0)])
+def test_one_bad_check_is_no_breach_however_few_there_were(
+    first: tuple[str, float | None], make_monitor: Callable[..., Monitor], closed_url: str
+) -> None:
+    monitor, answers = make_monitor(closed_url, Limits()), iter([first, *[("healthy", 0.1)] * 18, first])
+    monitor._ask = lambda question: (*next(answers), "")
+    checks = [monitor.run_check() for _ in range(20)]
+    assert [check.breaches for check in checks[:19]] == [()] * 19
+    assert checks[-1].breaches == (first[0],)  # two of twenty: one is the limit
+
+
+def test_percentiles_are_those_of_the_window(make_monitor: Callable[..., Monitor]) -> None:
+    monitor = make_monitor("http://127.0.0.1:1")
+    for latency_s in (9.0, 1.0, 2.0, 3.0, 4.0):  # the window holds four
+        monitor._last.append(("healthy", latency_s))
+    window = monitor.window()
+    assert (window.latency_p50_s, window.num_checks) == (2.5, 4)
+    assert window.latency_p95_s == pytest.approx(3.85)
+    assert window.latency_p99_s == pytest.approx(3.97)
+
+
+@pytest.mark.parametrize(
+    ("limits", "usage", "breaches"),
+    [
+        (Limits(max_memory_gib=1), Usage(memory_bytes=2**30 + 1), ("memory",)),
+        (Limits(max_memory_gib=1), Usage(memory_bytes=2**30), ()),
+        (Limits(max_memory_gib=1), Usage(), ()),
+        (Limits(max_gpu_memory_gib=2), Usage(gpu_memory_bytes=3 * 2**30), ("gpu_memory",)),
+    ],
+)
+def test_memory_above_its_limit_is_a_breach_at_once(
+    limits: Limits, usage: Usage, breaches: tuple[str, ...], make_monitor: Callable[..., Monitor], closed_url: str
+) -> None:
+    assert make_monitor(closed_url, limits, lambda: usage).run_check().breaches == breaches
+
+
+def test_a_restart_is_another_process_at_the_port(make_monitor: Callable[..., Monitor], closed_url: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        pids = iter([os.getpid(), os.getpid(), None, other.pid, other.pid])
+        listeners = [None if pid is None else psutil.Process(pid) for pid in pids]
+        other.communicate(b"\n")
+    usages = iter([Usage(listener=listener) for listener in listeners])
+    monitor = make_monitor(closed_url, Limits(max_restarts=0), lambda: next(usages))
+    checks = [monitor.run_check() for _ in range(5)]
+    assert [check.restarts for check in checks] == [0, 0, 0, 1, 1]
+    assert ["restarts" in check.breaches for check in checks] == [False, False, False, True, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there /proc tells a process's beginning by the clock")
+def test_a_clock_that_is_set_is_no_restart(
+    make_monitor: Callable[..., Monitor],
+    adversary: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = adversary("right")
+    monitor = make_monitor(url, usage=ServerProcesses(url).usage)
+    assert monitor.run_check().memory_bytes is not None
+    boot_time = psutil.boot_time() + 3600
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time)
+    assert monitor.run_check().restarts == 0
+
+
+def test_checks_are_counted_and_timed(make_monitor: Callable[..., Monitor], closed_url: str) -> None:
+    start = time.monotonic()
+    assert len(list(watch(make_monitor(closed_url), interval_s=0.2, num_checks=3))) == 3
+    assert time.monotonic() - start >= 0.4  # no wait after the last
+    assert len(list(watch(make_monitor(closed_url), interval_s=0.5, duration_s=0.9))) == 2
+
+
+def test_no_check_begins_after_the_duration_however_long_they_take(
+    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
+) -> None:
+    monitor = make_monitor(adversary("slow"))  # 0.4 s each
+    assert len(list(watch(monitor, interval_s=0, duration_s=0.3))) == 1
+
+
+def test_memory_counts_the_processes_that_a_server_started() -> None:
+    child_code = "print(flush=True); input()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child_code!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout.readline() == b"\n"  # the child has started, and waits
+        (child,) = psutil.Process(parent.pid).children()
+        used = ServerProcesses("http://192.0.2.1:8000", parent.pid).usage()
+        own = psutil.Process(parent.pid).memory_info().rss
+        assert used.memory_bytes >= own + child.memory_info().rss // 2
+        assert (used.listener, used.gpu_memory_bytes) == (None, None)  # of another machine nothing is known
+    finally:
+        parent.communicate(b"\n")
+
+
+def test_gpu_memory_is_the_sum_of_what_the_driver_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\n[ "$1" = --query-gpu=memory.used ] && printf "1024\\n512\\n"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gpu_memory_bytes() == 1536 * 2**20
+    program.write_text("#!/bin/sh\nexit 9\n")  # no driver
+    assert gpu_memory_bytes() is None
+
+
+def has_address(family: int, address: str) -> bool:
+    """Return whether this machine has an address: IPv6 may be off, and macOS has one 127.0.0.x."""
+    try:
+        with socket.socket(family) as one:
+            one.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_server_is_found_at_its_own_address() -> None:
+    code = (
+        "import socket, sys; one = socket.socket(int(sys.argv[1])); one.bind((sys.argv[2], int(sys.argv[3]))); "
+        "one.listen(); print('listens', flush=True); input()"
+    )
+    port, started = free_port(), {}
+    addresses = {"127.0.0.2": socket.AF_INET, "127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
+    for address, family in addresses.items():
+        if address != "127.0.0.1" and not has_address(family, address):
+            continue
+        started[address] = subprocess.Popen(
+            [sys.executable, "-c", code, str(int(family)), address, str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+    try:
+        for address, process in started.items():
+            assert process.stdout.readline() == b"listens\n"
+            url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+            assert ServerProcesses(url).usage().listener.pid == process.pid
+    finally:
+        for process in started.values():
+            process.kill()
+            process.communicate()
+
+
+# --- reports
+
+
+class Receiver(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    server.bodies, server.status = [], 200
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def make_check(*breaches: str, state: str = "healthy") -> Check:
+    return Check("2026-01-01T00:00:00Z", 1, "s/1", state, 0.5, "up", 2**30, None, 0, breaches)
+
+
+def test_breach_and_recovery_reach_the_webhook(
+    receiver: HTTPServer, make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
+) -> None:
+    url = adversary("recovering")
+    monitor = make_monitor(url, replace(LIMITS, min_valid_rate=0.5, window=2))
+    webhook = Webhook(f"http://127.0.0.1:{receiver.server_port}/secret", server_url=url)
+    for check in watch(monitor, interval_s=0, num_checks=6):  # lies three times
+        webhook(check)
+    assert [body["event"] for body in receiver.bodies] == ["breach", "recovery"]
+    assert [body["check"]["number"] for body in receiver.bodies] == [2, 4]
+    assert receiver.bodies[0]["text"].startswith(f"{url}: lying (lying: not JSON: 'I press up!'")
+
+
+def test_a_webhook_that_fails_is_logged_without_its_secret_and_told_again(
+    receiver: HTTPServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook = Webhook(f"http://127.0.0.1:{receiver.server_port}/secret?key=hidden", server_url="http://server")
+    receiver.status = 500
+    webhook(make_check("dead"))
+    assert "the webhook at 127.0.0.1 was not told of the breach: refused" in caplog.text
+    assert "secret" not in caplog.text
+    assert "hidden" not in caplog.text
+    receiver.status = 200
+    webhook(make_check("dead"))
+    webhook(make_check("dead"))
+    assert len(receiver.bodies) == 2  # the failed one, and the one that told
+
+
+def test_the_log_has_a_line_for_each_check(tmp_path: Path) -> None:
+    log = CheckLog(tmp_path / "logs" / "health.jsonl")
+    log(make_check())
+    log(make_check("slow", state="slow"))
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "health.jsonl").read_text().splitlines()]
+    assert [(line["state"], line["breaches"]) for line in lines] == [("healthy", []), ("slow", ["slow"])]
+    with pytest.raises(PokegemmaError, match="cannot be written"):
+        CheckLog(tmp_path)
+
+
+def test_what_is_no_text_is_logged_as_well(tmp_path: Path) -> None:
+    half_a_pair = "\ud83d"  # json.loads takes it from a server
+    log = CheckLog(tmp_path / "health.jsonl")
+    log(replace(make_check(state="lying"), detail=half_a_pair))
+    assert json.loads((tmp_path / "health.jsonl").read_text(encoding="utf-8"))["detail"] == half_a_pair
+
+
+def read_metrics(port: int) -> dict[str, float]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=100) as page:
+        lines = page.read().decode().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+def test_prometheus_reads_what_the_monitor_found(
+    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
+) -> None:
+    monitor, port = make_monitor(adversary("recovering"), replace(LIMITS, min_valid_rate=0.1, window=20)), free_port()
+    with PrometheusMetrics(monitor, port=port) as metrics:
+        assert str(read_metrics(port)["pokegemma_server_up"]) == "nan"  # not asked yet
+        for check in watch(monitor, interval_s=0, num_checks=5):
+            metrics(check)
+        found = read_metrics(port)
+        with pytest.raises(PokegemmaError, match=f"--metrics_port {port} cannot be listened on"):
+            PrometheusMetrics(monitor, port=port)
+    assert found['pokegemma_checks_total{state="lying"}'] == 3
+    assert found['pokegemma_checks_total{state="healthy"}'] == 2
+    assert found["pokegemma_answer_latency_seconds_count"] == 5
+    assert found["pokegemma_valid_answer_rate"] == pytest.approx(0.4)
+    assert found["pokegemma_server_up"] == 1
+    assert found['pokegemma_window_latency_seconds{quantile="0.95"}'] == monitor.window().latency_p95_s
+    assert str(found["pokegemma_process_memory_bytes"]) == "nan"
+
+
+# --- the script
+
+
+def run_monitor(url: str, dataset: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--server_url", url, "--dataset_path", str(dataset), "--image_size", "56"]
+    command += ["--timeout_s", "100", "--max_latency_p95_s", "90"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_exit_status_tells_of_a_breach(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    bad = run_monitor(
+        adversary("lying"),
+        dataset,
+        "--interval_s",
+        "0",
+        "--exit_on_breach",
+        "--log_file",
+        str(log),
+        "--json",
+        "--max_consecutive_failures",
+        "2",
+    )
+    assert bad.returncode == 1, bad.stderr
+    summary = json.loads(bad.stdout)
+    assert (summary["passed"], summary["num_checks"], summary["breaches"]) == (False, 2, {"lying": 1})
+    assert len(log.read_text().splitlines()) == 2  # tests/test_scripts.py has the other exit status
+
+
+def test_the_summary_counts_checks_and_breaches(
+    make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
+) -> None:
+    monitor = make_monitor(adversary("right"))
+    assert len(list(watch(monitor, interval_s=0, num_checks=3))) == 3
+    summary = format_summary(monitor.summary())
+    assert "checks         3 (3 healthy)" in summary
+    assert "breaches       none" in summary
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://[::1"])
+def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
+    with pytest.raises(PokegemmaError, match="--server_url http"):
+        ServerProcesses(url)
+    with pytest.raises(PokegemmaError, match="--webhook_url: not an http or https URL"):
+        Webhook(url, server_url="http://server")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--pid", "-5"),
+        ("--metrics_port", "99999"),
+        ("--metrics_port", "0"),
+        ("--interval_s", "inf"),
+        ("--interval_s", "604801.0"),
+        ("--timeout_s", "inf"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_in_a_line(
+    option: str, value: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--server_url", "http://127.0.0.1:1", "--dataset_path", str(dataset), option, value, "--num_checks", "1"]
+    monkeypatch.setattr(sys, "argv", ["health_monitor.py", *words])
+    with pytest.raises(PokegemmaError, match=f"^{option}: {value} is ") as caught:
+        runpy.run_path(str(SCRIPT))["main"]()
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable[[str], str], tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    command = [sys.executable, str(SCRIPT), "--server_url", adversary("right"), "--dataset_path", str(dataset)]
+    command += ["--image_size", "56", "--interval_s", "1000", "--max_latency_p95_s", "90", "--log_file", str(log)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with killed_after(process):
+        wait_until(lambda: log.is_file() and log.read_text(), process)
+        process.terminate()
+        stdout, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0
+    assert "checks         1 (1 healthy)" in stdout

@@ -1,0 +1,298 @@
+"""scripts/validate_training.py as a user calls it, and its one real step."""
+
+import functools
+import json
+import sys
+from dataclasses import asdict
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pokegemma.data.checks.records import Split, find_splits
+from pokegemma.gemma.batches.feature_cache import missing_feature_bytes
+from pokegemma.gemma.loading import load_config
+from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
+from pokegemma.provenance import PROJECT_ROOT
+from pokegemma.training.preflight import machine, memory
+from pokegemma.training.preflight.one_step import check_step, longest_samples, longest_trajectory
+from pokegemma.training.preflight.run import Plan, check_dataset, disk_needs, run_checks
+from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split
+from tests.processes import call_script
+
+TRAIN = [sys.executable, str(PROJECT_ROOT / "scripts" / "sft_pokemon_gemma3.py")]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=16)
+    return folder
+
+
+validate = functools.partial(call_script, "validate_training")
+
+
+def step(split, model, *, command=TRAIN, **changes):
+    options = {"layout": "frames", "finetuning": "lora", "max_length": None, "seed": 0, **changes}
+    return check_step(command, split, model=str(model), **options)
+
+
+@pytest.mark.slow
+def test_a_good_dataset_exits_0_and_a_leaked_one_1(real_runs, real_dataset, tiny, tmp_path):
+    common = ("--model_name_or_path", tiny, "--skip_step", "--output_dir", tmp_path, "--layout", "frames")
+    good = validate("--dataset_path", real_dataset, *common)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "0 FAIL" in good.stdout.splitlines()[-1]
+    assert (real_dataset / "contact_sheet.png").is_file()
+
+    train, held_out = (put_leak_back(split, real_runs).path for split in find_splits(real_dataset))
+    sheet = tmp_path / "sheet.png"
+    leaked = validate(
+        "--dataset_path", train, "--eval_dataset_path", held_out, "--contact_sheet", sheet, "--json", *common
+    )
+    assert leaked.returncode == 1
+    result = json.loads(leaked.stdout)
+    failed = {check["name"]: check for check in result["checks"] if check["status"] == "FAIL"}
+    assert sorted(failed) == ["prompts", "target text in prompt", "text-only probe"]
+    assert len(failed["target text in prompt"]["details"]) > 490
+    assert sheet.is_file()
+
+
+def test_all_checks_run_when_the_model_is_out_of_reach(tmp_path):
+    write_dataset(tmp_path / "data")
+    result = validate("--dataset_path", tmp_path / "data", "--model_name_or_path", "./no_model", "--json")
+    statuses = {check["name"]: check["status"] for check in json.loads(result.stdout)["checks"]}
+    assert result.returncode == 1
+    assert [name for name, status in statuses.items() if status == "FAIL"] == ["model access"]
+    assert [name for name, status in statuses.items() if status == "SKIP"] == [
+        "grids",
+        "token lengths",
+        "shared memory",
+        "memory (estimate)",
+        "one step",
+    ]
+    assert statuses["pictures"] == "PASS"
+
+
+def test_a_users_mistake_exits_2_with_one_line(tmp_path):
+    for arguments in (
+        ("--dataset_path", tmp_path / "none"),
+        ("--dataset_path", tmp_path, "--layout", "mosaic"),
+        ("--dataset_path", tmp_path, "--num_workers", "-1"),
+    ):
+        result = validate(*arguments)
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.splitlines()) == 1
+
+
+KEYS = ("id", "frames", "image", "context", "question", "output", "metadata")
+METADATA_KEYS = ("session", "turn", "goal", "buttons", "previous_buttons", "more")
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=()), max_size=8),  # lone surrogates, too
+    st.sampled_from(["", "?", ".", "x" * 300, "a/" * 3000, "\ud800", "frames", "train.jsonl", "frames/s2/0001.png/x"]),
+    st.sampled_from(['{"button": "up", "reasoning": "\\\\ud800", "context": ""}', '{"button": "a"}', "[" * 2000]),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=2)),
+    max_leaves=5,
+)
+CHANGES = st.tuples(
+    st.integers(0, 6),
+    st.sampled_from([*KEYS, *(f"metadata.{key}" for key in METADATA_KEYS)]),
+    st.sampled_from("=-"),
+    VALUES,
+)
+GARBAGE = st.one_of(st.binary(max_size=20), st.sampled_from([b"[" * 5000, b"1" * 5000, b"{}", b"\xff\xfe{", b"NaN"]))
+
+
+def mutated_lines(lines, changes):
+    """Yield JSONL lines with values replaced (a number past the last line: in every line) or removed."""
+    for at, line in enumerate(lines):
+        record = json.loads(line)
+        for number, path, how, value in changes:
+            *parents, key = path.split(".")
+            holder = record.get("metadata") if parents else record
+            if number not in (at, len(lines)) or not isinstance(holder, dict):
+                continue
+            holder.pop(key, None)
+            if how == "=":
+                holder[key] = [value] if key == "frames" and isinstance(value, str) else value
+        yield json.dumps(record).encode()
+
+
+@pytest.fixture(scope="module")
+def small_dataset(tmp_path_factory):
+    """Return a folder of nine samples with grid pictures, and the lines of its two files; contact sheets are small."""
+    folder = tmp_path_factory.mktemp("small")
+    splits = write_dataset(folder, num_sessions=3, num_turns=3)
+    for split in splits:
+        write_split(split.path, with_grids(split))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pokegemma.data.checks.contact_sheet._PICTURE_PX", (48, 32))  # most of the time goes into its PNG
+        yield folder, {split.path: split.path.read_bytes().splitlines() for split in splits}
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(changes=st.lists(CHANGES, max_size=4), garbage=st.none() | GARBAGE)
+def test_no_dataset_however_broken_ends_a_check_with_a_traceback(small_dataset, changes, garbage):
+    folder, files = small_dataset
+    for path, lines in files.items():
+        path.write_bytes(b"\n".join([*mutated_lines(lines, changes), *([] if garbage is None else [garbage])]))
+    plan = Plan(
+        train=Split("train", folder / "train.jsonl"),
+        held_out=Split("eval", folder / "eval.jsonl"),
+        model="",
+        layout="grid",
+        finetuning="lora",
+        max_length=None,
+        batch_size=1,
+        seed=0,
+        num_workers=1,
+        contact_sheet=folder / "sheet.png",
+        output_dir=folder,
+        step_command=None,
+    )
+    checks = list(check_dataset(plan, progress=lambda results, **_: results))
+    assert len(checks) == 13
+    json.dumps([asdict(check) for check in checks], ensure_ascii=False).encode()
+
+
+@pytest.mark.slow
+def test_one_step_trains_saves_and_reloads(tmp_path, tiny):
+    train, _ = write_dataset(tmp_path, num_sessions=3, num_turns=3)
+    check = step(train, tiny)
+    assert check.status == "PASS", check
+    assert check.summary.startswith("loaded, trained (loss ")
+
+
+@pytest.mark.slow
+def test_a_step_that_cannot_read_its_pictures_fails_with_the_reason(tmp_path, tiny):
+    split = write_split(tmp_path / "train.jsonl", [make_sample("s", 1, "up")], draw=False)
+    (tmp_path / "frames").mkdir()
+    check = step(split, tiny)
+    assert check.status == "FAIL"
+    assert "0001.png" in check.summary
+
+
+def test_a_step_that_is_killed_or_saves_nothing_fails(tmp_path, tiny):
+    split = write_split(tmp_path / "train.jsonl", [make_sample("s", 1, "up")])
+    killed = step(split, tiny, command=[sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    assert killed.summary == "training was killed (out of memory?): no message"
+    nothing = step(split, tiny, command=[sys.executable, "-c", ""])
+    assert nothing.summary == "training saved no trainer_state.json"
+    assert step(write_split(split.path, []), tiny).status == "SKIP"
+
+
+@pytest.mark.parametrize("step_command", [None, ["train"]])
+def test_the_place_of_the_one_step_counts_as_disk(tmp_path, tiny, monkeypatch, step_command):
+    output, temporary = tmp_path / "outputs", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    size = memory.measure_model(load_config(str(tiny)))
+    needs = disk_needs(str(tiny), size, output, finetuning="full", bytes_per_weight=2, step_command=step_command)
+    assert needs[output] == memory.disk_bytes(size, finetuning="full", bytes_per_weight=2)
+    assert needs.get(temporary) == (None if step_command is None else 2 * size.num_weights)
+
+
+def test_the_feature_cache_counts_as_disk_but_for_what_is_in_it(tmp_path, tiny, toy_dataset, monkeypatch):
+    train, held_out = find_splits(toy_dataset)
+    features, needs, check_disk = tmp_path / "features", {}, machine.check_disk
+    plan = Plan(
+        train=train,
+        held_out=held_out,
+        model=str(tiny),
+        layout="frames",
+        finetuning="lora",
+        max_length=None,
+        seed=0,
+        batch_size=1,
+        num_workers=1,
+        contact_sheet=tmp_path / "sheet.png",
+        output_dir=tmp_path / "outputs",
+        step_command=None,
+        vision_features=features,
+    )
+    monkeypatch.setattr(machine, "check_disk", lambda found: needs.update(found) or check_disk(found))
+    list(run_checks(plan, progress=lambda work, **_: work))
+    frames = {frame for split in plan.splits for sample in split.samples() for frame in sample.frames}
+    config = load_config(str(tiny))
+    assert needs[features] == len(frames) * 16 * config.text_config.hidden_size * 4
+    (features / "chunks").mkdir(parents=True)
+    (features / "chunks" / "a.safetensors").write_bytes(b"x" * 120)
+    assert missing_feature_bytes(features, num_frames=3, bytes_per_frame=100) == 180
+    assert missing_feature_bytes(features, num_frames=1, bytes_per_frame=100) == 0
+
+
+def test_a_base_that_is_stored_quantised_fails_before_the_step(tmp_path, quantised_model):
+    splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
+    plan = Plan(
+        train=splits[0],
+        held_out=splits[1],
+        model=str(quantised_model),
+        layout="grid",
+        finetuning="qlora",
+        max_length=None,
+        seed=0,
+        batch_size=1,
+        num_workers=1,
+        contact_sheet=tmp_path / "sheet.png",
+        output_dir=tmp_path / "outputs",
+        step_command=["train"],
+    )
+    checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
+    assert checks["model"].status == "FAIL"
+    assert f"{quantised_model}: its weights are stored quantised" in checks["model"].summary
+    assert checks["one step"].status == "SKIP"
+
+
+def test_samples_without_grid_pictures_are_named_also_with_a_feature_cache(tmp_path, tiny):
+    splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
+    plan = Plan(
+        train=splits[0],
+        held_out=splits[1],
+        model=str(tiny),
+        layout="grid",
+        finetuning="lora",
+        max_length=None,
+        seed=0,
+        batch_size=1,
+        num_workers=1,
+        contact_sheet=tmp_path / "sheet.png",
+        output_dir=tmp_path / "outputs",
+        step_command=None,
+        vision_features=tmp_path / "features",
+    )
+    checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
+    assert checks["disk space"].status == "PASS"
+    assert "has no grid picture" in str(checks["token lengths"].details)
+
+
+def test_a_step_whose_samples_cannot_be_written_out_fails(tmp_path, tiny):
+    split = write_split(tmp_path / "train.jsonl", [make_sample("s", 1, "up", frames=("x" * 300,))], draw=False)
+    check = step(split, tiny, command=[sys.executable, "-c", ""])
+    assert (check.status, check.summary) == ("FAIL", "the samples cannot be written out: File name too long")
+
+
+@pytest.mark.slow
+def test_one_step_on_a_trajectory(tmp_path, tiny):
+    train, _ = write_dataset(tmp_path, num_sessions=3, num_turns=3)
+    check = step(train, tiny, layout="trajectory", max_decisions=2)
+    assert check.status == "PASS", check
+
+
+def test_the_step_takes_the_longest_trajectory(tmp_path):
+    turns = [("s", 1, 1), ("s", 2, 1), ("t", 1, 2), ("t", 2, 2), ("t", 3, 1)]
+    samples = [make_sample(session, turn, "up", ["up"] * length) for session, turn, length in turns]
+    split = write_split(tmp_path / "train.jsonl", samples, draw=False)
+    assert [sample.id for sample in longest_trajectory(split, max_decisions=2)] == ["t/1", "t/2"]
+    assert len(longest_trajectory(split, max_decisions=9)) == 3
+
+
+def test_the_step_takes_the_longest_samples(tmp_path):
+    samples = [make_sample("s", turn, "up", ["up"] * length) for turn, length in enumerate([1, 8, 3, 8, 5], start=1)]
+    chosen = longest_samples(write_split(tmp_path / "train.jsonl", samples, draw=False), number=3)
+    assert [sample.id for sample in chosen] == ["s/2", "s/4", "s/5"]
