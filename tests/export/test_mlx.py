@@ -310,7 +310,7 @@ def test_the_space_asked_for_is_what_is_written(bits: int, mlx_checkpoint: Path,
 def test_without_mlx_vlm_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlx_vlm.utils", None)
     for module in ("mlx", "mlx_check", "mlx_engine"):
-        monkeypatch.delitem(sys.modules, f"pokegemma.deploy.{module}")
+        monkeypatch.delitem(sys.modules, f"pokegemma.export.{module}")
     with pytest.raises(PokegemmaError, match=r"install it with: \./init\.sh --with mlx") as error:
         importlib.import_module("pokegemma.export.mlx")
     assert "\n" not in str(error.value)
