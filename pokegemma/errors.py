@@ -1,6 +1,7 @@
 """Errors that are meant for the user."""
 
 import errno
+from typing import Any
 
 _OF_A_WORKER = ".\nOriginal Traceback (most recent call last):"
 """What torch puts into the message of an error that a DataLoader's worker raised, with the traceback behind it."""
@@ -64,3 +65,45 @@ def describe_machine_error(error: BaseException) -> str | None:
     if is_out_of_memory(error):
         return f"not enough memory ({reason or type(error).__name__}); use a smaller batch"
     return None
+
+
+def check_range(
+    name: str,
+    value: float | None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Check that a number is within its bounds; None, for an option that was not given, always is.
+
+    Example:
+        >>> check_range("--num_frames", 0, at_least=1)
+        Traceback (most recent call last):
+        pokegemma.errors.PokegemmaError: --num_frames 0: must be at least 1
+
+    Raises:
+        PokegemmaError: `value` is out of bounds, or not a number (NaN).
+    """
+    rules = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    bounds = {rule: bound for rule, bound in rules.items() if bound is not None}
+    holds = {
+        "at least": lambda bound: value >= bound,
+        "above": lambda bound: value > bound,
+        "at most": lambda bound: value <= bound,
+        "below": lambda bound: value < bound,
+    }
+    if value is not None and not all(holds[rule](bound) for rule, bound in bounds.items()):
+        rule = " and ".join(f"{rule} {bound:g}" for rule, bound in bounds.items())
+        raise PokegemmaError(f"{name} {value}: must be {rule}")
+
+
+def check_ranges(options: Any, *names: str, **bounds: float) -> None:
+    """Check several fields of an options dataclass with `check_range`; the flag of a field is --NAME.
+
+    Raises:
+        PokegemmaError: as there.
+    """
+    for name in names:
+        check_range(f"--{name}", getattr(options, name), **bounds)

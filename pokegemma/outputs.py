@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -59,6 +61,34 @@ def require_space(path: Path, num_bytes: int, *, remedy: str) -> None:
         raise PokegemmaError(
             f"{path}: {num_bytes / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free on this disk; {remedy}"
         )
+
+
+def refuse_to_replace(output: Path, *inputs: str | Path, flag: str = "--output_dir") -> None:
+    """Refuse an output folder that contains one of the inputs, which writing it would replace.
+
+    An input that is not a path on this machine, such as the name of a model on the Hub, is never inside.
+
+    Raises:
+        PokegemmaError: an input is `output` itself or inside it.
+    """
+    for source in map(Path, inputs):
+        if source.exists() and source.resolve().is_relative_to(output.resolve()):
+            raise PokegemmaError(f"{flag} {output} contains the input {source}; choose another folder")
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[IO[str]]:
+    """Hold an exclusive lock on a file, which is created, while a block runs; yield the open file.
+
+    A process that inherits the file's descriptor holds the lock, too.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and `wait` is false.
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    with open(path, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield file
 
 
 def _stage_of(folder: Path) -> str | None:

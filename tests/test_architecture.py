@@ -27,7 +27,7 @@ LAYERS = (
 )
 """A layer may import itself, those before it, and the base."""
 
-BASE = ("cli", "environment", "errors", "fingerprints", "outputs", "provenance", "settings")
+BASE = ("cli", "environment", "errors", "fingerprints", "outputs", "provenance", "settings", "tables")
 OUTSIDE = ("scripts", "tests", "benchmarks", "conftest")
 
 MODULES = {

@@ -2,12 +2,13 @@
 
 import errno
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from pokegemma.errors import CheckFailedError, PokegemmaError, is_disk_full, is_out_of_memory
+from pokegemma.errors import CheckFailedError, PokegemmaError, check_range, check_ranges, is_disk_full, is_out_of_memory
 
 
 @pytest.mark.parametrize("error_type", [PokegemmaError, CheckFailedError])
@@ -67,3 +68,26 @@ def test_errors_of_memory_are_known_also_as_the_cause_of_others(error: BaseExcep
 )
 def test_other_errors_are_not_taken_for_a_lack_of_memory(error: BaseException) -> None:
     assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "rule"),
+    [
+        (0, {"at_least": 1}, "0: must be at least 1"),
+        (0.0, {"above": 0}, "0.0: must be above 0"),
+        (1.0, {"at_least": 0, "below": 1}, "1.0: must be at least 0 and below 1"),
+        (70000, {"at_least": 1, "at_most": 65535}, "70000: must be at least 1 and at most 65535"),
+        (float("nan"), {"at_least": 0}, "nan: must be at least 0"),
+    ],
+)
+def test_a_number_out_of_its_bounds_is_refused(value: float, bounds: dict[str, float], rule: str) -> None:
+    with pytest.raises(PokegemmaError) as error:
+        check_range("--x", value, **bounds)
+    assert str(error.value) == f"--x {rule}"
+
+
+def test_numbers_within_their_bounds_and_absent_ones_are_accepted() -> None:
+    for value in (None, 0, 0.5, 1):
+        check_range("--x", value, at_least=0, at_most=1)
+    with pytest.raises(PokegemmaError, match="--b 3"):
+        check_ranges(SimpleNamespace(a=1, b=3), "a", "b", at_most=2)

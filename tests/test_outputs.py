@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import atomic_file, atomic_folder, require_space
+from pokegemma.outputs import atomic_file, atomic_folder, file_lock, refuse_to_replace, require_space
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -112,3 +112,20 @@ def test_a_disk_without_room_is_named_with_what_to_do(tmp_path: Path, monkeypatc
     require_space(tmp_path / "not" / "there", 2**30, remedy="free some")
     with pytest.raises(PokegemmaError, match=r"there: 1\.5 GiB needed, 1\.0 GiB free on this disk; free some$"):
         require_space(tmp_path / "not" / "there", 3 * 2**29, remedy="free some")
+
+
+def test_an_output_that_contains_an_input_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "out" / "model"
+    model.mkdir(parents=True)
+    for output in (tmp_path / "out", model, tmp_path / "out" / ".." / "out"):
+        with pytest.raises(PokegemmaError, match=f"--output_path {output} contains the input {model}"):
+            refuse_to_replace(output, model, flag="--output_path")
+    refuse_to_replace(tmp_path / "new", model, "google/gemma-3-4b-it", tmp_path / "out")
+    refuse_to_replace(Path.cwd(), "google/gemma-3-4b-it")
+
+
+def test_a_lock_is_held_until_its_block_ends(tmp_path: Path) -> None:
+    with file_lock(tmp_path / "lock"), pytest.raises(BlockingIOError), file_lock(tmp_path / "lock", wait=False):
+        pass
+    with file_lock(tmp_path / "lock", wait=False):
+        pass

@@ -173,7 +173,7 @@ TABLE = {
         says='    "name": "eval/button_accuracy",',
         writes=(),
         mistake="--fixed lora_rank=8",
-        error=f"{PROJECT_ROOT}/wandb_config.yaml: sweep parameter lora_rank is no flag of scripts/sft_pokemon_gemma3.py",
+        error=f"{PROJECT_ROOT}/wandb_config.yaml: sweep parameter lora_rank",
     ),
     "sft_pokemon_gemma3": Calls(
         success=f"--model_name_or_path {{tiny_model}} --dataset_path {{toy_dataset}} --output_dir {{out}} {TRAINING}",

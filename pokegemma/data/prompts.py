@@ -164,18 +164,18 @@ def build_trajectory_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
     images = [{"type": "image"}] * num_images
     messages = [_user(_text(first.context), *images, _text(first.question)), _answer(first)]
     for before, sample in zip(trajectory.samples, trajectory.samples[1:], strict=False):
-        told = (*before.previous_buttons, *parse_buttons(before))[-MAX_PREVIOUS_BUTTONS:]
+        told = (*before.previous_buttons, *filter(None, [answer_button(before.output)]))[-MAX_PREVIOUS_BUTTONS:]
         question = NEXT_QUESTION if told == tuple(sample.previous_buttons) else sample.question
         messages += [_user({"type": "image"}, _text(question)), _answer(sample)]
     return messages
 
 
-def parse_buttons(sample: Sample) -> tuple[str, ...]:
-    """Return the button of a sample's answer as a tuple of one; empty where the answer is none."""
+def answer_button(text: str) -> str | None:
+    """Return the button of an answer, or None where the text is not a valid answer."""
     try:
-        return (parse_answer(sample.output).button,)
+        return parse_answer(text).button
     except AnswerError:
-        return ()
+        return None
 
 
 def _check_text(sample: Sample) -> None:

@@ -6,6 +6,9 @@ from itertools import groupby
 
 from pokegemma.data.samples import Sample
 
+DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP = 16, 2
+"""Decisions of a conversation, and how many of the previous one it begins with."""
+
 
 @dataclass(frozen=True)
 class Trajectory:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pokegemma.data.prompts import BUTTONS, AnswerError, parse_answer
+from pokegemma.data.prompts import BUTTONS, answer_button
 from pokegemma.data.samples import Sample, evenly_spread
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
@@ -46,26 +46,18 @@ def asked(example: Sample | Trajectory) -> Sample:
     return example.samples[-1] if isinstance(example, Trajectory) else example
 
 
-def written_button(text: str) -> str | None:
-    """Return the button of a written answer, None where it is none."""
-    try:
-        return parse_answer(text).button
-    except AnswerError:
-        return None
-
-
 def chosen_button(reading: Reading) -> str | None:
     """Return the button that scores highest; where there are no scores, the written one."""
-    return written_button(reading.text) if reading.buttons is None else BUTTONS[int(reading.buttons.argmax())]
+    return answer_button(reading.text) if reading.buttons is None else BUTTONS[int(reading.buttons.argmax())]
 
 
 def describe(measured: Measured, examples: Sequence[Sample | Trajectory]) -> dict[str, Any]:
     """Return what is told of the reference as well: rates, accuracy against what was recorded, seconds, memory."""
     readings = measured.readings
     p50, p95 = np.percentile([reading.seconds for reading in readings], [50, 95])
-    truth = [written_button(asked(example).output) for example in examples]
+    truth = [answer_button(asked(example).output) for example in examples]
     return {
-        "valid_json_rate": _share(written_button(reading.text) is not None for reading in readings),
+        "valid_json_rate": _share(answer_button(reading.text) is not None for reading in readings),
         "button_accuracy": _share(chosen_button(r) == true for r, true in zip(readings, truth, strict=True)),
         "latency_s": {"p50": float(p50), "p95": float(p95)},
         "peak_memory_bytes": measured.peak_memory_bytes,
@@ -84,7 +76,7 @@ def compare(reference: Measured, measured: Measured) -> dict[str, Any]:
     - prompts_equal: whether all prompts have the same tokens.
     """
     pairs = list(zip(reference.readings, measured.readings, strict=True))
-    written = [(written_button(theirs.text), written_button(ours.text)) for theirs, ours in pairs]
+    written = [(answer_button(theirs.text), answer_button(ours.text)) for theirs, ours in pairs]
     likeliest = [
         (theirs.likeliest[: len(ours.likeliest)] == ours.likeliest)
         for theirs, ours in pairs
@@ -104,8 +96,8 @@ def compare(reference: Measured, measured: Measured) -> dict[str, Any]:
 def is_same_button(reference: Reading, reading: Reading) -> bool:
     """Return whether both choose the same button, both scored or both written; without one, the same text."""
     if reading.buttons is None:
-        button = written_button(reference.text)
-        return reading.text == reference.text if button is None else written_button(reading.text) == button
+        button = answer_button(reference.text)
+        return reading.text == reference.text if button is None else answer_button(reading.text) == button
     return chosen_button(reference) == chosen_button(reading)
 
 
@@ -164,7 +156,7 @@ def judge(
         ("button_agreement", [not is_same_button(theirs, ours) for theirs, ours in pairs]),
         (
             "written_agreement",
-            [written_button(theirs.text) not in (None, written_button(ours.text)) for theirs, ours in pairs],
+            [answer_button(theirs.text) not in (None, answer_button(ours.text)) for theirs, ours in pairs],
         ),
     ):
         value = record[gate]
@@ -185,7 +177,7 @@ def judge(
     rate, lowest = record["valid_json_rate"], reference_rate - gates.max_invalid_json
     if rate < lowest:
         invalid = [
-            written_button(theirs.text) is not None and written_button(ours.text) is None for theirs, ours in pairs
+            answer_button(theirs.text) is not None and answer_button(ours.text) is None for theirs, ours in pairs
         ]
         fail("valid_json_rate", rate, lowest, invalid, f"valid_json_rate {rate:.3f} is below {lowest:.3f}")
     return failures
@@ -214,7 +206,7 @@ def find_worst(
                 "same_button": is_same_button(theirs, ours),
                 "reference_button": chosen_button(theirs),
                 "button": chosen_button(ours),
-                "recorded_button": written_button(asked(examples[place]).output),
+                "recorded_button": answer_button(asked(examples[place]).output),
                 "reference_text": theirs.text,
                 "text": ours.text,
                 "difference": float(distances.max(initial=0.0)),

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from pokegemma.data.prompts import ANSWER_PREFIX, parse_buttons
+from pokegemma.data.prompts import ANSWER_PREFIX, answer_button
 from pokegemma.data.samples import Sample, dataset_hash, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
@@ -116,8 +116,8 @@ def check_answers(path: Path) -> None:
     """
     bad = []
     for sample in read_samples(path):
-        begins = [f'{ANSWER_PREFIX}{button}"' for button in parse_buttons(sample)]
-        if not begins or not sample.output.strip().startswith(begins[0]):
+        button = answer_button(sample.output)
+        if button is None or not sample.output.strip().startswith(f'{ANSWER_PREFIX}{button}"'):
             bad.append(sample.id)
     if bad:
         raise PokegemmaError(

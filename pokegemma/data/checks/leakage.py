@@ -14,8 +14,8 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
-from pokegemma.data.checks.records import NO_SAMPLES, Check, Split, answer_button, percent, skipped
-from pokegemma.data.prompts import AnswerError, build_context, build_question, is_context, parse_answer
+from pokegemma.data.checks.records import NO_SAMPLES, Check, Split, percent, skipped
+from pokegemma.data.prompts import AnswerError, answer_button, build_context, build_question, is_context, parse_answer
 from pokegemma.data.samples import Sample
 
 MAX_LEAK_SHARE = 0.01
@@ -142,7 +142,7 @@ def check_history(splits: Iterable[Split]) -> Check:
             if sample.metadata["turn"] != previous.metadata["turn"] + 1:
                 continue
             num_compared += 1
-            button = answer_button(previous)
+            button = answer_button(previous.output)
             pressed = previous.metadata.get("buttons") or [button]
             expected = [*previous.previous_buttons, *pressed][-len(sample.previous_buttons) or None :]
             if button is not None and sample.previous_buttons != expected:
@@ -172,7 +172,7 @@ def _draw(split: Split, *, seed: int) -> list[_Probed]:
     generator, drawn = random.Random(seed), []
     for number, (_, sample, goal) in enumerate(_with_goals(split.located())):
         place = number if number < PROBE_LIMIT else generator.randrange(number + 1)
-        if place >= PROBE_LIMIT or (button := answer_button(sample)) is None:
+        if place >= PROBE_LIMIT or (button := answer_button(sample.output)) is None:
             continue
         previous = sample.previous_buttons[-1] if sample.previous_buttons else None
         probed = _Probed(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pokegemma.data.prompts import ANSWER_PREFIX, BUTTONS, AnswerError, parse_answer
+from pokegemma.data.prompts import ANSWER_PREFIX, BUTTONS, AnswerError, answer_button, parse_answer
 from pokegemma.data.samples import Sample, dataset_files, scan_samples
 from pokegemma.errors import PokegemmaError
 
@@ -137,16 +137,8 @@ def check_answers(splits: Iterable[Split]) -> Check:
     return Check("answers", "PASS", f"{num_samples} answers parse and begin with their button")
 
 
-def answer_button(sample: Sample) -> str | None:
-    """Return the button of a sample's answer, or None where the answer does not parse."""
-    try:
-        return parse_answer(sample.output).button
-    except AnswerError:
-        return None
-
-
 def _count_buttons(split: Split) -> Counter[str]:
-    return Counter(button for sample in split.samples() if (button := answer_button(sample)))
+    return Counter(button for sample in split.samples() if (button := answer_button(sample.output)))
 
 
 def _shares(counts: dict[str, int]) -> str:

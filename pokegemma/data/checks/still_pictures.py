@@ -5,7 +5,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pokegemma.data.checks.pictures import PictureScan
-from pokegemma.data.checks.records import NO_SAMPLES, Check, Split, answer_button, percent, skipped
+from pokegemma.data.checks.records import NO_SAMPLES, Check, Split, percent, skipped
+from pokegemma.data.prompts import answer_button
 
 MIN_STRETCH_TURNS, MIN_STRETCH_BUTTONS = 16, 3
 """A player may be stuck: 8 turns with 4 buttons on one picture are the most in the 33 real sessions."""
@@ -63,7 +64,7 @@ def check_still(splits: Iterable[Split], scan: PictureScan) -> Check:
             decisions = []
             for sample in samples:
                 num_samples += 1
-                digest, button = scan.digests.get(f"{split.folder}/{sample.frames[-1]}"), answer_button(sample)
+                digest, button = scan.digests.get(f"{split.folder}/{sample.frames[-1]}"), answer_button(sample.output)
                 if digest is not None and button is not None:
                     decisions.append((sample.metadata["turn"], digest, button))
             stretches = find_still(decisions)

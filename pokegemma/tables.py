@@ -1,0 +1,21 @@
+"""Tables as text, for a terminal."""
+
+from collections.abc import Sequence
+
+
+def format_table(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
+    """Return rows of cells as aligned columns: the first `num_left` to the left, the others to the right.
+
+    Example:
+        >>> print(format_table([("", "accuracy"), ("model", "97.7")]))
+               accuracy
+        model      97.7
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place < num_left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
