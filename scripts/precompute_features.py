@@ -25,7 +25,7 @@ logger = logging.getLogger("precompute_features")
 @dataclass
 class PrecomputeOptions:
     dataset_path: str = field(metadata={"help": "Folder with train.jsonl (and eval.jsonl), or a JSONL file."})
-    feature_encoder: str = field(metadata={"help": "Folder of the features; made if there is none."})
+    vision_features: str = field(metadata={"help": "Folder of the features; made if there is none."})
     model_name_or_path: str = field(
         default="google/gemma-3-4b-it", metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
     )

@@ -42,9 +42,9 @@ def main() -> None:
     from pokegemma.training.tracking import settings, sweeps
 
     path = Path(options.wandb_config) if options.wandb_config else settings.CONFIG_FILE
-    settings = settings.read_tracking(path)
-    sweep = sweeps.read_sweep(settings, fixed=options.fixed, source=str(path))
-    project, entity = settings.get("project") or "pokegemma", settings.get("entity")
+    tracking = settings.read_tracking(path)
+    sweep = sweeps.read_sweep(tracking, fixed=options.fixed, source=str(path))
+    project, entity = tracking.get("project") or "pokegemma", tracking.get("entity")
     if options.dry_run:
         json.dump({"project": project, "entity": entity, **sweep}, sys.stdout, indent=2)
         print()

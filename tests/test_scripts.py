@@ -222,7 +222,7 @@ def flags_of(name: str) -> frozenset[str]:
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """Return where a server is that answers every question rightly, without a model."""
-    command = [sys.executable, str(PROJECT_ROOT / "tests" / "deploy" / "adversary.py"), "right"]
+    command = [sys.executable, str(PROJECT_ROOT / "tests" / "serving" / "adversary.py"), "right"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     process.kill()
