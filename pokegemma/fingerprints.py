@@ -84,7 +84,9 @@ def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hash_of({name: file["sha256"] for name, file in files.items()})
 
 
-def check_files(folder: Path, expected: Mapping[str, Mapping[str, Any]], hashes: FileHashes, *, called: Path) -> None:
+def require_unchanged(
+    folder: Path, expected: Mapping[str, Mapping[str, Any]], hashes: FileHashes, *, called: Path
+) -> None:
     """Compare a folder with what `hash_folder` said of it earlier. Files that came later do not matter.
 
     `called` is what an error calls the folder: the place that its files were copied from.

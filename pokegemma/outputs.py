@@ -66,13 +66,15 @@ def require_space(path: Path, num_bytes: int, *, remedy: str) -> None:
 def refuse_to_replace(output: Path, *inputs: str | Path, flag: str = "--output_dir") -> None:
     """Refuse an output folder that contains one of the inputs, which writing it would replace.
 
-    An input that is not a path on this machine, such as the name of a model on the Hub, is never inside.
+    A string that is not a path on this machine may be the name of a model on the Hub, and is accepted. A Path counts
+    even if it does not exist yet.
 
     Raises:
         PokegemmaError: an input is `output` itself or inside it.
     """
-    for source in map(Path, inputs):
-        if source.exists() and source.resolve().is_relative_to(output.resolve()):
+    for source in inputs:
+        is_path = isinstance(source, Path) or Path(source).exists()
+        if is_path and Path(source).resolve().is_relative_to(output.resolve()):
             raise PokegemmaError(f"{flag} {output} contains the input {source}; choose another folder")
 
 

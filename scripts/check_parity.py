@@ -20,7 +20,7 @@ from pokegemma.data.checks.foreign_datasets import refuse_foreign_dataset
 from pokegemma.data.samples import dataset_hash
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation.view import resolve_view
-from pokegemma.outputs import atomic_folder
+from pokegemma.outputs import atomic_folder, refuse_to_replace
 from pokegemma.provenance import write_run_record
 
 
@@ -98,19 +98,11 @@ def find_dataset(path: Path) -> Path:
     return file
 
 
-def check_output(options: ParityOptions) -> None:
-    """Refuse to write where the models or the dataset are: the report replaces the whole folder."""
-    output = Path(options.output_dir).resolve()
-    sources = [options.model_path, options.dataset_path, *options.gguf, *options.mlx, *options.transformers]
-    for source in map(Path, sources):
-        if source.exists() and source.resolve().is_relative_to(output):
-            raise PokegemmaError(f"--output_dir {options.output_dir} holds {source}; choose another path")
-
-
 def main() -> None:
     (options,) = parse_options(ParityOptions, description=__doc__)
     held_out = find_dataset(Path(options.dataset_path))
-    check_output(options)
+    inputs = [options.model_path, options.dataset_path, *options.gguf, *options.mlx, *options.transformers]
+    refuse_to_replace(Path(options.output_dir), *inputs)
     view = resolve_view(options.model_path, layout=options.layout)
     from pokegemma.parity import report
     from pokegemma.parity.compare import Gates

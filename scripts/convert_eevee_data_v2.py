@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma import cli
-from pokegemma.data.conversion_report import REPORT_FILE
+from pokegemma.data.conversion_report import CONVERSION_REPORT
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
 from pokegemma.data.decisions import clean_text
@@ -113,7 +113,7 @@ def print_report(report: dict[str, Any], output_dir: Path) -> None:
         rows.append((f"  {button}", f"{count} train, {splits['eval']['buttons'][button]} eval"))
     if report["goals_shortened"]:
         rows.append(("goals shortened", f"{report['goals_shortened']} sessions"))
-    rows.append(("written to", f"{clean_text(str(output_dir))} (details: {REPORT_FILE})"))
+    rows.append(("written to", f"{clean_text(str(output_dir))} (details: {CONVERSION_REPORT})"))
     for name, value in rows:
         print(f"{name:24}{value}")
 

@@ -121,7 +121,12 @@ def test_an_output_that_contains_an_input_is_refused(tmp_path: Path) -> None:
         with pytest.raises(PokegemmaError, match=f"--output_path {output} contains the input {model}"):
             refuse_to_replace(output, model, flag="--output_path")
     refuse_to_replace(tmp_path / "new", model, "google/gemma-3-4b-it", tmp_path / "out")
+
+
+def test_a_name_on_the_hub_is_not_inside_the_output_but_a_path_to_be_made_is(tmp_path: Path) -> None:
     refuse_to_replace(Path.cwd(), "google/gemma-3-4b-it")
+    with pytest.raises(PokegemmaError, match="--output_dir"):
+        refuse_to_replace(tmp_path, tmp_path / "features")
 
 
 def test_a_lock_is_held_until_its_block_ends(tmp_path: Path) -> None:

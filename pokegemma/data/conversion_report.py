@@ -9,7 +9,7 @@ from typing import Any
 from pokegemma.data.convert import SessionResult
 from pokegemma.data.decisions import REASONS
 from pokegemma.data.prompts import BUTTONS
-from pokegemma.data.sessions import REPORT_FILE, SessionError
+from pokegemma.data.sessions import CONVERSION_REPORT, SessionError
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def log_problems(problems: Sequence[str]) -> None:
     for problem in problems[:_MAX_PROBLEMS_NAMED]:
         logger.warning("%s", problem)
     if len(problems) > _MAX_PROBLEMS_NAMED:
-        logger.warning("... %d more problems, all in %s", len(problems) - _MAX_PROBLEMS_NAMED, REPORT_FILE)
+        logger.warning("... %d more problems, all in %s", len(problems) - _MAX_PROBLEMS_NAMED, CONVERSION_REPORT)
 
 
 def find_picture_problems(results: Sequence[SessionResult], data_dir: Path) -> list[str]:

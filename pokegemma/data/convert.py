@@ -13,7 +13,7 @@ import numpy as np
 
 from pokegemma.data import prompts
 from pokegemma.data.checks.still_pictures import find_still
-from pokegemma.data.copies import Fingerprint, Picture
+from pokegemma.data.copies import Fingerprint, FrameHash
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
 from pokegemma.data.grids import FrameError, GridEncoder, read_frame
 from pokegemma.data.named_pictures import NamedPictures
@@ -56,7 +56,7 @@ class SessionResult:
     reasons: dict[str, int] = field(default_factory=dict)
     buttons: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    pictures: list[Picture | None] = field(default_factory=list)
+    pictures: list[FrameHash | None] = field(default_factory=list)
     missing_picture: str | None = None
     outside_pictures: list[Path] = field(default_factory=list)
 
@@ -102,7 +102,7 @@ class SessionConverter:
         self.grid_encoder = GridEncoder()
         self.buttons: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
-        self.decisions: list[tuple[int, Picture, str]] = []
+        self.decisions: list[tuple[int, FrameHash, str]] = []
 
     def convert(self) -> Iterator[Sample]:
         """Yield the session's samples in turn order, each with its pictures already written; then `result` is whole."""
@@ -137,7 +137,7 @@ class SessionConverter:
             )
         return token is not None
 
-    def _show(self, turn: Turn) -> Picture | None:
+    def _show(self, turn: Turn) -> FrameHash | None:
         """Append the turn's frame to the window (emptied after a long pause); return it, None if none decodes."""
         for source in turn.frames:
             try:
@@ -152,7 +152,7 @@ class SessionConverter:
             if turn.time is not None:
                 self.last_time, self.shown_since = turn.time, 0
             self.window.append(_Shown(turn.number, f"frames/{self.id}/{turn.number:04d}.png", frame.png, frame.tile))
-            return Picture.of(frame.png, raw=isinstance(source, str))
+            return FrameHash.of(frame.png, raw=isinstance(source, str))
         return None
 
     def _sample(self, turn: Turn) -> Sample:

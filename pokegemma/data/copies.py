@@ -25,14 +25,14 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class Picture:
+class FrameHash:
     """A turn's frame as a hash; a raw one and a screenshot, with v1's overlay, differ in any recording."""
 
     raw: bool
     digest: str
 
     @classmethod
-    def of(cls, png: bytes, *, raw: bool) -> "Picture":
+    def of(cls, png: bytes, *, raw: bool) -> "FrameHash":
         """Hash a picture."""
         return cls(raw, hashlib.blake2b(png, digest_size=_HASH_BYTES).hexdigest())
 
@@ -43,7 +43,7 @@ class Play:
 
     fingerprint: Fingerprint
     num_samples: int
-    pictures: Sequence[Picture | None]
+    pictures: Sequence[FrameHash | None]
 
 
 def take_fingerprint(

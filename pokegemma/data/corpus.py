@@ -17,7 +17,7 @@ from typing import Any
 
 from pokegemma import provenance
 from pokegemma.data.conversion_report import (
-    REPORT_FILE,
+    CONVERSION_REPORT,
     build_report,
     explain_nothing,
     find_picture_problems,
@@ -34,7 +34,7 @@ from pokegemma.parallel.workers import is_cancelled, map_items
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", REPORT_FILE, provenance.RUN_FILE)
+OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", CONVERSION_REPORT, provenance.RUN_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def convert_corpus(
         )
         _join_shards(tasks, held_out, part)
         report = build_report(outcomes, held_out=held_out, problems=problems)
-        (part / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (part / CONVERSION_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         hashes = {name: dataset_hash(part / name) for name in OUTPUTS[:2] if (part / name).exists()}
         cleaned = {
             name: clean_text(value) if isinstance(value, str) else value for name, value in (options or {}).items()
@@ -210,10 +210,10 @@ def _check_output(output_dir: Path, folders: Sequence[Path], *, overwrite: bool)
         raise PokegemmaError(
             f"{output_dir} holds {', '.join(existing)} already; choose another --output_dir or pass --overwrite"
         )
-    if existing and not (output_dir / REPORT_FILE).is_file():
+    if existing and not (output_dir / CONVERSION_REPORT).is_file():
         raise PokegemmaError(
-            f"{output_dir} holds {', '.join(existing)} without a {REPORT_FILE}: not written by a conversion, so not "
-            "overwritten; choose another --output_dir"
+            f"{output_dir} contains {', '.join(existing)} without a {CONVERSION_REPORT}, so they are not from a "
+            "conversion and are not overwritten; choose another --output_dir"
         )
     ours = [(output_dir / name).resolve() for name in OUTPUTS]
     for folder in folders:

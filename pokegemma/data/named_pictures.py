@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SESSION_FILE = "session_data.json"
-REPORT_FILE = "conversion_report.json"  # what tells a converted dataset
+CONVERSION_REPORT = "conversion_report.json"  # what tells a converted dataset
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
@@ -91,7 +91,7 @@ def _walk(root: Path, others: Path | None) -> Iterator[tuple[Path, list[str]]]:
         if SESSION_FILE in files and folder != others:
             folders.clear()
             continue
-        generated = ("frames", "grid_images") if REPORT_FILE in files else ()
+        generated = ("frames", "grid_images") if CONVERSION_REPORT in files else ()
         folders[:] = sorted(one for one in folders if one not in generated and not one.startswith(".convert."))
         yield folder, files
 

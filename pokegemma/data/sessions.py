@@ -11,7 +11,7 @@ from typing import Any
 
 from pokegemma.data.copies import Fingerprint, take_fingerprint
 from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
-from pokegemma.data.named_pictures import REPORT_FILE, SESSION_FILE, NamedPictures, split_path
+from pokegemma.data.named_pictures import CONVERSION_REPORT, SESSION_FILE, NamedPictures, split_path
 from pokegemma.data.screenshot_numbers import number_steps
 from pokegemma.errors import PokegemmaError
 
@@ -92,7 +92,7 @@ def _find_sessions(data_dir: Path) -> set[Path]:
                 raise
             sessions.add(folder)
             continue
-        is_dataset = (folder / REPORT_FILE).is_file()
+        is_dataset = (folder / CONVERSION_REPORT).is_file()
         if (folder / SESSION_FILE).is_file():
             sessions.add(folder)
         elif named and not is_dataset:

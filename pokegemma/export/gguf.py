@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export.gguf_reader import GgufFile, read_gguf
-from pokegemma.export.gguf_source import Checkpoint, read_checkpoint, staged
+from pokegemma.export.gguf_source import GgufSource, read_gguf_source, staged
 from pokegemma.export.llama_cpp_converter import CONVERTER
-from pokegemma.outputs import atomic_folder, require_space
+from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
 from pokegemma.provenance import read_run_record, write_run_record
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def wrong_types(file: GgufFile, quantization: str) -> dict[str, int]:
     return dict(counts)
 
 
-def check_files(checkpoint: Checkpoint, models: dict[str, GgufFile], mmproj: GgufFile) -> None:
+def check_gguf_files(checkpoint: GgufSource, models: dict[str, GgufFile], mmproj: GgufFile) -> None:
     """Check that the files hold what the checkpoint holds.
 
     Raises:
@@ -144,11 +144,6 @@ def check_files(checkpoint: Checkpoint, models: dict[str, GgufFile], mmproj: Ggu
             wrong.append(f"{model.path.name}: its tensors are not those of {first.path.name}")
     if wrong:
         raise CheckFailedError(f"{checkpoint.path} was not converted whole: {'; '.join(wrong)}")
-
-
-def _check_output(output: Path, model: Path) -> None:
-    if model.resolve().is_relative_to(output.resolve()):
-        raise PokegemmaError(f"--output_dir {output} holds the model; choose another path")
 
 
 def _warn_of_causal_pictures(path: Path) -> None:
@@ -184,8 +179,8 @@ def convert(
         PokegemmaError: the checkpoint, the converter or the disk is at fault.
         CheckFailedError: something of the checkpoint is missing in the files; nothing is left at `output`.
     """
-    checkpoint = read_checkpoint(model_path)
-    _check_output(output, model_path)
+    checkpoint = read_gguf_source(model_path)
+    refuse_to_replace(output, model_path)
     wanted = list(dict.fromkeys(quantizations))
     source = "bf16" if "bf16" in wanted and "f16" not in wanted else "f16"
     types = list(dict.fromkeys([source, *wanted]))
@@ -207,7 +202,7 @@ def convert(
                 _quantize(folder / model_name(source), folder / model_name(name), name)
         files = {name: read_gguf(folder / model_name(name), converter) for name in types}
         mmproj = read_gguf(folder / MMPROJ, converter)
-        check_files(checkpoint, files, mmproj)
+        check_gguf_files(checkpoint, files, mmproj)
         if source not in wanted:
             (folder / model_name(source)).unlink()
         files = {name: files[name] for name in wanted}

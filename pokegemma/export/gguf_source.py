@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.export.source import base_of, load_exportable_config, open_tensors, stage_weights, staged_bytes
+from pokegemma.export.source import load_exportable_config, open_tensors, recorded_base, stage_weights, staged_bytes
 from pokegemma.gemma.checkpoint_files import copy_tokenizer_model, write_converter_files
 from pokegemma.gemma.families import FAMILIES, TOWER
 from pokegemma.gemma.loading import load_processor
@@ -34,7 +34,7 @@ def served_template(template: str) -> str:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class GgufSource:
     """What a checkpoint holds that its GGUF files must hold as well."""
 
     path: Path
@@ -58,14 +58,14 @@ class Checkpoint:
         return [tokenizer.bos_token, "<start_of_turn>", "<end_of_turn>", tokenizer.boi_token, tokenizer.eoi_token]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_gguf_source(path: Path) -> GgufSource:
     """Return what a merged Gemma 3 holds, from its config and the headers of its weights.
 
     Raises:
         PokegemmaError: it is something that cannot be converted.
     """
     config = load_exportable_config(path, target="GGUF")
-    if not (path / "tokenizer.model").is_file() and base_of(path) is None:
+    if not (path / "tokenizer.model").is_file() and recorded_base(path) is None:
         raise PokegemmaError(
             f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
         )
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not any(f"{TOWER}." in name for name in eyes):
         raise PokegemmaError(f"{path}: its weights hold no vision tower; it would not see")
     heads = [name for name in eyes if ".vision_model.head." in name]  # SigLIP's pooling, which Gemma does not use
-    return Checkpoint(
+    return GgufSource(
         path=path,
         num_text_tensors=len(shapes) - len(eyes),
         num_vision_tensors=len(eyes) - len(heads),
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def staged(checkpoint: Checkpoint, *, beside: Path) -> Iterator[Path]:
+def staged(checkpoint: GgufSource, *, beside: Path) -> Iterator[Path]:
     """Yield a folder of what the converter reads: a checkpoint's files, some of them as the converter wants them.
 
     Its weights have published names. `chat_template` and the files of the tokenizer and the image processor are
@@ -109,8 +109,8 @@ def staged(checkpoint: Checkpoint, *, beside: Path) -> Iterator[Path]:
                 (folder / file.name).symlink_to(file)
         stage_weights(path, folder)
         if not (path / "tokenizer.model").is_file():
-            base = base_of(path)
-            assert base is not None  # see read_checkpoint
+            base = recorded_base(path)
+            assert base is not None  # see read_gguf_source
             logger.info("tokenizer.model of %s: that of its base, %s", path, base)
             copy_tokenizer_model(base, folder)
         shutil.copyfile(path / "tokenizer_config.json", folder / "tokenizer_config.json")

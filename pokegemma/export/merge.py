@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.export.merged_weights import check_weights, require_weights, weight_names
+from pokegemma.export.merged_weights import check_merged_weights, require_weights, weight_names
 from pokegemma.export.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.gemma.adapters.adapters import find_base, read_adapter
 from pokegemma.gemma.adapters.attachment import attach_adapter
@@ -22,7 +22,7 @@ from pokegemma.gemma.checkpoint_files import copy_tokenizer_model, write_convert
 from pokegemma.gemma.image_attention import adapter_image_attention, attention_facts
 from pokegemma.gemma.image_size import adapter_image_size, describe_image_size, picture_facts
 from pokegemma.gemma.loading import Dtype, is_quantised, load_config, load_model, load_processor
-from pokegemma.outputs import atomic_folder, require_space
+from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
 from pokegemma.provenance import write_run_record
 
 logger = logging.getLogger(__name__)
@@ -122,9 +122,7 @@ def merge(
     """
     source = read_adapter(adapter)
     base = find_base(source, base)
-    for needed in (adapter, Path(base)):
-        if needed.resolve().is_relative_to(output.resolve()):
-            raise PokegemmaError(f"--output_path {output} holds {needed}, which merging needs; choose another")
+    refuse_to_replace(output, adapter, base, flag="--output_path")
     check_base(base)
     run = source.run
     layout = (run.get("options") or {}).get("layout", "grid")
@@ -161,7 +159,7 @@ def merge(
         names = weight_names(model)
         facts = {"image_size_px": picture_facts(model.config)["image_size_px"], **attention_facts(model.config)}
         del model
-        weights = check_weights(folder, base, source, names)
+        weights = check_merged_weights(folder, base, source, names)
         logger.info("weights compared: %d changed as the adapter says, %d as in the base", *vars(weights).values())
         verification = None
         if samples:

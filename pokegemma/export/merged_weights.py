@@ -46,7 +46,7 @@ class WeightCounts:
     unchanged: int
 
 
-def check_weights(folder: Path, base: str, adapter: Adapter, names: set[str]) -> WeightCounts:
+def check_merged_weights(folder: Path, base: str, adapter: Adapter, names: set[str]) -> WeightCounts:
     """Check that a merged checkpoint contains the base's weights, changed exactly as the adapter says.
 
     What is expected of each tensor follows from the files of base and adapter alone, without PEFT. A tied LM head is

@@ -18,13 +18,13 @@ from transformers import Gemma3Config
 
 from pokegemma.engines.mlx_engine import mlx_processors
 from pokegemma.errors import PokegemmaError
-from pokegemma.export.mlx_check import Part, check_config, check_processor, check_weights
-from pokegemma.export.source import LM_HEAD, load_exportable_config, open_tensors, stage_weights, staged_bytes
+from pokegemma.export.mlx_check import Part, check_config, check_mlx_weights, check_processor
+from pokegemma.export.source import PUBLISHED_HEAD, load_exportable_config, open_tensors, stage_weights, staged_bytes
 from pokegemma.gemma.checkpoint_files import open_weights
 from pokegemma.gemma.families import FAMILIES, TOWER
 from pokegemma.gemma.image_attention import attention_facts, image_attention
 from pokegemma.gemma.loading import load_processor
-from pokegemma.outputs import atomic_folder, require_space
+from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
 from pokegemma.provenance import write_run_record
 
 try:
@@ -46,7 +46,7 @@ _COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json")
 _COPIED += ("chat_template.*", "generation_config.json", "processor_config.json", "preprocessor_config.json")
 
 
-def read_checkpoint(path: Path) -> Gemma3Config:
+def load_config_for_mlx(path: Path) -> Gemma3Config:
     """Return the config of a checkpoint that can be converted.
 
     Raises:
@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> Gemma3Config:
     for part in (TOWER, FAMILIES["gemma3"].projector):
         if not any(name.startswith(f"{part}.") for name in names):
             raise PokegemmaError(f"{path}: its weights hold no {part}; it would not see")
-    if LM_HEAD in names:  # mlx-vlm 0.7 replaces it with the embeddings whenever it loads a Gemma 3
+    if PUBLISHED_HEAD in names:  # mlx-vlm 0.7 replaces it with the embeddings whenever it loads a Gemma 3
         raise PokegemmaError(
             f"{path}: its LM head is not tied to its embeddings, and mlx-vlm computes with tied ones only; "
             "convert it to GGUF: scripts/convert_to_gguf.py"
@@ -178,9 +178,8 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
         PokegemmaError: the checkpoint cannot be converted, or the disk is at fault.
         CheckFailedError: what was written is not what the checkpoint says; nothing is left at `output`.
     """
-    config = read_checkpoint(path)
-    if path.resolve().is_relative_to(output.resolve()):
-        raise PokegemmaError(f"--output_path {output} holds {path}, which is read; choose another")
+    config = load_config_for_mlx(path)
+    refuse_to_replace(output, path, flag="--output_path")
     processor = load_processor(path)
     stored = mlx_config(path, config)
     num_bytes = int(1.02 * _size(path, bits)) + 64 * 2**20 + staged_bytes(path)
@@ -211,7 +210,7 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
                 raise PokegemmaError(f"{path}: mlx-vlm cannot convert it: {reason}") from error
         (folder / "README.md").unlink()  # an empty model card
         _leave_bos_to_template(folder)
-        parts = check_weights(path, folder, bits=bits)
+        parts = check_mlx_weights(path, folder, bits=bits)
         check_config(folder, stored)
         check_processor(processor, folder, config)
         options = {"model_path": str(path), "quantization_bits": bits}

@@ -13,7 +13,7 @@ from transformers import Gemma3Config, Gemma3Processor
 from pokegemma.engines.mlx_engine import mx, open_model, open_processor, prepare
 from pokegemma.engines.questions import Question
 from pokegemma.errors import CheckFailedError
-from pokegemma.export.source import EMBEDDINGS, LM_HEAD, open_tensors
+from pokegemma.export.source import PUBLISHED_EMBEDDINGS, PUBLISHED_HEAD, open_tensors
 
 _ERROR_LIMIT = {4: 0.2, 8: 0.02}
 """Largest error of a quantised matrix, as a share of its root mean square; 0.09 and 0.008 are usual."""
@@ -38,7 +38,7 @@ def _part(name: str) -> str:
     top, _, rest = name.partition(".")
     if top != "language_model":
         return {"vision_tower": "vision tower", "multi_modal_projector": "projector"}.get(top, top)
-    if name == LM_HEAD:
+    if name == PUBLISHED_HEAD:
         return "LM head"
     return "embeddings" if rest.startswith("model.embed_tokens") else "language model"
 
@@ -65,7 +65,7 @@ def _compare(name: str, tensor: torch.Tensor, restored: mx.array) -> tuple[bool,
     return exact, mx.square(restored - reference).sum().item(), mx.square(reference).sum().item()
 
 
-def check_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
+def check_mlx_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
     """Compare each tensor with the checkpoint's.
 
     Raises:
@@ -76,13 +76,13 @@ def check_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
     for file in sorted(folder.glob("*.safetensors")):
         written |= mx.load(str(file))  # lazily: nothing is in memory until it is compared
     sums: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(4))
-    left = {name for name in written if not name.endswith((".scales", ".biases"))} - {LM_HEAD}
+    left = {name for name in written if not name.endswith((".scales", ".biases"))} - {PUBLISHED_HEAD}
     for name, stored_tensor in open_tensors(checkpoint):
         if name not in left:
             raise CheckFailedError(f"{folder}: {name} was not written")
         left.remove(name)
         tensor = stored_tensor[:]
-        for target in (name, LM_HEAD) if name == EMBEDDINGS else (name,):
+        for target in (name, PUBLISHED_HEAD) if name == PUBLISHED_EMBEDDINGS else (name,):
             if target not in written:
                 raise CheckFailedError(f"{folder}: {target} was not written")
             restored, num_bytes, quantised = _restore(written, target, bits)

@@ -16,7 +16,7 @@ from pokegemma.gemma.families import FAMILIES
 from pokegemma.gemma.loading import load_config
 from pokegemma.provenance import read_run_record
 
-LM_HEAD, EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+PUBLISHED_HEAD, PUBLISHED_EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 _PROCESSOR_FILES = (
     ("tokenizer.json",),
@@ -32,8 +32,8 @@ def _has_head_of_its_own(path: Path) -> bool:
     transformers (5.23) uses such a head even where config.json says that it is tied, and ties one that is the same.
     """
     names = {published_name(name) for _, weights in open_weights(path) for name in weights.keys()}  # noqa: SIM118
-    if not {LM_HEAD, EMBEDDINGS} <= names:
-        return LM_HEAD in names
+    if not {PUBLISHED_HEAD, PUBLISHED_EMBEDDINGS} <= names:
+        return PUBLISHED_HEAD in names
     head, embeddings = (
         next(
             weights.get_tensor(name)
@@ -41,7 +41,7 @@ def _has_head_of_its_own(path: Path) -> bool:
             for name in weights.keys()  # noqa: SIM118
             if published_name(name) == wanted
         )
-        for wanted in (LM_HEAD, EMBEDDINGS)
+        for wanted in (PUBLISHED_HEAD, PUBLISHED_EMBEDDINGS)
     )
     return head.dtype != embeddings.dtype or not torch.equal(head, embeddings)
 
@@ -57,7 +57,7 @@ def open_tensors(path: Path) -> Iterator[tuple[str, Any]]:
     has_head = _has_head_of_its_own(path)
     for _, weights in open_weights(path):
         for stored in weights.keys():  # noqa: SIM118
-            if has_head or published_name(stored) != LM_HEAD:
+            if has_head or published_name(stored) != PUBLISHED_HEAD:
                 yield published_name(stored), weights.get_slice(stored)
 
 
@@ -140,13 +140,13 @@ def load_exportable_config(path: Path, *, target: str) -> Gemma3Config:
         raise PokegemmaError(f"{path}: its weights are quantised; convert the full-precision checkpoint")
     missing = [names[0] for names in _PROCESSOR_FILES if not any((path / name).is_file() for name in names)]
     if missing:
-        base = base_of(path)
+        base = recorded_base(path)
         raise PokegemmaError(
             f"{path}: {', '.join(missing)} not found; copy from the base checkpoint{f', {base}' if base else ''}"
         )
     return config
 
 
-def base_of(path: Path) -> str | None:
+def recorded_base(path: Path) -> str | None:
     """Return the base of the training run that wrote a checkpoint, where its run.json is there."""
     return (read_run_record(path) or {}).get("base_model")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.fingerprints import CARD_FILE, FileHashes, check_files, content_hash, hash_folder
-from pokegemma.outputs import RUN_FILE, atomic_folder
+from pokegemma.fingerprints import CARD_FILE, FileHashes, content_hash, hash_folder, require_unchanged
+from pokegemma.outputs import RUN_FILE, atomic_folder, refuse_to_replace
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.release.measurements import Results, read_results
 from pokegemma.release.registry_store import COPIES, MANIFEST_FILE, NAME, ModelVersion, RegistryRuns, find_all
@@ -232,8 +232,9 @@ class Registry(RegistryRuns):
         if part not in parts:
             raise PokegemmaError(f"--part: version {version.version} has no {part!r}; it has {', '.join(parts)}")
         source, files = Path(parts[part]["path"]), parts[part]["files"]
-        if output.resolve().is_relative_to(source) or source.is_relative_to(output.resolve()):
-            raise PokegemmaError(f"--output_dir {output} holds the registered files, or lies in them; choose another")
+        refuse_to_replace(output, source)
+        if output.resolve().is_relative_to(source):
+            raise PokegemmaError(f"--output_dir {output} is inside the registered folder {source}; choose another")
         with atomic_folder(output, stage="export", overwrite=overwrite) as folder:
             fetched = folder / ".fetched"
             if parts[part]["copied"]:
@@ -247,7 +248,7 @@ class Registry(RegistryRuns):
                 else:
                     shutil.copyfile(source / name, folder / name)
             shutil.rmtree(fetched, ignore_errors=True)
-            check_files(folder, files, FileHashes(), called=source)
+            require_unchanged(folder, files, FileHashes(), called=source)
             record: dict[str, Any] = {}
             if part == "model":
                 for name in (RUN_FILE, CARD_FILE):

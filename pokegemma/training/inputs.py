@@ -108,7 +108,7 @@ def check_lengths(path: Path, examples: Iterable[Example], collator: Collator, *
         )
 
 
-def check_answers(path: Path) -> None:
+def require_scorable_answers(path: Path) -> None:
     """Refuse answers that evaluation could not find a button in: at its first one, a run would be lost.
 
     Raises:

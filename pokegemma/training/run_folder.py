@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pokegemma.errors import PokegemmaError, is_disk_full
 from pokegemma.gemma.checkpoint_files import has_fingerprint
-from pokegemma.outputs import RUN_FILE
+from pokegemma.outputs import RUN_FILE, refuse_to_replace
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import LAST_CHECKPOINT
 
@@ -60,9 +60,7 @@ def check_output(folder: Path, *, sources: Sequence[Path], overwrite: bool, resu
     Raises:
         PokegemmaError: there is no such checkpoint, `folder` holds what training needs, or a run is in the way.
     """
-    for source in sources:
-        if source.resolve().is_relative_to(folder.resolve()):
-            raise PokegemmaError(f"--output_dir {folder} holds {source}, which training reads; choose another")
+    refuse_to_replace(folder, *sources)
     last, record = last_checkpoint(folder), read_run_record(folder) or {}
     if resume is not None:
         checkpoint = last if resume in LAST_CHECKPOINT else Path(resume)

@@ -29,7 +29,7 @@ from pokegemma.gemma.loading import load_config, load_processor, require_full_pr
 from pokegemma.gemma.vision_tower import PROJECTOR, TOWER
 from pokegemma.provenance import write_run_record
 from pokegemma.training.callbacks import EvaluateAtEnd, StopOnSignal
-from pokegemma.training.inputs import check_answers, check_lengths, eval_file, load_dataset, read_examples
+from pokegemma.training.inputs import check_lengths, eval_file, load_dataset, read_examples, require_scorable_answers
 from pokegemma.training.loss_curve import CurvePlotter
 from pokegemma.training.modes import ModesObserver
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
@@ -148,7 +148,7 @@ def train(
         check_lengths(path, read_examples(path, data), collator, max_length=max_length)
     evaluates = eval_path is not None and (training.eval_strategy != IntervalStrategy.NO or training.eval_on_start)
     if evaluates:
-        check_answers(eval_path)
+        require_scorable_answers(eval_path)
     feature_bytes = processor.image_seq_length * config.get_text_config().hidden_size if data.vision_features else None
     check_workers(
         data,

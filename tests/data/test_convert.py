@@ -361,7 +361,7 @@ def test_an_earlier_conversion_is_not_overwritten_unasked_and_leaves_nothing_beh
 def test_a_folder_called_frames_that_is_not_ours_is_never_deleted(make_session, tmp_path):
     make_session("s", [turn_record(1)])
     (tmp_path / "out" / "frames").mkdir(parents=True)
-    with pytest.raises(PokegemmaError, match="not written by a conversion"):
+    with pytest.raises(PokegemmaError, match=r"contains frames without a conversion_report\.json"):
         convert(tmp_path / "runs", tmp_path / "out", overwrite=True)
 
 

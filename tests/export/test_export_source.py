@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.export.gguf import convert
-from pokegemma.export.gguf_source import read_checkpoint, staged
+from pokegemma.export.gguf_source import read_gguf_source, staged
 from pokegemma.export.llama_cpp_converter import find_converter
-from pokegemma.export.source import LM_HEAD
+from pokegemma.export.source import PUBLISHED_HEAD
 from pokegemma.gemma.checkpoint_files import open_weights, weight_files
 from pokegemma.gemma.loading import load_model
 
@@ -56,7 +56,7 @@ def staged_weights(checkpoint: Path, temporary: Path) -> list[dict[str, torch.Te
     """Return the tensors that the converters for GGUF and MLX are shown; they read them as safetensors does."""
     temporary.mkdir()
     shown = []
-    with staged(read_checkpoint(checkpoint), beside=temporary) as folder:
+    with staged(read_gguf_source(checkpoint), beside=temporary) as folder:
         shown.append({name: w.get_tensor(name) for _, w in open_weights(folder) for name in w.keys()})  # noqa: SIM118
         names = {path.name for path in folder.glob("*.safetensors*")}
     mlx = pytest.importorskip("pokegemma.export.mlx", exc_type=PokegemmaError)
@@ -148,7 +148,7 @@ def test_a_missing_file_of_the_processor_is_named_with_the_base(
 ) -> None:
     (checkpoint_n / name).unlink()
     with pytest.raises(PokegemmaError, match=f"{name} not found; copy from the base checkpoint, {tiny_model}"):
-        read_checkpoint(checkpoint_n)
+        read_gguf_source(checkpoint_n)
 
 
 # --- the LM head
@@ -179,9 +179,9 @@ def test_a_head_that_is_a_copy_of_the_embeddings_is_left_out(copy: Path, tiny_mo
 
 def test_an_untied_head_arrives_in_gguf_and_is_refused_for_mlx(copy: Path, tmp_path: Path) -> None:
     head = add_head(copy, same=False)
-    assert read_checkpoint(copy).num_text_tensors == 6 * 13 + 3
-    with staged(read_checkpoint(copy), beside=tmp_path) as folder:
-        assert torch.equal(load_file(folder / "model.safetensors")[LM_HEAD], head)
+    assert read_gguf_source(copy).num_text_tensors == 6 * 13 + 3
+    with staged(read_gguf_source(copy), beside=tmp_path) as folder:
+        assert torch.equal(load_file(folder / "model.safetensors")[PUBLISHED_HEAD], head)
     mlx = pytest.importorskip("pokegemma.export.mlx", exc_type=PokegemmaError)
     with pytest.raises(PokegemmaError, match="its LM head is not tied to its embeddings") as caught:
         mlx.convert_to_mlx(copy, tmp_path / "mlx")
@@ -203,4 +203,4 @@ def test_an_untied_head_arrives_in_gguf_and_is_refused_for_mlx(copy: Path, tmp_p
 def test_weights_that_are_not_whole_are_one_line(damage: Callable[[Path], object], message: str, sharded: Path) -> None:
     damage(sharded)
     with pytest.raises(PokegemmaError, match=message):
-        read_checkpoint(sharded)
+        read_gguf_source(sharded)

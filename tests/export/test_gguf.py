@@ -21,7 +21,7 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export import gguf, llama_cpp_converter
 from pokegemma.export.gguf import modelfile
 from pokegemma.export.gguf_reader import GgufFile, read_gguf
-from pokegemma.export.gguf_source import Checkpoint, read_checkpoint, served_template
+from pokegemma.export.gguf_source import GgufSource, read_gguf_source, served_template
 from pokegemma.export.llama_cpp_converter import find_converter, unpack_converter
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.gemma.tiny.tokenizer import CHAT_TEMPLATE
@@ -29,8 +29,8 @@ from scripts.convert_to_gguf import QUANTIZATIONS
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_model: Path) -> Checkpoint:
-    return read_checkpoint(tiny_model)
+def checkpoint(tiny_model: Path) -> GgufSource:
+    return read_gguf_source(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_every_type_has_its_file_and_the_eyes_are_in_one_of_their_own(gguf_folde
     ]
 
 
-def test_the_files_hold_every_tensor_of_the_checkpoint(files: dict[str, GgufFile], checkpoint: Checkpoint) -> None:
+def test_the_files_hold_every_tensor_of_the_checkpoint(files: dict[str, GgufFile], checkpoint: GgufSource) -> None:
     # 13 a text layer, embeddings and norm; 16 a SigLIP layer, 2 + 2 around them, the position embeddings, 2 projector.
     assert (checkpoint.num_text_tensors, checkpoint.num_vision_tensors) == (6 * 13 + 2, 4 * 16 + 7)
     assert {name: len(file.shapes) for name, file in files.items()} == {
@@ -181,16 +181,16 @@ def test_the_modelfile_names_both_files_and_writes_turns_as_the_chat_template_do
     ],
 )
 def test_a_mmproj_that_is_not_the_checkpoints_is_refused(
-    files: dict[str, GgufFile], checkpoint: Checkpoint, damage: Callable, error: str
+    files: dict[str, GgufFile], checkpoint: GgufSource, damage: Callable, error: str
 ) -> None:
     mmproj, models = files["mmproj-f16"], {"f16": files["model-f16"]}
-    gguf.check_files(checkpoint, models, mmproj)
+    gguf.check_gguf_files(checkpoint, models, mmproj)
     with pytest.raises(CheckFailedError, match=error):
-        gguf.check_files(checkpoint, models, replace(mmproj, **damage(mmproj)))
+        gguf.check_gguf_files(checkpoint, models, replace(mmproj, **damage(mmproj)))
 
 
 def test_all_that_got_lost_in_a_language_model_is_told_at_once(
-    files: dict[str, GgufFile], checkpoint: Checkpoint
+    files: dict[str, GgufFile], checkpoint: GgufSource
 ) -> None:
     whole = files["model-q8_0"]
     fewer = replace(
@@ -200,7 +200,7 @@ def test_all_that_got_lost_in_a_language_model_is_told_at_once(
         control_tokens=whole.control_tokens - {"<start_of_turn>"},
     )
     with pytest.raises(CheckFailedError) as caught:
-        gguf.check_files(checkpoint, {"f16": files["model-f16"], "q8_0": fewer}, files["mmproj-f16"])
+        gguf.check_gguf_files(checkpoint, {"f16": files["model-f16"], "q8_0": fewer}, files["mmproj-f16"])
     assert "model-q8_0.gguf: tensors of the language model: 79, the checkpoint has 80; " in str(caught.value)
     assert "its chat template is not the checkpoint's; " in str(caught.value)
     assert "model-q8_0.gguf: <start_of_turn> would be read as text; " in str(caught.value)
@@ -219,19 +219,19 @@ def test_all_that_got_lost_in_a_language_model_is_told_at_once(
     ],
 )
 def test_a_file_of_another_type_than_it_names_is_refused(
-    name: str, types: str, error: str, files: dict[str, GgufFile], checkpoint: Checkpoint
+    name: str, types: str, error: str, files: dict[str, GgufFile], checkpoint: GgufSource
 ) -> None:
     shapes = {tensor: tuple(256 for _ in shape) for tensor, shape in files["model-f16"].shapes.items()}
     kinds = {tensor: types if len(shape) > 1 else "F32" for tensor, shape in shapes.items()}
     other = replace(files["model-f16"], shapes=shapes, types=kinds)
     with pytest.raises(CheckFailedError, match=error):
-        gguf.check_files(checkpoint, {name: other}, files["mmproj-f16"])
+        gguf.check_gguf_files(checkpoint, {name: other}, files["mmproj-f16"])
 
 
-def test_a_mmproj_in_float32_is_refused(files: dict[str, GgufFile], checkpoint: Checkpoint) -> None:
+def test_a_mmproj_in_float32_is_refused(files: dict[str, GgufFile], checkpoint: GgufSource) -> None:
     mmproj = files["mmproj-f16"]
     with pytest.raises(CheckFailedError, match=r"mmproj-f16\.gguf: its tensors are F32, not F16"):
-        gguf.check_files(
+        gguf.check_gguf_files(
             checkpoint, {"f16": files["model-f16"]}, replace(mmproj, types=dict.fromkeys(mmproj.types, "F32"))
         )
 
@@ -268,18 +268,18 @@ def without_vision_tower(folder: Path) -> None:
 def test_what_cannot_be_converted_is_refused_in_one_line(copy: Path, damage: Callable, error: str) -> None:
     damage(copy)
     with pytest.raises(PokegemmaError) as caught:
-        read_checkpoint(copy)
+        read_gguf_source(copy)
     assert error in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PokegemmaError, match=r"--model_path .*/none: no such folder"):
-        read_checkpoint(tmp_path / "none")
+        read_gguf_source(tmp_path / "none")
 
 
 def test_the_output_may_not_hold_the_model(copy: Path) -> None:
-    with pytest.raises(PokegemmaError, match="holds the model; choose another path"):
+    with pytest.raises(PokegemmaError, match=r"--output_dir .* contains the input"):
         gguf.convert(copy, copy.parent, quantizations=["f16"], converter=find_converter(None))
     assert (copy / "model.safetensors").is_file()
 

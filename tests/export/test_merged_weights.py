@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export.merge import merge
-from pokegemma.export.merged_weights import WeightCounts, check_weights, weight_names
+from pokegemma.export.merged_weights import WeightCounts, check_merged_weights, weight_names
 from pokegemma.gemma import checkpoint_files, loading
 from pokegemma.gemma.adapters.adapters import Adapter, read_adapter
 from pokegemma.provenance import write_run_record
@@ -69,21 +69,21 @@ def change(merged: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_what_was_merged_is_as_expected(merged: Path, tiny_model: Path, adapter: Adapter, names: set[str]) -> None:
-    assert check_weights(merged, str(tiny_model), adapter, names) == WeightCounts(changed=12, unchanged=140)
+    assert check_merged_weights(merged, str(tiny_model), adapter, names) == WeightCounts(changed=12, unchanged=140)
 
 
 def test_a_layer_that_was_not_merged_is_named(change, tiny_model: Path, adapter: Adapter, names: set[str]) -> None:
     before = load_file(tiny_model / "model.safetensors")[UP_PROJ]
     folder = change(lambda tensors: tensors.update({UP_PROJ: before.to(tensors[UP_PROJ])}))
     with pytest.raises(CheckFailedError, match=r"1 of 152 tensors .*: layers\.0\.mlp\.up_proj\.weight"):
-        check_weights(folder, str(tiny_model), adapter, names)
+        check_merged_weights(folder, str(tiny_model), adapter, names)
 
 
 def test_half_a_layer_is_seen(change, tiny_model: Path, adapter: Adapter, names: set[str]) -> None:
     before = load_file(tiny_model / "model.safetensors")[UP_PROJ]
     folder = change(lambda tensors: tensors[UP_PROJ][:192].copy_(before[:192]))
     with pytest.raises(CheckFailedError, match=r"1 of 152 tensors .*: layers\.0\.mlp\.up_proj\.weight"):
-        check_weights(folder, str(tiny_model), adapter, names)
+        check_merged_weights(folder, str(tiny_model), adapter, names)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_tensors_that_are_gone_left_over_or_changed_are_named(
     edit, message: str, change, tiny_model: Path, adapter: Adapter, names: set[str]
 ) -> None:
     with pytest.raises(CheckFailedError, match=message):
-        check_weights(change(edit), str(tiny_model), adapter, names)
+        check_merged_weights(change(edit), str(tiny_model), adapter, names)
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
@@ -123,7 +123,7 @@ def test_an_adapter_of_one_use_of_tied_weights_unties_them(
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     other = "embed_tokens.weight" if target == "lm_head" else HEAD
     with pytest.raises(CheckFailedError, match=f"1 of 152 tensors .*: {other}"):
-        check_weights(tmp_path / "m", str(tiny_model), tied, names)
+        check_merged_weights(tmp_path / "m", str(tiny_model), tied, names)
 
 
 def test_an_adapter_that_changes_nothing_fails_without_samples(tiny_model: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from mlx_vlm.utils import prepare_inputs
 from pokegemma.engines.mlx_engine import MlxEngine, open_processor
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export import mlx as exporting
-from pokegemma.export.mlx import convert_to_mlx, mlx_config, read_checkpoint
-from pokegemma.export.mlx_check import check_config, check_processor, check_weights
+from pokegemma.export.mlx import convert_to_mlx, load_config_for_mlx, mlx_config
+from pokegemma.export.mlx_check import check_config, check_mlx_weights, check_processor
 from pokegemma.gemma import loading
 from pokegemma.provenance import read_run_record
 from tests.export import mlx_cases
@@ -289,7 +289,7 @@ def test_an_order_of_layers_that_mlx_vlm_does_not_know_is_refused(checkpoint: Pa
 
 
 def test_an_output_that_holds_the_model_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(PokegemmaError, match="which is read; choose another"):
+    with pytest.raises(PokegemmaError, match=r"--output_path .* contains the input"):
         convert_to_mlx(checkpoint, checkpoint.parent, overwrite=True)
     assert (checkpoint / "model.safetensors").is_file()
 
@@ -323,10 +323,10 @@ def test_two_swapped_rows_are_found(mlx_checkpoint: Path, folder: Path) -> None:
     def swap(weights: dict[str, torch.Tensor]) -> None:
         weights[PROJECTION][:2] = weights[PROJECTION][:2].flip(0)
 
-    check_weights(mlx_checkpoint, folder, bits=16)
+    check_mlx_weights(mlx_checkpoint, folder, bits=16)
     change_weights(folder, swap)
     with pytest.raises(CheckFailedError, match="mm_input_projection_weight differs from the checkpoint by"):
-        check_weights(mlx_checkpoint, folder, bits=16)
+        check_mlx_weights(mlx_checkpoint, folder, bits=16)
 
 
 def test_two_swapped_rows_of_a_quantised_matrix_are_found(mlx_checkpoint: Path, tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_two_swapped_rows_of_a_quantised_matrix_are_found(mlx_checkpoint: Path, 
     weights[name] = mx.concatenate([weights[name][half:], weights[name][:half]])
     mx.save_safetensors(str(tmp_path / "mlx" / "model.safetensors"), weights)
     with pytest.raises(CheckFailedError, match=r"layers\.0\.self_attn\.q_proj\.weight differs"):
-        check_weights(mlx_checkpoint, tmp_path / "mlx", bits=4)
+        check_mlx_weights(mlx_checkpoint, tmp_path / "mlx", bits=4)
 
 
 @pytest.mark.parametrize(
@@ -346,13 +346,13 @@ def test_two_swapped_rows_of_a_quantised_matrix_are_found(mlx_checkpoint: Path, 
 def test_a_tensor_that_was_not_written_is_found(name: str, mlx_checkpoint: Path, folder: Path) -> None:
     change_weights(folder, lambda weights: weights.pop(name))
     with pytest.raises(CheckFailedError, match="was not written"):
-        check_weights(mlx_checkpoint, folder, bits=16)
+        check_mlx_weights(mlx_checkpoint, folder, bits=16)
 
 
 def test_a_tensor_too_many_is_found(mlx_checkpoint: Path, folder: Path) -> None:
     change_weights(folder, lambda weights: weights.update(extra=torch.zeros(2)))
     with pytest.raises(CheckFailedError, match="holds extra, which the checkpoint does not"):
-        check_weights(mlx_checkpoint, folder, bits=16)
+        check_mlx_weights(mlx_checkpoint, folder, bits=16)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_tensor_too_many_is_found(mlx_checkpoint: Path, folder: Path) -> None:
 def test_another_processor_is_found(
     file: str, old: str, new: str, says: str, mlx_checkpoint: Path, folder: Path
 ) -> None:
-    processor, config = loading.load_processor(mlx_checkpoint), read_checkpoint(mlx_checkpoint)
+    processor, config = loading.load_processor(mlx_checkpoint), load_config_for_mlx(mlx_checkpoint)
     check_processor(processor, folder, config)
     text = (folder / file).read_text(encoding="utf-8")
     assert old in text
@@ -382,7 +382,7 @@ def test_another_processor_is_found(
 def test_a_config_that_says_something_else_is_found(
     section: str | None, key: str, value: object, mlx_checkpoint: Path, folder: Path
 ) -> None:
-    config = mlx_config(mlx_checkpoint, read_checkpoint(mlx_checkpoint))
+    config = mlx_config(mlx_checkpoint, load_config_for_mlx(mlx_checkpoint))
     check_config(folder, config)
     change_config(folder, lambda written: (written[section] if section else written).update({key: value}))
     with pytest.raises(CheckFailedError, match=f"mlx-vlm takes {key} for {value}"):

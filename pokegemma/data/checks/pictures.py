@@ -50,7 +50,7 @@ Progress = Callable[[Iterable, int], Iterable]
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureFacts:
     """What is kept of a decoded picture: a hash of its pixels, its size, whether it has one colour; or the problem."""
 
     digest: bytes = b""
@@ -69,32 +69,34 @@ class PictureScan:
     sizes_px: Counter[tuple[int, int]] = field(default_factory=Counter)
 
 
-def inspect_picture(path: str, folder: str) -> Picture:
+def inspect_picture(path: str, folder: str) -> PictureFacts:
     """Decode a picture in full; `folder` is the dataset folder, which it must not leave by a symbolic link."""
     try:
         if not Path(path).is_file():
-            return Picture(problem="not found (paths are relative to the JSONL file)")
+            return PictureFacts(problem="not found (paths are relative to the JSONL file)")
     except OSError as error:  # a name that no file can have
-        return Picture(problem=error.strerror)
+        return PictureFacts(problem=error.strerror)
     resolved, root = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath([resolved, root]) != root:
-        return Picture(problem="a symbolic link leads out of the dataset folder")
+        return PictureFacts(problem="a symbolic link leads out of the dataset folder")
     try:
         with Image.open(path) as image:
             width, height = image.size
             if min(image.size) < MIN_SIDE_PX or max(image.size) > MAX_SIDE_PX:
-                return Picture(problem=f"{width}x{height} px is no screen ({MIN_SIDE_PX} to {MAX_SIDE_PX} px a side)")
+                return PictureFacts(
+                    problem=f"{width}x{height} px is no screen ({MIN_SIDE_PX} to {MAX_SIDE_PX} px a side)"
+                )
             if max(image.size) > MAX_ASPECT * min(image.size):
-                return Picture(problem=f"{width}x{height} px is no screen (longer than {MAX_ASPECT}:1)")
+                return PictureFacts(problem=f"{width}x{height} px is no screen (longer than {MAX_ASPECT}:1)")
             pixels = to_rgb(image)
     except UNREADABLE as error:
-        return Picture(problem=f"does not decode: {error}")
+        return PictureFacts(problem=f"does not decode: {error}")
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=_HASH_BYTES, salt=f"{width}x{height}".encode()).digest()
     one_colour = all(high - low <= ONE_COLOUR_TOLERANCE for low, high in pixels.getextrema())
-    return Picture(digest=digest, size_px=pixels.size, one_colour=one_colour)
+    return PictureFacts(digest=digest, size_px=pixels.size, one_colour=one_colour)
 
 
-def _inspect(job: tuple[str, str]) -> tuple[str, Picture]:
+def _inspect(job: tuple[str, str]) -> tuple[str, PictureFacts]:
     return job[0], inspect_picture(*job)
 
 
