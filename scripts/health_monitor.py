@@ -1,4 +1,4 @@
-"""Watch a server: ask it real questions on a schedule, and say when its answers are late, wrong or missing.
+"""Watch a server: ask it real questions on a schedule, and report when its answers are late, wrong or missing.
 
 python scripts/health_monitor.py --server_url http://127.0.0.1:8000 --dataset_path training_data --interval_s 30
 
@@ -19,39 +19,39 @@ from pokegemma.cli import parse_options, run
 from pokegemma.data.samples import Sample, dataset_files, evenly_spread, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.engines.questions import Question, build_questions
-from pokegemma.errors import PokegemmaError
-from pokegemma.serving.monitor import Check, Limits, Monitor, format_summary, watch
+from pokegemma.errors import PokegemmaError, check_ranges
+from pokegemma.serving.monitor import Limits, Monitor, ServerCheck, format_summary, watch
 from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook
 from pokegemma.serving.processes import ServerProcesses
 
 logger = logging.getLogger(__name__)
 _DECISIONS_IN_TRAJECTORY = 4
 _WEEK_S = 604_800.0
-"""Longer times overflow in system calls (24 days, where the shortest does)."""
+"""Longer times overflow in system calls; the shortest limit of one is 24 days."""
 
 
 @dataclass
 class MonitorOptions:
     server_url: str = field(metadata={"help": "The server, without /v1: http://127.0.0.1:8000."})
     dataset_path: str = field(
-        metadata={"help": "Where the questions come from: a converted dataset (its eval.jsonl, if any), or a JSONL."}
+        metadata={"help": "Source of the questions: a converted dataset (its eval.jsonl, if any), or a JSONL file."}
     )
     model: str | None = field(
         default=None, metadata={"help": "Name of the model in requests; default: the only one that the server lists."}
     )
     num_samples: int = field(default=8, metadata={"help": "Questions to ask in turn, spread over the dataset."})
     layout: Literal["grid", "frames", "trajectory"] = field(
-        default="grid", metadata={"help": "How samples are shown: as the model was trained."}
+        default="grid", metadata={"help": "How samples are shown: as in training."}
     )
-    image_size: int = field(default=896, metadata={"help": "Side of the pictures sent, in pixels: the model's own."})
+    image_size: int = field(default=896, metadata={"help": "Side of the pictures sent, in pixels: that of the model."})
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which an answer is cut off."})
     interval_s: float = field(default=30.0, metadata={"help": "From the start of a check to that of the next."})
     num_checks: int | None = field(default=None, metadata={"help": "Stop after this many; default: never."})
     duration_s: float | None = field(default=None, metadata={"help": "Stop after this long; default: never."})
-    timeout_s: float = field(default=30.0, metadata={"help": "A whole answer takes longer: the server hangs."})
+    timeout_s: float = field(default=30.0, metadata={"help": "Limit for a whole answer; longer is a timeout."})
     max_latency_p95_s: float | None = field(
         default=5.0,
-        metadata={"help": "Slower answers are late; the 95th percentile over the window may not exceed it."},
+        metadata={"help": "Longer answers are slow; 95 % of the window's answers must be within it."},
     )
     min_valid_rate: float = field(
         default=0.95, metadata={"help": "Share of the window's checks that must get a valid answer."}
@@ -66,9 +66,9 @@ class MonitorOptions:
     pid: int | None = field(
         default=None, metadata={"help": "Process whose memory counts; default: the one listening on the port."}
     )
-    log_file: str | None = field(default=None, metadata={"help": "Append a line of JSON for each check to it."})
+    log_file: str | None = field(default=None, metadata={"help": "Append a line of JSON for each check to this file."})
     metrics_port: int | None = field(default=None, metadata={"help": "Serve Prometheus metrics on 127.0.0.1."})
-    webhook_url: str | None = field(default=None, metadata={"help": "Where to POST breaches and recoveries as JSON."})
+    webhook_url: str | None = field(default=None, metadata={"help": "URL that gets breaches and recoveries as JSON."})
     api_key_variable: str | None = field(
         default=None, metadata={"help": "Environment variable that holds the server's API key."}
     )
@@ -76,28 +76,16 @@ class MonitorOptions:
     json: bool = field(default=False, metadata={"help": "Print the summary as JSON."})
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "image_size", "max_new_tokens", "num_checks", "max_consecutive_failures", "window"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise PokegemmaError(f"--{name}: {value} is not at least 1")
-        for name in ("timeout_s", "max_latency_p95_s", "max_memory_gib", "max_gpu_memory_gib", "duration_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise PokegemmaError(f"--{name}: {value} is not above 0")
-        for name in ("timeout_s", "interval_s"):
-            if getattr(self, name) > _WEEK_S:
-                raise PokegemmaError(f"--{name}: {getattr(self, name)} is more than a week ({_WEEK_S:.0f})")
-        if self.pid is not None and self.pid < 1:
-            raise PokegemmaError(f"--pid: {self.pid} is not at least 1")
-        if self.metrics_port is not None and not 1 <= self.metrics_port <= 65535:
-            raise PokegemmaError(f"--metrics_port: {self.metrics_port} is not between 1 and 65535")
-        if not self.interval_s >= 0:
-            raise PokegemmaError(f"--interval_s: {self.interval_s} is below 0")
-        if not 0 <= self.min_valid_rate <= 1:
-            raise PokegemmaError(f"--min_valid_rate: {self.min_valid_rate} is not between 0 and 1")
+        check_ranges(self, "num_samples", "image_size", "max_new_tokens", "num_checks", "pid", at_least=1)
+        check_ranges(self, "max_consecutive_failures", "window", at_least=1)
+        check_ranges(self, "timeout_s", above=0, at_most=_WEEK_S)
+        check_ranges(self, "interval_s", at_least=0, at_most=_WEEK_S)
+        check_ranges(self, "max_latency_p95_s", "max_memory_gib", "max_gpu_memory_gib", "duration_s", above=0)
+        check_ranges(self, "min_valid_rate", at_least=0, at_most=1)
+        check_ranges(self, "metrics_port", at_least=1, at_most=65535)
         if self.window < self.max_consecutive_failures:
             raise PokegemmaError(
-                f"--window {self.window} is smaller than --max_consecutive_failures {self.max_consecutive_failures}"
+                f"--window {self.window}: must be at least --max_consecutive_failures {self.max_consecutive_failures}"
             )
 
 
@@ -113,7 +101,7 @@ def read_questions(options: MonitorOptions) -> list[Question]:
 
 
 def api_key(options: MonitorOptions) -> str | None:
-    """Return the server's key: never an option, which `ps` would show."""
+    """Return the server's key. It is not an option, since `ps` shows options."""
     if options.api_key_variable is None:
         return None
     if not os.environ.get(options.api_key_variable):
@@ -121,44 +109,47 @@ def api_key(options: MonitorOptions) -> str | None:
     return os.environ[options.api_key_variable]
 
 
-def log_check(check: Check) -> None:
-    """Write a line about a check."""
+def log_check(check: ServerCheck) -> None:
+    """Log a line about a check."""
     latency = "-" if check.latency_s is None else f"{check.latency_s:.2f} s"
     breaches = f"; BREACH: {', '.join(check.breaches)}" if check.breaches else ""
     logger.info("%s %-8s %8s  %s%s", check.time, check.state, latency, check.detail[:200], breaches)
 
 
-def main() -> int:
-    (options,) = parse_options(MonitorOptions, description=__doc__)
-    processes = ServerProcesses(options.server_url, options.pid)
-    limits = Limits(**{name: getattr(options, name) for name in Limits.__dataclass_fields__})
-    monitor = Monitor(
-        options.server_url,
-        read_questions(options),
-        limits,
-        model=options.model,
-        api_key=api_key(options),
-        max_new_tokens=options.max_new_tokens,
-        usage=processes.usage,
-    )
-    # SIGTERM, as from a service manager, ends it like Ctrl-C: with a summary.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def run_checks(options: MonitorOptions, monitor: Monitor) -> None:
+    """Check until the limits of the options, Ctrl-C or, where it is asked for, a breach; report each check."""
     with contextlib.ExitStack() as stack:
-        reports: list[Callable[[Check], None]] = [log_check]
+        reports: list[Callable[[ServerCheck], None]] = [log_check]
         if options.log_file:
             reports.append(CheckLog(Path(options.log_file)))
         if options.metrics_port is not None:
             reports.append(stack.enter_context(PrometheusMetrics(monitor, port=options.metrics_port)))
         if options.webhook_url:
             reports.append(Webhook(options.webhook_url, server_url=options.server_url))
-        with contextlib.suppress(KeyboardInterrupt):
-            for check in watch(
-                monitor, interval_s=options.interval_s, num_checks=options.num_checks, duration_s=options.duration_s
-            ):
-                for report in reports:
-                    report(check)
-                if check.breaches and options.exit_on_breach:
-                    break
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        for check in watch(
+            monitor, interval_s=options.interval_s, num_checks=options.num_checks, duration_s=options.duration_s
+        ):
+            for report in reports:
+                report(check)
+            if check.breaches and options.exit_on_breach:
+                break
+
+
+def main() -> int:
+    (options,) = parse_options(MonitorOptions, description=__doc__)
+    processes = ServerProcesses(options.server_url, options.pid)
+    monitor = Monitor(
+        options.server_url,
+        read_questions(options),
+        Limits(**{name: getattr(options, name) for name in Limits.__dataclass_fields__}),
+        model=options.model,
+        api_key=api_key(options),
+        max_new_tokens=options.max_new_tokens,
+        usage=processes.usage,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM of a service manager ends it as Ctrl-C does
+    run_checks(options, monitor)
     summary = monitor.summary()
     print(json.dumps(summary, indent=2) if options.json else format_summary(summary))
     return 0 if summary["passed"] else 1

@@ -1,9 +1,8 @@
 """Fixtures of deployment: models converted, questions, servers that behave badly, a model that can be seen to see."""
 
+import contextlib
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from pokegemma.data.samples import read_samples
 from pokegemma.engines.questions import Question, build_questions
 from tests.export import mlx_cases
+from tests.serving.adversary import run_adversary
 from tests.serving.served import write_colour_dataset, write_colour_model
 
 
@@ -60,19 +60,9 @@ def mlx_folder(mlx_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def adversary() -> Iterator[Callable[[str], str]]:
-    """Return a function that starts a server of a kind (see adversary.py) and returns its URL."""
-    started = []
-
-    def start(kind: str) -> str:
-        command = [sys.executable, str(Path(__file__).with_name("serving") / "adversary.py"), kind]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        return f"http://127.0.0.1:{int(process.stdout.readline())}"
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    """Return a function that starts a server of a kind in a thread (see serving/adversary.py) and returns its URL."""
+    with contextlib.ExitStack() as stack:
+        yield lambda kind: stack.enter_context(run_adversary(kind)).url
 
 
 @pytest.fixture(scope="session")

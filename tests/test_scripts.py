@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pokegemma.provenance import PROJECT_ROOT
+from tests.serving.adversary import run_adversary
 
 SCRIPTS = {path.stem: path for path in sorted((PROJECT_ROOT / "scripts").glob("*.py"))}
 README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,7 +105,7 @@ TABLE = {
     "health_monitor": Calls(
         success="--server_url {server_url} --dataset_path {toy_dataset} --num_checks 2 --interval_s 0 "
         "--log_file {out}/health.jsonl --timeout_s 100 --max_latency_p95_s 90",
-        says="checks         2 (2 healthy)",
+        says="checks         2 (2 ok)",
         writes=("health.jsonl",),
         mistake="--server_url http://127.0.0.1:8000 --dataset_path missing --log_file {out}/health.jsonl",
         error="missing not found",
@@ -221,12 +222,9 @@ def flags_of(name: str) -> frozenset[str]:
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
-    """Return where a server is that answers every question rightly, without a model."""
-    command = [sys.executable, str(PROJECT_ROOT / "tests" / "serving" / "adversary.py"), "right"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    process.kill()
-    process.wait()
+    """Return the URL of a server that answers every question rightly, without a model."""
+    with run_adversary("valid") as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def ask_server(
             try:
                 reply = put(number)
             except ServerError as error:
-                if error.failure != "refused" or number:
+                if error.status is None or number:
                     raise
                 num_likeliest = 0  # llama-cpp-python's server, unless it was started to tell them
                 reply = put(number)

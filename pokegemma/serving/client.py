@@ -1,27 +1,30 @@
 """Ask an OpenAI-compatible server for a decision."""
 
-import contextlib
-import http.client
+import asyncio
+import functools
 import json
-import socket
-import threading
+import ssl
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
+import httpx2
+
 from pokegemma.engines.questions import Question
 from pokegemma.errors import PokegemmaError
 
-Failure = Literal["unreachable", "timeout", "refused", "malformed"]
+Failure = Literal["refused", "timeout", "invalid"]
+"""refused: no connection, a broken one, or an error status; timeout: no whole answer in time; invalid: an answer of
+another kind than the one asked for."""
 
 
 class ServerError(PokegemmaError):
-    """A server did not answer as it should; `failure` says how."""
+    """A server did not answer a request; `status` is its HTTP status where it answered with an error."""
 
-    def __init__(self, failure: Failure, message: str) -> None:
+    def __init__(self, failure: Failure, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
-        self.failure = failure
+        self.failure, self.status = failure, status
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Token:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer as a server gave it.
+    """An answer of a server.
 
-    `complete` is false where a limit of tokens cut it off. `tokens` is empty where the server tells no
+    `complete` is false where a limit of tokens cut it off. `tokens` is empty where the server returns no
     log-probabilities. `seconds`: from sending the question to the last byte of the answer.
     """
 
@@ -47,90 +50,70 @@ class Reply:
     tokens: tuple[Token, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Response:
-    status: int
-    body: bytes
+def split_url(url: str, *, shown: str) -> SplitResult:
+    """Return the parts of an http or https URL.
 
-
-def _connect(url: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise PokegemmaError(f"{url.geturl()}: not the URL of a server, such as http://127.0.0.1:8000")
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    try:
-        connection = kind(url.hostname, url.port, timeout=timeout_s)
-    except ValueError as error:
-        raise PokegemmaError(f"{url.geturl()}: {error}") from error
-    connection.connect()
-    return connection
-
-
-def _exchange(method: str, url: str, *, timeout_s: float, headers: dict[str, str], body: bytes | None) -> _Response:
-    """Send a request and read the answer to its end, all within `timeout_s`.
-
-    The timeout of a socket is that of one read: a server that sends a byte now and then never exceeds it. So a timer
-    cuts the connection, whatever is being read then.
+    Args:
+        shown: stands for the URL in the message of an error, since a URL may contain a secret.
 
     Raises:
-        ServerError: timeout.
-        OSError, http.client.HTTPException: the connection failed.
+        PokegemmaError: it is another kind of text.
     """
-    parts = urlsplit(url)
-    end = time.monotonic() + timeout_s
     try:
-        connection = _connect(parts, timeout_s)
-    except TimeoutError as error:
-        raise ServerError("timeout", f"{url}: no connection within {timeout_s:g} s") from error
-    expired = threading.Event()
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port
+        valid = False
+    if not valid:
+        raise PokegemmaError(f"{shown}: not an http or https URL, such as http://127.0.0.1:8000")
+    return parts
 
-    def cut(link: socket.socket = connection.sock) -> None:
-        expired.set()
-        with contextlib.suppress(OSError):  # closed by the other side
-            socket.socket.shutdown(link, socket.SHUT_RDWR)
 
-    timer = threading.Timer(max(end - time.monotonic(), 0), cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
-        connection.request(method, path, body=body, headers=headers)
-        response = connection.getresponse()
-        answer = _Response(status=response.status, body=response.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if not expired.is_set() and not isinstance(error, TimeoutError):
-            raise
-        raise ServerError("timeout", f"{url}: no whole answer within {timeout_s:g} s") from error
-    finally:
-        timer.cancel()
-        connection.close()
-    if expired.is_set():  # an answer without a length ends where the connection does
-        raise ServerError("timeout", f"{url}: no whole answer within {timeout_s:g} s")
-    return answer
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+async def _exchange(method: str, url: str, *, timeout_s: float, **parts: Any) -> httpx2.Response:
+    """Send a request and read the answer to its end, all within `timeout_s`.
+
+    httpx limits each read, which a server that sends a byte now and then never exceeds; asyncio limits the whole.
+    """
+    async with (
+        asyncio.timeout(timeout_s),
+        # No proxy and no password of the environment: a server is asked directly.
+        httpx2.AsyncClient(verify=_ssl_context(), trust_env=False, timeout=None) as client,
+    ):
+        return await client.request(method, url, **parts)
 
 
 def request(method: str, url: str, *, timeout_s: float, api_key: str | None = None, body: Any = None) -> bytes:
-    """Return what a server answers, with a status of 200 to 299, to a JSON `body` or None.
+    """Return a server's answer, of status 200 to 299, to a JSON `body` or None. Redirections are not followed.
 
     Raises:
-        ServerError: it cannot be reached, takes longer than `timeout_s` in all, or refuses.
-        PokegemmaError: `url` is none of a server, or the key none that a header can hold.
+        ServerError: the server cannot be reached, takes longer than `timeout_s` in all, or answers with another status.
+        PokegemmaError: `url` is not an http or https URL, or the key contains characters that no header can hold.
+        RuntimeError: an event loop runs in this thread, as in a notebook; call it in another thread.
     """
-    if api_key and not (api_key.isascii() and api_key.isprintable()):  # http.client would tell it in its error
-        raise PokegemmaError("the API key holds what no HTTP header can, such as a line break at its end")
+    split_url(url, shown=url)
+    if api_key and not (api_key.isascii() and api_key.isprintable()):  # httpx would show the key in its error
+        raise PokegemmaError("the API key contains a character that no HTTP header can hold, such as a line break")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    data = None
+    content = None
     if body is not None:
         headers["Content-Type"] = "application/json"
-        data = json.dumps(body).encode()
+        content = json.dumps(body).encode()  # httpx's own `json` fails for half of a surrogate pair
     try:
-        response = _exchange(method, url, timeout_s=timeout_s, headers=headers, body=data)
-    except (OSError, http.client.HTTPException, ValueError) as error:
+        response = asyncio.run(_exchange(method, url, timeout_s=timeout_s, headers=headers, content=content))
+    except TimeoutError as error:
+        raise ServerError("timeout", f"{url}: no whole answer within {timeout_s:g} s") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ServerError("unreachable", f"{url}: {reason}") from error
-    if not 200 <= response.status < 300:
-        text = " ".join(response.body.decode(errors="replace").split())[:200]
-        raise ServerError("refused", f"{url}: status {response.status}: {text}")
-    return response.body
+        raise ServerError("refused", f"{url}: {reason}") from error
+    if not response.is_success:
+        text = " ".join(response.content.decode(errors="replace").split())[:200]
+        raise ServerError("refused", f"{url}: status {response.status_code}: {text}", status=response.status_code)
+    return response.content
 
 
 def _request_json(method: str, url: str, *, timeout_s: float, api_key: str | None, body: Any = None) -> Any:
@@ -138,7 +121,7 @@ def _request_json(method: str, url: str, *, timeout_s: float, api_key: str | Non
     try:
         return json.loads(answer)
     except (ValueError, RecursionError) as error:
-        raise ServerError("malformed", f"{url}: not JSON: {answer[:80].decode(errors='replace')!r}") from error
+        raise ServerError("invalid", f"{url}: not JSON: {answer[:80].decode(errors='replace')!r}") from error
 
 
 def list_models(server_url: str, *, timeout_s: float, api_key: str | None = None) -> tuple[str, ...]:
@@ -148,7 +131,7 @@ def list_models(server_url: str, *, timeout_s: float, api_key: str | None = None
         server_url: without /v1, such as http://127.0.0.1:8000.
 
     Raises:
-        ServerError: it does not say.
+        ServerError: it returns no list of models.
     """
     url = f"{server_url.rstrip('/')}/v1/models"
     answer = _request_json("GET", url, timeout_s=timeout_s, api_key=api_key)
@@ -156,7 +139,7 @@ def list_models(server_url: str, *, timeout_s: float, api_key: str | None = None
         # mlx-vlm also lists what it could load from the cache of the Hub.
         return tuple(str(model["id"]) for model in answer["data"] if model.get("loaded", True))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ServerError("malformed", f"{url}: no list of models: {str(answer)[:80]}") from error
+        raise ServerError("invalid", f"{url}: no list of models: {str(answer)[:80]}") from error
 
 
 def ask(
@@ -176,7 +159,8 @@ def ask(
         num_likeliest: how many of the likeliest tokens to ask for at each place; 0: no log-probabilities.
 
     Raises:
-        ServerError: it cannot be reached, takes longer than `timeout_s`, refuses, or answers something else.
+        ServerError: it cannot be reached, takes longer than `timeout_s`, answers with an error status, or with
+            something else than a chat completion.
     """
     url = f"{server_url.rstrip('/')}/v1/chat/completions"
     body: dict[str, Any] = {
@@ -194,16 +178,15 @@ def ask(
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
-        tokens = tuple(
-            Token(
-                text=place["token"],
-                log_probability=float(place["logprob"]),
-                likeliest=tuple((top["token"], float(top["logprob"])) for top in place.get("top_logprobs") or ()),
-            )
-            for place in (choice.get("logprobs") or {}).get("content") or ()
-        )
+        tokens = tuple(map(_read_token, (choice.get("logprobs") or {}).get("content") or ()))
+        complete = choice.get("finish_reason") == "stop"
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise ServerError("malformed", f"{url}: not a chat completion: {str(answer)[:80]}") from error
+        raise ServerError("invalid", f"{url}: not a chat completion: {str(answer)[:80]}") from error
     if not isinstance(text, str):
-        raise ServerError("malformed", f"{url}: an answer without text: {str(choice)[:80]}")
-    return Reply(text=text, complete=choice.get("finish_reason") == "stop", seconds=seconds, tokens=tokens)
+        raise ServerError("invalid", f"{url}: an answer without text: {str(choice)[:80]}")
+    return Reply(text=text, complete=complete, seconds=seconds, tokens=tokens)
+
+
+def _read_token(place: dict[str, Any]) -> Token:
+    likeliest = tuple((top["token"], float(top["logprob"])) for top in place.get("top_logprobs") or ())
+    return Token(text=place["token"], log_probability=float(place["logprob"]), likeliest=likeliest)

@@ -1,7 +1,6 @@
-"""Ask a server real questions on a schedule, and judge what it answers."""
+"""Ask a server real questions on a schedule, and judge its answers."""
 
 import collections
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,30 +11,26 @@ import numpy as np
 
 from pokegemma.data.prompts import AnswerError, parse_answer
 from pokegemma.engines.questions import Question
-from pokegemma.serving.client import Failure, ServerError, ask, list_models
+from pokegemma.serving.client import ServerError, ask, list_models
 from pokegemma.serving.processes import Usage
+from pokegemma.tables import format_table
 
-logger = logging.getLogger(__name__)
+ServerState = Literal["ok", "slow", "invalid", "timeout", "refused"]
+"""The result of a check.
 
-State = Literal["healthy", "slow", "lying", "refusing", "hanging", "dead"]
-"""What a check says of a server. slow: a right answer, too late; lying: an answer that is none (no JSON, no valid
-button, no chat completion); refusing: an error status; hanging: no whole answer in time; dead: no connection, or a
-broken one."""
+ok: a valid answer in time. slow: a valid answer, but later than the limit. The others are failures. invalid: an answer
+that is not JSON, has no valid button, or is not a chat completion. timeout: no whole answer in time. refused: no
+connection, a broken one, or an error status.
+"""
 
-STATES: tuple[State, ...] = get_args(State)
-
-_STATE_OF_FAILURE: dict[Failure, State] = {
-    "unreachable": "dead",
-    "timeout": "hanging",
-    "refused": "refusing",
-    "malformed": "lying",
-}
+STATES: tuple[ServerState, ...] = get_args(ServerState)
+_VALID = ("ok", "slow")
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a server is not as it should be; None: no such limit.
+    """The limits that a server must keep; None: no such limit.
 
     Rates and percentiles are over the last `window` checks, and judged once there are `max_consecutive_failures`
     of them; the checks that a window still lacks count as good. `timeout_s` is for a whole answer.
@@ -52,17 +47,18 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Check:
-    """One question and what came of it.
+class ServerCheck:
+    """A question and its result.
 
     `breaches` are the limits that do not hold after this check, over the window: names of states, "memory",
-    "gpu_memory" or "restarts". `detail` is the answer, or what went wrong. Bytes are None where they are unknown.
+    "gpu_memory" or "restarts". `detail` is the answer, or what went wrong. `latency_s` is None without an answer; bytes
+    are None where they are unknown.
     """
 
     time: str
     number: int
     question: str
-    state: State
+    state: ServerState
     latency_s: float | None
     detail: str
     memory_bytes: int | None
@@ -73,18 +69,66 @@ class Check:
 
 @dataclass(frozen=True)
 class Window:
-    """The last checks: latencies of those that were answered in seconds, None without any, and shares."""
+    """The last checks: latencies of those with an answer in seconds, None without any, and the share of valid answers.
+
+    `worst_state` is the most frequent failure, or "ok" without any.
+    """
 
     num_checks: int
     latency_p50_s: float | None
     latency_p95_s: float | None
     latency_p99_s: float | None
     valid_rate: float
-    worst_state: State
+    worst_state: ServerState
+
+
+Results = Sequence[tuple[ServerState, float | None]]
+"""State and latency of checks, the oldest first."""
+
+
+def summarise_window(results: Results) -> Window:
+    """Return the figures of some checks."""
+    seconds = [latency for _, latency in results if latency is not None]
+    p50, p95, p99 = np.percentile(seconds, (50, 95, 99)).tolist() if seconds else (None,) * 3
+    failures = collections.Counter(state for state, _ in reversed(results) if state not in _VALID)
+    return Window(
+        num_checks=len(results),
+        latency_p50_s=p50,
+        latency_p95_s=p95,
+        latency_p99_s=p99,
+        valid_rate=sum(state in _VALID for state, _ in results) / max(len(results), 1),
+        worst_state=max(failures, key=failures.__getitem__, default="ok"),  # the latest where two are as frequent
+    )
+
+
+def find_breaches(limits: Limits, results: Results, usage: Usage, *, restarts: int) -> tuple[str, ...]:
+    """Return the names of the limits that do not hold, each once; see ServerCheck.breaches."""
+    breaches: list[str] = []
+    if len(results) >= limits.max_consecutive_failures:
+        recent = [state for state, _ in results[-limits.max_consecutive_failures :]]
+        if not set(recent) & set(_VALID):
+            breaches.append(recent[-1])
+        num_failures = sum(state not in _VALID for state, _ in results)
+        if (limits.window - num_failures) / limits.window < limits.min_valid_rate:
+            breaches.append(summarise_window(results).worst_state)
+        limit_s = limits.max_latency_p95_s
+        if limit_s is not None:
+            num_late = sum(latency is not None and latency > limit_s for _, latency in results)
+            if 20 * num_late > limits.window:  # 5 % of a full window
+                breaches.append("slow")
+    for name, used, most in (
+        ("memory", usage.memory_bytes, limits.max_memory_gib),
+        ("gpu_memory", usage.gpu_memory_bytes, limits.max_gpu_memory_gib),
+    ):
+        if used is not None and most is not None and used > most * _GIB:
+            breaches.append(name)
+    if limits.max_restarts is not None and restarts > limits.max_restarts:
+        breaches.append("restarts")
+    return tuple(dict.fromkeys(breaches))
 
 
 class Monitor:
-    """Checks of one server, and what is remembered of them."""
+    """Checks of one server, and their results."""
 
     def __init__(
         self,
@@ -106,112 +150,65 @@ class Monitor:
         self.server_url, self.limits = server_url, limits
         self._questions, self._model, self._max_new_tokens = questions, model, max_new_tokens
         self._api_key, self._usage = api_key, usage
-        self._last: collections.deque[tuple[State, float | None]] = collections.deque(maxlen=limits.window)
-        self._listed: str | None = None
+        self._results: collections.deque[tuple[ServerState, float | None]] = collections.deque(maxlen=limits.window)
+        self._listed_model: str | None = None
         self._listener: object = None
         self.num_checks = self.restarts = 0
         self.counts: collections.Counter[str] = collections.Counter()
         self.breached: collections.Counter[str] = collections.Counter()
-        self.check: Check | None = None
+        self.last_check: ServerCheck | None = None
 
-    def _model_name(self, timeout_s: float) -> str | None:
-        if self._model is not None:
-            return self._model
-        if self._listed is None:
+    def _model_name(self) -> str | None:
+        if self._model is None and self._listed_model is None:
             try:
-                names = list_models(self.server_url, timeout_s=timeout_s, api_key=self._api_key)
+                names = list_models(self.server_url, timeout_s=self.limits.timeout_s, api_key=self._api_key)
             except ServerError as error:
-                if error.failure in ("unreachable", "timeout"):
+                if error.failure == "timeout":
                     raise
                 return None  # transformers serve fails here on a machine without a cache of the Hub
-            self._listed = names[0] if len(names) == 1 else None
-        return self._listed
+            self._listed_model = names[0] if len(names) == 1 else None
+        return self._model or self._listed_model
 
-    def _ask(self, question: Question) -> tuple[State, float | None, str]:
-        """Return the state, the seconds to the end of an answer or None without one, and what it says."""
+    def _ask(self, question: Question) -> tuple[ServerState, float | None, str]:
+        """Return the state, the seconds to the end of an answer or None without one, and the detail."""
         start = time.perf_counter()
-        timeout_s = self.limits.timeout_s
         try:
-            model = self._model_name(timeout_s)
+            model = self._model_name()
             reply = ask(
                 self.server_url,
                 question,
                 model=model,
                 max_new_tokens=self._max_new_tokens,
-                timeout_s=max(timeout_s - (time.perf_counter() - start), 0.001),
+                timeout_s=max(self.limits.timeout_s - (time.perf_counter() - start), 0.001),
                 api_key=self._api_key,
             )
         except ServerError as error:
-            self._listed = None  # another model may be served when it is back
-            state = _STATE_OF_FAILURE[error.failure]
-            return state, time.perf_counter() - start if state == "lying" else None, str(error)
+            self._listed_model = None  # after a failure the server may return with another model
+            return error.failure, time.perf_counter() - start if error.failure == "invalid" else None, str(error)
         try:
             button = parse_answer(reply.text).button
         except AnswerError as error:
             cut = "" if reply.complete else f" (cut off after {self._max_new_tokens} tokens)"
-            return "lying", reply.seconds, f"{error}{cut}"
-        limit = self.limits.max_latency_p95_s
-        return "slow" if limit is not None and reply.seconds > limit else "healthy", reply.seconds, button
+            return "invalid", reply.seconds, f"{error}{cut}"
+        limit_s = self.limits.max_latency_p95_s
+        return "slow" if limit_s is not None and reply.seconds > limit_s else "ok", reply.seconds, button
 
-    def _count_restart(self, usage: Usage) -> None:
-        # Not by the time when it began: that is told by the clock, which may be set.
-        if usage.listener is not None and self._listener not in (None, usage.listener):
-            self.restarts += 1
-        self._listener = usage.listener or self._listener
-
-    def window(self) -> Window:
-        """Return the last checks in figures."""
-        states = [state for state, _ in self._last]
-        seconds = [latency for _, latency in self._last if latency is not None]
-        p50, p95, p99 = (float(value) for value in np.percentile(seconds, (50, 95, 99))) if seconds else (None,) * 3
-        bad = collections.Counter(state for state in reversed(states) if state not in ("healthy", "slow"))
-        return Window(
-            num_checks=len(states),
-            latency_p50_s=p50,
-            latency_p95_s=p95,
-            latency_p99_s=p99,
-            valid_rate=sum(state in ("healthy", "slow") for state in states) / max(len(states), 1),
-            worst_state=bad.most_common(1)[0][0] if bad else "healthy",
-        )
-
-    def _breaches(self, usage: Usage) -> tuple[str, ...]:
-        limits, window = self.limits, self.window()
-        found: dict[str, None] = {}
-        recent = [state for state, _ in self._last][-limits.max_consecutive_failures :]
-        if window.num_checks >= limits.max_consecutive_failures:
-            if all(state not in ("healthy", "slow") for state in recent):
-                found[recent[-1]] = None
-            num_bad = sum(state not in ("healthy", "slow") for state, _ in self._last)
-            if (limits.window - num_bad) / limits.window < limits.min_valid_rate:
-                found[window.worst_state] = None
-            p95, limit = window.latency_p95_s, limits.max_latency_p95_s
-            if p95 is not None and limit is not None and p95 > limit:
-                num_late = sum(seconds is not None and seconds > limit for _, seconds in self._last)
-                if 20 * num_late > limits.window:  # else 95 % are in time when the window is full
-                    found["slow"] = None
-        for name, used, most in (
-            ("memory", usage.memory_bytes, limits.max_memory_gib),
-            ("gpu_memory", usage.gpu_memory_bytes, limits.max_gpu_memory_gib),
-        ):
-            if used is not None and most is not None and used > most * _GIB:
-                found[name] = None
-        if limits.max_restarts is not None and self.restarts > limits.max_restarts:
-            found["restarts"] = None
-        return tuple(found)
-
-    def run_check(self) -> Check:
-        """Ask the next question and return what came of it."""
+    def run_check(self) -> ServerCheck:
+        """Ask the next question and return its result."""
         question = self._questions[self.num_checks % len(self._questions)]
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         state, latency_s, detail = self._ask(question)
         usage = self._usage()
-        self._count_restart(usage)
+        # Processes are compared, not the times when they began: those follow a clock that may be set.
+        if usage.listener is not None and self._listener not in (None, usage.listener):
+            self.restarts += 1
+        self._listener = usage.listener or self._listener
         self.num_checks += 1
-        self._last.append((state, latency_s))
-        breaches = self._breaches(usage)
+        self._results.append((state, latency_s))
+        breaches = find_breaches(self.limits, list(self._results), usage, restarts=self.restarts)
         self.counts[state] += 1
         self.breached.update(breaches)
-        self.check = Check(
+        self.last_check = ServerCheck(
             time=now,
             number=self.num_checks,
             question=question.id,
@@ -223,17 +220,21 @@ class Monitor:
             restarts=self.restarts,
             breaches=breaches,
         )
-        return self.check
+        return self.last_check
+
+    def window(self) -> Window:
+        """Return the figures of the last checks."""
+        return summarise_window(list(self._results))
 
     def summary(self) -> dict[str, Any]:
-        """Return the end of it for JSON: figures of the last window, counts of all checks."""
+        """Return figures of the last window and counts of all checks, for JSON."""
         return {
             "server": self.server_url,
             "passed": not self.breached,
             "num_checks": self.num_checks,
             "states": {state: self.counts[state] for state in STATES},
             "breaches": dict(self.breached),
-            "last_check": asdict(self.check) if self.check else None,
+            "last_check": asdict(self.last_check) if self.last_check else None,
             "window": asdict(self.window()),
         }
 
@@ -244,7 +245,7 @@ def watch(
     interval_s: float,
     num_checks: int | None = None,
     duration_s: float | None = None,
-) -> Iterator[Check]:
+) -> Iterator[ServerCheck]:
     """Yield a check every `interval_s` seconds, from the start of one to that of the next; without limits for ever."""
     start = time.monotonic()
     while num_checks is None or monitor.num_checks < num_checks:
@@ -257,7 +258,7 @@ def watch(
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """Return a summary as lines for people."""
+    """Return a summary as a table for people."""
 
     def seconds(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f} s"
@@ -267,14 +268,16 @@ def format_summary(summary: dict[str, Any]) -> str:
 
     window, last = summary["window"], summary["last_check"] or {}
     states = ", ".join(f"{count} {state}" for state, count in summary["states"].items() if count)
+    latencies = ", ".join(f"{name} {seconds(window[f'latency_{name}_s'])}" for name in ("p50", "p95", "p99"))
+    breaches = ", ".join(f"{name} ({count} checks)" for name, count in summary["breaches"].items())
+    in_window = f"(last {window['num_checks']} checks)"
     rows = {
         "server": summary["server"],
         "checks": f"{summary['num_checks']} ({states or 'none'})",
-        "latency": f"p50 {seconds(window['latency_p50_s'])}, p95 {seconds(window['latency_p95_s'])}, "
-        f"p99 {seconds(window['latency_p99_s'])} (last {window['num_checks']} checks)",
-        "valid answers": f"{100 * window['valid_rate']:.1f} % (last {window['num_checks']} checks)",
+        "latency": f"{latencies} {in_window}",
+        "valid answers": f"{100 * window['valid_rate']:.1f} % {in_window}",
         "memory": f"{size(last.get('memory_bytes'))}, GPUs {size(last.get('gpu_memory_bytes'))}",
-        "restarts": last.get("restarts", 0),
-        "breaches": ", ".join(f"{name} ({count} checks)" for name, count in summary["breaches"].items()) or "none",
+        "restarts": str(last.get("restarts", 0)),
+        "breaches": breaches or "none",
     }
-    return "\n".join(f"{name:15}{value}" for name, value in rows.items())
+    return format_table(list(rows.items()), num_left=2)

@@ -1,4 +1,4 @@
-"""Where a monitor's findings go: a log of JSON lines, Prometheus, and a webhook."""
+"""Outputs of a monitor: a log of JSON lines, metrics for Prometheus, and a webhook."""
 
 import importlib.util
 import json
@@ -7,42 +7,47 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Self
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.serving.client import ServerError, request
-from pokegemma.serving.monitor import STATES, Check, Monitor
+from pokegemma.serving.client import ServerError, request, split_url
+from pokegemma.serving.monitor import STATES, Monitor, ServerCheck
 
 logger = logging.getLogger(__name__)
 
 _WEBHOOK_TIMEOUT_S = 10.0
 _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_GAUGES = {
+    "server_up": "1 if the last check was answered, in time or not",
+    "healthy": "1 if no limit is exceeded",
+    "valid_answer_rate": "Share of the window's checks with a valid answer",
+    "process_memory_bytes": "Resident memory of the server's processes",
+    "gpu_memory_bytes": "Memory in use on all GPUs of the server's machine",
+}
 
 
 class CheckLog:
     """A file that gets a line of JSON for each check; opened for each, so that it may be moved away meanwhile."""
 
     def __init__(self, path: Path) -> None:
-        """See whether it can be written.
+        """Create the file where there is none.
 
         Raises:
-            PokegemmaError: it cannot.
+            PokegemmaError: it cannot be written.
         """
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8"):
-                pass
+            path.open("a").close()
         except OSError as error:
             raise PokegemmaError(f"{path} cannot be written: {error.strerror}") from error
 
-    def __call__(self, check: Check) -> None:
+    def __call__(self, check: ServerCheck) -> None:
         try:
-            # A server may answer with half of a surrogate pair, which is no UTF-8.
+            # Half of a surrogate pair, which a server may answer with, is not UTF-8.
             with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(asdict(check), ensure_ascii=False) + "\n")
-        except OSError as error:  # a full disk is no reason to stop watching
+        except OSError as error:  # watching goes on when the disk is full
             logger.error("%s could not be written: %s", self._path, error.strerror)
 
 
@@ -59,9 +64,8 @@ class PrometheusMetrics:
             raise PokegemmaError("--metrics_port: prometheus-client is missing; ./init.sh --with serve installs it")
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-        registry = CollectorRegistry()
-        self._monitor, self._num_restarts = monitor, 0
-        self._checks = Counter("pokegemma_checks", "Checks by what they found", ["state"], registry=registry)
+        self._monitor, registry = monitor, CollectorRegistry()
+        self._checks = Counter("pokegemma_checks", "Checks by their state", ["state"], registry=registry)
         for state in STATES:
             self._checks.labels(state)  # a rate needs the zero before the first
         self._latency = Histogram(
@@ -70,52 +74,38 @@ class PrometheusMetrics:
             registry=registry,
             buckets=_LATENCY_BUCKETS_S,
         )
-        self._restarts = Counter(
-            "pokegemma_server_restarts", "Times that the server was started anew", registry=registry
-        )
-        gauge = {
-            name: Gauge(f"pokegemma_{name}", text, registry=registry)
-            for name, text in (
-                ("server_up", "1 if the last check was answered, in time or not"),
-                ("healthy", "1 if no limit is exceeded"),
-                ("valid_answer_rate", "Share of the window's checks with a valid answer"),
-                ("process_memory_bytes", "Resident memory of the server's processes"),
-                ("gpu_memory_bytes", "Memory in use on all GPUs of the server's machine"),
-            )
-        }
-        self._gauge = gauge
-        for one in gauge.values():
-            one.set(math.nan)  # unknown until the first check
+        self._restarts = Counter("pokegemma_server_restarts", "Restarts of the server", registry=registry)
+        self._num_restarts = 0
         self._quantiles = Gauge(
             "pokegemma_window_latency_seconds", "Latency of the window's checks", ["quantile"], registry=registry
         )
+        self._gauges = {name: Gauge(f"pokegemma_{name}", text, registry=registry) for name, text in _GAUGES.items()}
+        for gauge in self._gauges.values():
+            gauge.set(math.nan)  # unknown until the first check
         try:
             self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=registry)
         except OSError as error:
             raise PokegemmaError(f"--metrics_port {port} cannot be listened on: {error.strerror}") from error
 
-    def __call__(self, check: Check) -> None:
+    def __call__(self, check: ServerCheck) -> None:
         window = self._monitor.window()
         self._checks.labels(check.state).inc()
         if check.latency_s is not None:
             self._latency.observe(check.latency_s)
         self._restarts.inc(check.restarts - self._num_restarts)
         self._num_restarts = check.restarts
-        values: dict[str, float | None] = {
-            "server_up": float(check.latency_s is not None),
-            "healthy": float(not check.breaches),
-            "valid_answer_rate": window.valid_rate,
-            "process_memory_bytes": check.memory_bytes,
-            "gpu_memory_bytes": check.gpu_memory_bytes,
-        }
-        for name, value in values.items():
-            self._gauge[name].set(math.nan if value is None else value)
-        for quantile, value in (
-            ("0.5", window.latency_p50_s),
-            ("0.95", window.latency_p95_s),
-            ("0.99", window.latency_p99_s),
+        gauges, quantile = self._gauges, self._quantiles.labels
+        for gauge, value in (
+            (gauges["server_up"], check.latency_s is not None),
+            (gauges["healthy"], not check.breaches),
+            (gauges["valid_answer_rate"], window.valid_rate),
+            (gauges["process_memory_bytes"], check.memory_bytes),
+            (gauges["gpu_memory_bytes"], check.gpu_memory_bytes),
+            (quantile("0.5"), window.latency_p50_s),
+            (quantile("0.95"), window.latency_p95_s),
+            (quantile("0.99"), window.latency_p99_s),
         ):
-            self._quantiles.labels(quantile).set(math.nan if value is None else value)
+            gauge.set(math.nan if value is None else value)
 
     def __enter__(self) -> Self:
         return self
@@ -127,36 +117,30 @@ class PrometheusMetrics:
 
 
 class Webhook:
-    """POST a line of text and the check as JSON when limits begin or cease to be exceeded.
+    """POST a line of text and the check as JSON when a breach begins, changes or ends.
 
-    The URL may hold a secret: messages name its host alone.
+    The URL may contain a secret: messages contain its host alone.
     """
 
     def __init__(self, url: str, *, server_url: str) -> None:
         """Check the URL.
 
         Raises:
-            PokegemmaError: it is none.
+            PokegemmaError: it is not an http or https URL.
         """
-        try:
-            parts = urlsplit(url)
-            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            valid = False
-        if not valid:
-            raise PokegemmaError("--webhook_url: not an http or https URL")
-        self._url, self._host, self._server_url = url, parts.hostname, server_url
-        self._breaches: tuple[str, ...] = ()
+        self._host = split_url(url, shown="--webhook_url").hostname
+        self._url, self._server_url = url, server_url
+        self._breaches: frozenset[str] = frozenset()
 
-    def __call__(self, check: Check) -> None:
-        if set(check.breaches) == set(self._breaches):
+    def __call__(self, check: ServerCheck) -> None:
+        if self._breaches == frozenset(check.breaches):
             return
         event = "breach" if check.breaches else "recovery"
         text = f"{self._server_url}: {', '.join(check.breaches) or 'recovered'} ({check.state}: {check.detail[:200]})"
-        body: dict[str, Any] = {"event": event, "text": text, "server": self._server_url, "check": asdict(check)}
+        body = {"event": event, "text": text, "server": self._server_url, "check": asdict(check)}
         try:
             request("POST", self._url, timeout_s=_WEBHOOK_TIMEOUT_S, body=body)
         except ServerError as error:
-            logger.error("the webhook at %s was not told of the %s: %s", self._host, event, error.failure)
-            return  # told again after the next check
-        self._breaches = check.breaches
+            logger.error("the webhook at %s did not get the %s: %s", self._host, event, error.failure)
+            return  # sent again after the next check
+        self._breaches = frozenset(check.breaches)

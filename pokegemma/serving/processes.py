@@ -7,11 +7,11 @@ import subprocess
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.serving.client import split_url
 
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
@@ -30,11 +30,11 @@ class Usage:
     listener: psutil.Process | None = None
 
 
-def find_addresses(server_url: str) -> frozenset[str]:
-    """Return the addresses of a server's host if that is this machine, else none."""
+def find_addresses(host: str) -> frozenset[str]:
+    """Return the addresses of a host if that is this machine, else none."""
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(urlsplit(server_url).hostname, None)}
-    except (OSError, UnicodeError):  # no such name, or none at all
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):  # no such name, or not a name
         return frozenset()
     own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
     return frozenset(one for one in found if ipaddress.ip_address(one).is_loopback or one in own)
@@ -110,12 +110,9 @@ class ServerProcesses:
         Raises:
             PokegemmaError: there is no process `pid`, or the URL is none.
         """
-        try:
-            parts = urlsplit(server_url)
-            self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError as error:
-            raise PokegemmaError(f"--server_url {server_url}: {error}") from error
-        self._addresses = find_addresses(server_url)
+        parts = split_url(server_url, shown=f"--server_url {server_url}")
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._addresses = find_addresses(parts.hostname)
         self._process = None
         if pid is not None:
             try:

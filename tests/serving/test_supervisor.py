@@ -1,4 +1,4 @@
-"""The engines' own servers, started by scripts/serve.py: asked with a picture, watched, killed, reported dead."""
+"""The engines' own servers, started by scripts/serve.py: asked with a picture, watched, killed, reported."""
 
 import contextlib
 import json
@@ -96,7 +96,7 @@ def read_lines(path: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
+def test_an_engine_is_served_asked_watched_killed_and_reported(
     engine: str,
     served_paths: Callable[[str], Path],
     questions: list[Question],
@@ -143,7 +143,7 @@ def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
         WAIT_S,
     )
     wait_until(lambda: len(read_lines(log)) >= 2, monitor)
-    assert {(line["state"], line["breaches"] == []) for line in read_lines(log)} == {("healthy", True)}
+    assert {(line["state"], line["breaches"] == []) for line in read_lines(log)} == {("ok", True)}
     assert {line["detail"] for line in read_lines(log)} == {"up", "down"}
     assert all(line["memory_bytes"] > 50 * 2**20 for line in read_lines(log))
 
@@ -151,7 +151,7 @@ def test_an_engine_is_served_asked_watched_killed_and_reported_dead(
     child.kill()
     assert monitor.wait(WAIT_S) == 1, errors_of(monitor)
     last = read_lines(log)[-1]
-    assert (last["state"], last["breaches"], last["memory_bytes"]) == ("dead", ["dead"], None)
+    assert (last["state"], last["breaches"], last["memory_bytes"]) == ("refused", ["refused"], None)
     assert server.wait(WAIT_S) == 1
     assert f"error: the {engine} server was killed by signal 9 after it was ready" in errors_of(server)
 
