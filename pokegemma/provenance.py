@@ -14,7 +14,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import RUN_FILE, atomic_file
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes", "datasets", "pillow")
-_PACKAGES += ("mlx", "mlx-vlm")
+_PACKAGES += ("mlx", "mlx-vlm", "llama-cpp-python")
 _SECRET = re.compile(r"(^|_)(token|key|password|secret)$", re.IGNORECASE)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

@@ -1,11 +1,12 @@
-"""Put the questions of a comparison to an OpenAI-compatible server."""
+"""Ask an OpenAI-compatible server the questions of a comparison."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.parity.worker import EngineFailedError, Measured, Reading, Task
+from pokegemma.parity.engine_spec import EngineFailedError
+from pokegemma.parity.task import Measured, Reading, Task
 from pokegemma.serving.client import Reply, ServerError, Token, ask, list_models
 
 _NUM_LIKELIEST = 5
@@ -15,7 +16,7 @@ def choose_model(server_url: str, *, model: str | None, timeout_s: float, api_ke
     """Return the name of the model to ask: `model`, or the first that the server lists.
 
     Raises:
-        EngineFailedError: it lists none.
+        EngineFailedError: the server lists no model or does not answer.
     """
     if model is not None:
         return model
@@ -24,7 +25,7 @@ def choose_model(server_url: str, *, model: str | None, timeout_s: float, api_ke
     except PokegemmaError as error:
         raise EngineFailedError(str(error)) from error
     if not models:
-        raise EngineFailedError(f"{server_url}: it serves no model")
+        raise EngineFailedError(f"{server_url}: the server lists no model")
     return models[0]
 
 
@@ -38,17 +39,17 @@ def ask_server(
     api_key: str | None = None,
     on_reading: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Ask a server all questions; it tells no prompts, no scores of buttons and no memory.
+    """Ask a server all questions; it reports no prompts, no scores of buttons and no memory.
 
     Args:
-        texts: for each of `task.answers` the text of its first token, of its first two, and so on.
+        texts: for each of `task.answers`, the text of its first token, of its first two tokens, and so on.
 
     Raises:
-        EngineFailedError: it failed to answer one.
+        EngineFailedError: a question was not answered.
     """
     readings, num_likeliest = [], _NUM_LIKELIEST
 
-    def put(number: int) -> Reply:
+    def ask_question(number: int) -> Reply:
         return ask(
             server_url,
             task.question(number),
@@ -62,12 +63,12 @@ def ask_server(
     for number, (answer, beginnings) in enumerate(zip(task.answers or (), texts, strict=True)):
         try:
             try:
-                reply = put(number)
+                reply = ask_question(number)
             except ServerError as error:
                 if error.status is None or number:
                     raise
-                num_likeliest = 0  # llama-cpp-python's server, unless it was started to tell them
-                reply = put(number)
+                num_likeliest = 0  # llama-cpp-python's server reports none unless started so
+                reply = ask_question(number)
         except PokegemmaError as error:
             raise EngineFailedError(str(error)) from error
         readings.append(read_reply(reply, answer, beginnings))
@@ -76,27 +77,30 @@ def ask_server(
 
 
 def read_reply(reply: Reply, answer: Sequence[int], beginnings: Sequence[str]) -> Reading:
-    """Compare token by token as long as the server has written what the reference wrote.
+    """Return a server's reply, with log-probabilities as far as it wrote the same tokens as the reference.
 
     Raises:
-        EngineFailedError: a log-probability is no number.
+        EngineFailedError: a log-probability is NaN or infinite.
     """
     if not reply.tokens:
         return Reading(text=reply.text, seconds=reply.seconds)
-    likeliest, told, written = [], [], ""
-    for token, said, beginning in zip(answer, reply.tokens, beginnings, strict=False):
-        same = written + said.text == beginning
+    likeliest, log_probabilities, written = [], [], ""
+    for token, received, beginning in zip(answer, reply.tokens, beginnings, strict=False):
+        same = written + received.text == beginning
         likeliest.append(token if same else -1)
-        value = said.log_probability if same else _find(said, beginning.removeprefix(written))
+        value = received.log_probability if same else _find(received, beginning.removeprefix(written))
         if value is not None:
-            told.append(value)
-        if not same:  # what follows, follows from something else
+            log_probabilities.append(value)
+        if not same:  # the later tokens have another beginning
             break
         written = beginning
-    if not np.isfinite(told).all():  # NaN would pass every gate
-        raise EngineFailedError("it gives NaN or infinity instead of log-probabilities")
+    if not np.isfinite(log_probabilities).all():  # NaN would pass every limit
+        raise EngineFailedError("NaN or infinity instead of log-probabilities")
     return Reading(
-        text=reply.text, seconds=reply.seconds, likeliest=np.array(likeliest), log_probabilities=np.array(told)
+        text=reply.text,
+        seconds=reply.seconds,
+        likeliest=np.array(likeliest),
+        log_probabilities=np.array(log_probabilities),
     )
 
 

@@ -11,7 +11,8 @@ import jinja2
 
 from pokegemma.evaluation.plots import plot_differences
 from pokegemma.evaluation.report import format_percent
-from pokegemma.parity.worker import Task
+from pokegemma.parity.task import Task
+from pokegemma.tables import format_table
 
 RESULT_FILE, REPORT_FILE = "parity.json", "report.html"
 _THUMBNAIL_PX = 448
@@ -28,8 +29,8 @@ def format_mib(num_bytes: int | None) -> str:
 
 
 def format_prompts(equal: bool | None) -> str:
-    """Return whether prompts are the reference's, in a word."""
-    return {True: "equal", False: "differ", None: "not told"}[equal]
+    """Return in a word whether the prompts are those of the reference."""
+    return {True: "equal", False: "differ", None: "not reported"}[equal]
 
 
 def _cells(row: Mapping[str, Any], *, is_reference: bool) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ _LEGEND = (
 
 
 def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the table: what it is, its cells, and whether it passed (None: it is not judged)."""
+    """Return the rows of the table: the cells, and whether the engine passed (None: it has no limits)."""
     rows = [{"cells": _cells(result["reference"], is_reference=True), "passed": None}]
     rows += [{"cells": _cells(row, is_reference=False), "passed": None} for row in result["variants"]]
     for engine in result["engines"]:
@@ -94,21 +95,13 @@ def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def format_table(result: Mapping[str, Any]) -> str:
-    """Return the table for a terminal, with a line for each gate that an engine fails."""
+def format_parity_table(result: Mapping[str, Any]) -> str:
+    """Return the table for a terminal, with a line for each limit that an engine misses."""
     rows = table_rows(result)
     marks = {None: "", True: "PASS", False: "FAIL"}
     lines = [("", *COLUMNS), *((marks[row["passed"]], *row["cells"]) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
     failures = [f"FAIL  {name}: {message}" for name, message in _failures(result)]
-    return "\n".join([*text, "", _LEGEND, *failures])
+    return "\n".join([format_table(lines, num_left=2), "", _LEGEND, *failures])
 
 
 def _failures(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -116,7 +109,7 @@ def _failures(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def failure_line(result: Mapping[str, Any]) -> str:
-    """Say in one line what failed: the first gate, and how many more."""
+    """Return the first failure as one line, with the number of the others."""
     (name, message), *others = _failures(result)
     return f"{name}: {message}" + (f" (and {len(others)} more)" if others else "")
 
@@ -124,15 +117,13 @@ def failure_line(result: Mapping[str, Any]) -> str:
 def headline(result: Mapping[str, Any]) -> str:
     """Return the result in one sentence."""
     bad, total = sum(not engine["passed"] for engine in result["engines"]), len(result["engines"])
-    says = f"what the reference says, on {result['num_samples']} decisions."
+    where = f"with the reference on {result['num_samples']} decisions."
     if total == 1:
-        return f"The export {'does not say' if bad else 'says'} {says}"
-    return (
-        f"{bad} of {total} exports {'does' if bad == 1 else 'do'} not say {says}" if bad else f"All exports say {says}"
-    )
+        return f"The export {'does not agree' if bad else 'agrees'} {where}"
+    return f"{bad} of {total} exports {'does' if bad == 1 else 'do'} not agree {where}" if bad else f"All agree {where}"
 
 
-def _pictures(task: Task, place: int) -> str:
+def _picture_url(task: Task, place: int) -> str:
     """Return the newest picture of a question as a data URL."""
     picture = task.question(place).pictures[-1]
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
@@ -141,7 +132,7 @@ def _pictures(task: Task, place: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def render_html(result: Mapping[str, Any], task: Task) -> str:
+def render_parity_page(result: Mapping[str, Any], task: Task) -> str:
     """Return the report as one page that loads nothing from anywhere."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -153,20 +144,20 @@ def render_html(result: Mapping[str, Any], task: Task) -> str:
     environment.filters.update(percent=format_percent, difference=format_difference, mib=format_mib)
     measured = [engine for engine in result["engines"] if engine.get("button_log_probability_difference")]
     places = {worst["place"] for engine in result["engines"] for worst in engine.get("worst", ())}
-    page = environment.get_template("parity_report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         result=result,
         headline=headline(result),
         columns=COLUMNS,
         rows=table_rows(result),
         failures=_failures(result),
-        pictures={place: _pictures(task, place) for place in sorted(places)},
+        pictures={place: _picture_url(task, place) for place in sorted(places)},
         plot=plot_differences([*result["variants"], *measured]) if measured else None,
     )
     return page.encode("utf-8", "replace").decode("utf-8")  # text of a sample may hold half a surrogate pair
 
 
-def write_report(folder: Path, result: Mapping[str, Any], task: Task) -> None:
+def write_parity_report(folder: Path, result: Mapping[str, Any], task: Task) -> None:
     """Write parity.json and report.html into `folder`."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     (folder / RESULT_FILE).write_text(text, encoding="utf-8")
-    (folder / REPORT_FILE).write_text(render_html(result, task), encoding="utf-8")
+    (folder / REPORT_FILE).write_text(render_parity_page(result, task), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from pokegemma.gemma.button_tokens import ButtonTokens
 from pokegemma.gemma.families import require_exact
 from pokegemma.gemma.image_attention import image_attention
 from pokegemma.gemma.loading import load_config, load_processor
-from pokegemma.parity import compare
-from pokegemma.parity.compare import Gates
+from pokegemma.parity.compare import choose_examples, compare, find_worst, summarize_engine
+from pokegemma.parity.engine_spec import EngineFailedError, EngineSpec, check_loaded
+from pokegemma.parity.limits import Limits, difference_limit, find_failures
 from pokegemma.parity.remote import ask_server, choose_model
 from pokegemma.parity.resume import FinishedEngines
-from pokegemma.parity.worker import EngineFailedError, EngineSpec, Measured, Task, context_for, measure
+from pokegemma.parity.task import Measured, Task, context_for
+from pokegemma.parity.worker import measure
 
 logger = logging.getLogger(__name__)
-
-MMPROJ_FILE = "mmproj-f16.gguf"
 
 
 @dataclass(frozen=True)
@@ -35,54 +35,22 @@ class Server:
     api_key: str | None = None
 
 
-def find_engines(
-    *,
-    gguf: Sequence[str] = (),
-    mmproj: str | None = None,
-    mlx: Sequence[str] = (),
-    transformers: Sequence[str] = (),
-    device: str | None = None,
-) -> list[EngineSpec]:
-    """Return what to compare: every model-*.gguf of a folder, single GGUF files, MLX folders and checkpoints.
-
-    Raises:
-        PokegemmaError: one is not there, or a folder holds none.
-    """
-    specs = []
-    for path in map(Path, gguf):
-        files = sorted(path.glob("model-*.gguf")) if path.is_dir() else [path]
-        if not files or not all(file.is_file() for file in files):
-            raise PokegemmaError(f"--gguf {path}: " + ("no model-*.gguf in it" if path.is_dir() else "no such file"))
-        for file in files:
-            beside = Path(mmproj) if mmproj else file.parent / MMPROJ_FILE
-            specs.append(EngineSpec("llama.cpp", f"llama.cpp {file.stem.removeprefix('model-')}", file, mmproj=beside))
-    for flag, kind, paths in (("--mlx", "mlx", mlx), ("--transformers", "transformers", transformers)):
-        for path in map(Path, paths):
-            if not (path / "config.json").is_file():
-                raise PokegemmaError(f"{flag} {path}: no checkpoint (config.json not found)")
-            specs.append(EngineSpec(kind, f"{kind} {path.resolve().name}", path, device=device))
-    names = [spec.name for spec in specs]
-    return [spec if names.count(spec.name) == 1 else replace(spec, name=f"{spec.name} ({spec.path})") for spec in specs]
-
-
 @dataclass
 class Comparison:
-    """All that is asked, and the reference's answers once `ask_reference` has them.
+    """What every engine is asked, and the reference's answers after `ask_reference`.
 
-    `timeout_s`: what an engine or server may take for one answer, an engine for the first with loading its model.
+    `timeout_s`: limit for one answer; an engine's first answer includes loading its model.
     """
 
     reference: EngineSpec
     task: Task
-    gates: Gates
+    limits: Limits
     tokenizer: Any
     image_attention: str
     timeout_s: float
     finished: FinishedEngines
-
-    def __post_init__(self) -> None:
-        self.said: Measured | None = None
-        self.causal: Measured | None = None
+    reference_answers: Measured | None = field(default=None, init=False)
+    causal_answers: Measured | None = field(default=None, init=False)  # of the reference, causal inside pictures
 
     @classmethod
     def prepare(
@@ -91,16 +59,16 @@ class Comparison:
         held_out: Path,
         view: View,
         *,
-        gates: Gates,
+        limits: Limits,
         num_samples: int,
         max_new_tokens: int,
         timeout_s: float,
         finished: FinishedEngines,
     ) -> "Comparison":
-        """Choose decisions and read what they are asked with: config and tokenizer, not the weights.
+        """Choose the decisions and read config and tokenizer, not the weights.
 
         Raises:
-            PokegemmaError: the reference is no Gemma 3 checkpoint, or an adapter; or the samples cannot be read.
+            PokegemmaError: the reference is not a Gemma 3 checkpoint, or is an adapter; or samples cannot be read.
         """
         if (reference.path / "adapter_config.json").is_file():
             raise PokegemmaError(
@@ -110,9 +78,8 @@ class Comparison:
         require_exact(config, "--model_path")
         tokenizer = load_processor(reference.path).tokenizer
         tokens = ButtonTokens.of(tokenizer)
-        examples = compare.choose_examples(list(read_samples(held_out)), view, count=num_samples)
         task = Task(
-            examples=examples,
+            examples=choose_examples(list(read_samples(held_out)), view, count=num_samples),
             layout=view.layout,
             dataset_folder=held_out.parent,
             size_px=config.vision_config.image_size,
@@ -121,11 +88,11 @@ class Comparison:
             max_new_tokens=max_new_tokens,
         )
         task.question(0)  # a mistake in dataset or layout shows before a model is loaded
-        return cls(reference, task, gates, tokenizer, image_attention(config), timeout_s, finished)
+        return cls(reference, task, limits, tokenizer, image_attention(config), timeout_s, finished)
 
     def ask(self, spec: EngineSpec) -> Measured:
-        """Ask an engine, with a progress bar, unless it has been asked before the comparison was interrupted."""
-        return self.finished.take_or_keep(
+        """Ask an engine, with a progress bar, unless it was asked before the comparison was interrupted."""
+        return self.finished.reuse_or_ask(
             spec,
             self.task,
             lambda: self._with_bar(
@@ -138,68 +105,68 @@ class Comparison:
             return ask(lambda: bar.update() and None)
 
     def ask_reference(self) -> dict[str, Any]:
-        """Ask the reference; what the others are to read are its answers."""
-        self.said = self.ask(self.reference)
-        answers = tuple(reading.tokens for reading in self.said.readings)
-        self.task = replace(self.task, answers=answers, num_context=context_for(self.task, self.said))
+        """Ask the reference; its answers are what the others are to read."""
+        self.reference_answers = self.ask(self.reference)
+        answers = tuple(reading.tokens for reading in self.reference_answers.readings)
+        num_context = context_for(self.task, self.reference_answers)
+        self.task = replace(self.task, answers=answers, num_context=num_context)
         return {
             "name": self.reference.name,
             "path": str(self.reference.path),
             "dtype": self.reference.dtype,
             "image_attention": self.image_attention,
-            "file_bytes": _size(self.reference),
-            **compare.describe(self.said, self.task.examples),
+            "file_bytes": _file_bytes(self.reference),
+            **summarize_engine(self.reference_answers, self.task.examples),
         }
 
     def ask_variant(self, name: str, **changes: Any) -> tuple[Measured, dict[str, Any]]:
-        """Ask the reference with something changed, and compare it with the reference."""
-        said = self.ask(replace(self.reference, name=name, **changes))
-        return said, {"name": name, **compare.describe(said, self.task.examples), **compare.compare(self.said, said)}
+        """Ask the reference with `changes` to its spec, and compare it with the reference."""
+        measured = self.ask(replace(self.reference, name=name, **changes))
+        return measured, {"name": name, **self._compare(measured)}
 
     def check(self, spec: EngineSpec, *, limit: float | None) -> dict[str, Any]:
-        """Ask an engine, compare and judge it."""
+        """Ask an engine, and compare it with the reference and the limits."""
         facts = {
             "name": spec.name,
             "kind": spec.kind,
             "path": str(spec.path),
             "mmproj": spec.mmproj and str(spec.mmproj),
-            "file_bytes": _size(spec),
+            "file_bytes": _file_bytes(spec),
         }
 
         def ask() -> Measured:
             measured = self.ask(spec)
-            compare.check_loaded(spec, engine=measured.engine or "", weights=measured.weights or "")
+            check_loaded(spec, engine=measured.engine or "", weights=measured.weights or "")
             return measured
 
-        return self._judge(facts, ask, limit=limit)
+        return self._check(facts, ask, limit=limit)
 
     def check_server(self, server: Server) -> dict[str, Any]:
-        """Ask a server, compare and judge it by what it tells."""
-        decode = self.tokenizer.decode
+        """Ask a server, and compare what it reports with the reference and the limits."""
         texts = [
-            [decode(answer[:end], skip_special_tokens=True) for end in range(1, len(answer) + 1)]
+            [self.tokenizer.decode(answer[:end], skip_special_tokens=True) for end in range(1, len(answer) + 1)]
             for answer in self.task.answers or ()
         ]
-        facts = {
-            "name": f"server {server.url}",
-            "kind": "server",
-            "path": server.url,
-            "mmproj": None,
-            "file_bytes": None,
-        }
+        name = f"server {server.url}"
+        facts = {"name": name, "kind": "server", "path": server.url, "mmproj": None, "file_bytes": None}
+        options = {"timeout_s": self.timeout_s, "api_key": server.api_key}
 
         def ask() -> Measured:
-            model = choose_model(server.url, model=server.model, timeout_s=self.timeout_s, api_key=server.api_key)
+            model = choose_model(server.url, model=server.model, **options)
             facts["name"] = f"server {model}"
-            options = {"model": model, "timeout_s": self.timeout_s, "api_key": server.api_key}
             return self._with_bar(
                 facts["name"],
-                lambda advance: ask_server(server.url, self.task, texts=texts, on_reading=advance, **options),
+                lambda advance: ask_server(
+                    server.url, self.task, model=model, texts=texts, on_reading=advance, **options
+                ),
             )
 
-        return self._judge(facts, ask, limit=self.gates.max_difference)
+        return self._check(facts, ask, limit=self.limits.max_difference)
 
-    def _judge(self, facts: dict[str, Any], ask: Callable[[], Measured], *, limit: float | None) -> dict[str, Any]:
+    def _compare(self, measured: Measured) -> dict[str, Any]:
+        return {**summarize_engine(measured, self.task.examples), **compare(self.reference_answers, measured)}
+
+    def _check(self, facts: dict[str, Any], ask: Callable[[], Measured], *, limit: float | None) -> dict[str, Any]:
         try:
             measured = ask()
         except EngineFailedError as error:
@@ -210,35 +177,33 @@ class Comparison:
             **facts,
             "engine": measured.engine,
             "weights": measured.weights,
-            **compare.describe(measured, self.task.examples),
-            **compare.compare(self.said, measured),
+            **self._compare(measured),
             "max_log_probability_difference": limit,
         }
-        reference_rate = compare.describe(self.said, self.task.examples)["valid_json_rate"]
-        failures = compare.judge(
+        failures = find_failures(
             record,
-            self.said,
+            self.reference_answers,
             measured,
-            gates=replace(self.gates, max_difference=limit),
-            reference_rate=reference_rate,
+            limits=replace(self.limits, max_difference=limit),
+            reference_rate=summarize_engine(self.reference_answers, self.task.examples)["valid_json_rate"],
             examples=self.task.examples,
         )
-        if self.causal is not None and facts["kind"] == "mlx":
-            record["against_causal_reference"] = compare.compare(self.causal, measured)
-        worst = compare.find_worst(self.said, measured, self.task.examples)
+        if self.causal_answers is not None and facts["kind"] == "mlx":
+            record["against_causal_reference"] = compare(self.causal_answers, measured)
+        worst = find_worst(self.reference_answers, measured, self.task.examples)
         return {**record, "passed": not failures, "failures": failures, "worst": worst}
 
 
 def run_comparison(comparison: Comparison, specs: Sequence[EngineSpec], servers: Sequence[Server]) -> dict[str, Any]:
-    """Return the whole result, ready for JSON.
+    """Return the result as parity.json contains it.
 
     Raises:
-        PokegemmaError: the reference cannot answer, or there is no limit for an engine's type of weights.
+        PokegemmaError: the reference cannot answer, or the type of an engine's weights has no limit.
     """
-    given, dtype = comparison.gates.max_difference, comparison.reference.dtype
+    given, dtype = comparison.limits.max_difference, comparison.reference.dtype
     if given is None:
         for spec in specs:
-            compare.limit_of(spec, rounding=0.0)  # raises before anything has run
+            difference_limit(spec, rounding=0.0)  # raises before anything has run
     reference = comparison.ask_reference()
     variants, rounding = [], None
     if specs and given is None:
@@ -248,20 +213,20 @@ def run_comparison(comparison: Comparison, specs: Sequence[EngineSpec], servers:
         variants.append(variant)
     if comparison.image_attention != "causal" and any(spec.kind == "mlx" for spec in specs):
         name = "reference, causal pictures"
-        comparison.causal, variant = comparison.ask_variant(name, image_attention="causal")
+        comparison.causal_answers, variant = comparison.ask_variant(name, image_attention="causal")
         variants.append(variant)
     engines = []
     for spec in specs:
         limit = given
         if rounding is not None:
-            limit = compare.limit_of(spec, rounding=rounding, reference_dtype=dtype)
+            limit = difference_limit(spec, rounding=rounding, reference_dtype=dtype)
         engines.append(comparison.check(spec, limit=limit))
     engines += [comparison.check_server(server) for server in servers]
     return {
         "passed": all(engine["passed"] for engine in engines),
         "num_samples": len(comparison.task.examples),
         "layout": comparison.task.layout,
-        "gates": asdict(comparison.gates),
+        "gates": asdict(comparison.limits),
         "rounding": rounding,
         "reference": reference,
         "variants": variants,
@@ -269,5 +234,5 @@ def run_comparison(comparison: Comparison, specs: Sequence[EngineSpec], servers:
     }
 
 
-def _size(spec: EngineSpec) -> int:
+def _file_bytes(spec: EngineSpec) -> int:
     return sum(file.stat().st_size for file in spec.files if file.is_file())

@@ -1,7 +1,6 @@
 """Exports against the checkpoint they come from: the same is the same, and every planted fault is named."""
 
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -23,13 +22,15 @@ from pokegemma.engines.transformers_engine import TransformersEngine
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.evaluation.view import View
-from pokegemma.parity import compare
-from pokegemma.parity.compare import check_loaded, weights_type
+from pokegemma.parity.compare import asked_sample, choose_examples, compare, summarize_engine
+from pokegemma.parity.engine_spec import EngineFailedError, EngineSpec, check_loaded, weights_type
+from pokegemma.parity.limits import Limits, find_failures
 from pokegemma.parity.remote import read_reply
-from pokegemma.parity.worker import EngineFailedError, EngineSpec, Measured, Reading, Task, context_for, measure
+from pokegemma.parity.task import Measured, Reading, Task, context_for
+from pokegemma.parity.worker import measure
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.serving.client import Reply, Token
-from tests.processes import WAIT_S, free_port, is_running, killed_after
+from tests.processes import WAIT_S, call_script, free_port, is_running, killed_after
 from tests.serving.served import SIZE_PX, write_colour_model
 
 PROJECTION = "multi_modal_projector.mm_input_projection_weight"
@@ -38,10 +39,9 @@ PROJECTION = "multi_modal_projector.mm_input_projection_weight"
 def check_parity(
     model: Path, dataset: Path, output: Path, *arguments: object
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """Run the script; return the process and parity.json's engines by name, and the other parts."""
-    command = [sys.executable, PROJECT_ROOT / "scripts/check_parity.py", "--model_path", model, "--output_dir", output]
-    command += ["--dataset_path", dataset / "train.jsonl", "--max_new_tokens", "24", *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    """Run the script; return the process and parity.json."""
+    words = ["--model_path", model, "--dataset_path", dataset / "train.jsonl", "--output_dir", output]
+    done = call_script("check_parity", *words, "--max_new_tokens", 24, "--device", "cpu", *arguments)
     assert (output / "parity.json").is_file(), done.stderr
     return done, json.loads((output / "parity.json").read_text(encoding="utf-8"))
 
@@ -55,7 +55,7 @@ def gates_failed(result: dict[str, Any], name: str) -> list[str]:
 # --- the reference
 
 
-def test_a_question_has_the_pixels_and_answers_that_evaluation_has(colour_model: Path, colour_dataset: Path) -> None:
+def test_the_transformers_engine_agrees_with_evaluation(colour_model: Path, colour_dataset: Path) -> None:
     samples = list(read_samples(colour_dataset / "train.jsonl"))
     questions = build_questions(samples, layout="grid", dataset_folder=colour_dataset, size_px=SIZE_PX)
     predictor = load_predictor(
@@ -89,7 +89,7 @@ def test_frames_of_any_shape_become_the_pixels_that_evaluation_reads(tiny_model:
     assert torch.equal(pixels, batch["pixel_values"][batch["image_index"]])
 
 
-def test_an_adapter_is_no_reference(tmp_path: Path) -> None:
+def test_an_adapter_is_refused_as_the_reference(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(PokegemmaError, match="is an adapter; merge it first"):
         TransformersEngine(tmp_path)
@@ -173,7 +173,7 @@ def faulty(
 
 
 @pytest.mark.slow
-def test_right_exports_pass_beside_faulty_ones(faulty: tuple) -> None:
+def test_right_exports_pass_next_to_faulty_ones(faulty: tuple) -> None:
     done, result = faulty
     assert done.returncode == 1
     assert gates_failed(result, "llama.cpp f16") == []
@@ -215,7 +215,7 @@ def test_a_wrong_chat_template_is_caught(faulty: tuple, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_mlx_differs_by_is_its_attention_inside_pictures(faulty: tuple) -> None:
+def test_mlx_differs_by_its_attention_inside_pictures(faulty: tuple) -> None:
     _, result = faulty
     right = next(engine for engine in result["engines"] if engine["name"] == "mlx mlx")
     causal = right["against_causal_reference"]["button_log_probability_difference"]["mean"]
@@ -234,7 +234,7 @@ def test_stdout_names_engine_gate_value_limit_and_sample(faulty: tuple) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_not_there_fails_and_the_rest_goes_on(faulty: tuple, closed_url: str) -> None:
+def test_a_server_that_does_not_exist_fails_and_the_others_are_compared(faulty: tuple, closed_url: str) -> None:
     _, result = faulty
     assert [(engine["name"], engine["passed"]) for engine in result["engines"]][-2:] == [
         ("transformers same", True),
@@ -244,15 +244,11 @@ def test_a_server_that_is_not_there_fails_and_the_rest_goes_on(faulty: tuple, cl
 
 
 @pytest.mark.parametrize("flag", ["--max_log_probability_difference", "--timeout_s"])
-def test_a_limit_without_end_is_refused_before_any_work(
-    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main = runpy.run_path(str(PROJECT_ROOT / "scripts/check_parity.py"))["main"]
-    words = ["--model_path", "m", "--dataset_path", "d", "--output_dir", str(tmp_path / "out"), "--gguf", "g"]
-    monkeypatch.setattr(sys, "argv", ["check_parity.py", *words, flag, "inf"])
-    with pytest.raises(PokegemmaError, match=f"^{flag}: inf is not ") as caught:
-        main()
-    assert caught.value.exit_code == 2
+def test_an_infinite_limit_is_refused_before_any_work(flag: str, tmp_path: Path) -> None:
+    words = ["--model_path", "m", "--dataset_path", "d", "--output_dir", tmp_path / "out", "--gguf", "g"]
+    done = call_script("check_parity", *words, flag, "inf")
+    assert done.returncode == 2
+    assert f"error: {flag} inf: " in done.stderr
 
 
 # --- servers
@@ -312,7 +308,7 @@ def test_a_wrong_model_behind_a_server_is_caught(
     assert engine["button_agreement"] == 0.0
     assert (engine["prompts_equal"], engine["peak_memory_bytes"], engine["file_bytes"]) == (None, None, None)
     assert (engine["top1_agreement"], engine["log_probability_difference"]) == (None, None)  # it was not started so
-    assert "not told" in done.stdout
+    assert "not reported" in done.stdout
 
 
 @pytest.mark.slow
@@ -343,7 +339,7 @@ def reading(**changes: Any) -> Reading:
     return Reading(**{**values, **changes})
 
 
-GATES = compare.Gates(min_agreement=0.98, max_difference=0.1, max_invalid_json=0.02)
+LIMITS = Limits(min_agreement=0.98, max_difference=0.1, max_invalid_json=0.02)
 
 
 @pytest.mark.parametrize(
@@ -358,47 +354,49 @@ GATES = compare.Gates(min_agreement=0.98, max_difference=0.1, max_invalid_json=0
         ({"buttons": np.array([-2.9, *[-5.0] * 7], np.float32)}, "button_log_probability_difference"),
     ],
 )
-def test_every_gate_can_fail_and_names_the_first_sample(changes: dict[str, Any], gate: str, toy_dataset: Path) -> None:
+def test_every_limit_can_be_missed_and_names_the_first_sample(
+    changes: dict[str, Any], gate: str, toy_dataset: Path
+) -> None:
     examples = list(read_samples(toy_dataset / "eval.jsonl"))[:2]
     reference = Measured((reading(), reading()))
     other = Measured((reading(), reading(**changes)))
-    record = {**compare.describe(other, examples), **compare.compare(reference, other)}
-    failures = compare.judge(record, reference, other, gates=GATES, reference_rate=1.0, examples=examples)
+    record = {**summarize_engine(other, examples), **compare(reference, other)}
+    failures = find_failures(record, reference, other, limits=LIMITS, reference_rate=1.0, examples=examples)
     assert gate in [failure["gate"] for failure in failures]
     assert {failure["sample"] for failure in failures} == {examples[1].id}
-    record = {**compare.describe(reference, examples), **compare.compare(reference, reference)}
-    assert compare.judge(record, reference, reference, gates=GATES, reference_rate=1.0, examples=examples) == []
+    record = {**summarize_engine(reference, examples), **compare(reference, reference)}
+    assert find_failures(record, reference, reference, limits=LIMITS, reference_rate=1.0, examples=examples) == []
 
 
-def test_a_server_that_tells_no_log_probabilities_fails_where_they_have_a_limit(toy_dataset: Path) -> None:
+def test_a_server_without_log_probabilities_fails_where_they_have_a_limit(toy_dataset: Path) -> None:
     examples = list(read_samples(toy_dataset / "eval.jsonl"))[:2]
     reference = Measured((reading(), reading()))
     silent = Measured((Reading(text='{"button": "up"}', seconds=1.0),) * 2)
-    record = {**compare.describe(silent, examples), **compare.compare(reference, silent)}
+    record = {**summarize_engine(silent, examples), **compare(reference, silent)}
     for limit, failed in ((0.1, ["log_probability_difference"]), (None, [])):
-        gates = replace(GATES, max_difference=limit)
-        failures = compare.judge(record, reference, silent, gates=gates, reference_rate=1.0, examples=examples)
+        limits = replace(LIMITS, max_difference=limit)
+        failures = find_failures(record, reference, silent, limits=limits, reference_rate=1.0, examples=examples)
         assert [failure["gate"] for failure in failures] == failed
 
 
 def test_two_answers_without_a_button_agree_only_where_they_are_the_same() -> None:
     said = [reading(text=text, buttons=None) for text in ("I press up!", "I press up!", "no idea")]
     measured = Measured(tuple(said[1:]))
-    result = compare.compare(Measured((said[0], said[0])), measured)
+    result = compare(Measured((said[0], said[0])), measured)
     assert (result["button_agreement"], result["written_agreement"]) == (0.5, None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_server_that_gives_no_number_as_log_probability_fails(value: float) -> None:
+def test_a_log_probability_that_is_not_finite_is_refused(value: float) -> None:
     reply = Reply(text="up", complete=True, seconds=1.0, tokens=(Token("up", value, ()),))
     with pytest.raises(EngineFailedError, match="NaN or infinity instead of log-probabilities"):
         read_reply(reply, (7,), ("up",))
 
 
-def test_decisions_of_trajectories_are_cut_where_they_are_asked(toy_dataset: Path) -> None:
+def test_trajectories_end_with_the_decision_that_is_asked(toy_dataset: Path) -> None:
     samples = list(read_samples(toy_dataset / "eval.jsonl"))
-    chosen = compare.choose_examples(samples, View("trajectory", 4, 1), count=1000)
-    assert [compare.asked(example).id for example in chosen] == [sample.id for sample in samples]
+    chosen = choose_examples(samples, View("trajectory", 4, 1), count=1000)
+    assert [asked_sample(example).id for example in chosen] == [sample.id for sample in samples]
     assert all(isinstance(example, Trajectory) and len(example.samples) <= 4 for example in chosen)
 
 
@@ -430,19 +428,19 @@ def test_an_engine_that_loaded_something_else_is_refused(
     ("name", "weights"),
     [("model-q8_0", "Q8_0"), ("a-Q4_K_M", "Q4_K_M"), ("model-bf16", "BF16"), ("mine", "Q4_0"), ("model-f16", "")],
 )
-def test_an_engine_that_loaded_what_its_file_is_named_after_is_judged(name: str, weights: str) -> None:
+def test_an_engine_that_loaded_the_type_in_its_file_name_is_accepted(name: str, weights: str) -> None:
     check_loaded(EngineSpec("llama.cpp", "x", Path(f"{name}.gguf")), engine="llama.cpp", weights=weights)
 
 
 @pytest.mark.slow
-def test_the_report_says_which_engine_answered_with_which_weights(faulty: tuple) -> None:
+def test_the_report_names_engine_and_weights(faulty: tuple) -> None:
     loaded = {engine["name"]: (engine.get("engine"), engine.get("weights")) for engine in faulty[1]["engines"]}
     assert loaded["llama.cpp f16"] == ("llama.cpp", "F16")
     assert loaded["mlx mlx"] == ("mlx", "bf16")
     assert loaded["transformers same"] == ("transformers float32", "f32")
 
 
-def test_the_process_of_an_engine_says_what_it_loaded(gguf_folder: Path, tiny_model: Path, toy_dataset: Path) -> None:
+def test_an_engine_reports_what_it_loaded(gguf_folder: Path, tiny_model: Path, toy_dataset: Path) -> None:
     samples = tuple(read_samples(toy_dataset / "eval.jsonl"))[:1]
     task = Task(samples, "grid", toy_dataset, 56, (1,), ((2,),) * 8, max_new_tokens=1)
     quantised = EngineSpec("llama.cpp", "x", gguf_folder / "model-q8_0.gguf", mmproj=gguf_folder / "mmproj-f16.gguf")
@@ -467,9 +465,7 @@ def test_an_engine_that_fails_is_reported_with_its_last_words(
         measure(quick, task, timeout_s=0.001)
 
 
-def test_a_model_that_is_causal_inside_pictures_is_asked_so(
-    colour_model: Path, colour_dataset: Path, tmp_path: Path
-) -> None:
+def test_image_attention_of_the_config_is_used(colour_model: Path, colour_dataset: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(colour_model, tmp_path / "causal"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "image_attention": "causal"}), encoding="utf-8")
@@ -487,7 +483,7 @@ def test_a_model_that_is_causal_inside_pictures_is_asked_so(
 
 
 @pytest.mark.parametrize(("lengths", "max_new_tokens", "expected"), [((300, 700), 128, 1280), ((9000,), 24, 9472)])
-def test_the_context_holds_the_longest_prompt_its_answer_and_spare_tokens(
+def test_the_context_has_room_for_prompt_answer_and_spare_tokens(
     lengths: tuple[int, ...], max_new_tokens: int, expected: int, toy_dataset: Path
 ) -> None:
     task = Task((), "grid", toy_dataset, 56, (1,), ((2,),) * 8, max_new_tokens=max_new_tokens)
