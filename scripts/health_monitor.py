@@ -51,7 +51,7 @@ class MonitorOptions:
     timeout_s: float = field(default=30.0, metadata={"help": "Limit for a whole answer; longer is a timeout."})
     max_latency_p95_s: float | None = field(
         default=5.0,
-        metadata={"help": "Longer answers are slow; 95 % of the window's answers must be within it."},
+        metadata={"help": "Longer answers are slow; the 95th percentile over the window may not exceed it."},
     )
     min_valid_rate: float = field(
         default=0.95, metadata={"help": "Share of the window's checks that must get a valid answer."}
