@@ -37,18 +37,8 @@ launcher=${LAUNCHER:-./train_gemma3.sh}  # train_gemma3n.sh sets this and DEFAUL
 # --- what to do
 
 resume=false overwrite=false own_config=false full=false previous=""
-check_options=()  # those arguments for training that the check before it must know
-is_checked() {
-    case ${1//-/_} in
-        __finetuning | __max_length | __image_size | __image_attention | __max_decisions | __overlap_decisions) ;;
-        __vision_features | __dataloader_num_workers | __per_device_eval_batch_size | __gradient_accumulation_steps) ;;
-        *) return 1 ;;
-    esac
-}
 for argument in "$@"; do
     name=${argument%%=*}
-    if is_checked "$previous"; then check_options+=("$previous" "$argument"); fi
-    if is_checked "$name" && [[ $name != "$argument" ]]; then check_options+=("$name" "${argument#*=}"); fi
     case ${previous//-/_}=$argument in __finetuning=full) full=true ;; esac
     case ${argument//-/_} in __finetuning=full) full=true ;; esac
     previous=$argument
@@ -241,19 +231,13 @@ if $demonstration && ! $own_config; then
     train_options+=(--config training_configs/toy.yaml)
     # A batch counts conversations: one has as many decisions as toy.yaml's batch has samples.
     if [[ ${LAYOUT:-} == trajectory ]]; then BATCH_SIZE=${BATCH_SIZE:-1}; fi
-    check_options=(--finetuning lora --dataloader_num_workers 0 ${check_options[@]+"${check_options[@]}"})
 fi
 if [[ -n ${MAX_STEPS:-} ]]; then train_options+=(--max_steps "$MAX_STEPS"); fi
-if [[ -n ${BATCH_SIZE:-} ]]; then
-    train_options+=(--per_device_train_batch_size "$BATCH_SIZE")
-    check_options+=(--per_device_train_batch_size "$BATCH_SIZE")
-fi
-if [[ -n ${GRAD_ACCUM:-} ]]; then
-    train_options+=(--gradient_accumulation_steps "$GRAD_ACCUM")
-    check_options+=(--gradient_accumulation_steps "$GRAD_ACCUM")
-fi
+if [[ -n ${BATCH_SIZE:-} ]]; then train_options+=(--per_device_train_batch_size "$BATCH_SIZE"); fi
+if [[ -n ${GRAD_ACCUM:-} ]]; then train_options+=(--gradient_accumulation_steps "$GRAD_ACCUM"); fi
 if [[ -n ${LEARNING_RATE:-} ]]; then train_options+=(--learning_rate "$LEARNING_RATE"); fi
 if $demonstration && ! $resume && [[ -e $adapter ]]; then train_options+=(--overwrite); fi
+train_options+=("$@")
 
 num_steps=4
 if $full; then num_steps=3 merged=$adapter; fi  # a whole model: nothing to merge
@@ -277,10 +261,10 @@ fi
 run_step validate "Checking dataset, model and machine" "$output_dir/contact_sheet.png" \
     "$python" scripts/validate_training.py --model_name_or_path "$model" "${data_options[@]}" \
     --output_dir "$output_dir" --contact_sheet "$output_dir/contact_sheet.png" \
-    ${check_options[@]+"${check_options[@]}"}
+    ${train_options[@]+"${train_options[@]}"}
 run_step train "Training" "$adapter" \
     "${launch[@]}" scripts/sft_pokemon_gemma3.py --model_name_or_path "$model" "${data_options[@]}" --output_dir "$adapter" \
-    ${train_options[@]+"${train_options[@]}"} "$@"
+    ${train_options[@]+"${train_options[@]}"}
 $full || run_step merge "Merging the adapter into the base model" "$merged" \
     "$python" scripts/merge_qlora.py --lora_path "$adapter" --output_path "$merged" --verify ${replace[@]+"${replace[@]}"}
 run_step evaluate "Evaluating the merged model beside the baselines" "$evaluation" \

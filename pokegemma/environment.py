@@ -11,7 +11,7 @@ from typing import Literal
 
 import psutil
 
-_GIB = 2**30
+GIB = 2**30
 _QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
 
 
@@ -69,7 +69,7 @@ def detect_hardware(environ: Mapping[str, str] = os.environ) -> Hardware:
         gpus=visible_gpus(_list_gpus(), environ.get("CUDA_VISIBLE_DEVICES")),
         mps=platform.system() == "Darwin" and platform.machine() == "arm64",
         num_cores=min(physical, allowed),
-        memory_gib=psutil.virtual_memory().total / _GIB,
+        memory_gib=psutil.virtual_memory().total / GIB,
         torch_is_cpu_build=torch_is_cpu_build,
     )
 

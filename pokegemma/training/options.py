@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from transformers.trainer_utils import IntervalStrategy
 from trl import ModelConfig, SFTConfig
 
 from pokegemma.data.prompts import Layout
+from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP
 from pokegemma.environment import default_finetuning
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, check_ranges
 from pokegemma.gemma.image_attention import ImageAttention
 from pokegemma.training.precision import choose_bf16, deepspeed_precision, is_forced_to_cpu
 
@@ -72,10 +74,11 @@ class DataOptions:
         },
     )
     max_decisions: int = field(
-        default=16, metadata={"help": "With --layout trajectory: decisions in a conversation; longer sessions are cut."}
+        default=DEFAULT_MAX_DECISIONS,
+        metadata={"help": "With --layout trajectory: decisions in a conversation; longer sessions are cut."},
     )
     overlap_decisions: int = field(
-        default=2,
+        default=DEFAULT_OVERLAP,
         metadata={
             "help": "With --layout trajectory: where a session is cut, the rest begins with so many decisions of the "
             "part before, which are not counted again."
@@ -98,17 +101,14 @@ class DataOptions:
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir first."})
 
     def __post_init__(self) -> None:
-        for name in ("max_decisions", "samples_per_row"):
-            if getattr(self, name) < 1:
-                raise PokegemmaError(f"--{name}: {getattr(self, name)} is not at least 1")
+        check_ranges(self, "max_decisions", "samples_per_row", at_least=1)
+        check_ranges(self, "overlap_decisions", at_least=0)
         if self.layout == "trajectory":
             if self.samples_per_row > 1:
                 raise PokegemmaError(
                     "--samples_per_row: with --layout trajectory a row is a conversation; use --max_decisions"
                 )
             self.overlap_decisions = min(self.overlap_decisions, self.max_decisions - 1)
-            if self.overlap_decisions < 0:
-                raise PokegemmaError(f"--overlap_decisions: {self.overlap_decisions} is less than 0")
 
 
 @dataclass
@@ -227,6 +227,9 @@ class TrainingOptions(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        check_ranges(self, "per_device_train_batch_size", "per_device_eval_batch_size", at_least=1)
+        check_ranges(self, "gradient_accumulation_steps", "max_length", at_least=1)
+        check_ranges(self, "dataloader_num_workers", "seed", at_least=0)
         if self.fp16:
             raise PokegemmaError("--fp16 overflows in Gemma 3; use --bf16 or neither")
         _refuse(self, _UNUSED_TRAINING_OPTIONS)
@@ -254,6 +257,11 @@ class TrainingOptions(SFTConfig):
         if self.deepspeed_plugin is not None:
             self.mixed_precision = deepspeed_precision(self.deepspeed_plugin.deepspeed_config, asked=asked_bf16)
         self.bf16 = self.mixed_precision == "bf16"  # without a GPU the accelerate config alone may ask for it
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether training evaluates, if there is a file to evaluate on."""
+        return self.eval_strategy != IntervalStrategy.NO or self.eval_on_start
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options, and the precision that they come to."""

@@ -1,18 +1,23 @@
 """How much shared memory a training run needs for the batches of its data loader workers."""
 
+import dataclasses
 import math
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pokegemma.data.checks.records import Check, skipped
 from pokegemma.data.trajectories import Trajectory
+from pokegemma.environment import Hardware
+from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.batches import shared_memory
 from pokegemma.gemma.batches.collator import Example
 from pokegemma.gemma.batches.processor_collator import Collator
-from pokegemma.gemma.batches.shared_memory import PREFETCH_FACTOR, SEMAPHORE_BYTES, check_free
 from pokegemma.training.inputs import read_examples
 from pokegemma.training.options import DataOptions, TrainingOptions
+from pokegemma.training.preflight.planned_run import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,20 @@ class Loading:
     eval_batch_size: int
     accumulation: int
     on_cpu: bool
-    prefetch_factor: int = PREFETCH_FACTOR
+    prefetch_factor: int = shared_memory.PREFETCH_FACTOR
     num_processes: int = field(default_factory=lambda: int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def loading_of(training: TrainingOptions) -> Loading:
+    """Return how a training run of these options, in the processes of this machine, loads its batches."""
+    return Loading(
+        num_workers=training.dataloader_num_workers,
+        batch_size=training.per_device_train_batch_size,
+        eval_batch_size=training.per_device_eval_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        on_cpu=training.device.type == "cpu",
+        prefetch_factor=training.dataloader_prefetch_factor or shared_memory.PREFETCH_FACTOR,
+    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ def needed_bytes(loading: Loading, train: RowSize | None, held_out: RowSize | No
         num_of_process = math.ceil(rows.num_rows / loading.num_processes / batch_size)
         return rows.batch_bytes(min(batch_size, rows.num_rows)) * min(num_batches, num_of_process)
 
-    semaphores = loading.num_workers * SEMAPHORE_BYTES
+    semaphores = loading.num_workers * shared_memory.SEMAPHORE_BYTES
     needed = share(train, loading.batch_size, ready + kept + 1) + semaphores
     if held_out is not None and loading.eval_batch_size:
         evaluation = share(held_out, loading.eval_batch_size, ready + evaluating + 1)
@@ -118,12 +135,40 @@ def check_workers(
         path and measure_rows(collator, read_examples(path, data), bytes_per_picture=bytes_per_picture)
         for path in (train_path, eval_path)
     )
-    loading = Loading(
-        num_workers=training.dataloader_num_workers,
-        batch_size=training.per_device_train_batch_size,
-        eval_batch_size=training.per_device_eval_batch_size,
-        accumulation=training.gradient_accumulation_steps,
-        on_cpu=training.device.type == "cpu",
-        prefetch_factor=training.dataloader_prefetch_factor or PREFETCH_FACTOR,
+    shared_memory.check_free(needed_bytes(loading_of(training), train, held_out))
+
+
+def check_shared_memory(
+    run: PlannedRun, hardware: Hardware, collators: Mapping[str, Collator], *, picture_bytes: int | None
+) -> Check:
+    """Fail if /dev/shm has no room for the batches of training's data loader workers.
+
+    Args:
+        collators: by the name of the split.
+        picture_bytes: of a picture's features; None without --vision_features.
+    """
+    name, free = "shared memory", shared_memory.free_bytes()
+    if free is None or not run.training.dataloader_num_workers:
+        return skipped(name, "not limited here" if free is None else "training has no data loader workers")
+    num_gpus = len(hardware.usable_gpus)
+    loading = dataclasses.replace(
+        loading_of(run.training),
+        eval_batch_size=run.eval_batch_size,
+        on_cpu=not num_gpus,
+        num_processes=max(1, num_gpus),
     )
-    check_free(needed_bytes(loading, train, held_out))
+    try:
+        train, held_out = (
+            split
+            and measure_rows(
+                collators[split.name], (example for _, example in run.rows(split)), bytes_per_picture=picture_bytes
+            )
+            for split in (run.train, run.held_out)
+        )
+    except PokegemmaError as error:
+        return skipped(name, str(error))
+    needed = needed_bytes(loading, train, held_out)
+    found = shared_memory.describe(needed, free)
+    if needed > free:
+        return Check(name, "FAIL", f"{found}: {shared_memory.advise(needed)}")
+    return Check(name, "PASS", found)

@@ -1,4 +1,4 @@
-"""How much memory and disk training takes, by a formula."""
+"""How much memory a training step takes, estimated by a formula, and whether the GPU or the machine has it."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,9 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from pokegemma.data.checks.records import Check
-from pokegemma.environment import Hardware
+from pokegemma.environment import GIB, Hardware
 from pokegemma.gemma.families import family_of, head_width, tower_shape
 from pokegemma.training.preflight.token_lengths import TokenLengths
-
-GIB = 2**30
-
-
-LORA_R = 16
-"""The training script's default rank."""
 
 
 @dataclass(frozen=True)
@@ -44,44 +38,48 @@ def measure_model(config: PreTrainedConfig) -> ModelSize:
     )
 
 
+def trained_bytes(size: ModelSize, *, finetuning: str, lora_r: int, bytes_per_weight: int) -> int:
+    """Return the bytes that training adds to the weights: adapter, gradients, two Adam moments.
+
+    A LoRA weight is float32, with gradient and moments 16 bytes. Full fine-tuning keeps the gradient and the moments of
+    each weight of the language model in the type of the weights.
+    """
+    if finetuning == "full":
+        return size.num_text_weights * 3 * bytes_per_weight
+    return size.num_lora_weights(lora_r) * 16
+
+
 def estimate_memory(
     config: PreTrainedConfig,
     size: ModelSize,
     *,
     finetuning: str,
+    lora_r: int,
     lengths: TokenLengths,
-    images_per_sample: int,
     batch_size: int,
     bytes_per_weight: int,
     eval_batch_size: int = 0,
-    lora_r: int = LORA_R,
 ) -> dict[str, int]:
     """Return the estimated bytes of each part of a training step with gradient checkpointing, or of an evaluation.
 
-    Of the larger of the two: an evaluation keeps nothing for a backward pass, but may have a larger batch
-    (`eval_batch_size`; 0 for none). An estimate: allocator waste, kernels' workspaces and communication buffers are not
-    in it.
+    The larger of the two is returned: an evaluation keeps nothing for a backward pass, but its batch may be larger
+    (`eval_batch_size`; 0 for no evaluation). Unused memory of the allocator, workspaces of kernels and buffers of
+    communication are not counted. The parts are:
 
-    - weights: 0.516 byte for a weight of the language model's linear layers under QLoRA (nf4, and a constant of one
-      byte for 64 weights, themselves quantised), `bytes_per_weight` for all others.
-    - trained: a LoRA weight is float32, with gradient and two Adam moments: 16 bytes. Full fine-tuning: gradient and
-      two moments of `bytes_per_weight` for each weight of the language model.
-    - activations: the input of every layer (tokens * width), and within the one layer that is being recomputed
-      8 widths, 4 widths of the queries and 6 of the MLP a token, in float32 because of adapters and gradients.
-    - vision tower: one layer of SigLIP over image patches, since a frozen tower keeps nothing for a backward pass;
-      of other families also the input of every layer, which TRL differentiates.
-    - logits: answer tokens * vocabulary in float32, three times (logits, probabilities, gradient).
+    - weights: under QLoRA 0.516 byte for each weight of the language model's linear layers (nf4, and a constant of one
+      byte for 64 weights, itself quantised); `bytes_per_weight` for all others.
+    - trained weights, gradients, optimizer: see `trained_bytes`.
+    - activations, vision tower, logits: see `_pass_bytes`.
     - runtime: 1 GiB for CUDA, libraries and Python.
     """
     num_linear = sum(inputs * outputs for inputs, outputs in size.linears)
-    quantised = num_linear if finetuning == "qlora" else 0
-    shape = {"lengths": lengths, "images_per_sample": images_per_sample, "bytes_per_weight": bytes_per_weight}
-    training = _pass_bytes(config, batch_size=batch_size, is_training=True, **shape)
-    evaluation = _pass_bytes(config, batch_size=eval_batch_size, is_training=False, **shape)
+    num_quantised = num_linear if finetuning == "qlora" else 0
+    training = _pass_bytes(config, lengths, batch_size, bytes_per_weight, is_training=True)
+    evaluation = _pass_bytes(config, lengths, eval_batch_size, bytes_per_weight, is_training=False)
     return {
-        "weights": int(quantised * 0.516) + (size.num_weights - quantised) * bytes_per_weight,
+        "weights": int(num_quantised * 0.516) + (size.num_weights - num_quantised) * bytes_per_weight,
         "trained weights, gradients, optimizer": trained_bytes(
-            size, finetuning=finetuning, bytes_per_weight=bytes_per_weight, lora_r=lora_r
+            size, finetuning=finetuning, lora_r=lora_r, bytes_per_weight=bytes_per_weight
         ),
         **max(training, evaluation, key=lambda parts: sum(parts.values())),
         "runtime": GIB,
@@ -89,22 +87,23 @@ def estimate_memory(
 
 
 def _pass_bytes(
-    config: PreTrainedConfig,
-    *,
-    lengths: TokenLengths,
-    images_per_sample: int,
-    batch_size: int,
-    bytes_per_weight: int,
-    is_training: bool,
+    config: PreTrainedConfig, lengths: TokenLengths, batch_size: int, bytes_per_weight: int, *, is_training: bool
 ) -> dict[str, int]:
-    """Return what a forward pass of a batch needs beyond the weights, in training with what its backward pass needs."""
+    """Return what a forward pass of a batch needs besides the weights, in training with its backward pass.
+
+    - activations: the input of every layer (tokens * width), and within the one layer that is recomputed 8 widths, 4
+      widths of the queries and 6 of the MLP for each token, in float32 because of adapters and gradients.
+    - vision tower: one layer over the image patches, since a frozen tower keeps nothing for a backward pass. In
+      families other than Gemma 3 also the input of every layer, since TRL differentiates their tower.
+    - logits: answer tokens * vocabulary in float32, three times (logits, probabilities, gradient).
+    """
     text, tower = config.text_config, tower_shape(config)
     inner_width = text.intermediate_size if isinstance(text.intermediate_size, int) else max(text.intermediate_size)
     tokens = batch_size * lengths.longest
     query_width = text.num_attention_heads * head_width(config)
     layer = tokens * (8 * text.hidden_size + 4 * query_width + 6 * inner_width) * 4
     kept_layers = text.num_hidden_layers if is_training else 1
-    patches = batch_size * images_per_sample * tower["positions"]
+    patches = batch_size * lengths.most_pictures * tower["positions"]
     kept_tower = tower["width"] * tower["layers"] if is_training and family_of(config).inexact else 0
     return {
         "activations": tokens * text.hidden_size * bytes_per_weight * kept_layers + layer,
@@ -113,38 +112,19 @@ def _pass_bytes(
     }
 
 
-def trained_bytes(size: ModelSize, *, finetuning: str, bytes_per_weight: int, lora_r: int = LORA_R) -> int:
-    """Return the bytes of what training adds to the weights: adapter, gradients, two Adam moments."""
-    if finetuning == "full":
-        return size.num_text_weights * 3 * bytes_per_weight
-    return size.num_lora_weights(lora_r) * 16
-
-
-def disk_bytes(size: ModelSize, *, finetuning: str, bytes_per_weight: int) -> int:
-    """Return the disk that a run takes: two checkpoints and the result, then the merged model in bfloat16."""
-    trained = trained_bytes(size, finetuning=finetuning, bytes_per_weight=bytes_per_weight)
-    whole = size.num_weights * bytes_per_weight if finetuning == "full" else 0
-    return 3 * (trained + whole) + size.num_weights * 2
-
-
-def step_bytes(size: ModelSize, *, finetuning: str, bytes_per_weight: int) -> int:
-    """Return the disk that the one real step takes: an adapter in float32, or the whole model."""
-    return size.num_weights * bytes_per_weight if finetuning == "full" else size.num_lora_weights(LORA_R) * 4
-
-
 def check_memory(estimate: dict[str, int], hardware: Hardware, *, what: str) -> Check:
-    """Compare an estimate with the smallest GPU, or with the machine's memory where there is none.
+    """Compare an estimate with the memory of the smallest GPU, or of the machine if it has no GPU.
 
-    Fails above what there is, warns above 85 % of it: the estimate is rough.
+    Fails above that memory, and warns above 85 % of it because the estimate is rough.
     """
-    needed = sum(estimate.values()) / GIB
+    name, needed = "memory (estimate)", sum(estimate.values()) / GIB
     gpus = [gpu.memory_gib for gpu in hardware.usable_gpus]
     if None in gpus:
-        return Check("memory (estimate)", "WARN", f"{what}: about {needed:.1f} GiB; the GPU does not say what it has")
+        return Check(name, "WARN", f"{what}: about {needed:.1f} GiB; the memory of the GPU is unknown")
     available, where = (min(gpus), "GPU") if gpus else (hardware.memory_gib, "machine")
     details = tuple(f"{part}: {size / GIB:.2f} GiB" for part, size in estimate.items())
     summary = f"{what}: about {needed:.1f} of the {where}'s {available:.1f} GiB"
     if needed > available:
         advice = "take --finetuning qlora, a smaller batch or a smaller model"
-        return Check("memory (estimate)", "FAIL", f"{summary}; {advice}", details)
-    return Check("memory (estimate)", "WARN" if needed > 0.85 * available else "PASS", summary, details)
+        return Check(name, "FAIL", f"{summary}; {advice}", details)
+    return Check(name, "WARN" if needed > 0.85 * available else "PASS", summary, details)

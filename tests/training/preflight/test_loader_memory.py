@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from pokegemma.data.checks.records import Split
+from pokegemma.data.checks.records import find_splits
 from pokegemma.data.samples import Sample
 from pokegemma.gemma.batches import shared_memory
 from pokegemma.gemma.batches.shared_memory import FOLDER, SharedMemoryError, check_free, free_bytes
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.training.preflight.loader_memory import Loading, RowSize, measure_rows, needed_bytes
-from pokegemma.training.preflight.run import Plan, run_checks
+from pokegemma.training.preflight.run import run_checks
 from tests.processes import call_script, run_with_small_disk
+from tests.training.preflight.planned_runs import plan_run
 
 MIB = 2**20
 ROWS = RowSize(num_rows=100, tensors=(MIB,))
@@ -131,22 +132,9 @@ def test_the_check_before_training_compares_shared_memory(
     free: int, status: str, toy_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_memory, "free_bytes", lambda: free)
-    plan = Plan(
-        train=Split("train", toy_dataset / "train.jsonl"),
-        held_out=Split("eval", toy_dataset / "eval.jsonl"),
-        model=str(tiny_model),
-        layout="grid",
-        finetuning="lora",
-        max_length=None,
-        batch_size=2,
-        seed=0,
-        num_workers=1,
-        contact_sheet=tmp_path / "sheet.png",
-        output_dir=tmp_path,
-        step_command=None,
-        dataloader_workers=2,
-    )
-    checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
+    splits = find_splits(toy_dataset)
+    run = plan_run(*splits, tiny_model, tmp_path, per_device_train_batch_size=2, dataloader_num_workers=2)
+    checks = {check.name: check for check in run_checks(run)}
     assert checks["shared memory"].status == status
     assert ("--shm-size" in checks["shared memory"].summary) == (status == "FAIL")
 

@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 from transformers import Gemma3Config
 
-from pokegemma.environment import Gpu, Hardware
+from pokegemma.environment import GIB, Gpu, Hardware
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.loading import load_processor
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
-from pokegemma.training.preflight import machine, memory, token_lengths
-from pokegemma.training.preflight.memory import GIB, ModelSize
+from pokegemma.training.preflight import disk, machine, memory, token_lengths
+from pokegemma.training.preflight.memory import ModelSize
 from pokegemma.training.preflight.token_lengths import TokenLengths
 from tests.datasets import make_sample, write_split
 
-LENGTHS = TokenLengths(longest=920, longest_prompt_text=150, longest_answer=100, total=920, num_samples=1)
+LENGTHS = TokenLengths(longest=920, longest_prompt_text=150, longest_answer=100, most_pictures=1, total=920, num_rows=1)
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +85,25 @@ def test_a_gpu_with_bfloat16_passes(monkeypatch):
 
 def test_a_disk_must_have_room_for_all_folders_on_it_together(tmp_path):
     half = int(shutil.disk_usage(tmp_path).free * 0.6)
-    assert machine.check_disk({tmp_path / "not" / "yet": half}).status == "PASS"
-    assert machine.check_disk({tmp_path / "one": half, tmp_path / "two": half}).status == "FAIL"
-    assert "unknown" in machine.check_disk({tmp_path: None}).summary
+    assert disk.check_disk({tmp_path / "not" / "yet": half}).status == "PASS"
+    assert disk.check_disk({tmp_path / "one": half, tmp_path / "two": half}).status == "FAIL"
+    assert "unknown" in disk.check_disk({tmp_path: None}).summary
 
 
 def test_a_folder_that_cannot_be_made_fails_and_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
-    check = machine.check_disk({tmp_path / "file" / "outputs": None})
+    check = disk.check_disk({tmp_path / "file" / "outputs": None})
     assert (check.status, check.summary) == ("FAIL", f"{tmp_path / 'file'} is not writable (Not a directory)")
     if Path("/proc").is_dir():
-        assert "/proc is not writable" in machine.check_disk({Path("/proc/foo"): None}).summary
-    machine.check_disk({tmp_path: None})
+        assert "/proc is not writable" in disk.check_disk({Path("/proc/foo"): None}).summary
+    disk.check_disk({tmp_path: None})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_one_step_takes_the_disk_of_an_adapter_or_a_whole_model():
     size = ModelSize(num_weights=1000, num_text_weights=800, linears=((10, 10),))
-    assert memory.step_bytes(size, finetuning="qlora", bytes_per_weight=2) == 4 * 20 * 16
-    assert memory.step_bytes(size, finetuning="full", bytes_per_weight=2) == 2000
+    assert disk.step_bytes(size, finetuning="qlora", lora_r=16, bytes_per_weight=2) == 4 * 20 * 16
+    assert disk.step_bytes(size, finetuning="full", lora_r=16, bytes_per_weight=2) == 2000
 
 
 def count(folder, tiny, *, max_length=None, max_positions=8192, layout="frames"):
@@ -139,7 +139,7 @@ def test_the_grid_layout_without_grid_pictures_fails(tmp_path, tiny):
 
 
 def test_a_prompt_over_its_budget_warns(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr(machine, "MAX_PROMPT_TOKENS", 20)
+    monkeypatch.setattr(token_lengths, "MAX_PROMPT_TOKENS", 20)
     assert count(tmp_path, tiny)[0].status == "WARN"
 
 
@@ -158,7 +158,7 @@ def test_the_4b_model_has_the_published_number_of_weights():
 
 def estimate(finetuning, **changes):
     config = gemma3_4b()
-    options = {"lengths": LENGTHS, "images_per_sample": 1, "batch_size": 4, "bytes_per_weight": 2, **changes}
+    options = {"lengths": LENGTHS, "lora_r": 16, "batch_size": 4, "bytes_per_weight": 2, **changes}
     parts = memory.estimate_memory(config, memory.measure_model(config), finetuning=finetuning, **options)
     return parts, sum(parts.values()) / GIB
 
@@ -193,24 +193,5 @@ def test_memory_is_compared_with_the_smallest_gpu_or_the_machine():
 
 def test_a_full_run_takes_more_disk_than_an_adapter():
     size = ModelSize(num_weights=1000, num_text_weights=800, linears=((10, 10),))
-    assert memory.disk_bytes(size, finetuning="lora", bytes_per_weight=2) == 3 * 16 * 20 * 16 + 2000
-    assert memory.disk_bytes(size, finetuning="full", bytes_per_weight=2) == 3 * (4800 + 2000) + 2000
-
-
-def test_the_scripts_defaults_are_those_of_training():
-    from pokegemma.training.options import ModelOptions, TrainingOptions
-    from scripts.validate_training import ValidateOptions
-
-    ours, theirs = (
-        ValidateOptions.__dataclass_fields__,
-        {**TrainingOptions.__dataclass_fields__, **ModelOptions.__dataclass_fields__},
-    )
-    for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "max_length",
-        "model_name_or_path",
-        "finetuning",
-    ):
-        assert ours[name].default == theirs[name].default
-    assert theirs["lora_r"].default == memory.LORA_R
+    assert disk.run_bytes(size, finetuning="lora", lora_r=16, bytes_per_weight=2) == 3 * 16 * 20 * 16 + 2000
+    assert disk.run_bytes(size, finetuning="full", lora_r=16, bytes_per_weight=2) == 3 * (4800 + 2000) + 2000

@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,14 +12,16 @@ from hypothesis import strategies as st
 
 from pokegemma.data.checks.records import Split, find_splits
 from pokegemma.gemma.batches.feature_cache import missing_feature_bytes
-from pokegemma.gemma.loading import load_config
+from pokegemma.gemma.batches.processor_collator import make_collator
+from pokegemma.gemma.loading import load_config, load_processor
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import PROJECT_ROOT
-from pokegemma.training.preflight import machine, memory
+from pokegemma.training.preflight import disk, memory
 from pokegemma.training.preflight.one_step import check_step, longest_samples, longest_trajectory
-from pokegemma.training.preflight.run import Plan, check_dataset, disk_needs, run_checks
+from pokegemma.training.preflight.run import check_dataset, run_checks
 from tests.datasets import make_sample, put_leak_back, with_grids, write_dataset, write_split
 from tests.processes import call_script
+from tests.training.preflight.planned_runs import plan_options, plan_run
 
 TRAIN = [sys.executable, str(PROJECT_ROOT / "scripts" / "sft_pokemon_gemma3.py")]
 
@@ -34,8 +37,8 @@ validate = functools.partial(call_script, "validate_training")
 
 
 def step(split, model, *, command=TRAIN, **changes):
-    options = {"layout": "frames", "finetuning": "lora", "max_length": None, "seed": 0, **changes}
-    return check_step(command, split, model=str(model), **options)
+    data, trained, training = plan_options(model, split.folder, **{"layout": "frames", **changes})
+    return check_step(command, split, data=data, model=trained, training=training)
 
 
 @pytest.mark.slow
@@ -75,11 +78,26 @@ def test_all_checks_run_when_the_model_is_out_of_reach(tmp_path):
     assert statuses["pictures"] == "PASS"
 
 
+def test_the_check_takes_the_arguments_of_a_training_run_and_writes_nothing(tmp_path):
+    write_dataset(tmp_path / "data")
+    (tmp_path / "run.yaml").write_text("finetuning: full\nlora_r: 32\nsave_steps: 7\nvision_features: features\n")
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    launch = ("--resume_from_checkpoint", "--overwrite", "--deepspeed", tmp_path / "zero.json", "--fsdp")
+    run = ("--dataset_path", tmp_path / "data", "--output_dir", tmp_path / "out", "--config", tmp_path / "run.yaml")
+    result = validate(*run, *launch, "--lr_scheduler_type", "linear", "--model_name", "./no_model")
+    assert result.returncode == 1, result.stderr
+    assert "FAIL  model access" in result.stdout
+    assert not (tmp_path / "out").exists()
+    unknown = validate(*run, "--lerning_rate", 1)
+    assert (unknown.returncode, "--lerning_rate" in unknown.stderr) == (2, True)
+
+
 def test_a_users_mistake_exits_2_with_one_line(tmp_path):
     for arguments in (
         ("--dataset_path", tmp_path / "none"),
         ("--dataset_path", tmp_path, "--layout", "mosaic"),
         ("--dataset_path", tmp_path, "--num_workers", "-1"),
+        ("--dataset_path", tmp_path, "--gradient_accumulation_steps", "0"),
     ):
         result = validate(*arguments)
         assert result.returncode == 2
@@ -142,21 +160,8 @@ def test_no_dataset_however_broken_ends_a_check_with_a_traceback(small_dataset, 
     folder, files = small_dataset
     for path, lines in files.items():
         path.write_bytes(b"\n".join([*mutated_lines(lines, changes), *([] if garbage is None else [garbage])]))
-    plan = Plan(
-        train=Split("train", folder / "train.jsonl"),
-        held_out=Split("eval", folder / "eval.jsonl"),
-        model="",
-        layout="grid",
-        finetuning="lora",
-        max_length=None,
-        batch_size=1,
-        seed=0,
-        num_workers=1,
-        contact_sheet=folder / "sheet.png",
-        output_dir=folder,
-        step_command=None,
-    )
-    checks = list(check_dataset(plan, progress=lambda results, **_: results))
+    run = plan_run(Split("train", folder / "train.jsonl"), Split("eval", folder / "eval.jsonl"), "no_model", folder)
+    checks = list(check_dataset(run))
     assert len(checks) == 13
     json.dumps([asdict(check) for check in checks], ensure_ascii=False).encode()
 
@@ -188,39 +193,25 @@ def test_a_step_that_is_killed_or_saves_nothing_fails(tmp_path, tiny):
 
 
 @pytest.mark.parametrize("step_command", [None, ["train"]])
-def test_the_place_of_the_one_step_counts_as_disk(tmp_path, tiny, monkeypatch, step_command):
-    output, temporary = tmp_path / "outputs", tmp_path / "temporary"
+def test_the_folder_of_the_one_step_counts_as_disk(tmp_path, tiny, toy_dataset, monkeypatch, step_command):
+    temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     size = memory.measure_model(load_config(str(tiny)))
-    needs = disk_needs(str(tiny), size, output, finetuning="full", bytes_per_weight=2, step_command=step_command)
-    assert needs[output] == memory.disk_bytes(size, finetuning="full", bytes_per_weight=2)
-    assert needs.get(temporary) == (None if step_command is None else 2 * size.num_weights)
+    run = plan_run(*find_splits(toy_dataset), tiny, tmp_path, finetuning="full", step_command=step_command)
+    needs = disk.disk_needs(run, size, {}, picture_bytes=None)
+    assert needs[tmp_path / "outputs"] == disk.run_bytes(size, finetuning="full", lora_r=16, bytes_per_weight=4)
+    assert needs.get(temporary) == (None if step_command is None else 4 * size.num_weights)
 
 
-def test_the_feature_cache_counts_as_disk_but_for_what_is_in_it(tmp_path, tiny, toy_dataset, monkeypatch):
-    train, held_out = find_splits(toy_dataset)
-    features, needs, check_disk = tmp_path / "features", {}, machine.check_disk
-    plan = Plan(
-        train=train,
-        held_out=held_out,
-        model=str(tiny),
-        layout="frames",
-        finetuning="lora",
-        max_length=None,
-        seed=0,
-        batch_size=1,
-        num_workers=1,
-        contact_sheet=tmp_path / "sheet.png",
-        output_dir=tmp_path / "outputs",
-        step_command=None,
-        vision_features=features,
+def test_the_feature_cache_counts_as_disk_except_for_features_that_it_has(tmp_path, tiny, toy_dataset):
+    config, features = load_config(str(tiny)), tmp_path / "features"
+    run = plan_run(*find_splits(toy_dataset), tiny, tmp_path, layout="frames", vision_features=str(features))
+    collators = dict.fromkeys(
+        ("train", "eval"), make_collator(load_processor(tiny), layout="frames", dataset_folder=Path())
     )
-    monkeypatch.setattr(machine, "check_disk", lambda found: needs.update(found) or check_disk(found))
-    list(run_checks(plan, progress=lambda work, **_: work))
-    frames = {frame for split in plan.splits for sample in split.samples() for frame in sample.frames}
-    config = load_config(str(tiny))
-    assert needs[features] == len(frames) * 16 * config.text_config.hidden_size * 4
+    frames = {frame for split in run.splits for sample in split.samples() for frame in sample.frames}
+    assert disk.disk_needs(run, memory.measure_model(config), collators, picture_bytes=7)[features] == 7 * len(frames)
     (features / "chunks").mkdir(parents=True)
     (features / "chunks" / "a.safetensors").write_bytes(b"x" * 120)
     assert missing_feature_bytes(features, num_frames=3, bytes_per_frame=100) == 180
@@ -229,21 +220,8 @@ def test_the_feature_cache_counts_as_disk_but_for_what_is_in_it(tmp_path, tiny, 
 
 def test_a_base_that_is_stored_quantised_fails_before_the_step(tmp_path, quantised_model):
     splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
-    plan = Plan(
-        train=splits[0],
-        held_out=splits[1],
-        model=str(quantised_model),
-        layout="grid",
-        finetuning="qlora",
-        max_length=None,
-        seed=0,
-        batch_size=1,
-        num_workers=1,
-        contact_sheet=tmp_path / "sheet.png",
-        output_dir=tmp_path / "outputs",
-        step_command=["train"],
-    )
-    checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
+    run = plan_run(*splits, quantised_model, tmp_path, finetuning="qlora", step_command=["train"])
+    checks = {check.name: check for check in run_checks(run)}
     assert checks["model"].status == "FAIL"
     assert f"{quantised_model}: its weights are stored quantised" in checks["model"].summary
     assert checks["one step"].status == "SKIP"
@@ -251,22 +229,8 @@ def test_a_base_that_is_stored_quantised_fails_before_the_step(tmp_path, quantis
 
 def test_samples_without_grid_pictures_are_named_also_with_a_feature_cache(tmp_path, tiny):
     splits = write_dataset(tmp_path / "data", num_sessions=3, num_turns=3)
-    plan = Plan(
-        train=splits[0],
-        held_out=splits[1],
-        model=str(tiny),
-        layout="grid",
-        finetuning="lora",
-        max_length=None,
-        seed=0,
-        batch_size=1,
-        num_workers=1,
-        contact_sheet=tmp_path / "sheet.png",
-        output_dir=tmp_path / "outputs",
-        step_command=None,
-        vision_features=tmp_path / "features",
-    )
-    checks = {check.name: check for check in run_checks(plan, progress=lambda work, **_: work)}
+    run = plan_run(*splits, tiny, tmp_path, vision_features=str(tmp_path / "features"))
+    checks = {check.name: check for check in run_checks(run)}
     assert checks["disk space"].status == "PASS"
     assert "has no grid picture" in str(checks["token lengths"].details)
 
@@ -280,7 +244,7 @@ def test_a_step_whose_samples_cannot_be_written_out_fails(tmp_path, tiny):
 @pytest.mark.slow
 def test_one_step_on_a_trajectory(tmp_path, tiny):
     train, _ = write_dataset(tmp_path, num_sessions=3, num_turns=3)
-    check = step(train, tiny, layout="trajectory", max_decisions=2)
+    check = step(train, tiny, layout="trajectory", max_decisions=2, train_vision_tower=True, train_projector=True)
     assert check.status == "PASS", check
 
 
