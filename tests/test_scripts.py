@@ -1,8 +1,7 @@
-"""Every script as a user runs it: --help, one success, one mistake; and README.md names only what exists."""
+"""Every script as a user runs it: --help, one success, one mistake."""
 
 import functools
 import importlib.util
-import re
 import shlex
 import subprocess
 import sys
@@ -16,11 +15,6 @@ from pokegemma.provenance import PROJECT_ROOT
 from tests.serving.adversary import run_adversary
 
 SCRIPTS = {path.stem: path for path in sorted((PROJECT_ROOT / "scripts").glob("*.py"))}
-README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((PROJECT_ROOT / "docs").glob("*.md")))]
-VARIABLES = re.findall(
-    r"^([A-Z][A-Z0-9_]*)=", (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE
-)
 
 
 @dataclass(frozen=True)
@@ -215,11 +209,6 @@ def help_of(name: str) -> subprocess.CompletedProcess[str]:
     return run_script(name, "--help")
 
 
-@functools.cache
-def flags_of(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"--[A-Za-z][\w-]*", help_of(name).stdout))
-
-
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """Return the URL of a server that answers every question rightly, without a model."""
@@ -296,75 +285,3 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
-
-
-# --- README.md
-
-
-def readme_commands() -> Iterator[list[str]]:
-    """Yield the words of each command in sh blocks of PAGES; a backslash continues a line, "#" begins a comment."""
-    for block in re.findall(r"^```sh\n(.*?)^```", "\n".join(PAGES), re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                yield words
-
-
-COMMANDS = list(readme_commands())
-
-
-def program_at(words: list[str]) -> int | None:
-    """Return the place of the launcher or script in a command, or None where it runs neither."""
-    program = re.compile(r"^\./\w+\.sh$|\.sbatch$|^(scripts|benchmarks)/.*\.py$")
-    return next((at for at, word in enumerate(words) if program.search(word)), None)
-
-
-def test_readme_names_every_script() -> None:
-    assert [name for name in SCRIPTS if f"scripts/{name}.py" not in README] == []
-
-
-def test_readme_names_every_variable() -> None:
-    assert {"MODEL_NAME", "WANDB_ENTITY"} <= set(VARIABLES)
-    assert [name for name in VARIABLES if f"`{name}`" not in README] == []
-
-
-def test_readme_has_commands_for_every_stage() -> None:
-    programs = {words[at] for words in COMMANDS if (at := program_at(words)) is not None}
-    stages = ("convert_eevee_data_v2", "validate_training", "sft_pokemon_gemma3", "merge_qlora", "evaluate")
-    assert {"./train_gemma3.sh", "./run_tests.sh", *(f"scripts/{name}.py" for name in stages)} <= programs
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_a_command_of_readme_exists(words: list[str]) -> None:
-    at = program_at(words)
-    if at is None:
-        assert words[0] == "source", "a command that no test knows"
-        return
-    program = words[at]
-    assert (PROJECT_ROOT / program).is_file()
-    settings = [word.partition("=")[0] for word in words[:at] if re.match(r"[A-Z_]+=", word)]
-    readers = (PROJECT_ROOT / "init.sh").read_text(encoding="utf-8") + (PROJECT_ROOT / program).read_text(
-        encoding="utf-8"
-    )
-    assert [name for name in settings if name not in VARIABLES and name not in readers] == []
-    for word in words:
-        assert not word.startswith("accelerate_configs/") or (PROJECT_ROOT / word).is_file(), word
-    given = {word.partition("=")[0] for word in words[at + 1 :] if word.startswith("--")}
-    if program in ("./train_gemma3.sh", "training_configs/slurm.sbatch"):
-        known = flags_of("sft_pokemon_gemma3")
-    elif program.startswith("scripts/"):
-        known = flags_of(Path(program).stem)
-    else:
-        known = frozenset(re.findall(r"--[A-Za-z][\w-]*", (PROJECT_ROOT / program).read_text(encoding="utf-8")))
-    assert given - known == set()
-
-
-def test_flags_in_the_text_of_readme_exist() -> None:
-    others = {"--num_processes", "--logdir", "--with", "--shm"}  # --shm-size, Docker's
-    known = frozenset[str]().union(*(flags_of(name) for name in SCRIPTS)) | others
-    assert set(re.findall(r"(?<![\w-])--[A-Za-z]\w*", README)) - known == set()
-
-
-def test_files_that_readme_links_to_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (PROJECT_ROOT / link).exists()] == []

@@ -187,7 +187,7 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
     if image_attention(config) != "causal":
         logger.warning(
             "mlx-vlm is causal inside pictures, and this model was trained with bidirectional attention there: its "
-            "answers will differ a little. How much, and a training flag: docs/deployment.md, Attention inside pictures"
+            "answers will differ a little. How much, and a training flag: docs/models.md, Attention inside pictures"
         )
     with atomic_folder(output, stage="mlx", overwrite=overwrite) as folder:
         with (
