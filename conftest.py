@@ -1,8 +1,9 @@
-"""Quick tests first: those marked slow run last, so that a mistake shows early."""
+"""Configuration of pytest: the environment of the tests, their order, and the number of workers."""
 
 import os
 import secrets
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -21,5 +22,20 @@ settings.load_profile("steady")
 pytest_plugins = ("tests.model_fixtures", "tests.export_fixtures")
 
 
+GIB_PER_WORKER = 4
+"""A worker that has imported torch, and the processes that its tests start."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests marked slow last, so that a failure shows early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: else the order stays
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return what `-n auto` of ./run_tests.sh means: a worker for each core, none where single tests are selected.
+
+    A worker takes several seconds to start, since it imports everything that the tests import.
+    """
+    if config.option.keyword or any(".py" in argument for argument in config.args):
+        return 0
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().total // (GIB_PER_WORKER * 2**30)))

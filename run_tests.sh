@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Make the environment with the test tools, lint, test. Arguments go to pytest: ./run_tests.sh -x -m "not slow"
+# Tests run in one process for each core; single tests (-k name, tests/test_cli.py) in this one; -n 4 in four.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -16,4 +17,4 @@ echo "Linting ..."
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 echo "Testing ..."
-"$python" -m pytest "$@"
+"$python" -m pytest -n auto --dist worksteal "$@"

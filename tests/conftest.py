@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pokegemma.outputs import file_lock
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 REAL_RUNS = Path(__file__).resolve().parents[2] / "shared" / "eevee_v1" / "runs"
 
 
@@ -107,6 +111,31 @@ def make_session(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Return a function that has a new folder filled once, by the first worker that needs it, and returns the folder.
+
+    Example:
+        >>> make_once("tiny_gemma3", make_tiny_gemma3)  # calls make_tiny_gemma3(folder)
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the folder of all workers
+
+    def make_in(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / "once" / name, root / "once" / f"{name}.done"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(root / "once" / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return make_in
+
+
+@pytest.fixture(scope="session")
 def real_runs() -> Path:
     """Return the folder of the 33 real sessions."""
     if not REAL_RUNS.is_dir():
@@ -115,47 +144,52 @@ def real_runs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_dataset(real_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_dataset(real_runs: Path, make_once: MakeOnce) -> Path:
     """Return the folder of the converted real sessions; a test that writes into it writes files of its own names."""
     from pokegemma.data.convert import WindowOptions
     from pokegemma.data.corpus import convert_corpus
 
-    folder = tmp_path_factory.mktemp("real") / "dataset"
-    convert_corpus(real_runs, folder, window=WindowOptions(4, 4, 30.0, False), eval_fraction=0.1, num_workers=2)
-    return folder
+    def make(folder: Path) -> None:
+        window = WindowOptions(4, 4, 30.0, False)
+        convert_corpus(real_runs, folder / "dataset", window=window, eval_fraction=0.1, num_workers=2)
+
+    return make_once("real", make) / "dataset"
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(make_once: MakeOnce) -> Path:
     """Return a tiny Gemma 3 checkpoint: pictures of 56 px, 4 tokens each, a window shorter than a sample."""
     from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 
-    folder = tmp_path_factory.mktemp("tiny_gemma3")
-    make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=4, sliding_window=64)
-    return folder
+    return make_once(
+        "tiny_gemma3", lambda folder: make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=4, sliding_window=64)
+    )
 
 
 @pytest.fixture(scope="session")
-def quantised_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised_model(tiny_model: Path, make_once: MakeOnce) -> Path:
     """Return the tiny checkpoint with a config that says that its weights are stored in 4 bits."""
-    folder = tmp_path_factory.mktemp("quantised")
-    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return make_once("quantised", make)
 
 
 @pytest.fixture(scope="session")
-def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_dataset(make_once: MakeOnce) -> Path:
     """Return a converted dataset of five sessions of the toy game, ten turns each."""
     from pokegemma.data.convert import WindowOptions
     from pokegemma.data.corpus import convert_corpus
     from pokegemma.play.toy_recorder import record_sessions
 
-    folder = tmp_path_factory.mktemp("toy")
-    record_sessions(folder / "recorded", num_sessions=5, seed=3, num_turns=10)
-    convert_corpus(
-        folder / "recorded" / "runs", folder / "dataset", window=WindowOptions(), eval_fraction=0.2, num_workers=1
-    )
-    return folder / "dataset"
+    def make(folder: Path) -> None:
+        record_sessions(folder / "recorded", num_sessions=5, seed=3, num_turns=10)
+        convert_corpus(
+            folder / "recorded" / "runs", folder / "dataset", window=WindowOptions(), eval_fraction=0.2, num_workers=1
+        )
+
+    return make_once("toy", make) / "dataset"

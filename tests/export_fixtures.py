@@ -10,20 +10,23 @@ import pytest
 
 from pokegemma.data.samples import read_samples
 from pokegemma.engines.questions import Question, build_questions
+from tests.conftest import MakeOnce
 from tests.export import mlx_cases
 from tests.serving.adversary import run_adversary
 from tests.serving.served import write_colour_dataset, write_colour_model
 
 
 @pytest.fixture(scope="session")
-def gguf_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gguf_folder(tiny_model: Path, make_once: MakeOnce) -> Path:
     """Return the tiny model as f16, q8_0 and q4_k_m, by the converter that ./init.sh --with gguf fetched."""
     from pokegemma.export.gguf import convert
     from pokegemma.export.llama_cpp_converter import find_converter
 
-    folder = tmp_path_factory.mktemp("gguf") / "tiny"
-    convert(tiny_model, folder, quantizations=["f16", "q8_0", "q4_k_m"], converter=find_converter(None))
-    return folder
+    def make(folder: Path) -> None:
+        quantizations = ["f16", "q8_0", "q4_k_m"]
+        convert(tiny_model, folder / "tiny", quantizations=quantizations, converter=find_converter(None))
+
+    return make_once("gguf", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -34,28 +37,27 @@ def questions(toy_dataset: Path) -> list[Question]:
 
 
 @pytest.fixture(scope="session")
-def mlx_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mlx_checkpoint(make_once: MakeOnce) -> Path:
     """Return a tiny Gemma 3 with positions like those of a 4B, and 16 tokens a picture instead of 256."""
     from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 
-    folder = tmp_path_factory.mktemp("checkpoint")
-    make_tiny_gemma3(
-        folder, image_size_px=mlx_cases.IMAGE_SIZE_PX, num_image_tokens=mlx_cases.IMAGE_TOKENS, sliding_window=64
-    )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["text_config"]["rope_parameters"]["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
+    def make(folder: Path) -> None:
+        make_tiny_gemma3(
+            folder, image_size_px=mlx_cases.IMAGE_SIZE_PX, num_image_tokens=mlx_cases.IMAGE_TOKENS, sliding_window=64
+        )
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["text_config"]["rope_parameters"]["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    return make_once("mlx_checkpoint", make)
 
 
 @pytest.fixture(scope="session")
-def mlx_folder(mlx_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mlx_folder(mlx_checkpoint: Path, make_once: MakeOnce) -> Path:
     """Return it converted for MLX, 16 bits."""
     from pokegemma.export.mlx import convert_to_mlx
 
-    folder = tmp_path_factory.mktemp("mlx") / "16bit"
-    convert_to_mlx(mlx_checkpoint, folder)
-    return folder
+    return make_once("mlx", lambda folder: convert_to_mlx(mlx_checkpoint, folder / "16bit")) / "16bit"
 
 
 @pytest.fixture
@@ -74,37 +76,34 @@ def closed_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def colour_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colour_dataset(make_once: MakeOnce) -> Path:
     """Return a dataset of a red and a blue picture."""
-    return write_colour_dataset(tmp_path_factory.mktemp("colours") / "dataset")
+    return make_once("colours", lambda folder: write_colour_dataset(folder / "dataset")) / "dataset"
 
 
 @pytest.fixture(scope="session")
-def colour_model(colour_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colour_model(colour_dataset: Path, make_once: MakeOnce) -> Path:
     """Return a model that answers "up" to red and "down" to blue."""
-    folder = tmp_path_factory.mktemp("colour_model")
-    write_colour_model(folder, colour_dataset)
-    return folder
+    return make_once("colour_model", lambda folder: write_colour_model(folder, colour_dataset))
 
 
 @pytest.fixture(scope="session")
-def colour_gguf(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colour_gguf(colour_model: Path, make_once: MakeOnce) -> Path:
     """Return it converted for llama.cpp, as f16."""
     pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
     from pokegemma.export.gguf import convert
     from pokegemma.export.llama_cpp_converter import find_converter
 
-    folder = tmp_path_factory.mktemp("colour_gguf") / "gguf"
-    convert(colour_model, folder, quantizations=["f16"], converter=find_converter(None))
-    return folder
+    def make(folder: Path) -> None:
+        convert(colour_model, folder / "gguf", quantizations=["f16"], converter=find_converter(None))
+
+    return make_once("colour_gguf", make) / "gguf"
 
 
 @pytest.fixture(scope="session")
-def colour_mlx(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colour_mlx(colour_model: Path, make_once: MakeOnce) -> Path:
     """Return it converted for MLX, 16 bits."""
     pytest.importorskip("mlx_vlm", reason="needs ./init.sh --with mlx")
     from pokegemma.export.mlx import convert_to_mlx
 
-    folder = tmp_path_factory.mktemp("colour_mlx") / "mlx"
-    convert_to_mlx(colour_model, folder)
-    return folder
+    return make_once("colour_mlx", lambda folder: convert_to_mlx(colour_model, folder / "mlx")) / "mlx"

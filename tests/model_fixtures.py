@@ -12,6 +12,7 @@ from pokegemma.data.samples import Sample, read_samples
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.loading import load_processor
 from pokegemma.gemma.tiny import gemma3n_gemma4
+from tests.conftest import MakeOnce
 
 
 @pytest.fixture(scope="session")
@@ -30,22 +31,19 @@ def samples(toy_dataset: Path) -> list[Sample]:
 
 
 @pytest.fixture(scope="session")
-def other_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def other_models(make_once: MakeOnce) -> Callable[[str], Path]:
     """Return a function that makes a tiny checkpoint of another family once: gemma3n (by timm), gemma4, gemma4_large.
 
     Pictures of 16 tokens for Gemma 3n, at most 70 for Gemma 4; a window shorter than a sample.
     """
 
-    @functools.cache
     def make(name: str) -> Path:
-        folder = tmp_path_factory.mktemp(f"tiny_{name}")
-        if name == "gemma3n":
-            if not is_timm_available():
-                pytest.skip("Gemma 3n's tower needs timm and torchvision (requirements-gemma3n.txt)")
-            gemma3n_gemma4.make_tiny_gemma3n(folder, image_size_px=64, num_image_tokens=16, sliding_window=64)
-        else:
-            large = name == "gemma4_large"
-            gemma3n_gemma4.make_tiny_gemma4(folder, max_image_tokens=70, sliding_window=64, large=large)
-        return folder
+        if name != "gemma3n":
+            options = {"max_image_tokens": 70, "sliding_window": 64, "large": name == "gemma4_large"}
+            return make_once(name, functools.partial(gemma3n_gemma4.make_tiny_gemma4, **options))
+        if not is_timm_available():
+            pytest.skip("Gemma 3n's tower needs timm and torchvision (requirements-gemma3n.txt)")
+        options = {"image_size_px": 64, "num_image_tokens": 16, "sliding_window": 64}
+        return make_once(name, functools.partial(gemma3n_gemma4.make_tiny_gemma3n, **options))
 
     return make
