@@ -4,16 +4,19 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from safetensors import SafetensorError
 
 from pokegemma.errors import PokegemmaError, is_disk_full
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
@@ -93,43 +96,40 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[IO[str]]:
         yield file
 
 
-def _stage_of(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["stage"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def is_unfinished(name: str) -> bool:
+    """Return whether a file or folder has a temporary name of `atomic_file` or `atomic_folder`."""
+    return name.startswith(".") and name.endswith(".part")
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, stage: str, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a new folder beside `path` that takes its name when the block ends, and is removed when it fails.
+def atomic_folder(path: Path, *, stage: str, overwrite: bool = False, entries: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a new folder that becomes `path` when the block ends, and is removed when it fails.
 
-    `overwrite` replaces an earlier result of the same `stage`, as its run.json says, and nothing else.
+    Until then it is in a hidden folder, and an earlier result stays at `path`. A process that is killed leaves the
+    hidden folder, which the next call for the same path removes.
+
+    Args:
+        path: the result. May be an empty folder.
+        stage: what makes the result, as its run.json will say.
+        overwrite: replace an earlier result of the same stage, and nothing else.
+        entries: names of what the stage writes, where `path` may contain other files: these stay. By default all of
+            `path` is the result.
 
     Raises:
-        PokegemmaError: `path` exists, is not an empty folder, and may not be replaced; or the disk is full or not
-            writable.
+        PokegemmaError: there is something at `path` that may not be replaced, or the disk is full or not writable.
     """
-    path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        if not overwrite:
-            raise PokegemmaError(f"{path} exists; choose another path or pass --overwrite")
-        if _stage_of(path) != stage:
-            raise PokegemmaError(f"{path} holds something else than a result of this script; choose another path")
-    temporary = None
+    path, work = Path(path), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        temporary.chmod(0o755)
-        yield temporary
-        if path.exists():
-            # Keep the old folder until the new one has its name, so that no moment is without either.
-            old = temporary.with_suffix(".old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-        else:
-            temporary.rename(path)
+        root, _ = _find_place(path, entries, stage=stage, overwrite=overwrite)
+        work = _make_work_folder(root, prefix=f".{path.name}.")
+        new = work / "new" / path.name
+        new.mkdir(parents=True)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # not every network file system has locks
+                stack.enter_context(file_lock(work / _LOCK, wait=False))
+            yield new
+            root, names = _find_place(path, entries, stage=stage, overwrite=overwrite)  # another process may have ended
+            _replace(names, root, new=new if root == path else new.parent, old=work / _OLD)
     except (OSError, RuntimeError, SafetensorError) as error:
         if is_disk_full(error):
             raise PokegemmaError(f"{path} could not be written: the disk is full") from error
@@ -137,5 +137,64 @@ def atomic_folder(path: Path, *, stage: str, overwrite: bool = False) -> Iterato
             raise PokegemmaError(f"{path} could not be written: {error}") from error
         raise
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if work is not None:
+            with contextlib.suppress(OSError):  # workers on other machines cannot write under a new name
+                work = work.rename(work.with_name(f"{work.stem}.gone.part"))
+            shutil.rmtree(work, ignore_errors=True)
+
+
+_LOCK, _OLD = "lock", "old"
+"""In the hidden folder of `atomic_folder`: the file that a running process locks, and what is being replaced."""
+
+
+def _find_place(path: Path, entries: Sequence[str], *, stage: str, overwrite: bool) -> tuple[Path, Sequence[str]]:
+    """Return a folder and the names in it that a result shall have, where these are free or may be replaced."""
+    is_shared = bool(entries) and path.is_dir()
+    root, names = (path, entries) if is_shared else (path.parent, [path.name])
+    existing = [root / name for name in names if os.path.lexists(root / name)]
+    if not existing or (existing == [path] and path.is_dir() and not any(path.iterdir())):
+        return root, names
+    if not overwrite:
+        raise PokegemmaError(f"{existing[0]} exists; choose another path or pass --overwrite")
+    try:
+        found = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))["stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found != stage:
+        raise PokegemmaError(f"{path} was not created by this script, so it is not overwritten; choose another path")
+    return root, names
+
+
+def _make_work_folder(root: Path, *, prefix: str) -> Path:
+    """Make a hidden folder in `root`, and remove those that killed processes left: nobody holds their locks."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for work in sorted(root.iterdir()):
+            if not (work.name.startswith(prefix) and is_unfinished(work.name) and (work / _LOCK).is_file()):
+                continue
+            with contextlib.suppress(OSError), file_lock(work / _LOCK, wait=False):
+                if (work / _OLD).exists():
+                    logger.warning("%s: a process was killed while it replaced these earlier files", work / _OLD)
+                else:
+                    shutil.rmtree(work, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=root))
+    except ValueError as error:  # a NUL byte
+        raise OSError(str(error)) from error
+
+
+def _replace(names: Sequence[str], root: Path, *, new: Path, old: Path) -> None:
+    """Move what has one of the names from `root` to `old`, then from `new` to `root`; move all back if that fails."""
+    old.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, target in ((root, old), (new, root)):
+            for name in names:
+                if os.path.lexists(source / name):
+                    (source / name).rename(target / name)
+                    moved.append((source / name, target / name))
+    except BaseException:
+        for before, after in reversed(moved):
+            with contextlib.suppress(OSError):
+                after.rename(before)
+        raise
+    old.rename(old.with_name("replaced"))

@@ -3,7 +3,7 @@
     python scripts/convert_eevee_data_v2.py --eevee_data_dir ../shared/eevee_v1/runs --output_dir training_data
 
 Writes train.jsonl, eval.jsonl, frames/, grid_images/, conversion_report.json and run.json. The sample format is
-described in training_data/format_spec.md.
+described in docs/format_spec.md.
 """
 
 import json

@@ -1,6 +1,9 @@
 """What has its final name is whole, and nothing is overwritten unasked."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,9 @@ from safetensors import SafetensorError
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file, atomic_folder, file_lock, refuse_to_replace, require_space
+from pokegemma.provenance import PROJECT_ROOT
+
+ENTRIES = ("a.txt", "run.json")
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -48,7 +54,7 @@ def test_only_a_result_of_the_same_stage_is_replaced(tmp_path: Path, stage: str 
         (tmp_path / "out" / "run.json").unlink()
     before = sorted(tmp_path.rglob("*"))
     with (
-        pytest.raises(PokegemmaError, match="something else"),
+        pytest.raises(PokegemmaError, match="not created by this script"),
         atomic_folder(tmp_path / "out", stage="s", overwrite=True),
     ):
         pass
@@ -91,6 +97,89 @@ def test_a_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
         (folder / "new.txt").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_other_files_next_to_the_entries_stay(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("keep me")
+    for text, overwrite in (("first", False), ("second", True)):
+        with atomic_folder(tmp_path / "out", stage="s", overwrite=overwrite, entries=ENTRIES) as folder:
+            (folder / "a.txt").write_text(text)
+            (folder / "run.json").write_text('{"stage": "s"}')
+            (folder / "left_over").touch()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "a.txt", "run.json"}
+    assert (tmp_path / "out" / "a.txt").read_text() == "second"
+    with (
+        pytest.raises(PokegemmaError, match=r"out/a\.txt exists"),
+        atomic_folder(tmp_path / "out", stage="s", entries=ENTRIES),
+    ):
+        pass
+
+
+def test_what_came_while_a_folder_was_written_is_not_lost(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out", stage="s", entries=ENTRIES) as folder:
+        (folder / "a.txt").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes").touch()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.txt", "notes"}
+    with pytest.raises(PokegemmaError, match="exists"), atomic_folder(tmp_path / "b", stage="s") as folder:
+        make_result(tmp_path / "b", stage="s")
+    assert (tmp_path / "b" / "old.txt").exists()
+
+
+@pytest.mark.parametrize("entries", [(), ("old.txt", "run.json", "new.txt")])
+def test_a_failure_while_replacing_puts_the_old_result_back(
+    entries: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_result(tmp_path / "out", stage="s")
+    before = sorted(tmp_path.rglob("*"))
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if "new" in path.parts and path.name == ("new.txt" if entries else "out"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    with (
+        pytest.raises(PokegemmaError, match="Input/output error"),
+        atomic_folder(tmp_path / "out", stage="s", overwrite=True, entries=entries) as folder,
+    ):
+        (folder / "new.txt").touch()
+        monkeypatch.setattr(Path, "rename", fail)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pokegemma.outputs import atomic_folder
+with atomic_folder(Path(sys.argv[1]), stage="s"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], cwd=PROJECT_ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+    with atomic_folder(tmp_path / "out", stage="s") as running:
+        assert len(list(tmp_path.iterdir())) == 1
+        with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out", stage="s"):
+            assert len(list(tmp_path.iterdir())) == 2
+            raise ZeroDivisionError
+        assert running.is_dir()
+
+
+def test_what_a_killed_process_was_replacing_is_kept_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = tmp_path / ".out.x.part"
+    make_result(work, stage="s")
+    (work / "lock").touch()
+    (work / "old").mkdir()
+    with atomic_folder(tmp_path / "out", stage="s"):
+        pass
+    assert work.is_dir() and str(work / "old") in caplog.text
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.data.convert import SessionResult
-from pokegemma.data.decisions import REASONS
+from pokegemma.data.decisions import REASONS, clean_text
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.data.sessions import CONVERSION_REPORT, SessionError
 
@@ -68,15 +68,22 @@ def build_report(
     }
 
 
-def log_problems(problems: Sequence[str]) -> None:
-    """Log the first problems, and how many more the report names."""
+def list_problems(outcomes: Sequence[SessionResult | SessionError], data_dir: Path) -> list[str]:
+    """Return a line for each problem of a session; log the first ones, and how many more the report names."""
+    results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
+    problems = [str(outcome) for outcome in outcomes if isinstance(outcome, SessionError)]
+    problems += [problem for result in results for problem in result.problems]
+    if any(result.num_samples for result in results):  # else `explain_nothing` names them
+        problems += _picture_problems(results, data_dir)
+    problems = [clean_text(problem) for problem in problems]
     for problem in problems[:_MAX_PROBLEMS_NAMED]:
         logger.warning("%s", problem)
     if len(problems) > _MAX_PROBLEMS_NAMED:
         logger.warning("... %d more problems, all in %s", len(problems) - _MAX_PROBLEMS_NAMED, CONVERSION_REPORT)
+    return problems
 
 
-def find_picture_problems(results: Sequence[SessionResult], data_dir: Path) -> list[str]:
+def _picture_problems(results: Sequence[SessionResult], data_dir: Path) -> list[str]:
     """Return a line for each session without a picture of its decisions, and for each picture of several sessions."""
     problems = [
         _explain_session(result, data_dir)

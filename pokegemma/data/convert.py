@@ -1,4 +1,4 @@
-"""Recorded sessions in, samples out (training_data/format_spec.md)."""
+"""Recorded sessions in, samples out (docs/format_spec.md)."""
 
 import base64
 import collections

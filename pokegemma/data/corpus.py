@@ -2,39 +2,33 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pokegemma import provenance
-from pokegemma.data.conversion_report import (
-    CONVERSION_REPORT,
-    build_report,
-    explain_nothing,
-    find_picture_problems,
-    log_problems,
-)
+from pokegemma.data.conversion_report import CONVERSION_REPORT, build_report, explain_nothing, list_problems
 from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
 from pokegemma.data.copies import Play, find_copies
 from pokegemma.data.decisions import clean_text
 from pokegemma.data.named_pictures import NamedPictures
 from pokegemma.data.samples import dataset_hash
 from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
-from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.errors import CheckFailedError
+from pokegemma.outputs import RUN_FILE, atomic_folder, refuse_to_replace
 from pokegemma.parallel.workers import is_cancelled, map_items
+from pokegemma.provenance import write_run_record
 
-logger = logging.getLogger(__name__)
+OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", CONVERSION_REPORT, RUN_FILE)
+"""What a conversion writes. Other files in the output folder stay."""
 
-OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", CONVERSION_REPORT, provenance.RUN_FILE)
+_MAX_OVERSHOOT = 1.25
+"""A session is not held out if eval.jsonl would then have more than this times the samples that it shall have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +64,9 @@ def convert_corpus(
     """
     data_dir, output_dir = Path(data_dir), Path(output_dir)
     folders = find_sessions(data_dir)
-    _check_output(output_dir, folders, overwrite=overwrite)
-    with _part_folder(output_dir) as part:
+    with atomic_folder(output_dir, stage="convert", overwrite=overwrite, entries=OUTPUTS) as part:
+        for name in ("frames", "grid_images"):
+            refuse_to_replace(output_dir / name, *folders)
         shards = part / "shards"
         shards.mkdir()
         tasks = [
@@ -91,28 +86,22 @@ def convert_corpus(
             unit="session",
         )
         outcomes = _without_copies(tasks, list(results_in_order))
-        results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
-        problems = [clean_text(str(outcome)) for outcome in outcomes if isinstance(outcome, SessionError)]
-        problems += [clean_text(problem) for result in results for problem in result.problems]
-        has_samples = any(result.num_samples for result in results)
-        if has_samples:  # else the error names them
-            problems += map(clean_text, find_picture_problems(results, data_dir))
-        log_problems(problems)
-        if not has_samples:
+        problems = list_problems(outcomes, data_dir)
+        num_samples = {
+            outcome.session: outcome.num_samples for outcome in outcomes if isinstance(outcome, SessionResult)
+        }
+        if not any(num_samples.values()):
             raise CheckFailedError(explain_nothing(data_dir, outcomes))
-        held_out = choose_eval_sessions(
-            {result.session: result.num_samples for result in results}, eval_fraction=eval_fraction
-        )
+        held_out = choose_eval_sessions(num_samples, eval_fraction=eval_fraction)
         _join_shards(tasks, held_out, part)
+        shutil.rmtree(shards)
         report = build_report(outcomes, held_out=held_out, problems=problems)
         (part / CONVERSION_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         hashes = {name: dataset_hash(part / name) for name in OUTPUTS[:2] if (part / name).exists()}
         cleaned = {
             name: clean_text(value) if isinstance(value, str) else value for name, value in (options or {}).items()
         }
-        provenance.write_run_record(part, stage="convert", options=cleaned, dataset_sha256=hashes)
-        shutil.rmtree(shards)
-        _swap_in(part, output_dir)
+        write_run_record(part, stage="convert", options=cleaned, dataset_sha256=hashes)
     return report
 
 
@@ -135,6 +124,31 @@ def session_ids(folders: Sequence[Path]) -> list[str]:
         taken.add(session_id.casefold())
         ids.append(session_id)
     return ids
+
+
+def choose_eval_sessions(num_samples: Mapping[str, int], *, eval_fraction: float) -> set[str]:
+    """Return the sessions to hold out: together about `eval_fraction` of all samples.
+
+    Sessions are taken in the order of a hash of their id until the target is reached, leaving out those that would
+    overshoot it by more than a quarter; so neither listing order nor names matter, and a new session moves few
+    others. Of two sessions or more, with a fraction above 0, neither side is empty.
+    """
+    sessions = sorted(
+        (session for session, count in num_samples.items() if count),
+        key=lambda session: hashlib.sha256(session.encode()).digest(),
+    )
+    if eval_fraction <= 0 or len(sessions) < 2:
+        return set()
+    target = eval_fraction * sum(num_samples.values())
+    chosen: list[str] = []
+    total = 0
+    for session in sessions:
+        if total < target and total + num_samples[session] <= _MAX_OVERSHOOT * target:
+            chosen.append(session)
+            total += num_samples[session]
+    if not chosen:
+        chosen = [min(sessions, key=num_samples.__getitem__)]
+    return set(chosen[: len(sessions) - 1])
 
 
 def _convert_one(task: _Task, pictures: NamedPictures) -> SessionResult | SessionError:
@@ -196,110 +210,3 @@ def _join_shards(tasks: Sequence[_Task], held_out: set[str], part: Path) -> None
             if task.shard.exists():
                 with open(task.shard, "rb") as shard:
                     shutil.copyfileobj(shard, evaluation if task.session_id in held_out else train)
-
-
-def _check_output(output_dir: Path, folders: Sequence[Path], *, overwrite: bool) -> None:
-    try:
-        output_dir.stat()
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # too long a name, a NUL byte, a file among its parents
-        raise PokegemmaError(f"--output_dir {output_dir} could not be written: {error}") from error
-    existing = [name for name in OUTPUTS if (output_dir / name).exists()]
-    if existing and not overwrite:
-        raise PokegemmaError(
-            f"{output_dir} holds {', '.join(existing)} already; choose another --output_dir or pass --overwrite"
-        )
-    if existing and not (output_dir / CONVERSION_REPORT).is_file():
-        raise PokegemmaError(
-            f"{output_dir} contains {', '.join(existing)} without a {CONVERSION_REPORT}, so they are not from a "
-            "conversion and are not overwritten; choose another --output_dir"
-        )
-    ours = [(output_dir / name).resolve() for name in OUTPUTS]
-    for folder in folders:
-        if any(folder.resolve().is_relative_to(output) for output in ours):
-            raise PokegemmaError(f"{folder} lies where the conversion writes; choose another --output_dir")
-
-
-@contextlib.contextmanager
-def _part_folder(output_dir: Path) -> Iterator[Path]:
-    """Yield a new hidden folder in `output_dir`; it is removed at the end, and so is a new `output_dir` still empty."""
-    created = not output_dir.exists()
-    part = None
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        _remove_stale_parts(output_dir)
-        part = Path(tempfile.mkdtemp(prefix=".convert.", suffix=".part", dir=output_dir))
-        with open(part / "lock", "wb") as lock:
-            with contextlib.suppress(OSError):  # not every network file system has locks
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield part
-    except OSError as error:
-        raise PokegemmaError(f"--output_dir {output_dir} could not be written: {error}") from error
-    finally:
-        if part is not None:
-            # A worker on another machine may still write: under the old name it cannot.
-            gone = part.with_name(f"{part.stem}.gone.part")
-            with contextlib.suppress(OSError):
-                part = part.rename(gone)
-            shutil.rmtree(part, ignore_errors=True)
-        if created:
-            with contextlib.suppress(OSError):
-                output_dir.rmdir()
-
-
-def _remove_stale_parts(output_dir: Path) -> None:
-    """Remove the hidden folders of conversions that were killed: nobody holds their lock, forked workers included."""
-    for part in sorted(output_dir.glob(".convert.*.part")):
-        with contextlib.suppress(OSError), open(part / "lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (part / "old").exists():
-                logger.warning("%s: a conversion was killed while it replaced a dataset; the old files lie there", part)
-            else:
-                shutil.rmtree(part, ignore_errors=True)
-
-
-def _swap_in(part: Path, output_dir: Path) -> None:
-    """Move the new files to their names, the old ones out of the way; put the old ones back if that fails."""
-    old = part / "old"
-    old.mkdir()
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for source_dir, target_dir in ((output_dir, old), (part, output_dir)):
-            for name in OUTPUTS:
-                if (source_dir / name).exists():
-                    (source_dir / name).rename(target_dir / name)
-                    moved.append((source_dir / name, target_dir / name))
-    except BaseException:
-        for source, target in reversed(moved):
-            with contextlib.suppress(OSError):
-                target.rename(source)
-        raise
-
-
-_MAX_OVERSHOOT = 1.25
-
-
-def choose_eval_sessions(num_samples: Mapping[str, int], *, eval_fraction: float) -> set[str]:
-    """Return the sessions to hold out: together about `eval_fraction` of all samples.
-
-    Sessions are taken in the order of a hash of their id until the target is reached, leaving out those that would
-    overshoot it by more than a quarter; so neither listing order nor names matter, and a new session moves few
-    others. Of two sessions or more, with a fraction above 0, neither side is empty.
-    """
-    sessions = sorted(
-        (session for session, count in num_samples.items() if count),
-        key=lambda session: hashlib.sha256(session.encode()).digest(),
-    )
-    if eval_fraction <= 0 or len(sessions) < 2:
-        return set()
-    target = eval_fraction * sum(num_samples.values())
-    chosen: list[str] = []
-    total = 0
-    for session in sessions:
-        if total < target and total + num_samples[session] <= _MAX_OVERSHOOT * target:
-            chosen.append(session)
-            total += num_samples[session]
-    if not chosen:
-        chosen = [min(sessions, key=num_samples.__getitem__)]
-    return set(chosen[: len(sessions) - 1])

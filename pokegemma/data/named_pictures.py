@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pokegemma.outputs import is_unfinished
+
 SESSION_FILE = "session_data.json"
 CONVERSION_REPORT = "conversion_report.json"  # what tells a converted dataset
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -92,7 +94,7 @@ def _walk(root: Path, others: Path | None) -> Iterator[tuple[Path, list[str]]]:
             folders.clear()
             continue
         generated = ("frames", "grid_images") if CONVERSION_REPORT in files else ()
-        folders[:] = sorted(one for one in folders if one not in generated and not one.startswith(".convert."))
+        folders[:] = sorted(one for one in folders if one not in generated and not is_unfinished(one))
         yield folder, files
 
 

@@ -1,4 +1,4 @@
-"""The sample format (training_data/format_spec.md): one decision a line of JSONL."""
+"""The sample format (docs/format_spec.md): one decision a line of JSONL."""
 
 import contextlib
 import hashlib

@@ -14,6 +14,7 @@ from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decisi
 from pokegemma.data.named_pictures import CONVERSION_REPORT, SESSION_FILE, NamedPictures, split_path
 from pokegemma.data.screenshot_numbers import number_steps
 from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import is_unfinished
 
 MAX_TURN = 10**9
 _STEP_FILE = re.compile(r"step_(\d{1,9})_grid\.png")
@@ -101,7 +102,7 @@ def _find_sessions(data_dir: Path) -> set[Path]:
         for child in sorted((folder / entry.name for entry in entries if _is_folder(entry)), reverse=True):
             real = child.resolve()
             is_circle = real in seen and folder.resolve().is_relative_to(real)
-            if is_circle or child.name.startswith(".convert."):
+            if is_circle or is_unfinished(child.name):
                 continue
             if real in seen:
                 if (child / SESSION_FILE).is_file():

@@ -332,25 +332,19 @@ def test_run_json_tells_how_the_dataset_was_made(make_session, tmp_path):
 def test_other_files_in_the_output_folder_stay(make_session, tmp_path):
     make_session("s", [turn_record(1)])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "format_spec.md").write_text("keep me")
+    (tmp_path / "out" / "README.md").write_text("keep me")
     convert(tmp_path / "runs", tmp_path / "out")
     convert(tmp_path / "runs", tmp_path / "out", overwrite=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "conversion_report.json",
-        "format_spec.md",
-        "frames",
-        "grid_images",
-        "run.json",
-        "train.jsonl",
-    ]
-    assert (tmp_path / "out" / "format_spec.md").read_text() == "keep me"
+    written = set(corpus.OUTPUTS) - {"eval.jsonl"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", *written}
+    assert (tmp_path / "out" / "README.md").read_text() == "keep me"
 
 
 def test_an_earlier_conversion_is_not_overwritten_unasked_and_leaves_nothing_behind(make_session, tmp_path):
     make_session("a", [turn_record(1), turn_record(2)])
     make_session("b", [turn_record(1, "down")])
     convert(tmp_path / "runs", tmp_path / "out", eval_fraction=0.5)
-    with pytest.raises(PokegemmaError, match=r"holds train.jsonl, eval.jsonl, frames.* pass --overwrite"):
+    with pytest.raises(PokegemmaError, match=r"out/train\.jsonl exists; .* --overwrite"):
         convert(tmp_path / "runs", tmp_path / "out")
     shutil.rmtree(tmp_path / "runs" / "session_b")
     convert(tmp_path / "runs", tmp_path / "out", overwrite=True)
@@ -361,41 +355,22 @@ def test_an_earlier_conversion_is_not_overwritten_unasked_and_leaves_nothing_beh
 def test_a_folder_called_frames_that_is_not_ours_is_never_deleted(make_session, tmp_path):
     make_session("s", [turn_record(1)])
     (tmp_path / "out" / "frames").mkdir(parents=True)
-    with pytest.raises(PokegemmaError, match=r"contains frames without a conversion_report\.json"):
+    with pytest.raises(PokegemmaError, match="out was not created by this script"):
         convert(tmp_path / "runs", tmp_path / "out", overwrite=True)
 
 
 def test_recordings_inside_the_outputs_are_never_overwritten(tmp_path):
     write_session(tmp_path / "frames" / "session_s", [turn_record(1)])
-    (tmp_path / "conversion_report.json").write_text("{}")
-    with pytest.raises(PokegemmaError, match="lies where the conversion writes"):
+    (tmp_path / "run.json").write_text('{"stage": "convert"}')
+    with pytest.raises(PokegemmaError, match=r"frames contains the input .*session_s"):
         convert(tmp_path / "frames", tmp_path, overwrite=True)
     assert (tmp_path / "frames" / "session_s" / "session_data.json").exists()
-
-
-def test_a_failure_at_the_end_puts_the_old_dataset_back(make_session, tmp_path, monkeypatch):
-    make_session("s", [turn_record(1)])
-    convert(tmp_path / "runs", tmp_path / "out")
-    before = folder_hashes(tmp_path / "out")
-    make_session("t", [turn_record(1)])
-    rename = Path.rename
-
-    def fail(path, target):
-        if path.parent.suffix == ".part" and path.name == "grid_images" and target.parent == tmp_path / "out":
-            raise OSError(28, "No space left on device")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(PokegemmaError, match="No space left"):
-        convert(tmp_path / "runs", tmp_path / "out", overwrite=True)
-    monkeypatch.undo()
-    assert folder_hashes(tmp_path / "out") == before
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(make_session, tmp_path, monkeypatch):
     make_session("s", [turn_record(1)])
     monkeypatch.setattr(corpus, "convert_session", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(PokegemmaError, match="No space left"):
+    with pytest.raises(PokegemmaError, match="disk is full"):
         convert(tmp_path / "runs", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -431,7 +406,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
     )
     with killed_after(process):
-        wait_until(lambda: list((tmp_path / "out").glob(".convert.*/frames/*/*.png")), process)
+        wait_until(lambda: list(tmp_path.glob(".out.*/new/out/frames/*/*.png")), process)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
@@ -591,7 +566,7 @@ def test_the_same_turn_twice_counts_once(make_session, tmp_path):
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/out", "a\0b"])
 def test_an_impossible_output_folder_is_one_line(make_session, tmp_path, name):
     make_session("s", [turn_record(1)])
-    with pytest.raises(PokegemmaError, match=r"--output_dir .* could not be written: ") as error:
+    with pytest.raises(PokegemmaError, match="could not be written: ") as error:
         convert(tmp_path / "runs", tmp_path / name)
     assert "\n" not in str(error.value)
 

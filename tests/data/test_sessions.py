@@ -416,7 +416,7 @@ def test_a_folder_without_sessions_is_a_user_error(tmp_path, name):
 
 
 def test_every_reason_is_documented_in_the_sample_format():
-    text = (PROJECT_ROOT / "training_data" / "format_spec.md").read_text(encoding="utf-8")
+    text = (PROJECT_ROOT / "docs" / "format_spec.md").read_text(encoding="utf-8")
     assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
 
 

@@ -47,7 +47,7 @@ def conversion(tmp_path):
     ]
     process = subprocess.Popen(command, cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_until(lambda: len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2, process)
+        wait_until(lambda: len(list(tmp_path.glob(".out.*/new/out/frames/*/0009.png"))) == 2, process)
         yield process
     finally:
         for member in processes_in_group(process.pid):
@@ -61,10 +61,10 @@ def test_the_workers_of_a_killed_conversion_end_and_the_next_one_removes_its_fol
     conversion.kill()
     conversion.wait()
     wait_until(lambda: not processes_in_group(conversion.pid))
-    assert len(list((tmp_path / "out").glob(".convert.*"))) == 1
+    assert len(list(tmp_path.glob(".out.*"))) == 1
     write_session(tmp_path / "small" / "session_a", [turn_record(1)])
     convert(tmp_path / "small", tmp_path / "out")
-    assert list((tmp_path / "out").glob(".convert.*")) == []
+    assert list(tmp_path.glob(".out.*")) == []
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
@@ -81,4 +81,4 @@ def test_the_folder_of_a_conversion_that_runs_is_left_alone(conversion, tmp_path
         os.kill(member, signal.SIGSTOP)  # it must not end before the other one has
     write_session(tmp_path / "small" / "session_a", [turn_record(1)])
     convert(tmp_path / "small", tmp_path / "out")
-    assert len(list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))) == 2
+    assert len(list(tmp_path.glob(".out.*/new/out/frames/*/0009.png"))) == 2

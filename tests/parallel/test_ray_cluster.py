@@ -259,7 +259,7 @@ def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, addresse
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
     )
     try:
-        written = lambda: list((tmp_path / "out").glob(".convert.*/frames/*/0009.png"))  # noqa: E731
+        written = lambda: list(tmp_path.glob(".out.*/new/out/frames/*/0009.png"))  # noqa: E731
         wait_until(lambda: len(written()) == 2, process)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
         _, errors = process.communicate(timeout=WAIT_S)

@@ -22,7 +22,7 @@ _LISTED_FOLDERS = ("", "data", "train", "default")
 _MAX_LINE_BYTES = 2**20
 _READS = (
     "this project reads train.jsonl and its pictures as scripts/convert_eevee_data_v2.py writes them from recorded "
-    "sessions (training_data/format_spec.md)"
+    "sessions (docs/format_spec.md)"
 )
 
 
