@@ -1,27 +1,29 @@
-"""What a folder or file holds that somebody wants to serve, read without loading it."""
+"""Facts of a model's folder or file that serving depends on, read without loading the model."""
 
 import json
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import read_run_record
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _PICTURES = {"grid": 1, "frames": 4}
-_TEXT_TOKENS = 128  # of a decision, beside its picture
+_TEXT_TOKENS = 128  # of a decision, without its picture
 _FIXED_TOKENS = 768  # rules, goal, and an answer of 256 tokens
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the command lines of servers depend on.
+    """Facts that the command lines of servers depend on.
 
-    `pictures_in_prompt` and `context_tokens` are enough for the layout that the model was trained with; where that
-    is not known, for a trajectory of 16 decisions.
+    `pictures_in_prompt` and `context_tokens` are enough for the layout that the model was trained with; where that is
+    not known, for a trajectory of DEFAULT_MAX_DECISIONS.
     """
 
     model_type: str | None
@@ -44,7 +46,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _find_key(record: dict[str, Any], key: str) -> Any:
-    """Return the value of `key` in a run record, or in the record of the stage before that it holds."""
+    """Return the value of `key` in a run record, or in the record of an earlier stage within it."""
     if key in record:
         return record[key]
     for value in record.values():
@@ -54,8 +56,9 @@ def _find_key(record: dict[str, Any], key: str) -> Any:
 
 
 def read_facts(model_path: str) -> ModelFacts:
-    """Return the facts of a model, from config.json and run.json in its folder; a GGUF folder has the second alone, a
-    Hub id neither here.
+    """Return the facts of a model, from config.json and run.json in its folder.
+
+    A GGUF folder has only run.json; for a Hub id both are missing.
 
     Raises:
         PokegemmaError: config.json is damaged.
@@ -64,7 +67,7 @@ def read_facts(model_path: str) -> ModelFacts:
     config = _read_json(folder / "config.json")
     record = read_run_record(folder) or {}
     layout = _find_key(record, "layout")
-    pictures = _PICTURES.get(str(layout)) or 4 + int(_find_key(record, "max_decisions") or 16)
+    pictures = _PICTURES.get(str(layout)) or 4 + int(_find_key(record, "max_decisions") or DEFAULT_MAX_DECISIONS)
     image_tokens = config.get("mm_tokens_per_image") or _find_key(record, "image_tokens") or 256
     attention = config.get("image_attention") or _find_key(record, "image_attention") or "bidirectional"
     needed = -(-(pictures * (image_tokens + _TEXT_TOKENS) + _FIXED_TOKENS) // 1024) * 1024
@@ -79,61 +82,48 @@ def read_facts(model_path: str) -> ModelFacts:
 
 
 def is_hub_id(model_path: str) -> bool:
-    """Return whether a model is named as on the Hub, and is no path here."""
+    """Return whether a model is named as on the Hub, and is not a path here."""
     return not Path(model_path).exists() and _HUB_ID.fullmatch(model_path) is not None
 
 
 def _weights_format(folder: Path) -> str | None:
-    """Return what a safetensors file says of who wrote it: "pt" or "mlx"; None where it says nothing."""
+    """Return the format in a safetensors file's metadata: "pt", "mlx", or None without any."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise PokegemmaError(f"{folder}: no weights in it (*.safetensors)")
-    with open(files[0], "rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 2**27)))
-            return header.get("__metadata__", {}).get("format")
-        except (struct.error, ValueError, AttributeError) as error:
-            raise PokegemmaError(f"{files[0]}: not a safetensors file") from error
+    try:
+        with safe_open(files[0], framework="numpy") as weights:
+            return (weights.metadata() or {}).get("format")
+    except SafetensorError as error:
+        raise PokegemmaError(f"{files[0]}: not a safetensors file") from error
 
 
-def _check_folder(model_path: str, engine: str) -> Path:
-    folder = Path(model_path)
+def check_model(model_path: str, engine: str) -> None:
+    """Refuse a folder that is not a model for an engine other than llama.cpp; a Hub id passes without a check.
+
+    Raises:
+        PokegemmaError: the folder does not exist, or is for another engine.
+    """
+    if is_hub_id(model_path):
+        return
+    folder, flag = Path(model_path), f"--model_path {model_path}"
     if not folder.exists():
-        raise PokegemmaError(f"--model_path {model_path}: no such file or folder")
+        raise PokegemmaError(f"{flag}: no such file or folder")
     if folder.suffix == ".gguf" or (folder.is_dir() and any(folder.glob("*.gguf"))):
-        raise PokegemmaError(f"--model_path {model_path}: GGUF files are for --engine llama.cpp, not {engine}")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise PokegemmaError(f"--model_path {model_path}: an adapter; merge it first with scripts/merge_qlora.py")
+        raise PokegemmaError(f"{flag}: GGUF files are for --engine llama.cpp, not {engine}")
     if not (folder / "config.json").is_file():
-        raise PokegemmaError(f"--model_path {model_path}: no config.json in it, so it is no model")
-    return folder
-
-
-def check_checkpoint(model_path: str, engine: str) -> None:
-    """Refuse what is no checkpoint for transformers or vLLM; a Hub id passes unseen.
-
-    Raises:
-        PokegemmaError: it is not there, or for another engine.
-    """
-    if not is_hub_id(model_path) and _weights_format(_check_folder(model_path, engine)) == "mlx":
-        raise PokegemmaError(f"--model_path {model_path}: converted for MLX, so for --engine mlx, not {engine}")
-
-
-def check_mlx_folder(model_path: str) -> None:
-    """Refuse what was not converted for MLX; a Hub id passes unseen.
-
-    Raises:
-        PokegemmaError: it is not there, or for another engine.
-    """
-    if not is_hub_id(model_path) and _weights_format(_check_folder(model_path, "mlx")) != "mlx":
-        raise PokegemmaError(
-            f"--model_path {model_path}: not converted for MLX; make a folder for it with scripts/convert_to_mlx.py"
-        )
+        if (folder / "adapter_config.json").is_file():
+            raise PokegemmaError(f"{flag} is an adapter; merge it first with scripts/merge_qlora.py")
+        raise PokegemmaError(f"{flag} is not a model: config.json is missing")
+    is_mlx = _weights_format(folder) == "mlx"
+    if is_mlx and engine != "mlx":
+        raise PokegemmaError(f"{flag} was converted for MLX; choose --engine mlx instead of {engine}")
+    if not is_mlx and engine == "mlx":
+        raise PokegemmaError(f"{flag} was not converted for MLX; convert it with scripts/convert_to_mlx.py")
 
 
 def adds_bos(model_path: str) -> bool:
-    """Return whether the tokenizer in a folder adds a BOS to every text; False for a Hub id, which is not here."""
+    """Return whether the tokenizer in a folder adds a BOS to every text; False for a Hub id."""
     processor = _read_json(Path(model_path) / "tokenizer.json").get("post_processor") or {}
     return any("SpecialToken" in part for part in processor.get("single") or ())
 
@@ -146,31 +136,35 @@ def find_gguf(model_path: str, quantization: str | None) -> tuple[Path, Path]:
         quantization: which of the folder's model-<quantization>.gguf; None: the only one.
 
     Raises:
-        PokegemmaError: there is no such file, the choice is open, or the projector is missing.
+        PokegemmaError: a file is missing or damaged, or there are several to choose from.
     """
-    path = Path(model_path)
+    path, flag = Path(model_path), f"--model_path {model_path}"
     if path.is_dir():
-        models = {file.stem.removeprefix("model-"): file for file in sorted(path.glob("model-*.gguf"))}
-        if not models:
-            hint = "; make one with scripts/convert_to_gguf.py" if (path / "config.json").is_file() else ""
-            raise PokegemmaError(f"--model_path {model_path}: no model-*.gguf in it{hint}")
-        if quantization is None and len(models) > 1:
-            raise PokegemmaError(f"--model_path {model_path}: choose with --quantization: {', '.join(models)}")
-        if quantization is not None and quantization not in models:
-            raise PokegemmaError(f"--quantization {quantization}: {model_path} has {', '.join(models)}")
-        path = models[quantization or next(iter(models))]
+        path = _choose_gguf(path, quantization, flag)
     elif quantization is not None:
-        raise PokegemmaError(f"--quantization chooses in a folder, and --model_path {model_path} is none")
+        raise PokegemmaError(f"--quantization {quantization} chooses a file of a folder, but {flag} is not a folder")
     if not path.is_file():
-        raise PokegemmaError(f"--model_path {model_path}: no such file or folder")
+        raise PokegemmaError(f"{flag}: no such file or folder")
     projectors = sorted(path.parent.glob("mmproj*.gguf"))
     if path in projectors:
-        raise PokegemmaError(f"--model_path {model_path}: the projector, not the language model that it belongs to")
+        raise PokegemmaError(f"{flag} is the projector; choose the language model that it belongs to")
     if len(projectors) != 1:
         found = f"several ({', '.join(file.name for file in projectors)})" if projectors else "none"
-        raise PokegemmaError(f"{path.parent}: one mmproj*.gguf wanted, {found} found; without it the model is blind")
+        raise PokegemmaError(f"{path.parent}: needs one vision part (mmproj*.gguf), but has {found}")
     for file in (path, projectors[0]):
         with open(file, "rb") as opened:
             if opened.read(4) != b"GGUF":
                 raise PokegemmaError(f"{file}: not a GGUF file")
     return path, projectors[0]
+
+
+def _choose_gguf(folder: Path, quantization: str | None, flag: str) -> Path:
+    models = {file.stem.removeprefix("model-"): file for file in sorted(folder.glob("model-*.gguf"))}
+    if not models:
+        hint = "; make one with scripts/convert_to_gguf.py" if (folder / "config.json").is_file() else ""
+        raise PokegemmaError(f"{flag}: no model-*.gguf in it{hint}")
+    if quantization is None and len(models) > 1:
+        raise PokegemmaError(f"{flag}: choose with --quantization: {', '.join(models)}")
+    if quantization is not None and quantization not in models:
+        raise PokegemmaError(f"--quantization {quantization}: {folder} has {', '.join(models)}")
+    return models[quantization or next(iter(models))]

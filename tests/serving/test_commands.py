@@ -1,4 +1,4 @@
-"""The command lines of the engines' servers, and what is refused before one is started."""
+"""The command lines of the engines' servers, and models that are refused before one is started."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ GGUF = b"GGUF" + bytes(20)
 
 @pytest.fixture
 def write_checkpoint(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that writes what a checkpoint's folder shows from outside, and returns its path."""
+    """Return a function that writes a folder that looks like a checkpoint's, and returns its path."""
 
     def write(name: str = "merged", *, weights: str = "pt", run: dict | None = None, **config: object) -> str:
         folder = tmp_path / name
@@ -73,7 +73,7 @@ def test_transformers_serves_one_model_on_this_machine_alone(write_checkpoint: C
     assert (launch.model, launch.url, launch.ready_path) == (model, "http://127.0.0.1:8123", "/health")
 
 
-def test_vllm_gets_what_the_layout_needs(write_checkpoint: Callable[..., str]) -> None:
+def test_vllm_has_room_for_the_layout(write_checkpoint: Callable[..., str]) -> None:
     model = write_checkpoint(run={"training": {"options": {"layout": "frames"}}})
     launch = build_launch("vllm", model, ServerOptions(engine_flags=("--tensor-parallel-size", "2")))
     assert launch.command[-3:] == ('{"do_pan_and_scan": false}', "--tensor-parallel-size", "2")
@@ -119,7 +119,7 @@ def test_context_and_pictures_follow_the_layout(
     assert json.loads(words_after(launch, "--limit-mm-per-prompt")) == {"image": pictures}
 
 
-def test_llama_cpp_takes_whole_pictures_and_punishes_no_repetition(
+def test_llama_cpp_takes_whole_pictures_and_penalises_no_repetition(
     write_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -156,7 +156,7 @@ def test_llama_cpp_takes_whole_pictures_and_punishes_no_repetition(
     }
 
 
-def test_llama_server_is_taken_where_it_is_on_path(
+def test_llama_server_on_path_is_preferred(
     write_gguf: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "bin" / "llama-server"
@@ -194,12 +194,12 @@ def test_llama_server_is_taken_where_it_is_on_path(
     assert (launch.ready_path, launch.missing) == ("/health", None)
     (folder / "run.json").write_text('{"stage": "gguf", "image_tokens": 4096}')
     large = " ".join(build_launch("llama.cpp", model, ServerOptions()).command)
-    assert "--batch-size 4096 --ubatch-size 4096" in large  # a picture sees all of itself: it must fit into one batch
-    with pytest.raises(PokegemmaError, match="--llama_server gone: no such program"):
+    assert "--batch-size 4096 --ubatch-size 4096" in large  # a whole picture must fit into one batch
+    with pytest.raises(PokegemmaError, match="--llama_server gone"):
         build_launch("llama.cpp", model, ServerOptions(llama_server=Path("gone")))
 
 
-def test_mlx_is_offline_so_that_no_request_can_fetch_another_model(write_checkpoint: Callable[..., str]) -> None:
+def test_mlx_is_offline_so_that_no_request_can_download_a_model(write_checkpoint: Callable[..., str]) -> None:
     model = write_checkpoint(weights="mlx", image_attention="causal")
     launch = build_launch("mlx", model, ServerOptions(host="0.0.0.0", log_probabilities=20))
     assert launch.command == (
@@ -222,7 +222,7 @@ def test_mlx_is_offline_so_that_no_request_can_fetch_another_model(write_checkpo
 
 
 @pytest.mark.parametrize(("single", "warns"), [([{"SpecialToken": {"id": "<bos>"}}], True), ([], False)])
-def test_a_folder_for_mlx_whose_tokenizer_adds_a_bos_is_warned_of(
+def test_an_mlx_folder_whose_tokenizer_adds_a_bos_is_warned_of(
     single: list, warns: bool, write_checkpoint: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = write_checkpoint(weights="mlx", image_attention="causal")
@@ -244,7 +244,7 @@ def test_a_folder_for_mlx_whose_tokenizer_adds_a_bos_is_warned_of(
         ("mlx", "bidirectional", True),
     ],
 )
-def test_attention_that_the_model_was_not_trained_with_is_told(
+def test_attention_that_differs_from_training_is_warned_of(
     engine: str, attention: str, warns: bool, write_checkpoint: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = write_checkpoint(weights="mlx" if engine == "mlx" else "pt", image_attention=attention)
@@ -253,37 +253,37 @@ def test_attention_that_the_model_was_not_trained_with_is_told(
     assert ("inside pictures" in caplog.text) == warns
 
 
-def test_a_gguf_of_a_causal_model_is_told_by_its_run_record(
+def test_a_gguf_of_a_causal_model_is_known_by_its_run_record(
     write_gguf: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_gguf("model-f16.gguf", "mmproj-f16.gguf")
     record = {"stage": "gguf", "model": {"stage": "merge", "training": {"options": {"image_attention": "causal"}}}}
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     build_launch("llama.cpp", str(folder), ServerOptions())
-    assert "was trained with causal attention inside pictures; llama.cpp attends both ways" in caplog.text
+    assert "causal" in caplog.text
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm", "mlx"])
 def test_a_gguf_is_for_llama_cpp(engine: str, write_gguf: Callable[..., Path]) -> None:
     folder = write_gguf("model-f16.gguf", "mmproj-f16.gguf")
     for path in (folder, folder / "model-f16.gguf"):
-        with pytest.raises(PokegemmaError, match=rf"GGUF files are for --engine llama\.cpp, not {engine}"):
+        with pytest.raises(PokegemmaError, match=r"--engine llama\.cpp"):
             build_launch(engine, str(path), ServerOptions())
 
 
-def test_what_was_made_for_another_engine_is_refused(write_checkpoint: Callable[..., str], tmp_path: Path) -> None:
+def test_a_folder_for_another_engine_is_refused(write_checkpoint: Callable[..., str], tmp_path: Path) -> None:
     merged, converted = write_checkpoint(), write_checkpoint("mlx", weights="mlx")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     for engine, path, message in (
-        ("mlx", merged, r"not converted for MLX; make a folder for it with scripts/convert_to_mlx\.py"),
-        ("transformers", converted, "converted for MLX, so for --engine mlx, not transformers"),
-        ("llama.cpp", merged, r"no model-\*\.gguf in it; make one with scripts/convert_to_gguf\.py"),
-        ("vllm", str(adapter), r"an adapter; merge it first with scripts/merge_qlora\.py"),
+        ("mlx", merged, r"not converted for MLX.*scripts/convert_to_mlx\.py"),
+        ("transformers", converted, "converted for MLX.*--engine mlx"),
+        ("llama.cpp", merged, r"model-\*\.gguf.*scripts/convert_to_gguf\.py"),
+        ("vllm", str(adapter), r"adapter.*scripts/merge_qlora\.py"),
         ("transformers", str(tmp_path / "gone"), "no such file or folder"),
         ("llama.cpp", str(tmp_path / "gone.gguf"), "no such file or folder"),
-        ("transformers", str(tmp_path), r"no config\.json in it"),
+        ("transformers", str(tmp_path), r"config\.json"),
     ):
         with pytest.raises(PokegemmaError, match=message):
             build_launch(engine, path, ServerOptions())
@@ -292,22 +292,22 @@ def test_what_was_made_for_another_engine_is_refused(write_checkpoint: Callable[
 @pytest.mark.parametrize(
     ("names", "choice", "message"),
     [
-        (["model-f16.gguf"], None, "one mmproj.* wanted, none found; without it the model is blind"),
+        (["model-f16.gguf"], None, "mmproj.*none"),
         (["model-f16.gguf", "mmproj-a.gguf", "mmproj-b.gguf"], None, "several"),
-        (["model-f16.gguf", "model-q8_0.gguf", "mmproj-f16.gguf"], None, "choose with --quantization: f16, q8_0"),
+        (["model-f16.gguf", "model-q8_0.gguf", "mmproj-f16.gguf"], None, "--quantization: f16, q8_0"),
         (["model-f16.gguf", "mmproj-f16.gguf"], "q4_k_m", "--quantization q4_k_m: .* has f16"),
     ],
 )
-def test_a_gguf_folder_must_leave_no_choice(
+def test_the_choice_of_a_gguf_must_be_clear(
     names: list[str], choice: str | None, message: str, write_gguf: Callable[..., Path]
 ) -> None:
     with pytest.raises(PokegemmaError, match=message):
         build_launch("llama.cpp", str(write_gguf(*names)), ServerOptions(quantization=choice))
 
 
-def test_files_that_are_no_models_are_refused(write_gguf: Callable[..., Path]) -> None:
+def test_files_that_are_not_models_are_refused(write_gguf: Callable[..., Path]) -> None:
     folder = write_gguf("model-f16.gguf", "mmproj-f16.gguf")
-    with pytest.raises(PokegemmaError, match="the projector, not the language model"):
+    with pytest.raises(PokegemmaError, match="projector"):
         build_launch("llama.cpp", str(folder / "mmproj-f16.gguf"), ServerOptions())
     (folder / "model-f16.gguf").write_bytes(b"<html>")
     with pytest.raises(PokegemmaError, match="not a GGUF file"):
