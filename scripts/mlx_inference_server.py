@@ -1,8 +1,8 @@
-"""Serve a converted model on a Mac: serve.py --engine mlx, set up by environment variables.
+"""Serve a converted model on a Mac, as serve.py --engine mlx does, but configured by environment variables.
 
 MODEL_PATH=outputs/mlx python scripts/mlx_inference_server.py
 
-HOST and PORT are read too (else 127.0.0.1 and 8000); flags win over variables.
+HOST and PORT are read, too (defaults: 127.0.0.1 and 8000). Flags override variables.
 """
 
 import os
@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass, field
 
 from pokegemma.cli import parse_options, run
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, check_range
 from pokegemma.serving.commands import ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
@@ -20,15 +20,19 @@ class MlxServerOptions:
     model_path: str | None = field(default=None, metadata={"help": "Folder of convert_to_mlx.py; else MODEL_PATH."})
     host: str | None = field(default=None, metadata={"help": "Address to listen on; else HOST."})
     port: int | None = field(default=None, metadata={"help": "Port to listen on; else PORT."})
-    print_command: bool = field(default=False, metadata={"help": "Print mlx-vlm's command line, start nothing."})
-    ready_timeout_s: float = field(default=600.0, metadata={"help": "Give up when it does not answer by then."})
+    print_command: bool = field(default=False, metadata={"help": "Print mlx-vlm's command line and start nothing."})
+    ready_timeout_s: float = field(default=600.0, metadata={"help": "Fail when it does not answer by then."})
 
 
 def read_address(options: MlxServerOptions) -> tuple[str, int]:
-    """Return host and port: flags, then variables, then defaults."""
-    port = options.port if options.port is not None else os.environ.get("PORT") or 8000
-    if not str(port).isdecimal() or not 1 <= int(port) <= 65535:
-        raise PokegemmaError(f"PORT: {port} is not between 1 and 65535")
+    """Return host and port, from flags, variables or defaults, in this order."""
+    name, port = "PORT", os.environ.get("PORT") or "8000"
+    if options.port is not None:
+        name, port = "--port", str(options.port)
+    try:
+        check_range(name, int(port), at_least=1, at_most=65535)
+    except ValueError as error:
+        raise PokegemmaError(f"{name} {port}: must be a number") from error
     return options.host or os.environ.get("HOST") or "127.0.0.1", int(port)
 
 
@@ -36,7 +40,7 @@ def main() -> None:
     (options,) = parse_options(MlxServerOptions, description=__doc__)
     model_path = options.model_path or os.environ.get("MODEL_PATH")
     if not model_path:
-        raise PokegemmaError("MODEL_PATH is not set: name a folder that scripts/convert_to_mlx.py wrote")
+        raise PokegemmaError("MODEL_PATH is not set; set it to a folder that scripts/convert_to_mlx.py wrote")
     host, port = read_address(options)
     launch = build_launch("mlx", model_path, ServerOptions(host=host, port=port))
     if options.print_command:

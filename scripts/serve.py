@@ -11,23 +11,25 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, check_ranges
 from pokegemma.serving.commands import Launch, ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
 
 @dataclass
 class ServeOptions:
-    engine: Literal["transformers", "vllm", "llama.cpp", "mlx"] = field(metadata={"help": "Whose server to start."})
+    engine: Literal["transformers", "vllm", "llama.cpp", "mlx"] = field(
+        metadata={"help": "Engine whose server to start."}
+    )
     model_path: str = field(
         metadata={
-            "help": "transformers, vllm: checkpoint folder or Hugging Face id; llama.cpp: a .gguf file with its mmproj "
-            "beside it, or the folder of convert_to_gguf.py; mlx: the folder of convert_to_mlx.py."
+            "help": "transformers, vllm: checkpoint folder or Hugging Face id; llama.cpp: a .gguf file next to its "
+            "mmproj, or the folder of convert_to_gguf.py; mlx: the folder of convert_to_mlx.py."
         }
     )
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 lets the network in."})
     port: int = field(default=8000, metadata={"help": "Port to listen on."})
-    print_command: bool = field(default=False, metadata={"help": "Print the engine's command line, start nothing."})
+    print_command: bool = field(default=False, metadata={"help": "Print the engine's command line and start nothing."})
     quantization: str | None = field(
         default=None, metadata={"help": "Which of a folder's GGUF files: f16, q8_0 ...; default: the only one."}
     )
@@ -38,10 +40,10 @@ class ServeOptions:
     )
     context_tokens: int | None = field(
         default=None,
-        metadata={"help": "For llama.cpp and vllm: longest prompt with answer; default: what the layout needs."},
+        metadata={"help": "For llama.cpp and vllm: longest prompt with answer; default: enough for the layout."},
     )
     log_probabilities: int = field(
-        default=0, metadata={"help": "Of how many likeliest tokens the server can tell log-probabilities; 0: none."}
+        default=0, metadata={"help": "For how many likeliest tokens the server can return log-probabilities; 0: none."}
     )
     llama_server: str | None = field(
         default=None,
@@ -50,16 +52,13 @@ class ServeOptions:
     engine_flags: str = field(
         default="", metadata={"help": "Further flags for the engine: --engine_flags='--tensor-parallel-size 2'."}
     )
-    ready_timeout_s: float = field(default=600.0, metadata={"help": "Give up when it does not answer by then."})
+    ready_timeout_s: float = field(default=600.0, metadata={"help": "Fail when it does not answer by then."})
     log_file: str | None = field(default=None, metadata={"help": "Append the engine's messages to this file."})
 
     def __post_init__(self) -> None:
-        if not 1 <= self.port <= 65535:
-            raise PokegemmaError(f"--port: {self.port} is not between 1 and 65535")
-        if self.context_tokens is not None and self.context_tokens < 1:
-            raise PokegemmaError(f"--context_tokens: {self.context_tokens} is not at least 1")
-        if not 0 <= self.log_probabilities <= 20:
-            raise PokegemmaError(f"--log_probabilities: {self.log_probabilities} is not between 0 and 20")
+        check_ranges(self, "port", at_least=1, at_most=65535)
+        check_ranges(self, "context_tokens", at_least=1)
+        check_ranges(self, "log_probabilities", at_least=0, at_most=20)
 
 
 def launch_from(options: ServeOptions) -> Launch:

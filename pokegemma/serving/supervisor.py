@@ -1,4 +1,4 @@
-"""Start an engine's server as a child process, tell when it is ready, and stop it with all that it started."""
+"""Start an engine's server as a child process, wait until it is ready, and stop it with all that it started."""
 
 import collections
 import contextlib
@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 import psutil
 
-from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.errors import CheckFailedError, PokegemmaError, check_range
 from pokegemma.serving.client import ServerError, list_models, request
 from pokegemma.serving.commands import Launch
 
@@ -27,12 +27,12 @@ _POLL_S = 0.2
 _PROBE_TIMEOUT_S = 5.0
 _LAST_LINES = 20
 
-_WATCH = """read -r line
+_END_GROUP_AT_END_OF_INPUT = """read -r line
 kill -s TERM -- "-$0"
 for second in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 1; kill -s 0 -- "-$0" || exit; done
 kill -s KILL -- "-$0"
 """
-"""Of sh: when its input ends, end a group of processes."""
+"""A script of sh; $0 is the number of the group."""
 
 
 def _check_address(host: str, port: int) -> None:
@@ -46,7 +46,7 @@ def _check_address(host: str, port: int) -> None:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does: one just stopped is no taker
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
             probe.bind(address)
     except UnicodeError as error:  # an empty label, or one too long
         raise PokegemmaError(f"--host {host}: not the name or address of a machine") from error
@@ -55,7 +55,7 @@ def _check_address(host: str, port: int) -> None:
 
 
 class _Output:
-    """Copy what a child writes to `sink`, and keep its last lines."""
+    """Copy the output of a child to `sink`, and keep its last lines."""
 
     def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self._lines: collections.deque[bytes] = collections.deque(maxlen=_LAST_LINES)
@@ -66,12 +66,12 @@ class _Output:
     def _copy(self) -> None:
         for line in self._source:
             self._lines.append(line)
-            with contextlib.suppress(OSError, ValueError):  # full or closed: the child must not block on us
+            with contextlib.suppress(OSError, ValueError):  # full or closed: the child must not block
                 self._sink.write(line)
                 self._sink.flush()
 
     def finish(self) -> None:
-        """Wait for the rest, after the child has ended: but not for ever, a stray grandchild may hold its end."""
+        """Wait up to two seconds for the rest, after the child has ended; a process that it left may hold its end."""
         self._thread.join(timeout=2)
 
     def last_lines(self) -> list[str]:
@@ -82,7 +82,7 @@ class _Output:
 
 
 class _Stop:
-    """Count SIGINT and SIGTERM: the first asks for a clean end, the second for a quick one."""
+    """Count SIGINT and SIGTERM: the first stops the server, the second kills it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -102,7 +102,7 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _is_ready(launch: Launch) -> bool:
+def _answers(launch: Launch) -> bool:
     try:
         if launch.ready_path == "/v1/models":
             return launch.model in list_models(launch.url, timeout_s=_PROBE_TIMEOUT_S)
@@ -114,9 +114,9 @@ def _is_ready(launch: Launch) -> bool:
 
 @contextlib.contextmanager
 def _watch_over(process: subprocess.Popen) -> Iterator[None]:
-    """End a child with its group also if this process is killed or loses its terminal, and cannot do it itself."""
+    """End a child with its group even if this process is killed: a pipe to a shell ends with this process."""
     watcher = subprocess.Popen(
-        ["/bin/sh", "-c", _WATCH, str(process.pid)],
+        ["/bin/sh", "-c", _END_GROUP_AT_END_OF_INPUT, str(process.pid)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -130,22 +130,22 @@ def _watch_over(process: subprocess.Popen) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen, *, stop: _Stop, stop_timeout_s: float) -> None:
-    """End a child and all that it started: ask, wait, then kill; a second signal kills at once."""
+    """Send SIGTERM to a child and all that it started, wait, then kill; a second signal kills at once."""
     try:
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         everyone = []
-    # Its own session: also what has lost its parent meanwhile is in this group.
+    # The group also contains processes whose parent has ended.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGTERM)
     asked, end = stop.count, time.monotonic() + stop_timeout_s
     while time.monotonic() < end and stop.count <= asked:
-        process.poll()  # else it stays a zombie
+        process.poll()  # collects it; otherwise it stays a zombie
         if not _alive(everyone):
             break
         time.sleep(_POLL_S / 2)
     else:
-        logger.warning("the server did not end by itself: killing it")
+        logger.warning("the server did not stop in time and is killed")
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     for one in _alive(everyone):
@@ -163,13 +163,15 @@ def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return alive
 
 
-def _ended(launch: Launch, process: subprocess.Popen, output: _Output, when: str, log_file: Path | None) -> None:
-    status = process.wait()
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-    lines = output.last_lines()
+def _raise_ended(
+    launch: Launch, process: subprocess.Popen, output: _Output, *, is_ready: bool, log_file: Path | None
+) -> NoReturn:
+    status, lines = process.wait(), output.last_lines()
     if log_file is not None:
         for line in lines:
             logger.error("%s", line)
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+    when = "after it was ready" if is_ready else "before it was ready"
     raise CheckFailedError(f"the {launch.engine} server {how} {when}; its last line: {lines[-1] if lines else 'none'}")
 
 
@@ -186,26 +188,24 @@ def serve(
     `on_ready` is called once, when the server answers.
 
     Raises:
-        PokegemmaError: it cannot be started: a package is missing, the address is taken, or there is no time.
-        CheckFailedError: it ended by itself, or did not become ready in time; nothing of it is left.
+        PokegemmaError: it cannot be started: a package is missing, or the address is taken.
+        CheckFailedError: it ended by itself, or was not ready in time. None of its processes is left.
     """
-    if not ready_timeout_s > 0:
-        raise PokegemmaError(f"--ready_timeout_s: {ready_timeout_s} is not above 0")
+    check_range("--ready_timeout_s", ready_timeout_s, above=0)
     if launch.missing:
         raise PokegemmaError(f"{launch.engine}: {launch.missing}")
     _check_address(launch.host, launch.port)
     with contextlib.ExitStack() as stack:
         try:
-            sink: IO[bytes] = sys.stderr.buffer
-            if log_file is not None:  # unbuffered: what a full disk does not take is not tried again at the end
-                sink = stack.enter_context(open(log_file, "ab", buffering=0))
+            # Unbuffered: a full disk raises at once, not at the end.
+            sink = sys.stderr.buffer if log_file is None else stack.enter_context(open(log_file, "ab", buffering=0))
             stop = stack.enter_context(_stop_signals())
             process = subprocess.Popen(
                 launch.command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we end it in order
+                start_new_session=True,  # so that Ctrl-C reaches this process alone
             )
         except OSError as error:
             raise PokegemmaError(f"{error.filename}: {error.strerror}") from error
@@ -214,17 +214,15 @@ def serve(
         stack.callback(output.finish)
         stack.callback(_end, process, stop=stop, stop_timeout_s=stop_timeout_s)
         end = time.monotonic() + ready_timeout_s
-        while not stop.count and not _is_ready(launch):
+        is_ready = False
+        while not stop.count:
             if process.poll() is not None:
-                _ended(launch, process, output, "before it was ready", log_file)
-            if time.monotonic() > end:
+                _raise_ended(launch, process, output, is_ready=is_ready, log_file=log_file)
+            if not is_ready and _answers(launch):
+                is_ready = True
+                on_ready()
+            if not is_ready and time.monotonic() > end:
                 raise CheckFailedError(
                     f"the {launch.engine} server was not ready within {ready_timeout_s:g} s (--ready_timeout_s)"
                 )
-            time.sleep(_POLL_S)
-        if not stop.count:
-            on_ready()
-        while not stop.count:
-            if process.poll() is not None:
-                _ended(launch, process, output, "after it was ready", log_file)
             time.sleep(_POLL_S)
