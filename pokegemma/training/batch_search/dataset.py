@@ -1,4 +1,4 @@
-"""What trials of a batch size train and evaluate on: the longest rows of a dataset, which need the most memory."""
+"""The dataset of trials of a batch size: the longest rows of the real one, which need the most memory."""
 
 import dataclasses
 import heapq
@@ -24,7 +24,7 @@ def longest_first(examples: Iterator[Example], collator: Collator, *, number: in
 
 
 def _relocate(sample: Sample, *, split: str, step: int, row: int, source: Path) -> Sample:
-    """Return a sample whose pictures lie below SPLIT_row_N, and whose session is that of one row in one step."""
+    """Return a sample whose pictures are in SPLIT_row_N, and whose session is that of one row in one step."""
 
     def below(path: str) -> str:
         return f"{split}_row_{row}/{Path(path).relative_to(source).as_posix()}"
@@ -38,7 +38,7 @@ def _relocate(sample: Sample, *, split: str, step: int, row: int, source: Path) 
 
 
 def _samples(example: Example) -> tuple[Sample, ...]:
-    """Return the samples of a row: cut from a file of their own, they have the tokens that it has."""
+    """Return the samples of a row. Read from a file of their own, they make a row of as many tokens."""
     if not isinstance(example, Trajectory):
         return (example,)
     first, *others = example.samples
@@ -52,9 +52,9 @@ def write_rows(
 ) -> None:
     """Write `num_steps` times the same `step_rows` rows as SPLIT.jsonl in `folder`, examples repeated if too few.
 
-    Every step sees the same rows in the same order: the first forward pass of each is the largest there can be. Each
-    row has a link of its own to the pictures in `source`, since a batch of training rarely has one twice, and the
-    collator would read it once. All decisions of a trajectory count, also those that only were context.
+    Every step sees the same rows in the same order, so that its first forward pass is the largest possible. Each row
+    has its own link to the pictures in `source`: a batch of training rarely contains a picture twice, and the collator
+    reads equal paths once. All decisions of a trajectory count, including those that were only context.
     """
     folder.mkdir(exist_ok=True)
     for row in range(step_rows):

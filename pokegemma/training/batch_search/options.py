@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import check_ranges
 
 
 @dataclass
@@ -29,22 +29,21 @@ class SearchOptions:
     env_path: str = field(default=".env", metadata={"help": "File for --write_env; its other lines stay."})
 
     def __post_init__(self) -> None:
-        if self.effective_batch_size is not None and self.effective_batch_size < 1:
-            raise PokegemmaError(f"--effective_batch_size: {self.effective_batch_size} is less than 1")
-        if self.memory_limit_gib is not None and not self.memory_limit_gib > 0:
-            raise PokegemmaError(f"--memory_limit_gib: {self.memory_limit_gib} is not more than 0")
-        if not 0 <= self.headroom < 1:
-            raise PokegemmaError(f"--headroom: {self.headroom} is not a share from 0 to less than 1")
-        if self.trial_steps < 2:
-            raise PokegemmaError(f"--trial_steps: {self.trial_steps} leaves none to time after the first")
+        check_ranges(self, "effective_batch_size", at_least=1)
+        check_ranges(self, "memory_limit_gib", above=0)
+        check_ranges(self, "headroom", at_least=0, below=1)
+        check_ranges(self, "trial_steps", at_least=2)  # the first is not timed
 
 
 def is_checkpointing_given(arguments: Sequence[str]) -> bool:
-    """Return whether flags, or the YAML file that they name, say if gradients are checkpointed: parsed values don't."""
+    """Return whether gradient checkpointing is switched on or off by flags, or by the YAML file that they name.
+
+    Parsed options do not show that, since the default is one of the two.
+    """
     words = [word for argument in arguments for word in argument.split("=", 1)]
     names = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     if "--config" in words:
         settings = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text(encoding="utf-8"))
         names |= set(settings or ())
-    # Newer transformers call it activation_checkpointing, which wins over the old name.
+    # transformers 5.23 also has activation_checkpointing, which wins over the old name.
     return not names.isdisjoint({"gradient_checkpointing", "no_gradient_checkpointing", "activation_checkpointing"})

@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.batch_search.search import RunTrial, Trial, combine
+from pokegemma.training.batch_search.attempts import RunTrial, Trial, combine_trials
 
 _LAUNCHER = re.compile(r"(RANK|WORLD_SIZE|LOCAL_\w+|GROUP_\w+|ROLE_\w+|MASTER_\w+|TORCHELASTIC_\w+)$")
 _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
@@ -67,12 +67,12 @@ def in_lockstep(run_trial: RunTrial, ranks: Ranks) -> RunTrial:
     def run(batch_size: int, gradient_checkpointing: bool) -> Trial:
         try:
             mine: Trial | PokegemmaError = run_trial(batch_size, gradient_checkpointing)
-        except PokegemmaError as error:  # the others must hear of it, or they would wait for ever
+        except PokegemmaError as error:  # the other processes must get it, or they would wait for ever
             mine = error
         trials = ranks.gather(mine)
         errors = [trial for trial in trials if isinstance(trial, PokegemmaError)]
         if errors:
             raise errors[0]
-        return combine(trials)
+        return combine_trials(trials)
 
     return run

@@ -1,12 +1,10 @@
-"""What a search for the batch size says: its trials, why a size was taken, what to change where none fits."""
+"""How a search for the batch size is reported: each trial, why a size was taken, what to change where none fits."""
 
 from collections.abc import Sequence
 
-from pokegemma.environment import default_finetuning
-from pokegemma.training.batch_search.search import Attempt
+from pokegemma.environment import GIB, default_finetuning
+from pokegemma.training.batch_search.attempts import Attempt
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-
-GIB = 2**30
 
 
 def gib(num_bytes: int) -> str:
@@ -17,8 +15,8 @@ def _on_off(attempt: Attempt) -> str:
     return "on" if attempt.gradient_checkpointing else "off"
 
 
-def describe(attempt: Attempt, *, limit_bytes: int) -> str:
-    """Return one line of an attempt, for the log: what it needed of what there is, and its speed or why not."""
+def describe_attempt(attempt: Attempt, *, limit_bytes: int) -> str:
+    """Return an attempt as a line of the log: its memory and speed, or why it does not fit."""
     trial = attempt.trial
     what = f"batch {attempt.batch_size}, gradient checkpointing {_on_off(attempt)}"
     if not trial.fits:
@@ -27,7 +25,7 @@ def describe(attempt: Attempt, *, limit_bytes: int) -> str:
     return f"{what}: fits ({used}), {trial.decisions_per_second:.3g} decisions/s"
 
 
-def explain(attempts: Sequence[Attempt], *, limit_bytes: int) -> list[str]:
+def explain_attempts(attempts: Sequence[Attempt], *, limit_bytes: int) -> list[str]:
     """Return what fits, with and without gradient checkpointing, and how fast it is, the fastest first."""
     lines = []
     for checkpointing in (True, False):
@@ -46,8 +44,8 @@ def explain(attempts: Sequence[Attempt], *, limit_bytes: int) -> list[str]:
     return [*lines, f"decisions/s by batch and checkpointing: {', '.join(speeds)}"] if speeds else lines
 
 
-def advice(data: DataOptions, training: TrainingOptions, model: ModelOptions) -> list[str]:
-    """Return what would need less memory and is not set already."""
+def suggest_changes(data: DataOptions, training: TrainingOptions, model: ModelOptions) -> list[str]:
+    """Return options that need less memory and are not set already."""
     changes = [
         (not training.gradient_checkpointing, "--gradient_checkpointing true"),
         (model.finetuning == "full", "--finetuning lora"),

@@ -1,4 +1,4 @@
-"""Run trials of batch sizes: real samples, a process for each trial, watched; and what its end means."""
+"""Run each trial of a batch size in a process of its own, watch its memory, and interpret how it ended."""
 
 import contextlib
 import json
@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import torch
 
+from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.batch_search.report import GIB, gib
-from pokegemma.training.batch_search.search import Trial
+from pokegemma.training.batch_search.attempts import Trial
+from pokegemma.training.batch_search.report import gib
 
 _POLL_S = 0.05
 _LAST_LINES = 8
@@ -40,7 +41,7 @@ def memory_budget(device: torch.device, *, limit_gib: float | None, local_size: 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a watched process ended. `peak_bytes`: the most seen of it and its children; `stopped`: by us, for that."""
+    """How a watched process ended: its peak memory with its children, and whether it was killed for taking too much."""
 
     returncode: int
     peak_bytes: int
@@ -88,11 +89,13 @@ def run_watched(command: Sequence[str], *, log: Path, limit_bytes: int | None) -
     return Ended(started.returncode, peak, stopped)
 
 
-def judge(ended: Ended, result: dict[str, Any] | None, log: str, *, limit_bytes: int, with_gradients: bool) -> Trial:
-    """Return what the end of a trial means: it fits, or ran out of memory.
+def interpret_end(
+    ended: Ended, result: dict[str, Any] | None, log: str, *, limit_bytes: int, with_gradients: bool
+) -> Trial:
+    """Return whether a trial fits or ran out of memory, from how its process ended.
 
     Args:
-        result: what the trial has written, None if nothing.
+        result: the content of the file that the trial writes; None if it wrote none.
         with_gradients: count the gradients of trained weights twice, for the buckets of DistributedDataParallel.
 
     Raises:
@@ -108,10 +111,10 @@ def judge(ended: Ended, result: dict[str, Any] | None, log: str, *, limit_bytes:
         return Trial(False, reason="killed, as the system does when its memory runs out")
     if ended.returncode or result is None:
         lines = [line for line in log.splitlines() if line.strip()]
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         raise PokegemmaError(
-            f"a trial failed, and not for lack of memory (exit status {ended.returncode}): "
-            + (said[-1] if said else "\n".join(["its last lines:", *lines[-_LAST_LINES:]]))
+            f"a trial failed for another reason than memory (exit status {ended.returncode}): "
+            + (errors[-1] if errors else "\n".join(["its last lines:", *lines[-_LAST_LINES:]]))
         )
     peak = result["peak_bytes"] + (result["gradient_bytes"] if with_gradients else 0)
     if peak > limit_bytes:
@@ -120,10 +123,10 @@ def judge(ended: Ended, result: dict[str, Any] | None, log: str, *, limit_bytes:
 
 
 def check_trial_mode(result: dict[str, Any] | None, *, asked: bool) -> None:
-    """Refuse a trial that did not do what it was to measure.
+    """Refuse a trial whose gradient checkpointing is not what was to be measured.
 
     Raises:
-        PokegemmaError: gradients were checkpointed and should not have been, or the other way round.
+        PokegemmaError: it was on and should have been off, or the other way round.
     """
     in_force = (result or {}).get("gradient_checkpointing")
     if in_force is not None and (in_force != "off") is not asked:
@@ -132,11 +135,14 @@ def check_trial_mode(result: dict[str, Any] | None, *, asked: bool) -> None:
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """Call it with a batch size and whether to checkpoint gradients: it trains a few steps and says what came of it.
+    """Trains a few steps with a batch size, with or without gradient checkpointing, and returns the `Trial`.
 
-    `arguments`: the flags of the training run. `dataset`: a folder with the rows of `num_steps` optimizer steps of
-    `step_rows` each, and those of one evaluation where training evaluates. `limit_bytes`: memory to stay within;
-    `on_gpu`: whether that is a GPU's.
+    Attributes:
+        arguments: the flags of the training run.
+        dataset: a folder with the rows of `num_steps` optimizer steps of `step_rows` each, and those of one evaluation
+            where training evaluates.
+        limit_bytes: memory to stay within.
+        on_gpu: whether that is the memory of a GPU.
     """
 
     arguments: Sequence[str]
@@ -160,7 +166,7 @@ class TrialRunner:
                 raise PokegemmaError(result["shared_memory"])  # no batch is smaller
             if result is not None and "peak_bytes" in result and not self.on_gpu:
                 result["peak_bytes"] = max(result["peak_bytes"], ended.peak_bytes)  # with workers
-            return judge(
+            return interpret_end(
                 ended,
                 result,
                 log.read_text(encoding="utf-8", errors="replace"),

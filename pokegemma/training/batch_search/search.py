@@ -1,100 +1,136 @@
-"""Which batch size: the largest that fits is found with few trials, the fastest of those that fit is taken.
+"""The search for the batch size that trains fastest within memory."""
 
-One thing is assumed of memory: that more samples in a forward pass never need less, nor does training without
-gradient checkpointing. Nothing is assumed of speed, which is measured.
-"""
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pokegemma.training.batch_search.attempts import Attempt, RunTrial, Trial, batch_sizes, fastest, try_sizes
+from pokegemma.training.batch_search.dataset import write_trial_dataset
+from pokegemma.training.batch_search.options import SearchOptions, is_checkpointing_given
+from pokegemma.training.batch_search.ranks import Ranks, in_lockstep
+from pokegemma.training.batch_search.report import describe_attempt, gib
+from pokegemma.training.batch_search.runner import TrialRunner, memory_budget
+from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 
-from pokegemma.errors import PokegemmaError
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What came of training a few steps. `peak_bytes` is None where it died unmeasured; then `reason` says of what."""
-
-    fits: bool
-    peak_bytes: int | None = None
-    decisions_per_second: float | None = None
-    reason: str = ""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Attempt:
-    batch_size: int
-    gradient_checkpointing: bool
-    trial: Trial
+class SearchResult:
+    """All attempts, and the one to take.
 
-
-RunTrial = Callable[[int, bool], Trial]
-"""(batch size, gradient checkpointing) -> what came of it."""
-
-
-def batch_sizes(effective_batch_size: int, num_processes: int) -> list[int]:
-    """Return the samples a process may take in one forward pass: batch x accumulation x processes stays exact.
-
-    Raises:
-        PokegemmaError: the processes cannot share the effective batch.
+    Attributes:
+        chosen: None where not even one sample fits.
+        effective_batch_size: samples of an optimizer step, over all processes.
+        budget_source: what the budget is: --memory_limit_gib, the name of the GPU, or the free memory of the machine.
+        limit_bytes: the part of the budget that may be used, the least of all processes.
+        row_tokens: tokens of the rows that were trained on, the longest first.
     """
-    if effective_batch_size < 1 or effective_batch_size % num_processes:
-        raise PokegemmaError(
-            f"--effective_batch_size: {effective_batch_size} is not a multiple of the {num_processes} processes"
-        )
-    share = effective_batch_size // num_processes
-    return [size for size in range(1, share + 1) if share % size == 0]
+
+    attempts: Sequence[Attempt]
+    chosen: Attempt | None
+    effective_batch_size: int
+    num_processes: int
+    budget_bytes: int
+    budget_source: str
+    limit_bytes: int
+    row_tokens: Sequence[int]
+
+    @property
+    def settings(self) -> dict[str, int] | None:
+        """The variables of .env that set the chosen size."""
+        if self.chosen is None:
+            return None
+        share = self.effective_batch_size // self.num_processes
+        return {"BATCH_SIZE": self.chosen.batch_size, "GRAD_ACCUM": share // self.chosen.batch_size}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the result as the script records it in JSON."""
+        found = self.settings and {
+            **self.settings,
+            "gradient_checkpointing": self.chosen.gradient_checkpointing,
+        }
+        return {
+            "found": found,
+            "effective_batch_size": self.effective_batch_size,
+            "num_processes": self.num_processes,
+            "budget_bytes": self.budget_bytes,
+            "budget_is": self.budget_source,
+            "limit_bytes": self.limit_bytes,
+            "longest_rows_tokens": self.row_tokens,
+            "trials": [asdict(attempt) for attempt in self.attempts],
+        }
 
 
-def largest_fitting(fits: Callable[[int], bool], sizes: Sequence[int]) -> int | None:
-    """Return the largest of the ascending `sizes` that fits, or None.
-
-    Doubles from the smallest until one does not fit, then bisects: about log2(largest) + log2(number of sizes) calls.
-    """
-    low, high, at = -1, len(sizes), 0
-    while low + 1 < high:
-        if fits(sizes[at]):
-            low = at
-        else:
-            high = at
-        if high == len(sizes):  # still going up
-            at = next((i for i in range(low + 1, high) if sizes[i] >= 2 * sizes[low]), high - 1)
-        else:
-            at = (low + high) // 2
-    return sizes[low] if low >= 0 else None
-
-
-def search(run_trial: RunTrial, sizes: Sequence[int], *, gradient_checkpointing: Sequence[bool]) -> list[Attempt]:
-    """Return all trials made to find the largest size that fits, with and without gradient checkpointing.
+def find_batch_size(
+    options: SearchOptions,
+    data: DataOptions,
+    training: TrainingOptions,
+    model: ModelOptions,
+    *,
+    arguments: Sequence[str],
+    ranks: Ranks,
+) -> SearchResult:
+    """Train a few steps with each batch size worth trying, and return which is the fastest of those that fit.
 
     Args:
-        gradient_checkpointing: which to try. Without, nothing larger than what fits with it is tried.
+        arguments: the command line, which is passed on to the trials.
+        ranks: the processes that search together.
+
+    Raises:
+        PokegemmaError: the processes cannot share the effective batch, dataset or model cannot be read, or a trial
+            fails for another reason than memory.
     """
-    attempts: list[Attempt] = []
-    for checkpointing in sorted(gradient_checkpointing, reverse=True):
-
-        def fits(size: int, checkpointing: bool = checkpointing) -> bool:
-            attempts.append(Attempt(size, checkpointing, run_trial(size, checkpointing)))
-            return attempts[-1].trial.fits
-
-        largest = largest_fitting(fits, sizes)
-        sizes = [size for size in sizes if largest is not None and size <= largest]
-    return attempts
-
-
-def fastest(attempts: Sequence[Attempt]) -> Attempt | None:
-    """Return the attempt with the most decisions a second of those that fit, the smallest of equals; or None."""
-    fitting = [attempt for attempt in attempts if attempt.trial.fits]
-    return min(fitting, key=lambda a: (-(a.trial.decisions_per_second or 0), a.batch_size), default=None)
-
-
-def combine(trials: Sequence[Trial]) -> Trial:
-    """Return the trial of processes that train together: all must fit, and all wait for the slowest."""
-    peaks = [trial.peak_bytes for trial in trials if trial.peak_bytes is not None]
-    speeds = [trial.decisions_per_second for trial in trials if trial.decisions_per_second is not None]
-    fits = all(trial.fits for trial in trials)
-    return Trial(
-        fits=fits,
-        peak_bytes=max(peaks, default=None),
-        decisions_per_second=min(speeds) * len(trials) if fits else None,
-        reason=next((trial.reason for trial in trials if not trial.fits), ""),
+    effective = options.effective_batch_size or (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps
     )
+    sizes = batch_sizes(effective, ranks.size)
+    budget, source = memory_budget(training.device, limit_gib=options.memory_limit_gib, local_size=ranks.local_size)
+    limit = int(budget * (1 - options.headroom))
+    logger.info("memory: %s GiB (%s), of which %s may be used", gib(budget), source, gib(limit))
+    smallest_limit = min(ranks.gather(limit))
+
+    with tempfile.TemporaryDirectory(prefix="pokegemma_batch_") as temporary:
+        dataset = Path(temporary, "dataset")
+        steps = {"step_rows": sizes[-1], "num_steps": options.trial_steps}
+        eval_rows = max(sizes[-1], training.per_device_eval_batch_size) if training.evaluates else 0
+        lengths = write_trial_dataset(data, model, dataset, **steps, eval_rows=eval_rows)
+        logger.info("training on the %d longest rows, %d to %d tokens", len(lengths), lengths[-1], lengths[0])
+        runner = TrialRunner(
+            arguments,
+            dataset,
+            limit_bytes=limit,
+            on_gpu=training.device.type != "cpu",
+            num_processes=ranks.size,
+            **steps,
+        )
+        attempts = try_sizes(
+            _logged(in_lockstep(runner, ranks), limit_bytes=smallest_limit),
+            sizes,
+            gradient_checkpointing=(
+                [training.gradient_checkpointing] if is_checkpointing_given(arguments) else [True, False]
+            ),
+        )
+    return SearchResult(
+        attempts=attempts,
+        chosen=fastest(attempts),
+        effective_batch_size=effective,
+        num_processes=ranks.size,
+        budget_bytes=budget,
+        budget_source=source,
+        limit_bytes=smallest_limit,
+        row_tokens=lengths,
+    )
+
+
+def _logged(run_trial: RunTrial, *, limit_bytes: int) -> RunTrial:
+    def run(batch_size: int, gradient_checkpointing: bool) -> Trial:
+        trial = run_trial(batch_size, gradient_checkpointing)
+        attempt = Attempt(batch_size, gradient_checkpointing, trial)
+        logger.info("%s", describe_attempt(attempt, limit_bytes=limit_bytes))
+        return trial
+
+    return run

@@ -1,6 +1,6 @@
 """One trial of a batch size, in a process of its own: a few steps of real training and an evaluation, measured.
 
-Started by `trial_runner`, with the flags of the training run, then those that make it a trial.
+Started by `runner.TrialRunner` with the flags of the training run, then those that make it a trial.
 """
 
 import json
@@ -23,14 +23,14 @@ from pokegemma.training.options import DataOptions, ModelOptions, TrainingOption
 
 @dataclass
 class TrialOptions:
-    """What a trial must know beyond training's options."""
+    """Options of a trial besides those of training."""
 
     trial_result: str = field(metadata={"help": "JSON file to write."})
     trial_limit_bytes: int = field(metadata={"help": "Memory that it may take on a GPU."})
 
 
 def peak_resident_bytes() -> int:
-    """Return the most memory this process has held. Linux's ru_maxrss would include the process that started it."""
+    """Return the peak memory of this process. Linux's ru_maxrss would include the process that started it."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -41,7 +41,7 @@ def peak_resident_bytes() -> int:
 class GpuMemory:
     """Memory of the training device, if it is a GPU: capped at `limit_bytes`, and its peak.
 
-    What lies outside torch's allocator (the CUDA context, other processes) counts as used.
+    Memory outside torch's allocator (the CUDA context, other processes) counts as used.
     """
 
     def __init__(self, device: torch.device, limit_bytes: int) -> None:

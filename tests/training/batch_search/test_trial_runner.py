@@ -24,19 +24,19 @@ from pokegemma.gemma.batches.processor_collator import make_collator
 from pokegemma.gemma.loading import load_processor
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.settings import read_settings
+from pokegemma.training.batch_search.attempts import Trial
 from pokegemma.training.batch_search.dataset import longest_first, write_rows, write_trial_dataset
 from pokegemma.training.batch_search.options import is_checkpointing_given
 from pokegemma.training.batch_search.ranks import in_lockstep, join_ranks
-from pokegemma.training.batch_search.report import advice
+from pokegemma.training.batch_search.report import suggest_changes
 from pokegemma.training.batch_search.runner import (
     Ended,
     TrialRunner,
     check_trial_mode,
-    judge,
+    interpret_end,
     memory_budget,
     run_watched,
 )
-from pokegemma.training.batch_search.search import Trial
 from pokegemma.training.batch_search.trial import GpuMemory, peak_resident_bytes
 from pokegemma.training.inputs import read_examples
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
@@ -113,7 +113,7 @@ def test_a_trial_evaluates_where_there_is_something_to_evaluate_on(tmp_path: Pat
 
 
 def test_a_trial_without_enough_shared_memory_does_not_fit() -> None:
-    trial = judge(Ended(0, 0, False), {"shared_memory": "/dev/shm"}, "", limit_bytes=GIB, with_gradients=False)
+    trial = interpret_end(Ended(0, 0, False), {"shared_memory": "/dev/shm"}, "", limit_bytes=GIB, with_gradients=False)
     assert (trial.fits, trial.reason) == (False, "/dev/shm")
 
 
@@ -142,18 +142,20 @@ def test_rows_are_repeated_where_there_are_too_few_and_share_no_picture(
 
 
 def test_a_trial_within_the_limit_fits() -> None:
-    trial = judge(Ended(0, 0, False), MEASURED, "", limit_bytes=2 * GIB, with_gradients=False)
+    trial = interpret_end(Ended(0, 0, False), MEASURED, "", limit_bytes=2 * GIB, with_gradients=False)
     assert trial == Trial(True, 2 * GIB, 3.5)
 
 
 def test_a_trial_above_the_limit_does_not_fit() -> None:
-    trial = judge(Ended(0, 0, False), MEASURED, "", limit_bytes=2 * GIB - 1, with_gradients=False)
+    trial = interpret_end(Ended(0, 0, False), MEASURED, "", limit_bytes=2 * GIB - 1, with_gradients=False)
     assert (trial.fits, trial.peak_bytes, trial.reason) == (False, 2 * GIB, "2.00 of 2.00 GiB")
 
 
 def test_processes_that_train_together_need_their_gradients_once_more() -> None:
-    assert judge(Ended(0, 0, False), MEASURED, "", limit_bytes=3 * GIB, with_gradients=True).peak_bytes == 3 * GIB
-    assert not judge(Ended(0, 0, False), MEASURED, "", limit_bytes=3 * GIB - 1, with_gradients=True).fits
+    assert (
+        interpret_end(Ended(0, 0, False), MEASURED, "", limit_bytes=3 * GIB, with_gradients=True).peak_bytes == 3 * GIB
+    )
+    assert not interpret_end(Ended(0, 0, False), MEASURED, "", limit_bytes=3 * GIB - 1, with_gradients=True).fits
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_processes_that_train_together_need_their_gradients_once_more() -> None:
     ],
 )
 def test_a_trial_without_enough_memory_does_not_fit(ended: Ended, result: dict | None, reason: str) -> None:
-    trial = judge(ended, result, "error: nothing to do with it", limit_bytes=2 * GIB, with_gradients=False)
+    trial = interpret_end(ended, result, "error: nothing to do with it", limit_bytes=2 * GIB, with_gradients=False)
     assert (trial.fits, trial.reason) == (False, reason)
 
 
@@ -174,13 +176,15 @@ def test_a_trial_without_enough_memory_does_not_fit(ended: Ended, result: dict |
 def test_a_trial_that_fails_otherwise_is_an_error_with_its_last_lines(ended: Ended) -> None:
     log = "".join(f"line {number}\n\n" for number in range(20))
     with pytest.raises(PokegemmaError, match=f"exit status {ended.returncode}") as caught:
-        judge(ended, None, log, limit_bytes=GIB, with_gradients=False)
+        interpret_end(ended, None, log, limit_bytes=GIB, with_gradients=False)
     assert str(caught.value).splitlines()[1:] == [f"line {number}" for number in range(12, 20)]
 
 
 def test_a_mistake_that_the_trial_names_is_all_that_is_said() -> None:
     with pytest.raises(PokegemmaError, match=r"\(exit status 2\): frame\.png cannot be read$"):
-        judge(Ended(2, 0, False), None, "x\nerror: frame.png cannot be read\n", limit_bytes=1, with_gradients=False)
+        interpret_end(
+            Ended(2, 0, False), None, "x\nerror: frame.png cannot be read\n", limit_bytes=1, with_gradients=False
+        )
 
 
 class MadeUpCuda:
@@ -313,14 +317,16 @@ def test_gradient_checkpointing_is_left_to_the_search_unless_given(tmp_path: Pat
 def test_advice_leaves_out_what_is_set_already() -> None:
     data = DataOptions(dataset_path="d", layout="frames", vision_features="f")
     model = ModelOptions(finetuning="lora")
-    given = advice(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model)
+    given = suggest_changes(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model)
     assert given == ["--finetuning qlora", "--layout grid", "--image_size 448", "a smaller model, or more memory"]
     data = DataOptions(dataset_path="d")
     model = ModelOptions(finetuning="qlora", train_projector=True, image_size=448)
-    given = advice(data, TrainingOptions(use_cpu=True, gradient_checkpointing=False, dataloader_num_workers=2), model)
+    given = suggest_changes(
+        data, TrainingOptions(use_cpu=True, gradient_checkpointing=False, dataloader_num_workers=2), model
+    )
     assert given == ["--gradient_checkpointing true", "--dataloader_num_workers 0", "a smaller model, or more memory"]
     data = DataOptions(dataset_path="d", layout="trajectory", max_decisions=6)
-    given = advice(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model)
+    given = suggest_changes(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model)
     assert given == ["--layout grid", "--max_decisions 3", "a smaller model, or more memory"]
 
 
@@ -414,7 +420,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sub
 
 @pytest.mark.parametrize(("asked", "in_force"), [(True, "off"), (False, "not reentrant")])
 def test_a_trial_that_did_not_do_what_it_was_to_measure_is_refused(asked: bool, in_force: str) -> None:
-    with pytest.raises(PokegemmaError, match=f"--gradient_checkpointing {str(asked).lower()} had it {in_force}"):
+    with pytest.raises(PokegemmaError, match=f"--gradient_checkpointing {str(asked).lower()}.*{in_force}"):
         check_trial_mode({"gradient_checkpointing": in_force}, asked=asked)
     check_trial_mode({"gradient_checkpointing": in_force}, asked=not asked)
     check_trial_mode({"out_of_memory": "x"}, asked=asked)
@@ -474,7 +480,7 @@ def test_a_trial_that_fails_for_another_reason_is_no_answer(
 ) -> None:
     done = search(*flags(toy_dataset, tiny_model), "--lora_target_modules", "no_such_layer")
     assert done.returncode == 2
-    assert "error: a trial failed, and not for lack of memory" in done.stderr
+    assert "error: a trial failed" in done.stderr
     assert "no_such_layer" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -485,9 +491,9 @@ from pathlib import Path
 
 rank = os.environ["RANK"]
 sys.argv += ["--memory_limit_gib", sys.argv.pop(1) if rank == "1" else sys.argv.pop(1) and "16"]
-from pokegemma.training import batch_size
+from pokegemma.training.batch_search import search
 
-take = batch_size.fastest
+take = search.fastest
 
 
 def fastest(attempts):
@@ -495,7 +501,7 @@ def fastest(attempts):
     return take(attempts)
 
 
-batch_size.fastest = fastest
+search.fastest = fastest
 runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
 

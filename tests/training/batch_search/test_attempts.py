@@ -1,4 +1,4 @@
-"""The search for a batch size, on a made-up machine whose memory is known."""
+"""Which batch sizes are tried and taken, on a made-up machine whose memory is known."""
 
 import math
 from itertools import pairwise
@@ -7,19 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.batch_search.report import explain
-from pokegemma.training.batch_search.search import (
+from pokegemma.training.batch_search.attempts import (
     Attempt,
     Trial,
     batch_sizes,
-    combine,
+    combine_trials,
     fastest,
     largest_fitting,
-    search,
+    try_sizes,
 )
-
-GIB = 2**30
+from pokegemma.training.batch_search.report import explain_attempts
 
 
 class Machine:
@@ -37,7 +36,7 @@ class Machine:
 
 
 def find(machine: Machine, sizes: list[int], checkpointing: tuple[bool, ...] = (True, False)) -> Attempt | None:
-    return fastest(search(machine, sizes, gradient_checkpointing=checkpointing))
+    return fastest(try_sizes(machine, sizes, gradient_checkpointing=checkpointing))
 
 
 def test_only_sizes_that_divide_the_share_of_a_process_are_tried() -> None:
@@ -48,7 +47,7 @@ def test_only_sizes_that_divide_the_share_of_a_process_are_tried() -> None:
 
 @pytest.mark.parametrize(("effective", "processes"), [(16, 3), (2, 4), (0, 1)])
 def test_an_effective_batch_that_processes_cannot_share_is_refused(effective: int, processes: int) -> None:
-    with pytest.raises(PokegemmaError, match=f"{effective} is not a multiple of the {processes} processes"):
+    with pytest.raises(PokegemmaError, match=f"--effective_batch_size.* {effective} .* {processes} processes"):
         batch_sizes(effective, processes)
 
 
@@ -78,13 +77,13 @@ def test_what_is_taken_fits_and_divides(effective: int, limit: int, checkpointin
 
 def test_sizes_are_doubled_then_bisected() -> None:
     machine = Machine(22)
-    search(machine, batch_sizes(48, 1), gradient_checkpointing=[True])
+    try_sizes(machine, batch_sizes(48, 1), gradient_checkpointing=[True])
     assert machine.calls == [(1, True), (2, True), (4, True), (8, True), (16, True), (48, True), (24, True)]
 
 
 def test_without_checkpointing_nothing_larger_than_what_fits_with_it_is_tried() -> None:
     machine = Machine(10)
-    search(machine, batch_sizes(16, 1), gradient_checkpointing=[True, False])
+    try_sizes(machine, batch_sizes(16, 1), gradient_checkpointing=[True, False])
     assert machine.calls[:5] == [(1, True), (2, True), (4, True), (8, True), (16, True)]
     assert machine.calls[5:] == [(1, False), (2, False), (4, False), (8, False)]
 
@@ -112,14 +111,16 @@ def test_of_equally_fast_sizes_the_smallest_is_taken() -> None:
 
 
 def test_processes_together_take_what_fits_in_all_at_the_pace_of_the_slowest() -> None:
-    assert combine([Trial(True, 5, 3.0), Trial(True, 7, 2.0)]) == Trial(True, 7, 4.0)
-    assert combine([Trial(True, 5, 3.0), Trial(False, 9, reason="too much")]) == Trial(False, 9, reason="too much")
-    assert combine([Trial(False, reason="died"), Trial(True, 4, 1.0)]) == Trial(False, 4, reason="died")
+    assert combine_trials([Trial(True, 5, 3.0), Trial(True, 7, 2.0)]) == Trial(True, 7, 4.0)
+    assert combine_trials([Trial(True, 5, 3.0), Trial(False, 9, reason="too much")]) == Trial(
+        False, 9, reason="too much"
+    )
+    assert combine_trials([Trial(False, reason="died"), Trial(True, 4, 1.0)]) == Trial(False, 4, reason="died")
 
 
 def test_the_explanation_says_what_fits_what_does_not_and_how_fast() -> None:
-    attempts = search(Machine(10), batch_sizes(16, 1), gradient_checkpointing=[True, False])
-    assert explain(attempts, limit_bytes=10 * GIB) == [
+    attempts = try_sizes(Machine(10), batch_sizes(16, 1), gradient_checkpointing=[True, False])
+    assert explain_attempts(attempts, limit_bytes=10 * GIB) == [
         "gradient checkpointing on: batch 8 fits (10.00 of 10.00 GiB), 16 does not (18 GiB)",
         "gradient checkpointing off: batch 4 fits (10.00 of 10.00 GiB), 8 does not (18 GiB)",
         "decisions/s by batch and checkpointing: 8 (batch 8, on), 6 (batch 4, off), 4 (batch 4, on), 3 (batch 2, off), "
@@ -128,6 +129,8 @@ def test_the_explanation_says_what_fits_what_does_not_and_how_fast() -> None:
 
 
 def test_speeds_in_the_explanation_fall() -> None:
-    line = explain(search(Machine(50), [1, 2, 4, 8], gradient_checkpointing=[True]), limit_bytes=50 * GIB)[-1]
+    line = explain_attempts(try_sizes(Machine(50), [1, 2, 4, 8], gradient_checkpointing=[True]), limit_bytes=50 * GIB)[
+        -1
+    ]
     speeds = [float(part.split()[0]) for part in line.partition(": ")[2].split(", batch")[0].split("), ")]
     assert all(first >= second for first, second in pairwise(speeds))
