@@ -43,6 +43,7 @@ from pokegemma.gemma import families, loading
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import checked_scores, place_branches, score_buttons
 from pokegemma.gemma.image_size import resize_config, resize_processor
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.play.player import Decider
 from pokegemma.provenance import git_commit, package_versions
 
@@ -115,17 +116,21 @@ def make_checkpoints(options: BenchmarkOptions, folder: Path, samples: list[Samp
         save(made, processor, own)
         del made
     else:
-        save(loading.load_model(options.model_path, dtype=dtype), loading.load_processor(options.model_path), own)
+        save(
+            open_checkpoint(options.model_path).load_model(dtype=dtype),
+            open_checkpoint(options.model_path).processor,
+            own,
+        )
     size_px = Gemma3Config.from_pretrained(own).vision_config.image_size
     config = resize(Gemma3Config.from_pretrained(own), size_px // 2)
-    smaller = loading.load_model(own, image_size_px=size_px // 2, dtype=dtype, device=loading.default_device())
-    processor = loading.load_processor(own)
+    smaller = open_checkpoint(own, image_size=size_px // 2).load_model(dtype=dtype, device=loading.default_device())
+    processor = open_checkpoint(own).processor
     resize_processor(processor, config)
     if options.model_path is None:
         teach(smaller, processor, samples, Path(options.dataset_path), num_steps=options.teach_steps)
-        larger = loading.load_model(own, dtype=dtype)
+        larger = open_checkpoint(own).load_model(dtype=dtype)
         larger.model.language_model.load_state_dict(smaller.model.language_model.state_dict())
-        save(larger, loading.load_processor(own), own)
+        save(larger, open_checkpoint(own).processor, own)
     save(smaller, processor, half)
     return [(size_px, own), (size_px // 2, half)]
 
@@ -187,10 +192,10 @@ def load_settings(options: BenchmarkOptions, checkpoints: list[tuple[int, Path]]
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     for size_px, folder in checkpoints:
         stock = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-        ours = loading.load_model(folder, dtype=dtype, device=device)
+        ours = open_checkpoint(folder).load_model(dtype=dtype, device=device)
         for layout in options.layouts:
             collator = Gemma3Collator(
-                processor=loading.load_processor(folder), layout=layout, dataset_folder=Path(options.dataset_path)
+                processor=open_checkpoint(folder).processor, layout=layout, dataset_folder=Path(options.dataset_path)
             )
             yield Setting(layout, size_px, stock, AutoProcessor.from_pretrained(folder), Predictor(ours, collator))
 

@@ -30,6 +30,7 @@ from pokegemma.data.corpus import convert_corpus
 from pokegemma.data.prompts import build_messages, sample_images
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.play.toy_recorder import record_sessions
 from pokegemma.provenance import git_commit, package_versions
 
@@ -146,7 +147,6 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
     import torch
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, set_seed
 
-    from pokegemma.gemma import loading
     from pokegemma.gemma.tiny.gemma3 import make_teachable, make_tiny_gemma3
 
     on_gpu = torch.cuda.is_available()
@@ -168,7 +168,7 @@ def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
         torch.set_default_dtype(torch.float32)
     make_teachable(model)
     model.config.use_cache = False
-    return model, loading.load_processor(folder)
+    return model, open_checkpoint(folder).processor
 
 
 class PeakMemory:

@@ -10,14 +10,14 @@ from transformers.utils import is_timm_available
 
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.gemma.batches.collator import Gemma3Collator
-from pokegemma.gemma.loading import load_processor
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny import gemma3n_gemma4
 from tests.conftest import MakeOnce
 
 
 @pytest.fixture(scope="session")
 def processor(tiny_model: Path) -> Gemma3Processor:
-    return load_processor(tiny_model)
+    return open_checkpoint(tiny_model).processor
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_imports_point_one_way(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("pokegemma.data.grids", "from pokegemma.gemma.loading import load_model"),
+        ("pokegemma.data.grids", "from pokegemma.gemma.loading import open_checkpoint"),
         ("pokegemma.data.grids", "def read():\n    from pokegemma import training"),
         ("pokegemma.data.grids", "from ..play import toy_world"),
         ("pokegemma.data", "from ..training import sft"),

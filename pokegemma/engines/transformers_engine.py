@@ -12,8 +12,8 @@ from pokegemma.engines.questions import Question
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.cached_conversation import Conversation
 from pokegemma.gemma.families import require_exact, stop_tokens
-from pokegemma.gemma.image_attention import image_attention as own_image_attention
-from pokegemma.gemma.loading import default_device, load_config, load_model, load_processor
+from pokegemma.gemma.image_attention import trained_attention
+from pokegemma.gemma.loading import default_device, open_checkpoint
 from pokegemma.gemma.vision_tower import encode_pictures
 
 
@@ -40,15 +40,16 @@ class TransformersEngine:
         """
         if (Path(folder) / "adapter_config.json").is_file():
             raise PokegemmaError(f"{folder} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {folder}")
-        config = load_config(folder)
+        checkpoint = open_checkpoint(folder)
+        config = checkpoint.config
         require_exact(config, "comparing exports")
         if dtype == "auto":
             dtype = str(config.dtype or "float32").removeprefix("torch.")
         self.name = f"transformers {dtype}"
-        self._causal = (image_attention or own_image_attention(config)) == "causal"
-        self._model = load_model(folder, dtype=dtype, device=default_device() if device is None else device)
+        self._causal = (image_attention or trained_attention(config)) == "causal"
+        self._model = checkpoint.load_model(dtype=dtype, device=default_device() if device is None else device)
         self.weights = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[self._model.dtype]
-        self._processor = load_processor(folder)
+        self._processor = checkpoint.processor
         self._tokenizer = self._processor.tokenizer
         self._last: tuple[Question, Conversation] | None = None
 

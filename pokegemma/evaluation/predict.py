@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,15 @@ from transformers import Gemma3ForConditionalGeneration, GenerationConfig, PreTr
 from pokegemma.data.prompts import AnswerError, Layout, parse_answer, sample_images
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import loading
-from pokegemma.gemma.adapters.adapters import CONFIG_FILE, find_base, read_adapter
 from pokegemma.gemma.adapters.attachment import attach_adapter
+from pokegemma.gemma.adapters.base import open_base
+from pokegemma.gemma.adapters.reading import CONFIG_FILE, read_adapter
 from pokegemma.gemma.batches.collator import Example
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
-from pokegemma.gemma.batches.processor_collator import Collator, make_collator
+from pokegemma.gemma.batches.processor_collator import Collator
 from pokegemma.gemma.button_scores import checked_scores, encoded_pictures, score_buttons, score_by_rows
 from pokegemma.gemma.families import family_of, require_exact, stop_tokens
-from pokegemma.gemma.image_attention import adapter_image_attention, change_processor, image_attention
-from pokegemma.gemma.image_size import adapter_image_size
+from pokegemma.gemma.loading import default_device, open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +186,7 @@ def load_predictor(
         PokegemmaError: the model, its processor or its base cannot be loaded, or there is no such device.
     """
     try:
-        where = torch.device(device) if device else loading.default_device()
+        where = torch.device(device) if device else default_device()
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise PokegemmaError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
@@ -196,18 +195,16 @@ def load_predictor(
         dtype = "bfloat16" if has_bfloat16 else "float32"
     folder = Path(model_path)
     if not (folder / CONFIG_FILE).is_file():
-        model = loading.load_model(model_path, dtype=dtype, device=where)
-        processor = loading.load_processor(model_path)
+        checkpoint = open_checkpoint(model_path)
+        model = checkpoint.load_model(dtype=dtype, device=where)
     else:
-        source = read_adapter(folder)
-        base = find_base(source)
-        changed = {"image_size_px": adapter_image_size(folder), "attention": adapter_image_attention(folder)}
-        bare = loading.load_model(base, **changed, dtype=dtype, device=where)
+        adapter = read_adapter(folder)
+        checkpoint = open_base(adapter)
+        if (folder / "processor_config.json").is_file():
+            checkpoint = replace(checkpoint, processor_path=str(folder))
+        bare = checkpoint.load_model(dtype=dtype, device=where)
         # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
-        model = attach_adapter(bare, source, base).get_base_model().eval()
-        processor = loading.load_processor(folder if (folder / "processor_config.json").is_file() else base)
-        if isinstance(bare, Gemma3ForConditionalGeneration):
-            change_processor(processor, image_attention(bare.config))
+        model = attach_adapter(bare, adapter, checkpoint.path).get_base_model().eval()
     logger.info("%s on %s in %s", model_path, where, dtype)
-    collator = make_collator(processor, layout=layout, dataset_folder=Path(dataset_folder))
+    collator = checkpoint.collator(layout=layout, dataset_folder=Path(dataset_folder))
     return Predictor(model=model, collator=collator, max_new_tokens=max_new_tokens)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.export.source import load_exportable_config, open_tensors, recorded_base, stage_weights, staged_bytes
-from pokegemma.gemma.checkpoint_files import copy_tokenizer_model, write_converter_files
+from pokegemma.export.source import exported_tensors, open_exportable, recorded_base, stage_weights, staged_bytes
+from pokegemma.gemma.checkpoint_files import write_converter_files
 from pokegemma.gemma.families import FAMILIES, TOWER
-from pokegemma.gemma.loading import load_processor
+from pokegemma.gemma.loading import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,13 @@ def read_gguf_source(path: Path) -> GgufSource:
     Raises:
         PokegemmaError: it is something that cannot be converted.
     """
-    config = load_exportable_config(path, target="GGUF")
+    checkpoint = open_exportable(path, target="GGUF")
+    config = checkpoint.config
     if not (path / "tokenizer.model").is_file() and recorded_base(path) is None:
         raise PokegemmaError(
             f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
         )
-    shapes = {name: tensor.get_shape() for name, tensor in open_tensors(path)}
+    shapes = {name: tensor.shape for name, tensor in exported_tensors(path).items()}
     parts = (f"{TOWER}.", f"{FAMILIES['gemma3'].projector}.")
     eyes = [name for name in shapes if any(part in name for part in parts)]
     if not any(f"{TOWER}." in name for name in eyes):
@@ -83,7 +84,7 @@ def read_gguf_source(path: Path) -> GgufSource:
         num_staged_bytes=staged_bytes(path),
         image_size_px=config.vision_config.image_size,
         image_tokens=config.mm_tokens_per_image,
-        processor=load_processor(path),
+        processor=checkpoint.processor,
     )
 
 
@@ -112,7 +113,7 @@ def staged(checkpoint: GgufSource, *, beside: Path) -> Iterator[Path]:
             base = recorded_base(path)
             assert base is not None  # see read_gguf_source
             logger.info("tokenizer.model of %s: that of its base, %s", path, base)
-            copy_tokenizer_model(base, folder)
+            open_checkpoint(base).copy_tokenizer_model(folder)
         shutil.copyfile(path / "tokenizer_config.json", folder / "tokenizer_config.json")
         write_converter_files(checkpoint.processor, folder)
         (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")

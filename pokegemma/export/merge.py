@@ -14,14 +14,15 @@ from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export.merged_weights import check_merged_weights, require_weights, weight_names
 from pokegemma.export.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
-from pokegemma.gemma.adapters.adapters import find_base, read_adapter
 from pokegemma.gemma.adapters.attachment import attach_adapter
+from pokegemma.gemma.adapters.base import open_base
+from pokegemma.gemma.adapters.reading import read_adapter
 from pokegemma.gemma.batches.collator import IGNORED_LABEL
-from pokegemma.gemma.batches.processor_collator import Collator, make_collator
-from pokegemma.gemma.checkpoint_files import copy_tokenizer_model, write_converter_files
-from pokegemma.gemma.image_attention import adapter_image_attention, attention_facts
-from pokegemma.gemma.image_size import adapter_image_size, describe_image_size, picture_facts
-from pokegemma.gemma.loading import Dtype, is_quantised, load_config, load_model, load_processor
+from pokegemma.gemma.batches.processor_collator import Collator
+from pokegemma.gemma.checkpoint_files import write_converter_files
+from pokegemma.gemma.image_attention import attention_facts
+from pokegemma.gemma.image_size import describe_image_size, picture_facts
+from pokegemma.gemma.loading import Dtype, open_checkpoint
 from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
 from pokegemma.provenance import write_run_record
 
@@ -39,16 +40,6 @@ class Verification:
     merged_error: float  # merged in memory against adapter + base, float32
     stored_error: float  # read back from disk against adapter + base
     dtype: Dtype
-
-
-def check_base(base: str) -> None:
-    """Refuse a quantised base.
-
-    Raises:
-        PokegemmaError: it is.
-    """
-    if is_quantised(load_config(base)):
-        raise PokegemmaError(f"{base}: its weights are quantised; name the full-precision checkpoint as --base_model")
 
 
 @torch.no_grad()
@@ -121,22 +112,23 @@ def merge(
         CheckFailedError: the verification failed; nothing is left at `output`.
     """
     source = read_adapter(adapter)
-    base = find_base(source, base)
+    checkpoint = open_base(source, base)
+    base = checkpoint.path
     refuse_to_replace(output, adapter, base, flag="--output_path")
-    check_base(base)
+    if checkpoint.is_quantised:
+        raise PokegemmaError(f"{base}: its weights are quantised; name the full-precision checkpoint as --base_model")
     run = source.run
     layout = (run.get("options") or {}).get("layout", "grid")
     with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
-        image_size, attention = adapter_image_size(adapter), adapter_image_attention(adapter)
-        processor = load_processor(base, image_size, attention)
-        model: Any = load_model(base, image_size_px=image_size, attention=attention, dtype="float32", device=device)
+        processor = checkpoint.processor
+        model: Any = checkpoint.load_model(device=device)
         require_weights(base, weight_names(model))
         logger.info("image size: %s", describe_image_size(model.config))
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
         require_space(output, int(1.02 * num_bytes) + 64 * 2**20, remedy=_REMEDY)
         logits: dict[str, torch.Tensor] = {}
         samples: list[Sample] = []
-        collator = make_collator(processor, layout=layout, dataset_folder=Path())
+        collator = checkpoint.collator(layout=layout, dataset_folder=Path())
         if verify_on is not None:
             collator.dataset_folder = verify_on.parent
             samples = list(islice(read_samples(verify_on), num_samples))
@@ -154,7 +146,7 @@ def merge(
         except SafetensorError as error:
             raise PokegemmaError(f"{output} could not be written: {error}") from error
         processor.save_pretrained(folder)
-        copy_tokenizer_model(base, folder)
+        checkpoint.copy_tokenizer_model(folder)
         write_converter_files(processor, folder)
         names = weight_names(model)
         facts = {"image_size_px": picture_facts(model.config)["image_size_px"], **attention_facts(model.config)}
@@ -163,7 +155,7 @@ def merge(
         logger.info("weights compared: %d changed as the adapter says, %d as in the base", *vars(weights).values())
         verification = None
         if samples:
-            logits["stored"] = _answer_logits(load_model(folder, dtype="float32", device=device), collator, samples)
+            logits["stored"] = _answer_logits(open_checkpoint(folder).load_model(device=device), collator, samples)
             reference = logits["adapter"]
             verification = Verification(
                 num_samples=len(samples),

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export.tolerances import UNEXPLAINED_CHANGE, WEIGHT_NOISE
-from pokegemma.gemma.adapters.adapters import Adapter, name_some
-from pokegemma.gemma.checkpoint_files import EMBEDDINGS, HEAD, StoredTensor, plain_name, stored_names, stored_tensors
+from pokegemma.gemma.adapters.reading import Adapter, name_some
 from pokegemma.gemma.image_size import interpolate_positions
-from pokegemma.gemma.loading import load_config
+from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.gemma.weight_files import EMBEDDINGS, HEAD, StoredTensor, plain_name, tensors_by_name
 
 
 def weight_names(model: PreTrainedModel) -> set[str]:
@@ -29,7 +29,7 @@ def require_weights(base: str, names: set[str]) -> None:
     Raises:
         PokegemmaError: it does, or it has no safetensors files, with which the result is compared.
     """
-    stored = stored_names(base)
+    stored = tensors_by_name(base).keys()
     missing = sorted(names - stored - ({HEAD} if EMBEDDINGS in stored else set()))
     if missing:
         raise PokegemmaError(
@@ -59,15 +59,15 @@ def check_merged_weights(folder: Path, base: str, adapter: Adapter, names: set[s
         CheckFailedError: a tensor is missing, left over, or another one than expected; or the adapter changes nothing.
         PokegemmaError: the base contains NaN or infinity.
     """
-    stored = {plain_name(tensor.name): tensor for tensor in stored_tensors(folder)}
+    stored = tensors_by_name(folder)
     tied = HEAD not in stored
-    if tied is not bool(load_config(folder).tie_word_embeddings):
+    if tied is not bool(open_checkpoint(folder).config.tie_word_embeddings):
         raise CheckFailedError(f"merged weights: {HEAD} is {'missing' if tied else 'there'}, config.json differs")
     if wrong := sorted(stored.keys() ^ (names - {HEAD} if tied else names)):
         raise CheckFailedError(
             f"merged weights: {len(wrong)} tensors are missing or not the model's: {name_some(wrong)}"
         )
-    originals = {plain_name(tensor.name): tensor for tensor in stored_tensors(base)}
+    originals = tensors_by_name(base)
     different, num_changed = [], 0
     for name in sorted(names):
         source = name if name != HEAD or HEAD in originals else EMBEDDINGS

@@ -19,11 +19,10 @@ from transformers import Gemma3Config
 from pokegemma.engines.mlx_engine import mlx_processors
 from pokegemma.errors import PokegemmaError
 from pokegemma.export.mlx_check import Part, check_config, check_mlx_weights, check_processor
-from pokegemma.export.source import PUBLISHED_HEAD, load_exportable_config, open_tensors, stage_weights, staged_bytes
-from pokegemma.gemma.checkpoint_files import open_weights
+from pokegemma.export.source import PUBLISHED_HEAD, exported_tensors, open_exportable, stage_weights, staged_bytes
 from pokegemma.gemma.families import FAMILIES, TOWER
-from pokegemma.gemma.image_attention import attention_facts, image_attention
-from pokegemma.gemma.loading import load_processor
+from pokegemma.gemma.image_attention import attention_facts, trained_attention
+from pokegemma.gemma.loading import Checkpoint
 from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
 from pokegemma.provenance import write_run_record
 
@@ -46,26 +45,25 @@ _COPIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json")
 _COPIED += ("chat_template.*", "generation_config.json", "processor_config.json", "preprocessor_config.json")
 
 
-def load_config_for_mlx(path: Path) -> Gemma3Config:
-    """Return the config of a checkpoint that can be converted.
+def open_convertible(path: Path) -> Checkpoint:
+    """Open a checkpoint that can be converted.
 
     Raises:
         PokegemmaError: it is an adapter, quantised, another family's, blind, or for MLX already.
     """
-    config = load_exportable_config(path, target="MLX")
-    for file, weights in open_weights(path):
-        if (weights.metadata() or {}).get("format") == "mlx":
-            raise PokegemmaError(f"{file}: for MLX already")
-    names = [name for name, _ in open_tensors(path)]
+    checkpoint = open_exportable(path, target="MLX")
+    tensors = exported_tensors(path)
+    if any((tensor.file.metadata() or {}).get("format") == "mlx" for tensor in tensors.values()):
+        raise PokegemmaError(f"{path}: for MLX already")
     for part in (TOWER, FAMILIES["gemma3"].projector):
-        if not any(name.startswith(f"{part}.") for name in names):
+        if not any(name.startswith(f"{part}.") for name in tensors):
             raise PokegemmaError(f"{path}: its weights hold no {part}; it would not see")
-    if PUBLISHED_HEAD in names:  # mlx-vlm 0.7 replaces it with the embeddings whenever it loads a Gemma 3
+    if PUBLISHED_HEAD in tensors:  # mlx-vlm 0.7 replaces it with the embeddings whenever it loads a Gemma 3
         raise PokegemmaError(
             f"{path}: its LM head is not tied to its embeddings, and mlx-vlm computes with tied ones only; "
             "convert it to GGUF: scripts/convert_to_gguf.py"
         )
-    return config
+    return checkpoint
 
 
 def _own_values(config_type: type, config: Any) -> dict[str, Any]:
@@ -143,8 +141,8 @@ def _staged(path: Path, config: dict[str, Any], *, beside: Path) -> Iterator[str
 def _size(path: Path, bits: Bits) -> int:
     """Return the bytes that a converted checkpoint takes, with a copy of the embeddings as LM head."""
     num_quantised = num_kept = 0
-    for name, tensor in open_tensors(path):
-        shape = tensor.get_shape()
+    for name, tensor in exported_tensors(path).items():
+        shape = tensor.shape
         count = math.prod(shape) * (2 if "embed_tokens" in name else 1)
         if bits < 16 and name.startswith("language_model.") and len(shape) == 2:
             num_quantised += count
@@ -178,13 +176,13 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
         PokegemmaError: the checkpoint cannot be converted, or the disk is at fault.
         CheckFailedError: what was written is not what the checkpoint says; nothing is left at `output`.
     """
-    config = load_config_for_mlx(path)
+    checkpoint = open_convertible(path)
+    config, processor = checkpoint.config, checkpoint.processor
     refuse_to_replace(output, path, flag="--output_path")
-    processor = load_processor(path)
     stored = mlx_config(path, config)
     num_bytes = int(1.02 * _size(path, bits)) + 64 * 2**20 + staged_bytes(path)
     require_space(output, num_bytes, remedy=_REMEDY)
-    if image_attention(config) != "causal":
+    if trained_attention(config) != "causal":
         logger.warning(
             "mlx-vlm is causal inside pictures, and this model was trained with bidirectional attention there: its "
             "answers will differ a little. How much, and a training flag: docs/models.md, Attention inside pictures"

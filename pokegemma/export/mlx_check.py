@@ -13,7 +13,7 @@ from transformers import Gemma3Config, Gemma3Processor
 from pokegemma.engines.mlx_engine import mx, open_model, open_processor, prepare
 from pokegemma.engines.questions import Question
 from pokegemma.errors import CheckFailedError
-from pokegemma.export.source import PUBLISHED_EMBEDDINGS, PUBLISHED_HEAD, open_tensors
+from pokegemma.export.source import PUBLISHED_EMBEDDINGS, PUBLISHED_HEAD, exported_tensors
 
 _ERROR_LIMIT = {4: 0.2, 8: 0.02}
 """Largest error of a quantised matrix, as a share of its root mean square; 0.09 and 0.008 are usual."""
@@ -77,11 +77,11 @@ def check_mlx_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part
         written |= mx.load(str(file))  # lazily: nothing is in memory until it is compared
     sums: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(4))
     left = {name for name in written if not name.endswith((".scales", ".biases"))} - {PUBLISHED_HEAD}
-    for name, stored_tensor in open_tensors(checkpoint):
+    for name, stored_tensor in exported_tensors(checkpoint).items():
         if name not in left:
             raise CheckFailedError(f"{folder}: {name} was not written")
         left.remove(name)
-        tensor = stored_tensor[:]
+        tensor = stored_tensor.read()
         for target in (name, PUBLISHED_HEAD) if name == PUBLISHED_EMBEDDINGS else (name,):
             if target not in written:
                 raise CheckFailedError(f"{folder}: {target} was not written")

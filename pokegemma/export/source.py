@@ -2,18 +2,24 @@
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Set
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import torch
-from transformers import Gemma3Config
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.checkpoint_files import open_weights, published_name, read_family, weight_files
 from pokegemma.gemma.families import FAMILIES
-from pokegemma.gemma.loading import load_config
+from pokegemma.gemma.loading import Checkpoint, open_checkpoint
+from pokegemma.gemma.weight_files import (
+    HEAD,
+    StoredTensor,
+    has_own_head,
+    published_name,
+    stored_tensors,
+    tensors_by_name,
+    weight_files,
+)
 from pokegemma.provenance import read_run_record
 
 PUBLISHED_HEAD, PUBLISHED_EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
@@ -26,39 +32,16 @@ _PROCESSOR_FILES = (
 _COPY_BYTES = 16 * 2**20
 
 
-def _has_head_of_its_own(path: Path) -> bool:
-    """Return whether a checkpoint stores an LM head with other values than its embeddings.
-
-    transformers (5.23) uses such a head even where config.json says that it is tied, and ties one that is the same.
-    """
-    names = {published_name(name) for _, weights in open_weights(path) for name in weights.keys()}  # noqa: SIM118
-    if not {PUBLISHED_HEAD, PUBLISHED_EMBEDDINGS} <= names:
-        return PUBLISHED_HEAD in names
-    head, embeddings = (
-        next(
-            weights.get_tensor(name)
-            for _, weights in open_weights(path)
-            for name in weights.keys()  # noqa: SIM118
-            if published_name(name) == wanted
-        )
-        for wanted in (PUBLISHED_HEAD, PUBLISHED_EMBEDDINGS)
-    )
-    return head.dtype != embeddings.dtype or not torch.equal(head, embeddings)
-
-
-def open_tensors(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the published name and a slice of each tensor of a checkpoint, without an LM head that is only a copy.
-
-    A slice has `get_shape()`; `[:]` reads it.
+def exported_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a checkpoint by their published names, without an LM head that is only a copy.
 
     Raises:
-        PokegemmaError: as `open_weights`.
+        PokegemmaError: a file of the weights is missing or damaged.
     """
-    has_head = _has_head_of_its_own(path)
-    for _, weights in open_weights(path):
-        for stored in weights.keys():  # noqa: SIM118
-            if has_head or published_name(stored) != PUBLISHED_HEAD:
-                yield published_name(stored), weights.get_slice(stored)
+    tensors = tensors_by_name(path)
+    if not has_own_head(tensors):
+        tensors.pop(HEAD, None)
+    return {published_name(name): tensor for name, tensor in tensors.items()}
 
 
 def staged_bytes(path: Path) -> int:
@@ -66,8 +49,7 @@ def staged_bytes(path: Path) -> int:
 
     Links will do where all tensors have the names that llama.cpp and mlx-vlm read, and all of them are wanted.
     """
-    stored = {name for _, weights in open_weights(path) for name in weights.keys()}  # noqa: SIM118
-    if stored == {name for name, _ in open_tensors(path)}:
+    if {tensor.name for tensor in stored_tensors(path)} == exported_tensors(path).keys():
         return 0
     return sum(file.stat().st_size for file in weight_files(path))
 
@@ -83,7 +65,7 @@ def stage_weights(path: Path, folder: Path) -> None:
         for file in [*files, *([] if files[0].name == SAFE_WEIGHTS_NAME else [path / SAFE_WEIGHTS_INDEX_NAME])]:
             (folder / file.name).symlink_to(file.resolve())
         return
-    wanted = {name for name, _ in open_tensors(path)}
+    wanted = exported_tensors(path).keys()
     places = {name: file.name for file in files for name in _copy_renamed(file, folder / file.name, wanted)}
     if files[0].name != SAFE_WEIGHTS_NAME:
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(
@@ -91,7 +73,7 @@ def stage_weights(path: Path, folder: Path) -> None:
         )
 
 
-def _copy_renamed(source: Path, target: Path, wanted: set[str]) -> list[str]:
+def _copy_renamed(source: Path, target: Path, wanted: Set[str]) -> list[str]:
     """Copy those tensors of a safetensors file that are `wanted`, by their published names, and return these.
 
     The file is a length of 8 bytes, a JSON header, then the data. It is copied piece by piece: a 4B in float32 has
@@ -122,8 +104,11 @@ def _copy_range(file: IO[bytes], output: IO[bytes], *, start: int, size: int) ->
         size -= output.write(file.read(min(size, _COPY_BYTES)))
 
 
-def load_exportable_config(path: Path, *, target: str) -> Gemma3Config:
-    """Return the config of a Gemma 3 in full precision; `target` is what it shall become, for the error.
+def open_exportable(path: Path, *, target: str) -> Checkpoint:
+    """Open a Gemma 3 in full precision.
+
+    Args:
+        target: what it shall become, for the message.
 
     Raises:
         PokegemmaError: it is an adapter, quantised, of another family, or lacks a file of its processor.
@@ -132,11 +117,10 @@ def load_exportable_config(path: Path, *, target: str) -> Gemma3Config:
         raise PokegemmaError(f"--model_path {path}: no such folder")
     if (path / "adapter_config.json").is_file():
         raise PokegemmaError(f"{path} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {path}")
-    family = read_family(path)
-    if family is not FAMILIES["gemma3"]:
-        raise PokegemmaError(f"{path} is a {family.name}; only Gemma 3 is converted to {target} here")
-    config = load_config(path)
-    if getattr(config, "quantization_config", None) or getattr(config, "quantization", None):
+    checkpoint = open_checkpoint(path)
+    if checkpoint.family is not FAMILIES["gemma3"]:
+        raise PokegemmaError(f"{path} is a {checkpoint.family.name}; only Gemma 3 is converted to {target} here")
+    if checkpoint.is_quantised:
         raise PokegemmaError(f"{path}: its weights are quantised; convert the full-precision checkpoint")
     missing = [names[0] for names in _PROCESSOR_FILES if not any((path / name).is_file() for name in names)]
     if missing:
@@ -144,7 +128,7 @@ def load_exportable_config(path: Path, *, target: str) -> Gemma3Config:
         raise PokegemmaError(
             f"{path}: {', '.join(missing)} not found; copy from the base checkpoint{f', {base}' if base else ''}"
         )
-    return config
+    return checkpoint
 
 
 def recorded_base(path: Path) -> str | None:

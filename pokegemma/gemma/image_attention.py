@@ -19,14 +19,14 @@ ImageAttention = Literal["bidirectional", "causal"]
 _SWITCH = "return_mm_token_type_ids"  # of a processor's call; read from the tokenizer's config up to transformers 5.28
 
 
-def image_attention(config: PreTrainedConfig) -> ImageAttention:
+def trained_attention(config: PreTrainedConfig) -> ImageAttention:
     """Return what a Gemma 3 was trained on, by its config; published checkpoints say nothing, and are bidirectional."""
     return getattr(config, "image_attention", "bidirectional")
 
 
 def attention_facts(config: PreTrainedConfig) -> dict[str, ImageAttention]:
     """Return what records say of a model's attention inside pictures: nothing where it is as published."""
-    return {"image_attention": "causal"} if image_attention(config) == "causal" else {}
+    return {"image_attention": "causal"} if trained_attention(config) == "causal" else {}
 
 
 def change_config(config: PreTrainedConfig, asked: ImageAttention) -> None:
@@ -39,7 +39,7 @@ def change_config(config: PreTrainedConfig, asked: ImageAttention) -> None:
         raise PokegemmaError(f"--image_attention {asked}: not one of {', '.join(get_args(ImageAttention))}")
     if asked == "causal":
         config.image_attention = asked
-    elif image_attention(config) != asked:
+    elif trained_attention(config) != asked:
         raise PokegemmaError(
             f"--image_attention {asked}: {config.name_or_path or 'the model'} was trained to be causal; leave it out"
         )

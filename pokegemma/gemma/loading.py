@@ -1,36 +1,41 @@
-"""Load the config, processor and weights of a Gemma 3, 3n or 4, and tell its weights apart from others."""
+"""Open the checkpoint of a Gemma 3, 3n or 4: its config, family and processor, and from it the model and a collator."""
 
-from collections.abc import Callable
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoConfig,
+    CONFIG_MAPPING,
     AutoModelForImageTextToText,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessorPil,
     Gemma3Processor,
     PreTrainedConfig,
     PreTrainedModel,
-    ProcessorMixin,
 )
+from transformers.utils import cached_file
 
+from pokegemma.data.prompts import Layout
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.checkpoint_files import load_part, read_family
-from pokegemma.gemma.families import (
-    FAMILIES,
-    attention_of_parts,
-    family_of,
-    require_exact,
-    require_packages,
-)
-from pokegemma.gemma.image_attention import ImageAttention, change_config, change_processor, image_attention
+from pokegemma.gemma.batches.processor_collator import Collator, make_collator
+from pokegemma.gemma.checkpoint_files import load_part
+from pokegemma.gemma.families import Family, attention_of_parts, find_family, require_exact, require_packages
+from pokegemma.gemma.image_attention import ImageAttention, change_config, change_processor, trained_attention
 from pokegemma.gemma.image_size import resize_config, resize_model, resize_processor
 from pokegemma.gemma.processors import Gemma4PictureProcessor, load_gemma3n_processor
 from pokegemma.gemma.vision_tower import accept_compact_batches
+from pokegemma.gemma.weight_files import FINGERPRINT_VERSION, hash_weights
 
 Dtype = Literal["float32", "bfloat16"]
+
+_PROCESSOR_LOADERS = {
+    "Gemma3Processor": Gemma3Processor.from_pretrained,
+    "Gemma3nProcessor": load_gemma3n_processor,
+    "Gemma4Processor": Gemma4PictureProcessor.from_pretrained,
+}
 
 
 def default_device() -> torch.device:
@@ -40,124 +45,181 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_config(
-    path: str | Path, image_size_px: int | None = None, attention: ImageAttention | None = None
-) -> PreTrainedConfig:
-    """Return the config of a Gemma 3, 3n or 4 with vision.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Gemma 3, 3n or 4 with vision, as it is or with other pictures; made by `open_checkpoint`.
+
+    Attributes:
+        path: a folder or a Hub id.
+        config: with the size of pictures and the attention inside them that were asked for.
+        image_size: size of pictures in pixels, where it is not the checkpoint's own.
+        image_attention: attention inside pictures, where it is not the checkpoint's own.
+        processor_path: where the processor is loaded from; an adapter's folder has one, too.
+    """
+
+    path: str
+    config: PreTrainedConfig
+    family: Family
+    image_size: int | None
+    image_attention: ImageAttention | None
+    processor_path: str
+
+    @cached_property
+    def processor(self) -> Any:
+        """The processor with the PIL image processor, since torchvision is optional.
+
+        Raises:
+            PokegemmaError: it cannot be loaded, or has no chat template.
+        """
+        path = self.processor_path
+        processor = load_part("processor", path, _PROCESSOR_LOADERS[self.family.processor])
+        if isinstance(processor, Gemma3Processor):
+            # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be
+            # saved.
+            processor.image_processor = load_part("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
+        if not processor.chat_template:
+            raise PokegemmaError(
+                f"{path}: the processor has no chat template; take an instruction-tuned (-it) checkpoint"
+            )
+        if self.image_size is not None:
+            resize_processor(processor, self.config)
+        if isinstance(processor, Gemma3Processor):  # config.json decides: the tokenizer may be another model's copy
+            change_processor(processor, trained_attention(self.config))
+        return processor
+
+    def load_model(
+        self,
+        *,
+        dtype: Dtype = "float32",
+        device: torch.device | str | None = None,
+        attn_implementation: str = "sdpa",
+        **options: Any,
+    ) -> PreTrainedModel:
+        """Return the model in eval mode on `device` (None: where transformers puts it).
+
+        Position embeddings are interpolated where `image_size` is given. `image_attention` changes the config alone:
+        the batches of a collator bring it about.
+
+        Args:
+            options: of `from_pretrained`, such as a quantization_config.
+
+        Raises:
+            PokegemmaError: the weights cannot be loaded, or the attention implementation is wrong for the family.
+        """
+        model = load_part(
+            "model",
+            self.path,
+            AutoModelForImageTextToText.from_pretrained,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention_of_parts(self.config, attn_implementation),
+            **options,
+        )
+        # Under ZeRO-3 transformers 5.23 keeps all renamings that it knows, not those that loading needed. Saving undoes
+        # the ones kept, so the names would be neither the published ones nor those of one process.
+        model._weight_conversions = [step for step in model._weight_conversions if step.was_used()]
+        if self.image_size is not None:
+            resize_model(model, self.image_size)
+        if self.image_attention is not None:
+            change_config(model.config, self.image_attention)
+        if device is not None:
+            try:
+                model = model.to(device)
+            except (RuntimeError, AssertionError) as error:  # CUDA's out of memory is a RuntimeError
+                message = str(error).splitlines()[0]
+                raise PokegemmaError(f"{self.path} cannot be moved to {device}: {message}") from error
+        if isinstance(model, Gemma3ForConditionalGeneration):
+            accept_compact_batches(model)
+        return model.eval()
+
+    def collator(self, *, layout: Layout, dataset_folder: Path, **options: Any) -> Collator:
+        """Return the collator that makes batches for the model; see `make_collator`."""
+        return make_collator(self.processor, layout=layout, dataset_folder=dataset_folder, **options)
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the weights are stored quantised."""
+        return bool(getattr(self.config, "quantization_config", None) or getattr(self.config, "quantization", None))
+
+    def require_full_precision(self) -> None:
+        """Refuse to train weights that are stored quantised.
+
+        Raises:
+            PokegemmaError: they are.
+        """
+        if self.is_quantised:
+            raise PokegemmaError(
+                f"{self.path}: its weights are stored quantised, and an adapter trained on them cannot be merged; take "
+                f"the full-precision checkpoint ({self.family.checkpoints}): --finetuning qlora quantises it in memory"
+            )
+
+    def weights_fingerprint(self) -> str:
+        """Return a hash that tells the stored weights from others; see `hash_weights`.
+
+        Raises:
+            PokegemmaError: they cannot be read.
+        """
+        return hash_weights(self.path)
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Return whether the stored weights have a fingerprint, which an earlier version may have taken.
+
+        Raises:
+            PokegemmaError: they cannot be read.
+        """
+        version = FINGERPRINT_VERSION if fingerprint.startswith(FINGERPRINT_VERSION) else ""
+        return hash_weights(self.path, version=version) == fingerprint
+
+    def copy_tokenizer_model(self, folder: Path) -> None:
+        """Copy SentencePiece's tokenizer.model, which `save_pretrained` leaves out and llama.cpp needs, into `folder`.
+
+        Gemma 4 has none: nothing is copied.
+
+        Raises:
+            PokegemmaError: the checkpoint has none, and its family does.
+        """
+        path = load_part(
+            "tokenizer.model",
+            self.path,
+            cached_file,
+            filename="tokenizer.model",
+            _raise_exceptions_for_missing_entries=self.family.has_tokenizer_model,
+        )
+        if path is not None:
+            shutil.copyfile(path, folder / "tokenizer.model")
+
+
+def open_checkpoint(
+    path: str | Path, image_size: int | None = None, image_attention: ImageAttention | None = None
+) -> Checkpoint:
+    """Open a checkpoint: read its config.json, once, and decide what its pictures will be.
+
+    Processor and weights are loaded when they are needed.
 
     Args:
-        image_size_px: of its pictures; None: its own.
-        attention: inside pictures; None: its own.
+        path: a folder or a Hub id.
+        image_size: of its pictures in pixels; None: its own.
+        image_attention: inside pictures; None: its own.
 
     Raises:
-        PokegemmaError: there is none at `path`, it is of another architecture, needs packages that are missing, the
-            size does not fit, or the attention contradicts its own.
+        PokegemmaError: there is no config at `path`, it is of another architecture or needs packages that are missing,
+            the size does not fit, or the attention contradicts its own.
     """
-    require_packages(read_family(path), where=str(path))
-    config = load_part("config", path, AutoConfig.from_pretrained)
-    if image_size_px is not None:
+    path = str(path)
+    settings = load_part("config", path, PreTrainedConfig.get_config_dict)[0]
+    if not settings:
+        raise PokegemmaError(f"{path}: no config.json in it, so it is not a model")
+    family = find_family(settings.get("model_type"), where=path)
+    require_packages(family, where=path)
+    config_class = CONFIG_MAPPING[settings["model_type"]]
+    config = load_part("config", path, lambda name: config_class.from_dict(settings, name_or_path=name))
+    if image_size is not None:
         require_exact(config, "--image_size")
-        resize_config(config, image_size_px)
-    if attention is not None:
+        is_own = image_size == config.vision_config.image_size
+        resize_config(config, image_size)
+        image_size = None if is_own else image_size
+    if image_attention is not None:
         require_exact(config, "--image_attention")
-        change_config(config, attention)
-    return config
-
-
-def is_quantised(config: PreTrainedConfig) -> bool:
-    """Return whether the weights of a checkpoint are stored quantised, by its config."""
-    return bool(getattr(config, "quantization_config", None))
-
-
-def require_full_precision(config: PreTrainedConfig, *, where: str) -> None:
-    """Refuse to train a checkpoint that is stored quantised.
-
-    Raises:
-        PokegemmaError: it is.
-    """
-    if is_quantised(config):
-        raise PokegemmaError(
-            f"{where}: its weights are stored quantised, and what is trained on them cannot be merged; take the "
-            f"full-precision checkpoint ({family_of(config).checkpoints}): --finetuning qlora quantises it in memory"
-        )
-
-
-def _processor_loader(path: str | Path) -> Callable[[str], Any]:
-    """Return what loads the processor of a checkpoint, or that in the folder of an adapter, which has no config."""
-    if (Path(path) / "adapter_config.json").is_file():
-        name = load_part("processor", path, ProcessorMixin.get_processor_dict)[0].get("processor_class")
-    else:
-        name = read_family(path).processor
-    return {"Gemma3nProcessor": load_gemma3n_processor, "Gemma4Processor": Gemma4PictureProcessor.from_pretrained}.get(
-        name, Gemma3Processor.from_pretrained
-    )
-
-
-def load_processor(path: str | Path, image_size_px: int | None = None, attention: ImageAttention | None = None) -> Any:
-    """Return the processor of a checkpoint, with the PIL image processor (torchvision is optional).
-
-    An adapter's folder has its own, which says the size of its pictures and the attention inside them.
-
-    Raises:
-        PokegemmaError: it could not be loaded, or has no chat template.
-    """
-    config, changed = None, image_size_px is not None or attention is not None
-    is_adapter = (Path(path) / "adapter_config.json").is_file()
-    if not is_adapter and (changed or read_family(path) is FAMILIES["gemma3"]):
-        config = load_config(path, image_size_px, attention)
-    processor = load_part("processor", path, _processor_loader(path))
-    if isinstance(processor, Gemma3Processor):
-        # Not as an argument of from_pretrained: it would end up in the tokenizer's config, which could not be saved.
-        processor.image_processor = load_part("image processor", path, Gemma3ImageProcessorPil.from_pretrained)
-    if not processor.chat_template:
-        raise PokegemmaError(f"{path}: the processor has no chat template; take an instruction-tuned (-it) checkpoint")
-    if config is not None and image_size_px is not None:
-        resize_processor(processor, config)
-    if config is not None:  # config.json decides: the tokenizer's files may be copies of another model's
-        change_processor(processor, image_attention(config))
-    return processor
-
-
-def load_model(
-    path: str | Path,
-    *,
-    image_size_px: int | None = None,
-    attention: ImageAttention | None = None,
-    dtype: Dtype = "float32",
-    device: torch.device | str | None = None,
-    attn_implementation: str = "sdpa",
-    **options: Any,
-) -> PreTrainedModel:
-    """Return a checkpoint in eval mode, on `device` (None: left where transformers puts it).
-
-    Its pictures have `image_size_px` (None: the checkpoint's own size); the position embeddings are interpolated.
-    `attention` inside pictures is what its config will say (None: its own); the batches of a collator bring it about.
-    `options` go to `from_pretrained` (a quantization_config, say).
-
-    Raises:
-        PokegemmaError: it could not be loaded, the size does not fit, or attention would be wrong.
-    """
-    implementation = attention_of_parts(load_config(path, image_size_px, attention), attn_implementation)
-    model = load_part(
-        "model",
-        path,
-        AutoModelForImageTextToText.from_pretrained,
-        dtype=getattr(torch, dtype),
-        attn_implementation=implementation,
-        **options,
-    )
-    # Under ZeRO-3 transformers 5.23 keeps all renamings that it knows, not those that loading needed. Saving undoes the
-    # ones kept, so the names would be neither the published ones nor those of one process.
-    model._weight_conversions = [step for step in model._weight_conversions if step.was_used()]
-    if image_size_px is not None:
-        resize_model(model, image_size_px)
-    if attention is not None:
-        change_config(model.config, attention)
-    if device is not None:
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:  # CUDA's out of memory is a RuntimeError
-            raise PokegemmaError(f"{path} does not go to {device}: {str(error).splitlines()[0]}") from error
-    if isinstance(model, Gemma3ForConditionalGeneration):
-        accept_compact_batches(model)
-    return model.eval()
+        is_own = image_attention == trained_attention(config)
+        change_config(config, image_attention)
+        image_attention = None if is_own else image_attention
+    return Checkpoint(path, config, family, image_size, image_attention, processor_path=path)

@@ -13,8 +13,8 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.view import View
 from pokegemma.gemma.button_tokens import ButtonTokens
 from pokegemma.gemma.families import require_exact
-from pokegemma.gemma.image_attention import image_attention
-from pokegemma.gemma.loading import load_config, load_processor
+from pokegemma.gemma.image_attention import trained_attention
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.parity.compare import choose_examples, compare, find_worst, summarize_engine
 from pokegemma.parity.engine_spec import EngineFailedError, EngineSpec, check_loaded
 from pokegemma.parity.limits import Limits, difference_limit, find_failures
@@ -74,9 +74,9 @@ class Comparison:
             raise PokegemmaError(
                 f"{reference.path} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {reference.path}"
             )
-        config = load_config(reference.path)
+        checkpoint = open_checkpoint(reference.path)
+        config, tokenizer = checkpoint.config, checkpoint.processor.tokenizer
         require_exact(config, "--model_path")
-        tokenizer = load_processor(reference.path).tokenizer
         tokens = ButtonTokens.of(tokenizer)
         task = Task(
             examples=choose_examples(list(read_samples(held_out)), view, count=num_samples),
@@ -88,7 +88,7 @@ class Comparison:
             max_new_tokens=max_new_tokens,
         )
         task.question(0)  # a mistake in dataset or layout shows before a model is loaded
-        return cls(reference, task, limits, tokenizer, image_attention(config), timeout_s, finished)
+        return cls(reference, task, limits, tokenizer, trained_attention(config), timeout_s, finished)
 
     def ask(self, spec: EngineSpec) -> Measured:
         """Ask an engine, with a progress bar, unless it was asked before the comparison was interrupted."""

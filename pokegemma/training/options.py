@@ -13,6 +13,7 @@ from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP
 from pokegemma.environment import default_finetuning
 from pokegemma.errors import PokegemmaError, check_ranges
 from pokegemma.gemma.image_attention import ImageAttention
+from pokegemma.gemma.loading import Checkpoint, open_checkpoint
 from pokegemma.training.precision import choose_bf16, deepspeed_precision, is_forced_to_cpu
 
 DEFAULT_MODEL = "google/gemma-3-4b-it"
@@ -166,6 +167,10 @@ class ModelOptions(ModelConfig):
         if self.dtype == "auto":
             self.dtype = automatic_dtype(self.finetuning)
         super().__post_init__()
+
+    def open_checkpoint(self) -> Checkpoint:
+        """Open the base model with the pictures that these options ask for; see `gemma.loading.open_checkpoint`."""
+        return open_checkpoint(self.model_name_or_path, self.image_size, self.image_attention)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pokegemma.errors import PokegemmaError, is_disk_full
-from pokegemma.gemma.checkpoint_files import has_fingerprint
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.outputs import RUN_FILE, refuse_to_replace
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import LAST_CHECKPOINT
@@ -185,7 +185,8 @@ def check_resumed(folder: Path, *, options: dict[str, Any], facts: dict[str, Any
     names = _FIXED_OPTIONS + (_FIXED_TRAJECTORY_OPTIONS if options["layout"] == "trajectory" else ())
     before = {name: record.get("options", {}).get(name) for name in names}
     trained_on = record.get("base_fingerprint")
-    if trained_on and trained_on != facts["base_fingerprint"] and has_fingerprint(facts["base_model"], trained_on):
+    is_other = trained_on and trained_on != facts["base_fingerprint"]
+    if is_other and open_checkpoint(facts["base_model"]).has_fingerprint(trained_on):
         trained_on = facts["base_fingerprint"]  # an earlier version took it
     before |= {"base model": trained_on, "dataset": (record.get("dataset") or {}).get("sha256")}
     now = {name: options[name] for name in names}

@@ -15,17 +15,10 @@ from pokegemma.data.samples import dataset_files, dataset_hash
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.adapters.attachment import check_tensors
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
-from pokegemma.gemma.batches.processor_collator import make_collator
-from pokegemma.gemma.checkpoint_files import (
-    copy_tokenizer_model,
-    read_family,
-    weights_fingerprint,
-    write_converter_files,
-)
+from pokegemma.gemma.checkpoint_files import write_converter_files
 from pokegemma.gemma.families import check_checkpointing, require_exact, set_fsdp_layers
-from pokegemma.gemma.image_attention import attention_facts, image_attention
+from pokegemma.gemma.image_attention import attention_facts
 from pokegemma.gemma.image_size import picture_facts
-from pokegemma.gemma.loading import load_config, load_processor, require_full_precision
 from pokegemma.gemma.vision_tower import PROJECTOR, TOWER
 from pokegemma.provenance import write_run_record
 from pokegemma.training.callbacks import EvaluateAtEnd, StopOnSignal
@@ -130,20 +123,18 @@ def train(
         overwrite=data.overwrite,
         resume=training.resume_from_checkpoint,
     )
-    config, family = load_config(base, model_options.image_size, model_options.image_attention), read_family(base)
-    require_full_precision(config, where=base)
-    processor = load_processor(base, model_options.image_size, model_options.image_attention)
-    own = load_config(base)  # asking for what the checkpoint is: the same run as without the option
-    if model_options.image_size == getattr(own.vision_config, "image_size", None):
-        model_options.image_size = None
-    if model_options.image_attention == image_attention(own):
-        model_options.image_attention = None
+    base_checkpoint = model_options.open_checkpoint()
+    config, family, processor = base_checkpoint.config, base_checkpoint.family, base_checkpoint.processor
+    base_checkpoint.require_full_precision()
+    # Naming what is the checkpoint's own anyway is the same run as without the option.
+    model_options.image_size = base_checkpoint.image_size
+    model_options.image_attention = base_checkpoint.image_attention
     for option, used in (("--vision_features", data.vision_features), ("--samples_per_row", data.samples_per_row > 1)):
         if used:
             require_exact(config, option)
     max_length = training.max_length or config.text_config.max_position_embeddings
     # Rows name their pictures by absolute paths, so the folder is not used.
-    collator = make_collator(processor, layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row)
+    collator = base_checkpoint.collator(layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row)
     for path in files.values():
         check_lengths(path, read_examples(path, data), collator, max_length=max_length)
     evaluates = eval_path is not None and (training.eval_strategy != IntervalStrategy.NO or training.eval_on_start)
@@ -162,7 +153,7 @@ def train(
     hashes = {split: {"path": str(path.resolve()), "sha256": dataset_hash(path)} for split, path in files.items()}
     facts = {
         "base_model": base,
-        "base_fingerprint": weights_fingerprint(base),
+        "base_fingerprint": base_checkpoint.weights_fingerprint(),
         "seed": training.seed,
         "dataset": hashes["train"],
         "eval_dataset": hashes.get("eval"),
@@ -178,7 +169,7 @@ def train(
 
     check_checkpointing(config, reentrant=is_reentrant(training, adapter=model_options.use_peft))
     adapter = lora_config(model_options, family) if model_options.use_peft else None
-    model = load_trainable(model_options, training)
+    model = load_trainable(base_checkpoint, model_options, training)
     set_fsdp_layers(model, family)
     if data.vision_features is not None:
         examples = itertools.chain.from_iterable(read_examples(path, data) for path in files.values())
@@ -238,7 +229,7 @@ def train(
             trainer.save_model()
             trainer.save_state()
             if trainer.is_world_process_zero() and not model_options.use_peft:
-                copy_tokenizer_model(base, output_dir)
+                base_checkpoint.copy_tokenizer_model(output_dir)
                 write_converter_files(processor, output_dir)
         record(
             "interrupted" if stop.stopped else "completed",

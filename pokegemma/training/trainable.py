@@ -7,9 +7,8 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.checkpoint_files import read_family
 from pokegemma.gemma.families import FAMILIES, Family
-from pokegemma.gemma.loading import load_model
+from pokegemma.gemma.loading import Checkpoint
 from pokegemma.gemma.vision_tower import TOWER
 from pokegemma.training.options import ModelOptions, TrainingOptions
 
@@ -36,13 +35,13 @@ def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> L
     )
 
 
-def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrainedModel:
+def load_trainable(checkpoint: Checkpoint, options: ModelOptions, training: TrainingOptions) -> PreTrainedModel:
     """Return the base model: quantised for QLoRA, with the right parts frozen for full fine-tuning.
 
     Raises:
         PokegemmaError: the model cannot be loaded.
     """
-    family, extra = read_family(options.model_name_or_path), dict[str, Any]()
+    family, extra = checkpoint.family, dict[str, Any]()
     if options.finetuning == "qlora":
         if training.deepspeed_plugin is not None:
             raise PokegemmaError("--finetuning qlora does not work with DeepSpeed; use lora, or multi_gpu.yaml")
@@ -58,14 +57,7 @@ def load_trainable(options: ModelOptions, training: TrainingOptions) -> PreTrain
         )
         if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
             extra["device_map"] = {"": training.device}
-    model = load_model(
-        options.model_name_or_path,
-        image_size_px=options.image_size,
-        attention=options.image_attention,
-        dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
-        **extra,
-    )
+    model = checkpoint.load_model(dtype=options.dtype, attn_implementation=options.attn_implementation, **extra)
     model.config.use_cache = False
     if options.finetuning == "full":
         frozen = {TOWER: not options.train_vision_tower, family.projector: not options.train_projector}

@@ -9,13 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, Gemma3ForConditionalGeneration
 
 from benchmarks.decision_cost import GEMMA_3_4B, Pass, Rates, generation_passes, picture_pass, text_pass
-from pokegemma.gemma import loading
+from pokegemma.gemma.loading import open_checkpoint
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Gemma3ForConditionalGeneration:
     """Return a tiny model whose attention is matrix products, which the counter knows on a CPU."""
-    return loading.load_model(tiny_model, attn_implementation="eager")
+    return open_checkpoint(tiny_model).load_model(attn_implementation="eager")
 
 
 @pytest.mark.parametrize("num_pictures", [1, 3])

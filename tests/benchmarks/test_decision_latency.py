@@ -12,8 +12,8 @@ from benchmarks.decision_latency import CACHED, PREPARED, SCORED, STOPPED, WAYS,
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation.predict import Predictor
-from pokegemma.gemma import loading
 from pokegemma.gemma.batches.collator import Gemma3Collator
+from pokegemma.gemma.loading import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def session(toy_dataset: Path) -> list[Sample]:
 
 @pytest.fixture
 def setting(tiny_model: Path, toy_dataset: Path) -> Setting:
-    processor, model = loading.load_processor(tiny_model), loading.load_model(tiny_model)
+    processor, model = open_checkpoint(tiny_model).processor, open_checkpoint(tiny_model).load_model()
     collator = Gemma3Collator(processor=processor, layout="frames", dataset_folder=toy_dataset)
     return Setting("frames", 56, model, processor, Predictor(model, collator))
 
@@ -112,7 +112,7 @@ def test_the_made_model_is_taught_and_written_at_both_sizes(
     tiny_model: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make_tiny(folder: Path, *, image_scale: int) -> tuple[Any, Any]:  # the real one takes a minute to learn
-        return loading.load_model(tiny_model), loading.load_processor(tiny_model)
+        return open_checkpoint(tiny_model).load_model(), open_checkpoint(tiny_model).processor
 
     monkeypatch.setattr(decision_latency, "make_model", make_tiny)
     samples = list(read_samples(toy_dataset / "train.jsonl"))
@@ -123,8 +123,8 @@ def test_the_made_model_is_taught_and_written_at_both_sizes(
     monkeypatch.setattr(decision_latency, "can_answer", lambda *arguments: True)
     checkpoints = decision_latency.make_checkpoints(options, tmp_path, samples)
     assert [size for size, _ in checkpoints] == [56, 28]
-    large, small = (loading.load_model(folder) for _, folder in checkpoints)
-    untaught = loading.load_model(tiny_model).model
+    large, small = (open_checkpoint(folder).load_model() for _, folder in checkpoints)
+    untaught = open_checkpoint(tiny_model).load_model().model
     for name, weight in large.model.language_model.state_dict().items():
         assert weight.equal(small.model.language_model.state_dict()[name])
     taught = large.model.language_model.layers[0].mlp.up_proj.weight

@@ -26,7 +26,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.export.gguf import MMPROJ, run_converter
 from pokegemma.export.llama_cpp_converter import find_converter
 from pokegemma.gemma.button_tokens import ButtonTokens
-from pokegemma.gemma.loading import load_model, load_processor
+from pokegemma.gemma.loading import open_checkpoint
 
 F16_TOLERANCE = 0.05
 """Largest difference of a log-probability that float16 weights and cache may make; 0.025 was seen, at -17."""
@@ -36,8 +36,8 @@ class Reference:
     """transformers in float32, asked as an engine is."""
 
     def __init__(self, folder: Path) -> None:
-        self.model: Any = load_model(folder)
-        self.processor = load_processor(folder)
+        self.model: Any = open_checkpoint(folder).load_model()
+        self.processor = open_checkpoint(folder).processor
 
     def inputs(self, question: Question) -> dict[str, torch.Tensor]:
         text = self.processor.apply_chat_template(list(question.messages), tokenize=False, add_generation_prompt=True)

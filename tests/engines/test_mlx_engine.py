@@ -19,7 +19,7 @@ from pokegemma.engines.engine import SOFT_TOKEN
 from pokegemma.engines.mlx_engine import MlxEngine
 from pokegemma.engines.questions import Question
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import loading
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.tokenizer import CHAT_TEMPLATE
 from tests.export import mlx_cases
 
@@ -48,8 +48,8 @@ def exact_engine(mlx_folder: Path) -> MlxEngine:
 @pytest.fixture(scope="module")
 def expected(mlx_checkpoint: Path) -> Callable[..., list[np.ndarray]]:
     """Return a function that reads the eight answers to a question with transformers, in float32."""
-    model = loading.load_model(mlx_checkpoint, dtype="bfloat16").float()
-    processor = loading.load_processor(mlx_checkpoint)
+    model = open_checkpoint(mlx_checkpoint).load_model(dtype="bfloat16").float()
+    processor = open_checkpoint(mlx_checkpoint).processor
     return lambda question, causal=True: [
         mlx_cases.read_with_transformers(model, processor, question, tokens, causal=causal)
         for tokens in mlx_cases.answers(processor)
@@ -58,7 +58,7 @@ def expected(mlx_checkpoint: Path) -> Callable[..., list[np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def answers(mlx_checkpoint: Path) -> list[list[int]]:
-    return mlx_cases.answers(loading.load_processor(mlx_checkpoint))
+    return mlx_cases.answers(open_checkpoint(mlx_checkpoint).processor)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> floa
 
 
 def test_a_prompt_has_the_tokens_of_transformers(engine: MlxEngine, mlx_checkpoint: Path) -> None:
-    processor = loading.load_processor(mlx_checkpoint)
+    processor = open_checkpoint(mlx_checkpoint).processor
     soft = processor.tokenizer.image_token_id
     for question in QUESTIONS:
         tokens = mlx_cases.prompt_inputs(processor, question)["input_ids"][0].tolist()
@@ -148,7 +148,7 @@ def test_writing_stops_at_the_end_of_the_turn(mlx_folder: Path) -> None:
 
 
 def test_the_ends_of_an_answer_come_from_the_folder(engine: MlxEngine, mlx_checkpoint: Path) -> None:
-    tokenizer = loading.load_processor(mlx_checkpoint).tokenizer
+    tokenizer = open_checkpoint(mlx_checkpoint).processor.tokenizer
     assert engine._stops == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")}
 
 

@@ -11,9 +11,9 @@ from pokegemma.data import prompts
 from pokegemma.data.samples import Sample
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation import predict
-from pokegemma.gemma import loading
 from pokegemma.gemma.button_scores import score_buttons
 from pokegemma.gemma.button_tokens import ButtonTokens
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 
 GOALS = ("leave", "read the sign, then open the menu and close it again", "go north")
@@ -174,7 +174,7 @@ def test_sampling_defaults_of_a_checkpoint_are_not_used(checkpoint, dataset):
 
 
 def test_an_adapter_folder_is_loaded_onto_its_base(checkpoint, dataset, predictor, tmp_path):
-    model = loading.load_model(checkpoint, dtype="float32", device="cpu")
+    model = open_checkpoint(checkpoint).load_model(dtype="float32", device="cpu")
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*\.(q|v)_proj"))
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
@@ -192,7 +192,7 @@ def test_an_adapter_folder_is_loaded_onto_its_base(checkpoint, dataset, predicto
 @pytest.mark.parametrize("what", ["checkpoint", "adapter"])
 def test_every_linear_layer_computes_in_the_type_that_was_asked_for(what, dtype, checkpoint, dataset, tmp_path):
     if what == "adapter":
-        model = loading.load_model(checkpoint)
+        model = open_checkpoint(checkpoint).load_model()
         get_peft_model(model, LoraConfig(target_modules=r".*language_model.*\.q_proj")).save_pretrained(tmp_path)
     predictor = load(checkpoint if what == "checkpoint" else tmp_path, dataset, dtype=dtype, max_new_tokens=2)
     seen = set()
@@ -227,7 +227,7 @@ def test_a_broken_adapter_is_one_line(dataset, tmp_path):
 
 
 def test_an_adapter_that_was_cut_off_is_one_line(checkpoint, dataset, tmp_path):
-    model = loading.load_model(checkpoint)
+    model = open_checkpoint(checkpoint).load_model()
     get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")).save_pretrained(tmp_path)
     weights = (tmp_path / "adapter_model.safetensors").read_bytes()
     (tmp_path / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -236,7 +236,7 @@ def test_an_adapter_that_was_cut_off_is_one_line(checkpoint, dataset, tmp_path):
 
 
 def test_an_adapter_that_is_not_whole_is_not_evaluated(checkpoint, dataset, tmp_path):
-    model = loading.load_model(checkpoint)
+    model = open_checkpoint(checkpoint).load_model()
     get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     half = {name: tensor for name, tensor in tensors.items() if "layers.5." not in name}

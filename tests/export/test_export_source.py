@@ -15,8 +15,8 @@ from pokegemma.export.gguf import convert
 from pokegemma.export.gguf_source import read_gguf_source, staged
 from pokegemma.export.llama_cpp_converter import find_converter
 from pokegemma.export.source import PUBLISHED_HEAD
-from pokegemma.gemma.checkpoint_files import open_weights, weight_files
-from pokegemma.gemma.loading import load_model
+from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.gemma.weight_files import stored_tensors, weight_files
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 INDEX = "model.safetensors.index.json"
@@ -43,12 +43,12 @@ def test_the_files_are_those_that_transformers_reads(tiny_model: Path, sharded: 
     assert [path.name for path in weight_files(tiny_model)] == ["model.safetensors"]
     assert [path.name for path in weight_files(sharded)] == SHARDS
     whole = load_file(tiny_model / "model.safetensors")
-    assert {name for _, weights in open_weights(sharded) for name in weights.keys()} == set(whole)  # noqa: SIM118
+    assert {tensor.name for tensor in stored_tensors(sharded)} == set(whole)
     # The shards of an earlier save beside one file: transformers takes the file.
     shutil.copy(tiny_model / "model.safetensors", sharded)
     write_shards(sharded, {name: torch.zeros_like(weight) for name, weight in whole.items()})
     assert [path.name for path in weight_files(sharded)] == ["model.safetensors"]
-    loaded = load_model(sharded).state_dict()["model.language_model.norm.weight"]
+    loaded = open_checkpoint(sharded).load_model().state_dict()["model.language_model.norm.weight"]
     assert torch.equal(loaded.float(), whole["language_model.model.norm.weight"].float())
 
 
@@ -57,12 +57,12 @@ def staged_weights(checkpoint: Path, temporary: Path) -> list[dict[str, torch.Te
     temporary.mkdir()
     shown = []
     with staged(read_gguf_source(checkpoint), beside=temporary) as folder:
-        shown.append({name: w.get_tensor(name) for _, w in open_weights(folder) for name in w.keys()})  # noqa: SIM118
+        shown.append({tensor.name: tensor.read() for tensor in stored_tensors(folder)})
         names = {path.name for path in folder.glob("*.safetensors*")}
     mlx = pytest.importorskip("pokegemma.export.mlx", exc_type=PokegemmaError)
     with mlx._staged(checkpoint, {}, beside=temporary) as folder:
         folder = Path(folder)
-        shown.append({name: w.get_tensor(name) for _, w in open_weights(folder) for name in w.keys()})  # noqa: SIM118
+        shown.append({tensor.name: tensor.read() for tensor in stored_tensors(folder)})
         assert {path.name for path in folder.glob("*.safetensors*")} == names
     assert names == {file.name for file in weight_files(checkpoint)} | ({INDEX} if len(names) > 1 else set())
     assert list(temporary.iterdir()) == []
@@ -96,7 +96,7 @@ def checkpoint_n(tiny_model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run" / "checkpoint-2"
     shutil.copytree(tiny_model, folder)
     (folder / "tokenizer.model").unlink()
-    load_model(tiny_model).save_pretrained(folder, save_original_format=False)
+    open_checkpoint(tiny_model).load_model().save_pretrained(folder, save_original_format=False)
     (folder.parent / "run.json").write_text(json.dumps({"stage": "train", "base_model": str(tiny_model)}))
     with safe_open(folder / "model.safetensors", framework="pt") as weights:
         assert "model.vision_tower.post_layernorm.bias" in weights.keys()  # noqa: SIM118
@@ -163,7 +163,7 @@ def add_head(folder: Path, *, same: bool) -> torch.Tensor:
     embeddings = weights["language_model.model.embed_tokens.weight"]
     head = embeddings.clone() if same else embeddings.flip(0).contiguous()
     save_file({**weights, "lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
-    assert torch.equal(load_model(folder).lm_head.weight, head)
+    assert torch.equal(open_checkpoint(folder).load_model().lm_head.weight, head)
     return head
 
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export import merge as merging
 from pokegemma.export.merge import Verification, check, merge
-from pokegemma.gemma import checkpoint_files, loading
-from pokegemma.gemma.adapters.adapters import read_adapter
+from pokegemma.gemma.adapters.reading import read_adapter
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import PROJECT_ROOT, read_run_record, write_run_record
 from pokegemma.training.options import ModelOptions, TrainingOptions
@@ -34,7 +34,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_name_or_path=str(tiny_model), finetuning="lora", train_vision_tower=True, train_projector=True
     )
     torch.manual_seed(0)
-    model = get_peft_model(loading.load_model(tiny_model), lora_config(options))
+    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options))
     for name, weight in model.named_parameters():
         if "lora_B" in name or ("modules_to_save" in name and weight.requires_grad):
             torch.nn.init.normal_(weight, std=0.02)
@@ -45,7 +45,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         options={"layout": "frames"},
         status="completed",
         base_model=str(tiny_model),
-        base_fingerprint=checkpoint_files.weights_fingerprint(tiny_model),
+        base_fingerprint=open_checkpoint(tiny_model).weights_fingerprint(),
     )
     return folder
 
@@ -120,7 +120,7 @@ def test_an_adapter_trained_on_nf4_weights_is_merged_onto_whole_ones(
 ) -> None:
     options = ModelOptions(model_name_or_path=str(tiny_model))
     training = TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True)
-    model = get_peft_model(load_trainable(options, training), lora_config(options))
+    model = get_peft_model(load_trainable(options.open_checkpoint(), options, training), lora_config(options))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
@@ -128,13 +128,17 @@ def test_an_adapter_trained_on_nf4_weights_is_merged_onto_whole_ones(
     merge(tmp_path / "adapter", tmp_path / "m", dtype="float32")
     with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as weights:
         assert not any("quant" in key or "absmax" in key for key in weights.keys())  # noqa: SIM118
-    expected = PeftModel.from_pretrained(loading.load_model(tiny_model), tmp_path / "adapter").merge_and_unload()
-    weight = loading.load_model(tmp_path / "m").model.language_model.layers[0].mlp.up_proj.weight
+    expected = PeftModel.from_pretrained(
+        open_checkpoint(tiny_model).load_model(), tmp_path / "adapter"
+    ).merge_and_unload()
+    weight = open_checkpoint(tmp_path / "m").load_model().model.language_model.layers[0].mlp.up_proj.weight
     assert torch.equal(weight, expected.model.language_model.layers[0].mlp.up_proj.weight)
 
 
 def test_an_adapter_that_changes_nothing_fails_verification(tiny_model: Path, held_out: Path, tmp_path: Path) -> None:
-    untrained = get_peft_model(loading.load_model(tiny_model), LoraConfig(target_modules=r".*language_model\..*q_proj"))
+    untrained = get_peft_model(
+        open_checkpoint(tiny_model).load_model(), LoraConfig(target_modules=r".*language_model\..*q_proj")
+    )
     untrained.save_pretrained(tmp_path / "adapter")
     with pytest.raises(CheckFailedError, match="changes nothing"):
         merge(tmp_path / "adapter", tmp_path / "m", verify_on=held_out, num_samples=1)
@@ -179,15 +183,16 @@ def test_a_base_of_another_shape_is_refused_without_a_record(adapter: Path, tiny
 def test_the_merged_model_itself_is_not_taken_for_the_base(tiny_model: Path, tmp_path: Path) -> None:
     """A bfloat16 base, as published: its vectors stay the same in merging, only matrices change."""
     base = tmp_path / "base"
-    loading.load_model(tiny_model, dtype="bfloat16").save_pretrained(base)
-    loading.load_processor(tiny_model).save_pretrained(base)
+    open_checkpoint(tiny_model).load_model(dtype="bfloat16").save_pretrained(base)
+    open_checkpoint(tiny_model).processor.save_pretrained(base)
     shutil.copyfile(tiny_model / "tokenizer.model", base / "tokenizer.model")
     model = get_peft_model(
-        loading.load_model(base), LoraConfig(target_modules=r".*language_model\..*q_proj", init_lora_weights=False)
+        open_checkpoint(base).load_model(),
+        LoraConfig(target_modules=r".*language_model\..*q_proj", init_lora_weights=False),
     )
     model.save_pretrained(tmp_path / "adapter")
     write_run_record(
-        tmp_path / "adapter", stage="train", options={}, base_fingerprint=checkpoint_files.weights_fingerprint(base)
+        tmp_path / "adapter", stage="train", options={}, base_fingerprint=open_checkpoint(base).weights_fingerprint()
     )
     merge(tmp_path / "adapter", tmp_path / "m", base=str(base))
     with pytest.raises(PokegemmaError, match="is not the base of this adapter"):

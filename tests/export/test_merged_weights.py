@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export.merge import merge
 from pokegemma.export.merged_weights import WeightCounts, check_merged_weights, weight_names
-from pokegemma.gemma import checkpoint_files, loading
-from pokegemma.gemma.adapters.adapters import Adapter, read_adapter
+from pokegemma.gemma.adapters.reading import Adapter, read_adapter
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import write_run_record
 
 UP_PROJ = "language_model.model.layers.0.mlp.up_proj.weight"
@@ -24,7 +24,9 @@ EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "lm_head.weight"
 def make_adapter(folder: Path, base: Path, *, size: float = 1, **config) -> Adapter:
     """Write an adapter with random weights, of which `size` is a factor."""
     torch.manual_seed(0)
-    model = get_peft_model(loading.load_model(base), LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, **config))
+    model = get_peft_model(
+        open_checkpoint(base).load_model(), LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, **config)
+    )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name or "lora_embedding_B" in name:
@@ -35,7 +37,7 @@ def make_adapter(folder: Path, base: Path, *, size: float = 1, **config) -> Adap
 
 @pytest.fixture(scope="module")
 def names(tiny_model: Path) -> set[str]:
-    return weight_names(loading.load_model(tiny_model))
+    return weight_names(open_checkpoint(tiny_model).load_model())
 
 
 @pytest.fixture(scope="module")
@@ -154,16 +156,16 @@ def test_a_base_that_lacks_a_tensor_is_refused(adapter: Adapter, tiny_model: Pat
 def test_a_base_in_another_spelling_and_in_shards_is_the_same_base(
     adapter: Adapter, merged: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    base, record = tmp_path / "base", {"base_fingerprint": checkpoint_files.weights_fingerprint(tiny_model)}
+    base, record = tmp_path / "base", {"base_fingerprint": open_checkpoint(tiny_model).weights_fingerprint()}
     shutil.copytree(tiny_model, base, ignore=shutil.ignore_patterns("*.safetensors"))
-    model = loading.load_model(tiny_model)
+    model = open_checkpoint(tiny_model).load_model()
     model.save_pretrained(base, max_shard_size="4MB", save_original_format=False)
     assert "model.vision_tower.encoder.layers.0.mlp.fc1" in (base / "model.safetensors.index.json").read_text()
     shutil.copytree(adapter.path, tmp_path / "adapter")
     write_run_record(tmp_path / "adapter", stage="train", options={}, **record)
     dtype = "float32" if "float32" in (merged / "run.json").read_text() else "bfloat16"
     merge(tmp_path / "adapter", tmp_path / "m", base=str(base), dtype=dtype)
-    first, second = (loading.load_model(folder).state_dict() for folder in (merged, tmp_path / "m"))
+    first, second = (open_checkpoint(folder).load_model().state_dict() for folder in (merged, tmp_path / "m"))
     assert all(torch.equal(second[key], weight) for key, weight in first.items())
 
 

@@ -21,9 +21,9 @@ from mlx_vlm.utils import prepare_inputs
 from pokegemma.engines.mlx_engine import MlxEngine, open_processor
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export import mlx as exporting
-from pokegemma.export.mlx import convert_to_mlx, load_config_for_mlx, mlx_config
+from pokegemma.export.mlx import convert_to_mlx, mlx_config, open_convertible
 from pokegemma.export.mlx_check import check_config, check_mlx_weights, check_processor
-from pokegemma.gemma import loading
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import read_run_record
 from tests.export import mlx_cases
 
@@ -108,9 +108,9 @@ def test_the_server_of_mlx_vlm_reads_a_prompt_with_one_bos(mlx_checkpoint: Path,
     text = processor.tokenizer.apply_chat_template(list(question.messages), add_generation_prompt=True, tokenize=False)
     # As its server does it; the folder that it converts itself has two.
     made = prepare_inputs(processor, images=list(question.pictures), prompts=[text], add_special_tokens=False)
-    expected = mlx_cases.prompt_inputs(loading.load_processor(mlx_checkpoint), question)["input_ids"]
+    expected = mlx_cases.prompt_inputs(open_checkpoint(mlx_checkpoint).processor, question)["input_ids"]
     assert made["input_ids"].tolist() == expected.tolist()
-    assert loading.load_processor(mlx_checkpoint).tokenizer("").input_ids == [2]  # the checkpoint's is as it was
+    assert open_checkpoint(mlx_checkpoint).processor.tokenizer("").input_ids == [2]  # the checkpoint's is as it was
 
 
 def test_transformers_still_understands_its_config(mlx_checkpoint: Path, mlx_folder: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_result_is_replaced_only_when_asked(mlx_checkpoint: Path, folder: Path
 
 
 def test_several_files_of_weights_are_converted(checkpoint: Path, tmp_path: Path) -> None:
-    loading.load_model(checkpoint).save_pretrained(tmp_path / "shards", max_shard_size="2MB")
+    open_checkpoint(checkpoint).load_model().save_pretrained(tmp_path / "shards", max_shard_size="2MB")
     (checkpoint / "model.safetensors").unlink()
     for file in (tmp_path / "shards").glob("model*"):
         shutil.copy(file, checkpoint)
@@ -366,7 +366,7 @@ def test_a_tensor_too_many_is_found(mlx_checkpoint: Path, folder: Path) -> None:
 def test_another_processor_is_found(
     file: str, old: str, new: str, says: str, mlx_checkpoint: Path, folder: Path
 ) -> None:
-    processor, config = loading.load_processor(mlx_checkpoint), load_config_for_mlx(mlx_checkpoint)
+    processor, config = open_checkpoint(mlx_checkpoint).processor, open_convertible(mlx_checkpoint).config
     check_processor(processor, folder, config)
     text = (folder / file).read_text(encoding="utf-8")
     assert old in text
@@ -382,7 +382,7 @@ def test_another_processor_is_found(
 def test_a_config_that_says_something_else_is_found(
     section: str | None, key: str, value: object, mlx_checkpoint: Path, folder: Path
 ) -> None:
-    config = mlx_config(mlx_checkpoint, load_config_for_mlx(mlx_checkpoint))
+    config = mlx_config(mlx_checkpoint, open_convertible(mlx_checkpoint).config)
     check_config(folder, config)
     change_config(folder, lambda written: (written[section] if section else written).update({key: value}))
     with pytest.raises(CheckFailedError, match=f"mlx-vlm takes {key} for {value}"):

@@ -11,9 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import loading
-from pokegemma.gemma.adapters.adapters import find_base, read_adapter
 from pokegemma.gemma.adapters.attachment import attach_adapter, check_tensors
+from pokegemma.gemma.adapters.base import open_base
+from pokegemma.gemma.adapters.reading import read_adapter
+from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.gemma.weight_files import plain_name
 from pokegemma.training.options import ModelOptions
 from pokegemma.training.trainable import lora_config
 
@@ -69,7 +71,7 @@ def write_adapter(folder: Path, base: Path | None, tensors: dict[str, torch.Tens
 
 def merged_weights(folder: Path, base: Path) -> dict[str, torch.Tensor]:
     adapter = read_adapter(folder)
-    return attach_adapter(loading.load_model(base), adapter, str(base)).merge_and_unload().state_dict()
+    return attach_adapter(open_checkpoint(base).load_model(), adapter, str(base)).merge_and_unload().state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def expected(tiny_model: Path) -> dict[bool, dict[str, torch.Tensor]]:
     """Return the weights with the adapter of `lora_tensors` added by hand: without and with that of the tower."""
     weights = {}
     for vision in (False, True):
-        weights[vision] = loading.load_model(tiny_model).state_dict()
+        weights[vision] = open_checkpoint(tiny_model).load_model().state_dict()
         tensors = lora_tensors(tiny_model, vision=vision)
         for name in {name.rpartition(".lora_")[0] for name in tensors}:
             key = f"{name.removeprefix('base_model.model.')}.weight"
@@ -133,7 +135,7 @@ def test_ranks_and_alphas_of_single_layers_follow_their_names(tiny_model: Path, 
     tensors[f"base_model.model.{name}.lora_B.weight"] = up = torch.randn(128, 2)
     patterns = {"rank_pattern": {name: 2}, "alpha_pattern": {"layers.0.self_attn.q_proj": 6}}
     merged = merged_weights(write_adapter(tmp_path / "a", tiny_model, tensors, **patterns), tiny_model)
-    weight = loading.load_model(tiny_model).state_dict()[f"{Q_PROJ}.weight"]
+    weight = open_checkpoint(tiny_model).load_model().state_dict()[f"{Q_PROJ}.weight"]
     assert torch.allclose(merged[f"{Q_PROJ}.weight"], weight + 6 / 2 * up @ down, atol=1e-5)
     folder = write_adapter(tmp_path / "b", tiny_model, tensors)
     with pytest.raises(PokegemmaError, match=f"says rank 4, {name} has rank 2"):
@@ -145,17 +147,19 @@ def test_ranks_and_alphas_of_single_layers_follow_their_names(tiny_model: Path, 
 def test_our_formula_is_that_of_peft(targets: str, options: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     """Also for embeddings and convolutions, with the factor of rsLoRA and the lengths of DoRA."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules=rf".*\.{targets}", init_lora_weights=False, **options)
-    bare = loading.load_model(tiny_model).state_dict()
-    model = get_peft_model(loading.load_model(tiny_model), config)
+    bare = open_checkpoint(tiny_model).load_model().state_dict()
+    model = get_peft_model(open_checkpoint(tiny_model).load_model(), config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight *= 1.5 if "magnitude" in name else 1
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(loading.load_model(tiny_model), tmp_path).merge_and_unload().state_dict()
+    loaded = (
+        PeftModel.from_pretrained(open_checkpoint(tiny_model).load_model(), tmp_path).merge_and_unload().state_dict()
+    )
     layers = read_adapter(tmp_path).layers
     for key in bare:
         if key.endswith(f".{targets}.weight"):
-            layer = layers[loading.plain_name(key.removesuffix(".weight"))]
+            layer = layers[plain_name(key.removesuffix(".weight"))]
             assert not torch.allclose(loaded[key], bare[key], atol=1e-3)
             assert torch.allclose(layer.merge_into(bare[key]), loaded[key], atol=1e-5)
 
@@ -166,7 +170,7 @@ def test_a_tensor_that_fits_no_layer_is_counted_and_named(tiny_model: Path, tmp_
         tensors[f"base_model.model.model.audio_tower.proj.lora_{part}.weight"] = torch.ones(4, 4)
     adapter = read_adapter(write_adapter(tmp_path / "adapter", tiny_model, tensors))
     with pytest.raises(PokegemmaError, match=r"1 of its 43 layers .* not in .*: model\.audio_tower\.proj"):
-        attach_adapter(loading.load_model(tiny_model), adapter, str(tiny_model))
+        attach_adapter(open_checkpoint(tiny_model).load_model(), adapter, str(tiny_model))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_layers_without_tensors_are_counted_and_named(
     tensors = dict(list(lora_tensors(tiny_model, rename=rename).items())[14:])
     adapter = read_adapter(write_adapter(tmp_path / "adapter", tiny_model, tensors, target_modules=targets))
     with pytest.raises(PokegemmaError, match=rf"{number} layers .* model\.\w+\.\w+") as refused:
-        attach_adapter(loading.load_model(tiny_model), adapter, str(tiny_model))
+        attach_adapter(open_checkpoint(tiny_model).load_model(), adapter, str(tiny_model))
     assert (Q_PROJ in str(refused.value)) is (number == "7 of the 42")
 
 
@@ -202,14 +206,14 @@ def test_a_part_of_a_module_trained_in_full_is_missed(tiny_model: Path, tmp_path
         write_adapter(tmp_path / "adapter", tiny_model, tensors, modules_to_save=["multi_modal_projector"])
     )
     with pytest.raises(PokegemmaError, match=r"1 of 86 tensors .*multi_modal_projector\.mm_soft_emb_norm\.weight"):
-        attach_adapter(loading.load_model(tiny_model), adapter, str(tiny_model))
+        attach_adapter(open_checkpoint(tiny_model).load_model(), adapter, str(tiny_model))
 
 
 def test_a_copy_of_the_embeddings_must_be_those_of_the_base(tiny_model: Path, tmp_path: Path) -> None:
     """PEFT adds one where it takes the embeddings for resized."""
     name = "base_model.model.model.language_model.embed_tokens.weight"
     embeddings = load_file(tiny_model / "model.safetensors")["language_model.model.embed_tokens.weight"]
-    model = loading.load_model(tiny_model)
+    model = open_checkpoint(tiny_model).load_model()
     tensors = lora_tensors(tiny_model)
     for copy, message in ((embeddings + 1, f"{name} is not LoRA"), (torch.cat([embeddings] * 2), "tokens were added")):
         folder = write_adapter(tmp_path / message[:6], tiny_model, {**tensors, name: copy})
@@ -256,7 +260,7 @@ def test_an_lm_head_spelled_with_a_prefix_does_not_stand_for_the_tower(tiny_mode
     tensors |= {f"{head}A.weight": torch.ones(4, 128), f"{head}B.weight": torch.ones(1088, 4)}
     regex = r".*language_model.*\.(" + "|".join((*TEXT, "lm_head")) + ")"
     adapter = read_adapter(write_adapter(tmp_path / "adapter", tiny_model, tensors, target_modules=regex))
-    attach_adapter(loading.load_model(tiny_model), adapter, str(tiny_model))
+    attach_adapter(open_checkpoint(tiny_model).load_model(), adapter, str(tiny_model))
     assert len(adapter.layers) == 43
 
 
@@ -282,17 +286,17 @@ def test_an_adapter_in_the_old_format_says_how_to_convert_it(tiny_model: Path, t
 def test_a_base_that_is_not_named_or_not_here_is_asked_for(tiny_model: Path, tmp_path: Path) -> None:
     adapter = read_adapter(write_adapter(tmp_path / "adapter", None, lora_tensors(tiny_model)))
     with pytest.raises(PokegemmaError, match=r"names no base; .* --base_model BASE"):
-        find_base(adapter)
+        open_base(adapter)
     for named in ("/home/someone/gemma", "someone/gemma"):
         config = dataclasses.replace(adapter.config, base_model_name_or_path=named)
         with pytest.raises(PokegemmaError, match=rf"its base cannot be used: {named}: .* --base_model BASE"):
-            find_base(dataclasses.replace(adapter, config=config))
-        assert find_base(dataclasses.replace(adapter, config=config), str(tiny_model)) == str(tiny_model)
+            open_base(dataclasses.replace(adapter, config=config))
+        assert open_base(dataclasses.replace(adapter, config=config), str(tiny_model)).path == str(tiny_model)
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_not_continued(tiny_model: Path, tmp_path: Path) -> None:
     options = ModelOptions(finetuning="lora", train_vision_tower=True, train_projector=True, use_dora=True)
-    model = get_peft_model(loading.load_model(tiny_model), lora_config(options))
+    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options))
     model.save_pretrained(tmp_path)
     check_tensors(tmp_path, model)
     tensors = load_file(tmp_path / "adapter_model.safetensors")

@@ -15,16 +15,16 @@ from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.evaluation import predict
 from pokegemma.evaluation.predict import Predictor
 from pokegemma.evaluation.trajectories import predict_trajectories
-from pokegemma.gemma import loading
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import place_branches, score_buttons
+from pokegemma.gemma.loading import open_checkpoint
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def predictor(request: pytest.FixtureRequest, tiny_model: Path, toy_dataset: Path) -> Predictor:
-    processor = loading.load_processor(tiny_model)
+    processor = open_checkpoint(tiny_model).processor
     collator = Gemma3Collator(processor=processor, layout="trajectory", dataset_folder=toy_dataset)
-    model = loading.load_model(tiny_model, attn_implementation=request.param)
+    model = open_checkpoint(tiny_model).load_model(attn_implementation=request.param)
     return Predictor(model=model, collator=collator, max_new_tokens=12)
 
 

@@ -8,7 +8,8 @@ from transformers import AutoConfig, Gemma3Config, Gemma3nConfig, Gemma4Config
 from transformers.utils import is_timm_available
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import checkpoint_files, families, loading
+from pokegemma.gemma import families
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.processors import Gemma4PictureProcessor
 from pokegemma.gemma.tiny import gemma3n_gemma4
 
@@ -32,14 +33,14 @@ def gemma4_config(**text: int) -> Gemma4Config:
 def test_a_model_that_sees_nothing_is_refused_with_one_that_does(model_type: str, advice: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
     with pytest.raises(PokegemmaError, match=advice):
-        loading.load_config(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.skipif(is_timm_available(), reason="timm is here")
 def test_gemma_3n_without_timm_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma3n"}')
     with pytest.raises(PokegemmaError, match=r"timm and torchvision.*--with gemma3n"):
-        loading.load_config(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(("config", "name"), [(Gemma3nConfig(), "Gemma 3n"), (Gemma4Config(), "Gemma 4")])
@@ -71,7 +72,7 @@ def test_the_audio_tower_is_told_the_only_attention_it_knows() -> None:
 
 
 def test_every_part_of_gemma_4_has_the_attention_that_was_asked_for(other_models) -> None:
-    config = loading.load_model(other_models("gemma4"), attn_implementation="eager").config
+    config = open_checkpoint(other_models("gemma4")).load_model(attn_implementation="eager").config
     assert config.text_config._attn_implementation == "eager"
     assert config.vision_config._attn_implementation == "eager"
 
@@ -79,7 +80,7 @@ def test_every_part_of_gemma_4_has_the_attention_that_was_asked_for(other_models
 def test_fsdp_shards_the_layers_of_the_model_at_hand(
     other_models, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gemma3, gemma4 = loading.load_model(tiny_model), loading.load_model(other_models("gemma4"))
+    gemma3, gemma4 = open_checkpoint(tiny_model).load_model(), open_checkpoint(other_models("gemma4")).load_model()
     monkeypatch.setenv(FSDP, GEMMA3_LAYERS)
     families.set_fsdp_layers(gemma3, families.FAMILIES["gemma3"])
     assert os.environ[FSDP] == GEMMA3_LAYERS
@@ -95,16 +96,16 @@ def test_an_adapter_on_the_tower_of_gemma_3n_is_refused() -> None:
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4", "gemma4_large"])
 def test_loading_and_saving_keeps_the_key_names(name: str, other_models, tmp_path: Path) -> None:
     folder = other_models(name)
-    model = loading.load_model(folder)
+    model = open_checkpoint(folder).load_model()
     model.save_pretrained(tmp_path)
-    assert checkpoint_files.weights_fingerprint(tmp_path) == checkpoint_files.weights_fingerprint(folder)
+    assert open_checkpoint(tmp_path).weights_fingerprint() == open_checkpoint(folder).weights_fingerprint()
     assert type(model).__name__ == AutoConfig.from_pretrained(folder).architectures[0]
 
 
 def test_tiny_gemma_4_has_no_tokenizer_model_and_its_own_turns(other_models) -> None:
     folder = other_models("gemma4")
     assert not (folder / "tokenizer.model").exists()
-    processor = loading.load_processor(folder)
+    processor = open_checkpoint(folder).processor
     assert isinstance(processor, Gemma4PictureProcessor)
     text = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Next?"}]}],
@@ -116,13 +117,13 @@ def test_tiny_gemma_4_has_no_tokenizer_model_and_its_own_turns(other_models) -> 
 
 def test_saving_the_processor_of_gemma_4_keeps_its_files(other_models, tmp_path: Path) -> None:
     folder = other_models("gemma4")
-    loading.load_processor(folder).save_pretrained(tmp_path)
+    open_checkpoint(folder).processor.save_pretrained(tmp_path)
     for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_the_same_seed_makes_the_same_gemma_4(other_models, tmp_path: Path) -> None:
     gemma3n_gemma4.make_tiny_gemma4(tmp_path, max_image_tokens=70, sliding_window=64)
-    assert checkpoint_files.weights_fingerprint(tmp_path) == checkpoint_files.weights_fingerprint(
-        other_models("gemma4")
+    assert (
+        open_checkpoint(tmp_path).weights_fingerprint() == open_checkpoint(other_models("gemma4")).weights_fingerprint()
     )

@@ -20,11 +20,12 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import Predictor, load_predictor
 from pokegemma.evaluation.trajectories import predict_trajectories
 from pokegemma.export.merge import merge
-from pokegemma.gemma import block_attention, loading
+from pokegemma.gemma import block_attention
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
 from pokegemma.gemma.families import stop_tokens
 from pokegemma.gemma.image_attention import adapter_image_attention, is_causal
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import read_run_record
 from pokegemma.training import sft
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
@@ -42,7 +43,7 @@ def train(dataset: Path, model: Path, output: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def causal_processor(tiny_model: Path) -> Gemma3Processor:
-    return loading.load_processor(tiny_model, attention="causal")
+    return open_checkpoint(tiny_model, image_attention="causal").processor
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def without_token_types(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def stock_result(tiny_model: Path, conversations: list[tuple], folder: Path, *, causal: bool) -> tuple:
-    batch = stock_batch(conversations, loading.load_processor(tiny_model), folder)
+    batch = stock_batch(conversations, open_checkpoint(tiny_model).processor, folder)
     assert batch["token_type_ids"].any()
     return loss_and_gradients(with_lora(stock_model(tiny_model)), without_token_types(batch) if causal else batch)
 
@@ -96,7 +97,7 @@ def test_loss_and_gradients_are_those_of_stock_transformers_without_token_types(
     tmp_path: Path,
 ) -> None:
     conversations = [(build_messages(one, layout), sample_images(one, layout)) for one in mixed]
-    model = loading.load_model(tiny_model, attention="causal", attn_implementation=attention)
+    model = open_checkpoint(tiny_model, image_attention="causal").load_model(attn_implementation=attention)
     collator = Gemma3Collator(causal_processor, layout, toy_dataset, samples_per_row)
     if cached:
         paths = [str(toy_dataset / path) for sample in mixed for path in sample.frames]
@@ -120,7 +121,7 @@ def test_a_trajectory_is_causal_inside_its_pictures(
     trajectory = Trajectory(tuple(samples[3:7]))
     parts = [Trajectory(trajectory.samples[:end]) for end in range(1, 5)]
     conversations = [(build_trajectory_messages(part), trajectory_images(part)) for part in parts]
-    model = with_lora(loading.load_model(tiny_model, attention="causal", attn_implementation=attention))
+    model = with_lora(open_checkpoint(tiny_model, image_attention="causal").load_model(attn_implementation=attention))
     ours = loss_and_gradients(model, Gemma3Collator(causal_processor, "trajectory", toy_dataset)([trajectory]))
     assert_same(ours, stock_result(tiny_model, conversations, toy_dataset, causal=True))
     assert abs(ours[0] - stock_result(tiny_model, conversations, toy_dataset, causal=False)[0]) > 1e-3
@@ -131,7 +132,7 @@ def test_a_conversation_with_a_cache_scores_as_stock_rows_without_token_types(
 ) -> None:
     trajectory = Trajectory(tuple(samples[3:6]))
     collator = Gemma3Collator(causal_processor, "trajectory", toy_dataset)
-    model = loading.load_model(tiny_model, attention="causal")
+    model = open_checkpoint(tiny_model, image_attention="causal").load_model()
     said = predict_trajectories(Predictor(model, collator, max_new_tokens=6), [trajectory])
     batch = collator([trajectory])
     row, tokens = collator.tokenize(trajectory), collator.button_tokens
@@ -161,7 +162,7 @@ def test_stock_processors_read_the_switch_that_checkpoints_and_adapters_carry(ad
         processor = AutoProcessor.from_pretrained(folder)
         made = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
         assert set(made) == {"input_ids", "attention_mask", "pixel_values"}, folder
-        assert is_causal(loading.load_processor(folder)), folder
+        assert is_causal(open_checkpoint(folder).processor), folder
 
 
 def test_stock_generate_writes_what_a_causal_model_scores_and_writes_here(
@@ -220,10 +221,10 @@ def test_config_json_decides_where_the_tokenizers_files_are_of_another_model(
 ) -> None:
     shutil.copytree(merged, tmp_path / "copy")
     shutil.copyfile(tiny_model / "tokenizer_config.json", tmp_path / "copy" / "tokenizer_config.json")
-    assert is_causal(loading.load_processor(tmp_path / "copy"))
+    assert is_causal(open_checkpoint(tmp_path / "copy").processor)
     shutil.copytree(tiny_model, tmp_path / "other")
     shutil.copyfile(merged / "tokenizer_config.json", tmp_path / "other" / "tokenizer_config.json")
-    assert not is_causal(loading.load_processor(tmp_path / "other"))
+    assert not is_causal(open_checkpoint(tmp_path / "other").processor)
 
 
 def test_a_run_is_not_continued_with_another_attention(
@@ -254,7 +255,7 @@ def test_a_causal_model_is_not_trained_to_be_bidirectional(merged: Path, toy_dat
     with pytest.raises(PokegemmaError, match=message):
         train(toy_dataset, merged, tmp_path / "again", image_attention="bidirectional")
     with pytest.raises(PokegemmaError, match="--image_attention both: not one of bidirectional, causal"):
-        loading.load_config(merged, attention="both")
+        open_checkpoint(merged, image_attention="both")
 
 
 @pytest.mark.parametrize(("config", "name"), [(Gemma3nConfig(), "Gemma 3n"), (Gemma4Config(), "Gemma 4")])
@@ -264,7 +265,7 @@ def test_other_families_refuse_it_by_name(
     config.save_pretrained(tmp_path)
     monkeypatch.setattr("pokegemma.gemma.families.is_timm_available", lambda: True)  # the config needs none
     with pytest.raises(PokegemmaError, match=f"^--image_attention: not exact for {name}"):
-        loading.load_config(tmp_path, attention="causal")
+        open_checkpoint(tmp_path, image_attention="causal")
 
 
 def test_the_switch_goes_with_a_processor_to_the_workers_of_a_data_loader(causal_processor: Gemma3Processor) -> None:

@@ -14,9 +14,9 @@ from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.export.merge import merge
-from pokegemma.gemma import loading
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.image_size import adapter_image_size, describe_image_size, interpolate_positions, resize_config
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import read_run_record
 from pokegemma.training import sft
@@ -83,7 +83,7 @@ def merged(adapter: Path, toy_dataset: Path) -> Path:
 
 
 def batch_of(folder: Path, sample: Sample, dataset: Path, image_size_px: int | None = None) -> dict[str, torch.Tensor]:
-    processor = loading.load_processor(folder, image_size_px)
+    processor = open_checkpoint(folder, image_size_px).processor
     return Gemma3Collator(processor=processor, layout="grid", dataset_folder=dataset)([sample])
 
 
@@ -104,14 +104,14 @@ def test_a_size_that_does_not_fit_is_refused_with_those_that_do(size: int, neare
 
 
 def test_the_same_size_changes_nothing(base: Path) -> None:
-    plain, resized = loading.load_model(base), loading.load_model(base, image_size_px=224)
+    plain, resized = open_checkpoint(base).load_model(), open_checkpoint(base, image_size=224).load_model()
     assert plain.config.to_dict() == resized.config.to_dict()
     for (name, weight), other in zip(plain.state_dict().items(), resized.state_dict().values(), strict=True):
         assert torch.equal(weight, other), name
 
 
 def test_without_a_size_nothing_of_the_processor_changes(base: Path) -> None:
-    plain, resized = loading.load_processor(base), loading.load_processor(base, 224)
+    plain, resized = open_checkpoint(base).processor, open_checkpoint(base, 224).processor
     assert plain.to_dict() == resized.to_dict()
     assert plain.full_image_sequence == resized.full_image_sequence
 
@@ -147,12 +147,12 @@ def test_every_old_position_has_a_say_in_a_much_smaller_picture() -> None:
 def test_hidden_states_are_those_of_a_model_made_for_that_size(
     size: int, base: Path, sample: Sample, toy_dataset: Path
 ) -> None:
-    model = loading.load_model(base, image_size_px=size)
+    model = open_checkpoint(base, image_size=size).load_model()
     config = Gemma3Config.from_pretrained(base)
     config.vision_config.image_size = size
     config.mm_tokens_per_image = (size // 14) ** 2
     stock = Gemma3ForConditionalGeneration(config).eval()
-    weights = loading.load_model(base).state_dict()
+    weights = open_checkpoint(base).load_model().state_dict()
     name = next(name for name in weights if name.endswith("position_embedding.weight"))
     grid = weights[name].T.reshape(1, -1, 16, 16)
     grid = torch.nn.functional.interpolate(grid, size=(size // 14, size // 14), mode="bicubic", antialias=size < 224)
@@ -167,7 +167,7 @@ def test_hidden_states_are_those_of_a_model_made_for_that_size(
 
 
 def test_everything_that_says_the_size_says_the_same(base: Path) -> None:
-    model, processor = loading.load_model(base, image_size_px=112), loading.load_processor(base, 112)
+    model, processor = open_checkpoint(base, image_size=112).load_model(), open_checkpoint(base, 112).processor
     embeddings, projector = model.model.vision_tower.embeddings, model.model.multi_modal_projector
     assert embeddings.position_embedding.weight.shape == (64, 128)
     assert embeddings.position_ids.tolist() == [list(range(64))]
@@ -183,7 +183,7 @@ def test_everything_that_says_the_size_says_the_same(base: Path) -> None:
 def test_our_batch_is_what_transformers_makes_of_a_resized_processor(
     base: Path, sample: Sample, toy_dataset: Path, tmp_path: Path
 ) -> None:
-    loading.load_processor(base, 112).save_pretrained(tmp_path)
+    open_checkpoint(base, 112).processor.save_pretrained(tmp_path)
     stock = AutoProcessor.from_pretrained(tmp_path)
     assert stock.full_image_sequence.count("<image_soft_token>") == 64
     batch = batch_of(base, sample, toy_dataset, 112)
@@ -196,8 +196,10 @@ def test_our_batch_is_what_transformers_makes_of_a_resized_processor(
 
 def test_the_position_embeddings_of_a_quantised_model_are_resized_the_same(base: Path, tmp_path: Path) -> None:
     options = ModelOptions(model_name_or_path=str(base), finetuning="qlora", image_size=112)
-    model = load_trainable(options, TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True))
-    whole = loading.load_model(base, image_size_px=112)
+    model = load_trainable(
+        options.open_checkpoint(), options, TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True)
+    )
+    whole = open_checkpoint(base, image_size=112).load_model()
     weights = [each.model.vision_tower.embeddings.position_embedding.weight for each in (model, whole)]
     assert type(model.model.language_model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     assert torch.equal(*weights)
@@ -207,7 +209,7 @@ def test_a_run_records_its_size_and_its_adapter_says_it(adapter: Path) -> None:
     record = read_run_record(adapter)
     assert (record["options"]["image_size"], record["image_size_px"], record["image_tokens"]) == (112, 112, 64)
     for folder in (adapter, *adapter.glob("checkpoint-*")):
-        processor = loading.load_processor(folder)
+        processor = open_checkpoint(folder).processor
         assert (processor.image_seq_length, processor.image_processor.size["height"]) == (64, 112), folder
 
 

@@ -15,10 +15,10 @@ from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation import predict
 from pokegemma.export.merge import merge
-from pokegemma.gemma import checkpoint_files, loading
 from pokegemma.gemma.batches.processor_collator import make_collator
 from pokegemma.gemma.button_scores import score_by_rows
 from pokegemma.gemma.button_tokens import ButtonTokens
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import _published_key
 from pokegemma.training import sft
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
@@ -137,10 +137,12 @@ def test_checkpointing_keeps_the_gradients_of_shared_keys(
 ) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = loading.load_model(other_models(name)).train()
+        model = open_checkpoint(other_models(name)).load_model().train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        collator = make_collator(loading.load_processor(other_models(name)), layout="grid", dataset_folder=toy_dataset)
+        collator = make_collator(
+            open_checkpoint(other_models(name)).processor, layout="grid", dataset_folder=toy_dataset
+        )
         model(**collator(samples[:2]), use_cache=False).loss.backward()
         gradients.append(model.model.language_model.layers[0].self_attn.k_proj.weight.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
@@ -157,10 +159,10 @@ def test_training_refuses_fast_paths_of_gemma_3(option, other_models, toy_datase
 def test_checks_before_training_know_the_family(name: str, other_models) -> None:
     folder = other_models(name)
     access = check_model_access(str(folder))
-    assert access.status == "PASS" and f"{checkpoint_files.read_family(folder).name}, 4 layers" in access.summary
-    config = loading.load_config(folder)
+    assert access.status == "PASS" and f"{open_checkpoint(folder).family.name}, 4 layers" in access.summary
+    config = open_checkpoint(folder).config
     size = memory.measure_model(config)
-    body = loading.load_model(folder).model
+    body = open_checkpoint(folder).load_model().model
     assert size.num_weights == sum(weight.numel() for weight in body.parameters())
     lengths = token_lengths.TokenLengths(200, 100, 40, 400, 2)
     estimate = memory.estimate_memory(
@@ -171,7 +173,7 @@ def test_checks_before_training_know_the_family(name: str, other_models) -> None
 
 def test_a_gemma_3_of_other_proportions_trains(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    loading.load_processor(tiny_model).save_pretrained(base)
+    open_checkpoint(tiny_model).processor.save_pretrained(base)
     (base / "tokenizer.model").write_bytes((tiny_model / "tokenizer.model").read_bytes())
     record = json.loads((tiny_model / "config.json").read_text())
     record["text_config"] |= {

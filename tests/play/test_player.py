@@ -15,10 +15,10 @@ from pokegemma.data.samples import Sample, read_samples
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import Predictor
-from pokegemma.gemma import loading
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import score_buttons
 from pokegemma.gemma.image_attention import change_processor
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.play.player import Decider
 from pokegemma.play.prompt_cache import PromptCache
 
@@ -27,9 +27,9 @@ MAX_DECISIONS, OVERLAP = 5, 2
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, toy_dataset: Path) -> Predictor:
-    processor = loading.load_processor(tiny_model)
+    processor = open_checkpoint(tiny_model).processor
     collator = Gemma3Collator(processor=processor, layout="grid", dataset_folder=toy_dataset)
-    return Predictor(model=loading.load_model(tiny_model), collator=collator)
+    return Predictor(model=open_checkpoint(tiny_model).load_model(), collator=collator)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_grabbed_picture_with_transparency_is_seen_as_its_file_is(
 def test_a_model_that_is_causal_inside_pictures_is_asked_so(
     tiny_model: Path, trained: Predictor, session: list[Sample], toy_dataset: Path
 ) -> None:
-    processor = loading.load_processor(tiny_model)
+    processor = open_checkpoint(tiny_model).processor
     change_processor(processor, "causal")
     causal = replace(trained, collator=replace(trained.collator, processor=processor, layout="frames"))
     expected = expected_scores(causal, session)

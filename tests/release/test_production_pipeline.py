@@ -16,7 +16,7 @@ from peft import get_peft_model
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.fingerprints import FileHashes
-from pokegemma.gemma import checkpoint_files, loading
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import PROJECT_ROOT, write_run_record
 from pokegemma.release import hub
 from pokegemma.release.options import PipelineOptions
@@ -35,7 +35,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
     torch.manual_seed(0)
-    model = get_peft_model(loading.load_model(tiny_model), lora_config(options))
+    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)
@@ -46,7 +46,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         options={"layout": "grid", "lora_r": 16},
         status="completed",
         base_model=str(tiny_model),
-        base_fingerprint=checkpoint_files.weights_fingerprint(tiny_model),
+        base_fingerprint=open_checkpoint(tiny_model).weights_fingerprint(),
         dataset={"path": "gone", "sha256": "d" * 64},
     )
     return folder

@@ -10,7 +10,7 @@ from pokegemma.data import prompts
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.gemma.batches.processor_collator import make_collator
 from pokegemma.gemma.checkpoint_files import write_converter_files
-from pokegemma.gemma.loading import load_model, load_processor
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 
 SIZE_PX = 112
@@ -40,7 +40,7 @@ def write_colour_dataset(folder: Path) -> Path:
 def write_colour_model(folder: Path, dataset: Path) -> None:
     """Write a tiny Gemma 3 that learned `dataset` by heart: two seconds, some forty steps."""
     make_tiny_gemma3(folder, image_size_px=SIZE_PX, num_image_tokens=64, sliding_window=128)
-    model, processor = load_model(folder).train(), load_processor(folder)
+    model, processor = open_checkpoint(folder).load_model().train(), open_checkpoint(folder).processor
     collator = make_collator(processor, layout="grid", dataset_folder=dataset)
     batch = collator(list(read_samples(dataset / "train.jsonl")))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

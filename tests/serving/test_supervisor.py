@@ -17,7 +17,7 @@ import torch
 
 from pokegemma.data.samples import read_samples
 from pokegemma.engines.questions import Question, build_questions
-from pokegemma.gemma.loading import load_model, load_processor
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.serving.client import ask, request
 from tests.processes import WAIT_S, call_script, free_port, is_running, killed_after, wait_until, wait_until_ended
@@ -42,7 +42,7 @@ def questions(colour_dataset: Path) -> list[Question]:
 
 def prompt_inputs(model_path: Path, question: Question) -> dict[str, torch.Tensor]:
     """Return what transformers makes of a question."""
-    processor = load_processor(model_path)
+    processor = open_checkpoint(model_path).processor
     prompt = processor.apply_chat_template(list(question.messages), add_generation_prompt=True)
     return processor(text=[prompt], images=[list(question.pictures)], return_tensors="pt", add_special_tokens=False)
 
@@ -57,9 +57,11 @@ def count_prompt_tokens(url: str, question: Question, *, model: str) -> int:
 @torch.no_grad()
 def reference_text(model_path: Path, question: Question) -> str:
     """Return transformers' greedy answer in float32, without a server."""
-    model, processor, inputs = load_model(model_path), load_processor(model_path), prompt_inputs(model_path, question)
-    tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    return processor.decode(tokens, skip_special_tokens=True)
+    checkpoint, inputs = open_checkpoint(model_path), prompt_inputs(model_path, question)
+    tokens = checkpoint.load_model().generate(**inputs, max_new_tokens=32, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    return checkpoint.processor.decode(tokens, skip_special_tokens=True)
 
 
 @pytest.fixture

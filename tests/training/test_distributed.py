@@ -21,7 +21,7 @@ from pokegemma.export.gguf import convert
 from pokegemma.export.llama_cpp_converter import find_converter
 from pokegemma.export.merge import merge
 from pokegemma.export.mlx import convert_to_mlx
-from pokegemma.gemma import loading
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.vision_tower import TOWER
 from pokegemma.play.toy_recorder import record_sessions
 from pokegemma.provenance import PROJECT_ROOT
@@ -278,7 +278,9 @@ def test_a_sharded_model_trains_at_another_picture_size(
     place = next(key for key in expected if key.endswith("position_embedding.weight"))
     assert ours[place].shape == (64, 128)
     torch.testing.assert_close(ours[place], expected[place], atol=1e-4, rtol=1e-3)
-    start = loading.load_model(tiny_model, image_size_px=112).model.vision_tower.embeddings.position_embedding.weight
+    start = (
+        open_checkpoint(tiny_model, image_size=112).load_model().model.vision_tower.embeddings.position_embedding.weight
+    )
     assert not torch.equal(ours[place], start)
 
 

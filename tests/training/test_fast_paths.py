@@ -24,9 +24,10 @@ from pokegemma.data.prompts import (
 )
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
-from pokegemma.gemma import block_attention, loading
+from pokegemma.gemma import block_attention
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.training.options import ModelOptions, TrainingOptions
 from pokegemma.training.trainable import lora_config
 from pokegemma.training.trainer import PokemonTrainer
@@ -144,7 +145,7 @@ def expected(
 def test_a_frozen_tower_without_gradients_changes_nothing(
     layout: Layout, mixed: list[Sample], make_collator: MakeCollator, tiny_model: Path, expected: Callable
 ) -> None:
-    model = with_lora(loading.load_model(tiny_model))
+    model = with_lora(open_checkpoint(tiny_model).load_model())
     assert_same(loss_and_gradients(model, make_collator(layout)(mixed)), expected(layout))
 
 
@@ -152,7 +153,7 @@ def test_a_frozen_tower_without_gradients_changes_nothing(
 def test_a_trained_tower_gets_the_same_gradients_from_distinct_pictures(
     layout: Layout, mixed: list[Sample], make_collator: MakeCollator, tiny_model: Path, expected: Callable
 ) -> None:
-    model = with_lora(loading.load_model(tiny_model), everything=True)
+    model = with_lora(open_checkpoint(tiny_model).load_model(), everything=True)
     ours = loss_and_gradients(model, make_collator(layout)(mixed))
     assert any("vision_tower" in name for name in ours[1])
     assert any("multi_modal_projector" in name for name in ours[1])
@@ -169,7 +170,7 @@ def test_cached_features_change_nothing_and_run_no_tower(
     tmp_path: Path,
     expected: Callable,
 ) -> None:
-    model, collator = loading.load_model(tiny_model), make_collator(layout)
+    model, collator = open_checkpoint(tiny_model).load_model(), make_collator(layout)
     paths = [str(toy_dataset / path) for sample in mixed for path in collator.picture_paths(sample)]
     cache = prepare_cache(tmp_path / "features", model, collator.processor, paths, device=model.device)
     model = with_lora(model)
@@ -191,7 +192,7 @@ def test_samples_that_share_a_row_and_their_beginning_change_nothing(
     tiny_model: Path,
     expected: Callable,
 ) -> None:
-    model = with_lora(loading.load_model(tiny_model, attn_implementation=attention))
+    model = with_lora(open_checkpoint(tiny_model).load_model(attn_implementation=attention))
     collator = make_collator(layout)
     batch = replace(collator, samples_per_row=samples_per_row)(mixed)
     assert len(batch["input_ids"]) == -(-len(mixed) // samples_per_row)
@@ -204,7 +205,7 @@ def test_masks_of_a_plain_row_would_make_a_shared_one_wrong(
 ) -> None:
     batch = replace(make_collator("frames"), samples_per_row=6)(mixed)
     del batch["branches"]
-    model = with_lora(loading.load_model(tiny_model))
+    model = with_lora(open_checkpoint(tiny_model).load_model())
     assert abs(loss_and_gradients(model, batch)[0] - expected("frames")[0]) > 1e-3
 
 
@@ -226,7 +227,7 @@ def test_a_trajectory_says_what_its_decisions_say_one_by_one(
     parts = [Trajectory(trajectory.samples[: end + 1], num_context) for end in range(num_context, 6)]
     conversations = [(build_trajectory_messages(part), trajectory_images(part)) for part in parts]
     stock = loss_and_gradients(with_lora(stock_model(tiny_model)), stock_batch(conversations, processor, toy_dataset))
-    model = with_lora(loading.load_model(tiny_model))
+    model = with_lora(open_checkpoint(tiny_model).load_model())
     with count_tower(model) as counts:
         ours = loss_and_gradients(model, make_collator("trajectory")([trajectory]))
     assert counts["pictures"] == len(set(trajectory_images(trajectory)))
@@ -306,7 +307,7 @@ def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
     assert counts == {"forward": 2 * 6, "backward": 6, "pictures": 6 * 4 * 4}
 
     ours = [{"sample": sample.to_json()} for sample in samples]
-    model = loading.load_model(tiny_model)
+    model = open_checkpoint(tiny_model).load_model()
     paths = [str(toy_dataset / path) for sample in samples for path in sample.frames]
     cache = prepare_cache(tmp_path / "features", model, collator.processor, paths, device=model.device)
     for name, changes, calls in (
@@ -316,7 +317,7 @@ def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
         ("both", {"features": cache, "samples_per_row": 2}, 0),
     ):
         trainer = PokemonTrainer(
-            model=loading.load_model(tiny_model),
+            model=open_checkpoint(tiny_model).load_model(),
             args=TrainingOptions(**trainer_options(tmp_path / name)),
             train_dataset=Dataset.from_list(ours),
             data_collator=replace(collator, **changes),

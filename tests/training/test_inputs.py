@@ -8,14 +8,14 @@ import pytest
 
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import loading
 from pokegemma.gemma.batches.collator import Gemma3Collator
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.training.inputs import check_lengths, load_dataset
 from pokegemma.training.options import DataOptions
 
 
 def test_samples_that_are_too_long_are_named_and_refused(toy_dataset: Path, tiny_model: Path) -> None:
-    processor = loading.load_processor(tiny_model)
+    processor = open_checkpoint(tiny_model).processor
     collator = Gemma3Collator(processor=processor, layout="grid", dataset_folder=toy_dataset)
     path = toy_dataset / "train.jsonl"
     examples = list(read_samples(path))
@@ -27,7 +27,7 @@ def test_samples_that_are_too_long_are_named_and_refused(toy_dataset: Path, tiny
 
 
 def test_the_length_check_agrees_with_the_collator(toy_dataset: Path, tiny_model: Path) -> None:
-    processor = loading.load_processor(tiny_model)
+    processor = open_checkpoint(tiny_model).processor
     collator = Gemma3Collator(processor=processor, layout="frames", dataset_folder=toy_dataset)
     path = toy_dataset / "train.jsonl"
     examples = list(read_samples(path))

@@ -16,7 +16,7 @@ from transformers.models.siglip import modeling_siglip
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import loading
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.training import sft
 from pokegemma.training.modes import OFF, ON, REENTRANT, ModesObserver, check_modes, modes_in_force
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
@@ -135,11 +135,13 @@ def test_qlora_of_other_families_has_4_bits_in_every_linear_layer_of_the_languag
     folder = other_models(name)
     layers = [
         path
-        for path, layer in loading.load_model(folder).named_modules()
+        for path, layer in open_checkpoint(folder).load_model().named_modules()
         if isinstance(layer, torch.nn.Linear) and "language_model" in path and "altup" not in path
     ]
     options = ModelOptions(model_name_or_path=str(folder), finetuning="qlora")
-    modes = modes_in_force(load_trainable(options, TrainingOptions(output_dir=str(tmp_path), use_cpu=True)))
+    modes = modes_in_force(
+        load_trainable(options.open_checkpoint(), options, TrainingOptions(output_dir=str(tmp_path), use_cpu=True))
+    )
     assert modes["4bit"]["layers"] == {"language_model": len(layers)}
     assert modes["4bit"]["type"] == "nf4"
     if name == "gemma4":
@@ -173,7 +175,7 @@ def attention_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str
 def test_the_attention_that_was_asked_for_is_called_in_every_layer(
     asked: str, text: str, attention_calls: list, make_collator, samples: list[Sample], tiny_model: Path
 ) -> None:
-    model = loading.load_model(tiny_model, attn_implementation=asked)
+    model = open_checkpoint(tiny_model).load_model(attn_implementation=asked)
     assert modes_in_force(model)["attention"] == {"language_model": text, "vision_tower": asked}
     with torch.no_grad():
         model(**make_collator("grid")(samples[:1]))
@@ -182,7 +184,9 @@ def test_the_attention_that_was_asked_for_is_called_in_every_layer(
 
 
 def test_flex_attention_is_in_force_where_it_was_asked_for(tiny_model: Path) -> None:
-    model = loading.load_model(tiny_model, attn_implementation="flex_attention")  # compiling it for a CPU takes 86 s
+    model = open_checkpoint(tiny_model).load_model(
+        attn_implementation="flex_attention"
+    )  # compiling it for a CPU takes 86 s
     assert modes_in_force(model)["attention"] == {"language_model": "flex_attention", "vision_tower": "flex_attention"}
 
 
@@ -191,7 +195,7 @@ def test_flex_attention_is_in_force_where_it_was_asked_for(tiny_model: Path) -> 
 def test_rows_of_several_samples_or_answers_take_blocks_under_sdpa(
     asked: str, mask: str, layout: str, attention_calls: list, make_collator, samples: list[Sample], tiny_model: Path
 ) -> None:
-    model = loading.load_model(tiny_model, attn_implementation=asked)
+    model = open_checkpoint(tiny_model).load_model(attn_implementation=asked)
     collator = replace(make_collator(layout), samples_per_row=3 if layout == "frames" else 1)
     rows = samples[3:6] if layout == "frames" else [Trajectory(tuple(samples[3:6]))]
     batch = collator(rows)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import checkpoint_files
+from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.gemma.weight_files import hash_weights
 from pokegemma.provenance import write_run_record
 from pokegemma.training.run_folder import (
     _FIXED_OPTIONS,
@@ -48,8 +49,8 @@ def test_a_checkpoint_that_was_cut_off_is_refused_by_name(tmp_path: Path) -> Non
 def test_a_run_of_an_earlier_version_is_continued_on_the_same_base(tiny_model: Path, tmp_path: Path) -> None:
     """Its record has the fingerprint as it was taken then."""
     options, dataset = dict.fromkeys((*_FIXED_OPTIONS, "layout")), {"sha256": "d"}
-    earlier = checkpoint_files._hash_weights_as_spelled(str(tiny_model))
-    now = {"base_fingerprint": checkpoint_files.weights_fingerprint(tiny_model), "base_model": str(tiny_model)}
+    earlier = hash_weights(tiny_model, version="")
+    now = {"base_fingerprint": open_checkpoint(tiny_model).weights_fingerprint(), "base_model": str(tiny_model)}
     write_run_record(tmp_path, stage="train", options=options, base_fingerprint=earlier, dataset=dataset)
     check_resumed(tmp_path, options=options, facts={**now, "dataset": dataset})
     write_run_record(tmp_path, stage="train", options=options, base_fingerprint="0" * 64, dataset=dataset)

@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import checkpoint_files, loading
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.processor_collator import make_collator
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import PROJECT_ROOT, read_run_record, write_run_record
 from pokegemma.training import sft
 from pokegemma.training.inputs import load_dataset
@@ -69,7 +69,7 @@ def test_a_run_leaves_adapter_processor_curve_and_record(finished: Path, tiny_mo
     record = read_run_record(finished)
     assert (record["stage"], record["status"], record["global_step"]) == ("train", "completed", 4)
     assert record["options"]["layout"] == "grid"
-    assert record["base_fingerprint"] == checkpoint_files.weights_fingerprint(tiny_model)
+    assert record["base_fingerprint"] == open_checkpoint(tiny_model).weights_fingerprint()
     assert record["dataset"]["path"] == str(toy_dataset / "train.jsonl")
     assert Path(json.loads((finished / "adapter_config.json").read_text())["base_model_name_or_path"]).is_absolute()
 
@@ -136,7 +136,7 @@ def test_qlora_trains_on_nf4_weights_and_leaves_the_tower_whole(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     options = ModelOptions(model_name_or_path=str(tiny_model))
-    model = load_trainable(options, TrainingOptions(output_dir=str(tmp_path), use_cpu=True))
+    model = load_trainable(options.open_checkpoint(), options, TrainingOptions(output_dir=str(tmp_path), use_cpu=True))
     quantised = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
     assert len(quantised) == 6 * 7 and all("language_model" in name for name in quantised)
     weight = model.model.language_model.layers[0].mlp.up_proj.weight
@@ -352,7 +352,7 @@ def test_full_fine_tuning_resumes_where_it_stopped_and_returns_its_best(
     run_training(toy_dataset, tiny_model, through, options=options, **settings)  # the highest loss: not the last
     best = Path(read_run_record(through)["best_checkpoint"])
     assert best.name == "checkpoint-2"
-    kept, result = (loading.load_model(folder).state_dict() for folder in (best, through))
+    kept, result = (open_checkpoint(folder).load_model().state_dict() for folder in (best, through))
     assert all(torch.equal(kept[key], result[key]) for key in kept)
     # The schedule of four steps is kept: only the second checkpoint is there to continue from.
     shutil.copytree(through, resumed, ignore=shutil.ignore_patterns("checkpoint-4"))
@@ -500,7 +500,7 @@ def test_evaluation_is_the_same_in_batches_of_any_size(
 ) -> None:
     data = DataOptions(dataset_path=str(toy_dataset), layout=layout, max_decisions=3)
     rows = load_dataset(toy_dataset / "eval.jsonl", data, cache_dir=tmp_path / "cache")
-    collator = make_collator(loading.load_processor(tiny_model), layout=layout, dataset_folder=Path())
+    collator = make_collator(open_checkpoint(tiny_model).processor, layout=layout, dataset_folder=Path())
     options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="full")
 
     def evaluate(batch_size: int) -> dict[str, float]:
@@ -512,7 +512,7 @@ def test_evaluation_is_the_same_in_batches_of_any_size(
             dataloader_num_workers=0,
         )
         trainer = PokemonTrainer(
-            model=load_trainable(options, training),
+            model=load_trainable(options.open_checkpoint(), options, training),
             args=training,
             train_dataset=rows,
             eval_dataset=rows,

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.adapters.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, name_some, trained_in_full
-from pokegemma.gemma.checkpoint_files import plain_name
+from pokegemma.gemma.adapters.reading import CONFIG_FILE, WEIGHTS_FILE, Adapter, name_some, trained_in_full
+from pokegemma.gemma.weight_files import plain_name
 
 logger = logging.getLogger(__name__)
 

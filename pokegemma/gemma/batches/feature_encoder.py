@@ -23,7 +23,7 @@ from pokegemma.gemma.batches.feature_cache import Chunk, FeatureCache, hash_fram
 from pokegemma.gemma.batches.pixels import read_pictures
 from pokegemma.gemma.batches.shared_memory import PREFETCH_FACTOR, SEMAPHORE_BYTES, check_free, share
 from pokegemma.gemma.families import require_exact
-from pokegemma.gemma.loading import Dtype, default_device, load_config, load_model, load_processor
+from pokegemma.gemma.loading import Dtype, default_device, open_checkpoint
 from pokegemma.gemma.vision_tower import PROJECTOR, TOWER, encode_pictures
 
 logger = logging.getLogger(__name__)
@@ -130,10 +130,11 @@ def load_encoder(
         PokegemmaError: the model is none of Gemma 3's, or the cache is another model's.
     """
     torch.set_num_threads(num_threads)
-    require_exact(load_config(base), "--vision_features")
-    processor = load_processor(base, image_size_px=image_size)
-    model = load_model(base, dtype=dtype, device=default_device(), image_size_px=image_size)
-    return Encoder(open_cache(folder, feature_key(model, processor)), model, processor, batch_size, num_workers)
+    checkpoint = open_checkpoint(base, image_size)
+    require_exact(checkpoint.config, "--vision_features")
+    model = checkpoint.load_model(dtype=dtype, device=default_device())
+    cache = open_cache(folder, feature_key(model, checkpoint.processor))
+    return Encoder(cache, model, checkpoint.processor, batch_size, num_workers)
 
 
 def fill_chunk(chunk: Chunk, encoder: Encoder) -> None:

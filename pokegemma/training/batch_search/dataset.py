@@ -11,8 +11,7 @@ from tqdm import tqdm
 from pokegemma.data.samples import Sample, dataset_files
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.gemma.batches.collator import Example
-from pokegemma.gemma.batches.processor_collator import Collator, make_collator
-from pokegemma.gemma.loading import load_config, load_processor, require_full_precision
+from pokegemma.gemma.batches.processor_collator import Collator
 from pokegemma.training.inputs import eval_file, read_examples
 from pokegemma.training.options import DataOptions, ModelOptions
 
@@ -78,10 +77,9 @@ def write_trial_dataset(
         PokegemmaError: dataset or processor cannot be read, or the model is stored quantised.
     """
     path, beside = dataset_files(Path(data.dataset_path))
-    base = model.model_name_or_path
-    require_full_precision(load_config(base), where=base)
-    processor = load_processor(base, model.image_size, model.image_attention)
-    collator = make_collator(processor, layout=data.layout, dataset_folder=Path())
+    checkpoint = model.open_checkpoint()
+    checkpoint.require_full_precision()
+    collator = checkpoint.collator(layout=data.layout, dataset_folder=Path())
 
     def longest_rows(path: Path, number: int) -> list[tuple[int, Example]]:
         examples = tqdm(read_examples(path, data), "count tokens", leave=False, disable=None)

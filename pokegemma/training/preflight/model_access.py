@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from pokegemma.data.checks.records import Check
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.families import family_of
-from pokegemma.gemma.loading import load_config, load_processor
+from pokegemma.gemma.loading import open_checkpoint
 
 _GIB = 2**30
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -46,7 +45,7 @@ def _folder_problems(folder: Path) -> list[str]:
         except (SafetensorError, OSError) as error:
             problems.append(f"{shard} is damaged: {error}")
     try:
-        load_processor(folder)  # and the config
+        _ = open_checkpoint(folder).processor
     except PokegemmaError as error:
         problems.append(str(error).removeprefix(f"{folder}: "))
     return problems
@@ -98,7 +97,7 @@ def check_model_access(model: str) -> Check:
     problems = _folder_problems(Path(model))
     if problems:
         return Check(name, "FAIL", f"{model}: {problems[0]}", tuple(problems))
-    config = load_config(model)
-    layers, width = config.text_config.num_hidden_layers, config.text_config.hidden_size
-    found = f"{family_of(config).name}, {layers} layers, {width} wide"
+    checkpoint = open_checkpoint(model)
+    text = checkpoint.config.text_config
+    found = f"{checkpoint.family.name}, {text.num_hidden_layers} layers, {text.hidden_size} wide"
     return Check(name, "PASS", f"{model}: {found}; config, weights and processor whole")

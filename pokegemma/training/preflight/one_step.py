@@ -17,11 +17,11 @@ from pokegemma.data.checks.records import NO_SAMPLES, Check, Split, skipped
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.adapters.adapters import read_adapter
 from pokegemma.gemma.adapters.attachment import attach_adapter
-from pokegemma.gemma.batches.processor_collator import Collator, make_collator
-from pokegemma.gemma.loading import load_model, load_processor
-from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.gemma.adapters.reading import read_adapter
+from pokegemma.gemma.batches.processor_collator import Collator
+from pokegemma.gemma.loading import Checkpoint, open_checkpoint
+from pokegemma.training.options import DataOptions, Finetuning, ModelOptions, TrainingOptions
 
 _STEP_SAMPLES = 4
 _STEP_TIMEOUT_S = 3600
@@ -130,7 +130,9 @@ def _train_one_step(command: Sequence[str], options: dict[str, Any], folder: Pat
     return losses[0], log
 
 
-def _largest_difference(saved: Path, model: ModelOptions, samples: list[Sample], collator: Collator) -> float:
+def _largest_difference(
+    saved: Path, base: Checkpoint, samples: list[Sample], collator: Collator, *, finetuning: Finetuning
+) -> float:
     """Reload the result and return the largest difference of a logit to the base model's, on one sample.
 
     Raises:
@@ -140,17 +142,14 @@ def _largest_difference(saved: Path, model: ModelOptions, samples: list[Sample],
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     batch = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-    path = model.model_name_or_path
     with torch.inference_mode():
-        base = load_model(
-            path, image_size_px=model.image_size, attention=model.image_attention, dtype=dtype, device=device
-        )
-        before = base(**batch, logits_to_keep=32).logits.float().cpu()
-        if model.finetuning == "full":
-            del base
-            tuned = load_model(saved, dtype=dtype, device=device)
+        model = base.load_model(dtype=dtype, device=device)
+        before = model(**batch, logits_to_keep=32).logits.float().cpu()
+        if finetuning == "full":
+            del model
+            tuned = open_checkpoint(saved).load_model(dtype=dtype, device=device)
         else:
-            tuned = attach_adapter(base, read_adapter(saved), path).eval()
+            tuned = attach_adapter(model, read_adapter(saved), base.path).eval()
         after = tuned(**batch, logits_to_keep=32).logits.float().cpu()
     difference = (after - before).abs().max().item()
     if not math.isfinite(difference):
@@ -177,9 +176,9 @@ def check_step(
                 return skipped(name, NO_SAMPLES)
             loss, log = _train_one_step(train_command, options, Path(temporary))
             try:
-                processor = load_processor(model.model_name_or_path, model.image_size, model.image_attention)
-                collator = make_collator(processor, layout=data.layout, dataset_folder=dataset)
-                difference = _largest_difference(output, model, samples, collator)
+                checkpoint = model.open_checkpoint()
+                collator = checkpoint.collator(layout=data.layout, dataset_folder=dataset)
+                difference = _largest_difference(output, checkpoint, samples, collator, finetuning=model.finetuning)
             except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise _StepFailedError(f"the result cannot be loaded: {reason}", log) from error

@@ -22,8 +22,6 @@ from pokegemma.data.checks.records import (
 from pokegemma.data.checks.still_pictures import check_still
 from pokegemma.environment import Hardware, detect_hardware
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.batches.processor_collator import make_collator
-from pokegemma.gemma.loading import load_config, load_processor, require_full_precision
 from pokegemma.training.preflight.disk import check_disk, disk_needs
 from pokegemma.training.preflight.loader_memory import check_shared_memory
 from pokegemma.training.preflight.machine import check_environment, check_hardware
@@ -108,13 +106,11 @@ def _check_model(run: PlannedRun, hardware: Hardware) -> Iterator[Check]:
     Raises:
         PokegemmaError: the model cannot be read, or is stored quantised.
     """
-    model = run.model
-    config = load_config(model.model_name_or_path, model.image_size, model.image_attention)
-    require_full_precision(config, where=model.model_name_or_path)
-    processor = load_processor(model.model_name_or_path, model.image_size, model.image_attention)
+    model, checkpoint = run.model, run.model.open_checkpoint()
+    checkpoint.require_full_precision()
+    config, processor = checkpoint.config, checkpoint.processor
     collators = {
-        split.name: make_collator(processor, layout=run.data.layout, dataset_folder=split.folder)
-        for split in run.splits
+        split.name: checkpoint.collator(layout=run.data.layout, dataset_folder=split.folder) for split in run.splits
     }
     picture_bytes = None
     if run.data.vision_features is not None:

@@ -14,15 +14,15 @@ from pokegemma.data.prompts import Layout, build_messages, build_output, sample_
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import loading
 from pokegemma.gemma.batches.collator import Gemma3Collator, expand_pictures
+from pokegemma.gemma.loading import open_checkpoint
 
 MakeCollator = Callable[[str], Gemma3Collator]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Gemma3ForConditionalGeneration:
-    return loading.load_model(tiny_model)
+    return open_checkpoint(tiny_model).load_model()
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from transformers import Gemma3ForConditionalGeneration
 
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import loading
 from pokegemma.gemma.batches import feature_cache
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.feature_cache import FeatureCache, hash_frames, open_cache
 from pokegemma.gemma.batches.feature_encoder import Encoder, feature_key
 from pokegemma.gemma.batches.pixels import read_pictures
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.vision_tower import encode_pictures
 from pokegemma.training import sft
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Gemma3ForConditionalGeneration:
-    return loading.load_model(tiny_model)
+    return open_checkpoint(tiny_model).load_model()
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_killed_precompute_continues_and_ends_with_the_same_files(model, proce
 def _fill_share(
     folder: Path, tiny_model: Path, frames: list[str], rank: int, num_ranks: int, share_out: Callable[[], object]
 ) -> None:
-    model, processor = loading.load_model(tiny_model), loading.load_processor(tiny_model)
+    model, processor = open_checkpoint(tiny_model).load_model(), open_checkpoint(tiny_model).processor
     cache = new_cache(folder, model, processor, frames)
     fill(cache, model, processor, rank=rank, num_ranks=num_ranks, share_out=share_out)
 
@@ -139,10 +139,10 @@ def test_two_processes_fill_a_cache_at_once(num_ranks, model, tiny_model, proces
 
 @pytest.mark.parametrize("what", ["weights", "projector", "dtype", "processor", "image_size"])
 def test_a_cache_of_another_model_is_refused(what, tiny_model, processor, tmp_path) -> None:
-    model = loading.load_model(tiny_model)
+    model = open_checkpoint(tiny_model).load_model()
     key = feature_key(model, processor)
     open_cache(tmp_path / "cache", key)
-    open_cache(tmp_path / "cache", feature_key(loading.load_model(tiny_model), processor))
+    open_cache(tmp_path / "cache", feature_key(open_checkpoint(tiny_model).load_model(), processor))
     with torch.no_grad():
         if what == "weights":
             model.model.vision_tower.encoder.layers[3].mlp.fc2.bias[5] += 1e-3
@@ -160,7 +160,7 @@ def test_a_cache_of_another_model_is_refused(what, tiny_model, processor, tmp_pa
 
 
 def test_the_weights_of_the_language_model_do_not_matter(tiny_model, processor) -> None:
-    model = loading.load_model(tiny_model)
+    model = open_checkpoint(tiny_model).load_model()
     key = feature_key(model, processor)
     with torch.no_grad():
         model.model.language_model.layers[0].mlp.up_proj.weight += 1

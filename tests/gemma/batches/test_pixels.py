@@ -13,8 +13,8 @@ from transformers.image_transforms import convert_to_rgb
 from pokegemma.data.grids import fit_tile, read_frame, to_rgb
 from pokegemma.engines.questions import read_picture
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import loading
 from pokegemma.gemma.batches.pixels import read_pictures
+from pokegemma.gemma.loading import open_checkpoint
 
 
 @pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.4, 0.5, 0.6)])
@@ -26,7 +26,7 @@ def test_pixels_are_bit_for_bit_the_image_processors(mean: tuple[float, ...], ti
     Image.fromarray(noise[:40, :40, 0]).save(tmp_path / "grey.png")
     Image.fromarray(np.dstack([noise, noise[:, :, :1]])).save(tmp_path / "alpha.png")
     paths = sorted(tmp_path.iterdir())
-    processor = loading.load_processor(tiny_model)
+    processor = open_checkpoint(tiny_model).processor
     processor.image_processor.image_mean = list(mean)
     images = [Image.open(path) for path in paths]
     expected = processor.image_processor(images, return_tensors="pt", do_pan_and_scan=False)["pixel_values"]
@@ -54,7 +54,7 @@ def write_transparent_pictures(folder: Path) -> list[Path]:
 
 def test_transparency_is_composited_as_the_image_processor_does(tiny_model: Path, tmp_path: Path) -> None:
     paths = write_transparent_pictures(tmp_path)
-    processor = loading.load_processor(tiny_model)
+    processor = open_checkpoint(tiny_model).processor
     images = [Image.open(path) for path in paths]
     expected = processor.image_processor(images, return_tensors="pt", do_pan_and_scan=False)["pixel_values"]
     assert torch.equal(read_pictures(processor, paths), expected)
@@ -78,7 +78,7 @@ NO_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\0IHDR" + bytes(17)  # Pillow raises ValueE
 def test_a_damaged_picture_is_named(content: bytes, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "frame.png").write_bytes(content)
     with pytest.raises(PokegemmaError, match=r"frame\.png cannot be read as a picture"):
-        read_pictures(loading.load_processor(tiny_model), [tmp_path / "frame.png"])
+        read_pictures(open_checkpoint(tiny_model).processor, [tmp_path / "frame.png"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -86,7 +86,7 @@ def test_a_picture_that_is_cut_off_is_named_in_one_line(num_workers: int, tiny_m
     noise = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "frame.png")
     (tmp_path / "frame.png").write_bytes((tmp_path / "frame.png").read_bytes()[:300])
-    collate = functools.partial(read_pictures, loading.load_processor(tiny_model))
+    collate = functools.partial(read_pictures, open_checkpoint(tiny_model).processor)
     with pytest.raises(PokegemmaError) as caught:
         list(DataLoader([tmp_path / "frame.png"], num_workers=num_workers, collate_fn=collate))
     assert str(caught.value).startswith(f"{tmp_path / 'frame.png'} cannot be read as a picture")

@@ -13,9 +13,10 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from pokegemma.data.prompts import Layout, build_messages, build_output, sample_images
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma import families, loading
+from pokegemma.gemma import families
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.processor_collator import ProcessorCollator, make_collator
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.processors import load_gemma3n_processor
 from pokegemma.gemma.tiny import gemma3n_gemma4
 
@@ -29,7 +30,7 @@ def load_processor(other_models, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
     def load(name: str):
         if name != "gemma3n":
-            return loading.load_processor(other_models(name))
+            return open_checkpoint(other_models(name)).processor
         folder = tmp_path_factory.mktemp("gemma3n_processor")
         gemma3n_gemma4.write_gemma3n_processor(folder, image_size_px=64, num_image_tokens=16)
         return load_gemma3n_processor(str(folder))
@@ -79,7 +80,7 @@ def test_batches_equal_those_of_trl_token_by_token_and_in_loss(
         assert torch.equal(ours[key], tensor), key
     if name == "gemma3n" and not is_timm_available():
         return  # no model to compute a loss with
-    model = loading.load_model(other_models(name))
+    model = open_checkpoint(other_models(name)).load_model()
     with torch.no_grad():
         assert model(**ours).loss.item() == model(**theirs).loss.item()
 
@@ -121,7 +122,7 @@ def test_a_picture_of_gemma_4_has_the_tokens_of_its_shape(mixed: list[Sample], l
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_batch_says_what_its_samples_say_alone(name: str, mixed: list[Sample], other_models) -> None:
     folder = other_models(name)
-    model, collator = loading.load_model(folder), collator_of(loading.load_processor(folder))
+    model, collator = open_checkpoint(folder).load_model(), collator_of(open_checkpoint(folder).processor)
     batch = collator(mixed)
     del batch["labels"]
     with torch.no_grad():

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pokegemma.gemma import loading
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 
 
@@ -34,7 +34,7 @@ def test_transformers_loads_it_with_nothing_else(tiny_model: Path) -> None:
 
 def test_the_default_checkpoint_has_256_tokens_a_picture_of_224_px(tmp_path: Path) -> None:
     make_tiny_gemma3(tmp_path)
-    config = loading.load_config(tmp_path)
+    config = open_checkpoint(tmp_path).config
     assert (config.mm_tokens_per_image, config.vision_config.image_size) == (256, 224)
 
 

@@ -21,7 +21,7 @@ from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches.collator import Gemma3Collator, expand_pictures
 from pokegemma.gemma.batches.processor_collator import make_collator
-from pokegemma.gemma.loading import load_processor
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.settings import read_settings
 from pokegemma.training.batch_search.attempts import Trial
@@ -542,6 +542,6 @@ def test_trajectories_of_a_trial_have_the_tokens_that_were_counted(toy_dataset, 
     data = DataOptions(dataset_path=str(toy_dataset), layout="trajectory", max_decisions=4)
     model = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
     counted = write_trial_dataset(data, model, tmp_path / "trial", step_rows=2, num_steps=1)
-    collator = make_collator(load_processor(tiny_model), layout="trajectory", dataset_folder=Path())
+    collator = make_collator(open_checkpoint(tiny_model).processor, layout="trajectory", dataset_folder=Path())
     rows = list(read_examples(tmp_path / "trial" / "train.jsonl", data))
     assert [collator.count_tokens(row) for row in rows] == counted

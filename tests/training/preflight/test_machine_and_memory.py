@@ -6,7 +6,7 @@ from transformers import Gemma3Config
 
 from pokegemma.environment import GIB, Gpu, Hardware
 from pokegemma.gemma.batches.collator import Gemma3Collator
-from pokegemma.gemma.loading import load_processor
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.training.preflight import disk, machine, memory, token_lengths
 from pokegemma.training.preflight.memory import ModelSize
@@ -108,7 +108,9 @@ def test_the_one_step_takes_the_disk_of_an_adapter_or_a_whole_model():
 
 def count(folder, tiny, *, max_length=None, max_positions=8192, layout="frames"):
     split = write_split(folder / "train.jsonl", [make_sample("s", 1, "up"), make_sample("s", 2, "up", ["up"])])
-    collators = {"train": Gemma3Collator(processor=load_processor(tiny), layout=layout, dataset_folder=folder)}
+    collators = {
+        "train": Gemma3Collator(processor=open_checkpoint(tiny).processor, layout=layout, dataset_folder=folder)
+    }
     check, lengths = token_lengths.check_token_lengths(
         [split], collators, max_positions=max_positions, max_length=max_length
     )
@@ -145,7 +147,9 @@ def test_a_prompt_over_its_budget_warns(tmp_path, tiny, monkeypatch):
 
 def test_without_samples_token_lengths_are_skipped(tmp_path, tiny):
     split = write_split(tmp_path / "train.jsonl", [])
-    collators = {"train": Gemma3Collator(processor=load_processor(tiny), layout="grid", dataset_folder=tmp_path)}
+    collators = {
+        "train": Gemma3Collator(processor=open_checkpoint(tiny).processor, layout="grid", dataset_folder=tmp_path)
+    }
     check, lengths = token_lengths.check_token_lengths([split], collators, max_positions=100, max_length=None)
     assert (check.status, lengths) == ("SKIP", None)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pokegemma.data.checks.records import Split, find_splits
 from pokegemma.gemma.batches.feature_cache import missing_feature_bytes
 from pokegemma.gemma.batches.processor_collator import make_collator
-from pokegemma.gemma.loading import load_config, load_processor
+from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.training.preflight import disk, memory
@@ -197,7 +197,7 @@ def test_the_folder_of_the_one_step_counts_as_disk(tmp_path, tiny, toy_dataset, 
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    size = memory.measure_model(load_config(str(tiny)))
+    size = memory.measure_model(open_checkpoint(str(tiny)).config)
     run = plan_run(*find_splits(toy_dataset), tiny, tmp_path, finetuning="full", step_command=step_command)
     needs = disk.disk_needs(run, size, {}, picture_bytes=None)
     assert needs[tmp_path / "outputs"] == disk.run_bytes(size, finetuning="full", lora_r=16, bytes_per_weight=4)
@@ -205,10 +205,10 @@ def test_the_folder_of_the_one_step_counts_as_disk(tmp_path, tiny, toy_dataset, 
 
 
 def test_the_feature_cache_counts_as_disk_except_for_features_that_it_has(tmp_path, tiny, toy_dataset):
-    config, features = load_config(str(tiny)), tmp_path / "features"
+    config, features = open_checkpoint(str(tiny)).config, tmp_path / "features"
     run = plan_run(*find_splits(toy_dataset), tiny, tmp_path, layout="frames", vision_features=str(features))
     collators = dict.fromkeys(
-        ("train", "eval"), make_collator(load_processor(tiny), layout="frames", dataset_folder=Path())
+        ("train", "eval"), make_collator(open_checkpoint(tiny).processor, layout="frames", dataset_folder=Path())
     )
     frames = {frame for split in run.splits for sample in split.samples() for frame in sample.frames}
     assert disk.disk_needs(run, memory.measure_model(config), collators, picture_bytes=7)[features] == 7 * len(frames)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pokegemma.gemma.checkpoint_files import published_name
+from pokegemma.gemma.weight_files import published_name
 
 
 @pytest.mark.parametrize(

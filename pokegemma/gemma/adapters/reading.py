@@ -1,7 +1,6 @@
-"""Read a LoRA adapter from its folder: whole, finite, by plain names; and find the base that it was trained on."""
+"""Read a LoRA adapter from its folder: whole, finite, by plain names."""
 
 import json
-import logging
 import math
 import re
 from collections.abc import Sequence
@@ -16,11 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.checkpoint_files import has_fingerprint, plain_name
-from pokegemma.gemma.loading import is_quantised, load_config
+from pokegemma.gemma.weight_files import plain_name
 from pokegemma.provenance import read_run_record
-
-logger = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _MAX_NAMED = 3
@@ -236,32 +232,3 @@ def _sort_layers(path: Path, config: LoraConfig, tensors: dict[str, torch.Tensor
         if layer.rank != rank:
             raise PokegemmaError(f"{path}: {CONFIG_FILE} says rank {rank}, {layer.name} has rank {layer.rank}")
     return layers
-
-
-def find_base(adapter: Adapter, asked: str | None = None) -> str:
-    """Return the base checkpoint of an adapter: `asked`, or the one that it names.
-
-    Raises:
-        PokegemmaError: it names none, or one that is not on this machine; or the base is known to be another one.
-    """
-    named = adapter.config.base_model_name_or_path
-    remedy = f"name it: scripts/merge_qlora.py --lora_path {adapter.path} --base_model BASE"
-    if not asked:
-        if not named:
-            raise PokegemmaError(f"{adapter.path}: {CONFIG_FILE} names no base; {remedy}")
-        try:
-            load_config(named)
-        except PokegemmaError as error:
-            raise PokegemmaError(f"{adapter.path}: its base cannot be used: {error}; {remedy}") from error
-    base, trained_on = str(asked or named), adapter.run.get("base_fingerprint")
-    if not trained_on or has_fingerprint(base, str(trained_on)):
-        return base
-    known = adapter.run.get("base_model") or named
-    try:
-        quantised, unknown = is_quantised(load_config(known)), ""
-    except PokegemmaError:
-        quantised, unknown = False, ", which cannot be read; its config.json would show whether it is quantised"
-    if not (asked and quantised):
-        raise PokegemmaError(f"{base} is not the base of this adapter, which was trained on {known}{unknown}")
-    logger.warning("%s: trained on the quantised %s, with which %s cannot be compared", adapter.path, known, base)
-    return base
