@@ -162,7 +162,7 @@ def test_stock_processors_read_the_switch_that_checkpoints_and_adapters_carry(ad
         processor = AutoProcessor.from_pretrained(folder)
         made = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
         assert set(made) == {"input_ids", "attention_mask", "pixel_values"}, folder
-        assert is_causal(open_checkpoint(folder).processor), folder
+        assert is_causal(processor), folder
 
 
 def test_stock_generate_writes_what_a_causal_model_scores_and_writes_here(

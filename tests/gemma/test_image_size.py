@@ -209,7 +209,7 @@ def test_a_run_records_its_size_and_its_adapter_says_it(adapter: Path) -> None:
     record = read_run_record(adapter)
     assert (record["options"]["image_size"], record["image_size_px"], record["image_tokens"]) == (112, 112, 64)
     for folder in (adapter, *adapter.glob("checkpoint-*")):
-        processor = open_checkpoint(folder).processor
+        processor = AutoProcessor.from_pretrained(folder)
         assert (processor.image_seq_length, processor.image_processor.size["height"]) == (64, 112), folder
 
 

@@ -1,15 +1,24 @@
 """Checkpoints keep their layout and are told apart; wrong ones are refused in one line."""
 
+import builtins
+import functools
 import hashlib
+import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, Gemma3ImageProcessorPil, Gemma3Processor
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.evaluation.predict import load_predictor
 from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.provenance import write_run_record
 
 
 def test_loading_and_saving_keeps_the_published_key_names(tiny_model: Path, tmp_path: Path) -> None:
@@ -111,3 +120,33 @@ def test_a_hub_id_that_cannot_be_reached_says_what_to_do() -> None:
 def test_flash_attention_is_refused(tiny_model: Path) -> None:
     with pytest.raises(PokegemmaError, match="causal inside images"):
         open_checkpoint(tiny_model).load_model(attn_implementation="flash_attention_2")
+
+
+def test_a_predictor_reads_config_json_once(
+    tiny_model: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Besides the reads within transformers' own `from_pretrained` of model and processor, which are counted first."""
+    adapter = get_peft_model(open_checkpoint(tiny_model).load_model(), LoraConfig(target_modules=r".*language.*q_proj"))
+    adapter.save_pretrained(tmp_path)
+    fingerprint = open_checkpoint(tiny_model).weights_fingerprint()
+    write_run_record(tmp_path, stage="train", options={}, base_fingerprint=fingerprint)
+    reads = []
+    for module in (builtins, io):  # io.open is what Path.read_text calls
+
+        def count(file: Any, *args: Any, original: Callable = module.open, **options: Any) -> Any:
+            reads.append(str(file))
+            return original(file, *args, **options)
+
+        monkeypatch.setattr(module, "open", count)
+
+    def count_reads(load: Callable[[], object]) -> int:
+        reads.clear()
+        load()
+        return reads.count(str(tiny_model / "config.json"))
+
+    classes = (AutoModelForImageTextToText, Gemma3Processor, Gemma3ImageProcessorPil)
+    inevitable = sum(count_reads(lambda kind=kind: kind.from_pretrained(str(tiny_model))) for kind in classes)
+    assert inevitable > 0
+    for path in (tiny_model, tmp_path):
+        load = functools.partial(load_predictor, path, dataset_folder=toy_dataset, layout="grid", device="cpu")
+        assert count_reads(load) == inevitable + 1, path
