@@ -1,18 +1,13 @@
 """What a folder holds, by the SHA-256 of its files: to recognise it, and to notice that it changed."""
 
-import ast
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import RUN_FILE
-from pokegemma.provenance import PROJECT_ROOT, package_versions
 
 CARD_FILE = "README.md"
 _ABOUT = (RUN_FILE, CARD_FILE)
@@ -106,40 +101,3 @@ def require_unchanged(
 def _few(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-_EXPORT_PACKAGES = ("llama-cpp-python", "mlx", "mlx-vlm", "mlflow-skinny")
-
-
-def hash_program(script: str | Path, hashes: FileHashes) -> dict[str, str]:
-    """Return a hash of the code that a file can import (see `imported_files`), and one of the packages' versions."""
-    code = {os.path.relpath(path, PROJECT_ROOT): hashes.of(path) for path in imported_files(script)}
-    versions = package_versions()
-    for package in _EXPORT_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {"code": hash_of(code), "package versions": hash_of(versions)}
-
-
-def imported_files(script: str | Path) -> list[Path]:
-    """Return a script of scripts/, or a file by its absolute path, and every module of this package that it imports.
-
-    Imports within functions count as well.
-    """
-    found: set[Path] = set()
-    waiting = [PROJECT_ROOT / "scripts" / script]
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            package = PROJECT_ROOT / "pokegemma"
-            modules = (PROJECT_ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names)
-            waiting += [module for module in modules if module.is_relative_to(package) and module.is_file()]
-    return sorted(found)

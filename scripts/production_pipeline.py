@@ -3,61 +3,41 @@
     python scripts/production_pipeline.py --checkpoint outputs/adapter --dataset_path training_data \\
         --output_dir outputs/release --min_accuracy 0.6
 
-Each step has a gate; one that fails stops it with exit status 1. Run again, it goes on where it stopped and leaves out
-what would come out the same. Writes merged/, evaluation/, gguf/, mlx/, parity/, registration.json, a model card
-(README.md), logs/ and pipeline.json. --dry_run says what would run.
+Each step has a gate, and a gate that fails stops the pipeline with exit status 1. The same command continues after the
+last finished step and skips steps whose inputs and options have not changed; --dry_run prints which steps would run.
+Writes merged/, evaluation/, gguf/, mlx/, parity/, registration.json, a model card (README.md), logs/ and pipeline.json.
 """
 
 import json
-import logging
-import time
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 
 
 def main() -> None:
-    started = time.monotonic()
     from pokegemma.release.options import PipelineOptions
-    from pokegemma.release.pipeline import explain, make_plan, read_version, run_plan
-    from pokegemma.release.step_runner import State, locked
+    from pokegemma.release.pipeline import explain_steps, run_pipeline
+    from pokegemma.release.plan import make_plan
 
     (options,) = parse_options(PipelineOptions, description=__doc__)
     plan = make_plan(options)
-    state = State.read(plan.output_dir)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     if options.dry_run:
-        for name, what in explain(plan, state):
-            print(f"{name:12}{what}")
+        for name, plans in explain_steps(plan):
+            print(f"{name:12}{plans}")
         return
-    if options.push_to_hub:
-        from pokegemma.release import hub
-
-        hub.check_hub(options.push_to_hub)
-    with locked(plan.output_dir) as lock:
-        state = State.read(plan.output_dir)  # again: another pipeline may have ended just before
-        state.write()
-        done = run_plan(plan, state, lock=lock)
-        pushed = None
-        if options.push_to_hub:
-            card = (plan.output_dir / "README.md").read_text(encoding="utf-8")
-            pushed = hub.push(
-                options.push_to_hub, plan.model, card=card, exports=plan.exports, private=not options.hub_public
-            )
-    version = read_version(plan)
+    result = run_pipeline(plan)
     if options.json:
-        steps = [{"name": name, "ran": ran, "seconds": seconds} for name, ran, seconds in done]
-        facts = {"steps": steps, "version": version, "pushed": pushed, "seconds": time.monotonic() - started}
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(result, indent=2))
         return
-    for name, ran, seconds in done:
-        print(f"{name:12}{f'{seconds:.1f} s' if ran else 'unchanged':>12}")
-    print(f"{'in all':12}{f'{time.monotonic() - started:.1f} s':>12}")
-    if version is not None:
-        print(f"{options.name} version {version} in {options.registry_uri}")
+    for step in result["steps"]:
+        seconds = f"{step['seconds']:.1f} s" if step["ran"] else "unchanged"
+        print(f"{step['name']:12}{seconds:>12}")
+    print(f"{'total':12}{result['seconds']:10.1f} s")
+    if result["version"] is not None:
+        print(f"{options.name} version {result['version']} in {options.registry_uri}")
     print(f"model card: {Path(options.output_dir) / 'README.md'}")
-    if pushed:
-        print(f"uploaded: {pushed}")
+    if result["pushed"]:
+        print(f"uploaded: {result['pushed']}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess[st
     from pokegemma.cli import run  # not above: workers that import this module need no torch
 
     command = [f"scripts/{name}.py", *map(str, arguments)]
-    output, errors, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
+    output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     with (
         _logging_untouched(),
         mock.patch.dict(os.environ),  # scripts change it for the processes that they start
@@ -46,7 +47,8 @@ def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess[st
             status = ended.code or 0
         finally:
             signal.signal(signal.SIGTERM, handler)
-    return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
+    printed = [stream.buffer.getvalue().decode() for stream in (output, errors)]
+    return subprocess.CompletedProcess(command, status, *printed)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import yaml
@@ -11,9 +11,6 @@ import yaml
 from pokegemma.data.samples import dataset_hash
 from pokegemma.provenance import read_run_record
 from pokegemma.release.measurements import METRICS_FILE, PARITY_FILE, read_json
-
-if TYPE_CHECKING:
-    pass
 
 _FAMILIES = {"gemma3": "Gemma 3", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4"}
 _LICENSES = {"gemma3": "gemma", "gemma3n": "gemma", "gemma4": "apache-2.0"}
@@ -58,7 +55,7 @@ def public_name(value: str) -> str:
     return PureWindowsPath(value).name or value  # splits at both / and \
 
 
-def base_of(record: Mapping[str, Any]) -> str:
+def base_model_name(record: Mapping[str, Any]) -> str:
     """Return the base checkpoint of a model's run.json, "unknown" where it does not say."""
     training = record.get("training") or record
     return training.get("base_model") or record.get("options", {}).get("base_model") or "unknown"
@@ -111,7 +108,7 @@ def render_card(
     """
     record, config = read_run_record(model) or {}, read_json(model / "config.json")
     trained = record.get("training") or record
-    base, model_type = base_of(record), config.get("model_type", "unknown")
+    base, model_type = base_model_name(record), config.get("model_type", "unknown")
     license_id = license_id or choose_license(base, model_type)
     result = read_json(evaluation / METRICS_FILE)
     environment = jinja2.Environment(

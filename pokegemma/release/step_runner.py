@@ -1,13 +1,7 @@
-"""Steps that run as scripts of their own: resumable, and left out where nothing they depend on has changed.
-
-A step depends on its settings, on the content of its inputs, on the code that its script can import and on the versions
-of packages. Their hashes, and those of the files it wrote, are kept in pipeline.json, written after every step.
-"""
+"""Run a step as a script in its own process, unless nothing that it depends on has changed since it last ran."""
 
 import contextlib
-import fcntl
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -19,87 +13,66 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.fingerprints import CARD_FILE, FileHashes, hash_of, hash_program
-from pokegemma.outputs import atomic_file
-from pokegemma.provenance import PROJECT_ROOT
+from pokegemma.fingerprints import CARD_FILE, FileHashes, hash_of
+from pokegemma.outputs import atomic_file, file_lock
+from pokegemma.provenance import PROJECT_ROOT, package_versions
 
-logger = logging.getLogger(__name__)
-
-STATE_FILE = "pipeline.json"
+RECORD_FILE = "pipeline.json"
 _LOCK_FILE = ".pipeline.lock"
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A measured value and what is asked of it; `option` is the flag that moves the limit."""
-
-    option: str
-    what: str
-    value: float | None
-    limit: float
-    at_least: bool = True
-
-    @property
-    def holds(self) -> bool:
-        """Whether the value is there and on the right side of the limit; NaN never is."""
-        if self.value is None:
-            return False
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
-
-    def __str__(self) -> str:
-        value = "not measured" if self.value is None else f"{self.value:.4g}"
-        return f"{self.what} {value}, {self.option} {self.limit:.4g} ({'at least' if self.at_least else 'at most'})"
-
-
-@dataclass(frozen=True)
 class Step:
-    """One script with what it reads and writes.
+    """A script, what it reads and what it writes.
 
-    `paths` are flags whose values say where files lie, `settings` those that change the result. `inputs` returns a hash
-    of each thing the script reads; `outputs` are the files and folders that it makes. `gates` are read off the outputs.
-    `lost` says why a result that is not among the outputs is no longer there.
+    Attributes:
+        script: its file in scripts/ and, where it has commands, the command.
+        flags: values by name, None for a flag that is left out. Where a file is does not change the result, so that
+            values that are paths do not count as settings.
+        inputs: a hash of each thing that the script reads, by name.
+        outputs: the files and folders that it writes.
+        lost: returns why a result that is not among the outputs no longer exists.
+        measures: an output which, if the script wrote it, makes exit status 1 the result of a check, for the gates.
     """
 
     name: str
-    script: str
-    paths: Mapping[str, Sequence[Path]]
-    settings: Sequence[str]
-    inputs: Callable[[FileHashes], Mapping[str, str]]
-    outputs: Sequence[Path]
-    after: Sequence[str] = ()
-    command_words: Sequence[str] = ()  # before the flags
-    gates: Callable[[], Sequence[Gate]] = tuple
-    lost: Callable[[FileHashes], str | None] = lambda hashes: None
-    measures: Path | None = None  # a file that, written anew, makes exit status 1 a matter for `gates`
+    script: Sequence[str]
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: Sequence[Path] = ()
+    lost: Callable[[], str | None] = lambda: None
+    measures: Path | None = None
 
-    def command(self) -> list[str]:
-        """Return the command line."""
-        flags = [word for flag, values in self.paths.items() for word in (flag, *map(str, values))]
-        return [
-            sys.executable,
-            str(PROJECT_ROOT / "scripts" / self.script),
-            *self.command_words,
-            *flags,
-            *self.settings,
-        ]
+    def command_line(self) -> list[str]:
+        """Return the words of the command line."""
+        script, *words = self.script
+        for name, value in self.flags.items():
+            if value is not None:
+                words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return [sys.executable, str(PROJECT_ROOT / "scripts" / script), *words]
 
-    def dependencies(self, hashes: FileHashes) -> dict[str, str]:
-        """Return a hash of each thing that the result depends on, by what a person would call it."""
-        return {**self.inputs(hashes), "settings": hash_of(list(self.settings)), **hash_program(self.script, hashes)}
+    def dependencies(self) -> dict[str, str]:
+        """Return a hash of each thing that the result depends on, by name."""
+        settings = {
+            name: value
+            for name, value in self.flags.items()
+            if not any(isinstance(one, Path) for one in (value if isinstance(value, list) else [value]))
+        }
+        versions = hash_of(package_versions())
+        return {**self.inputs, "settings": hash_of([self.script, settings]), "package versions": versions}
 
-    def written(self, hashes: FileHashes, *, root: Path) -> dict[str, str]:
-        """Return {path from `root`: hash} of every file that the step made; the model card is not its own."""
-        files = [
-            path
-            for output in self.outputs
-            for path in (sorted(output.rglob("*")) if output.is_dir() else [output])
-            if path.is_file() and path.name != CARD_FILE
-        ]
-        return {path.relative_to(root).as_posix(): hashes.of(path) for path in files}
+    def hash_outputs(self, hashes: FileHashes) -> str:
+        """Return one hash of all files that the step wrote; the pipeline itself writes the model card."""
+        files = {}
+        for output in self.outputs:
+            for path in sorted(output.rglob("*")) if output.is_dir() else [output]:
+                if path.is_file() and path.name != CARD_FILE:
+                    files[f"{output.name}/{path.relative_to(output)}"] = hashes.of(path)
+        return hash_of(files)
 
 
 @dataclass
-class State:
+class PipelineRecord:
     """pipeline.json: {"steps": {name: {"depends_on", "wrote", "seconds", ...}}, "file_hashes": FileHashes.known}."""
 
     path: Path
@@ -107,22 +80,22 @@ class State:
     hashes: FileHashes = field(default_factory=FileHashes)
 
     @classmethod
-    def read(cls, output_dir: Path) -> "State":
-        """Return the state of an earlier run, or an empty one.
+    def read(cls, output_dir: Path) -> "PipelineRecord":
+        """Return the record of an earlier run, or an empty one.
 
         Raises:
-            PokegemmaError: the folder holds something else, or the file is damaged.
+            PokegemmaError: the folder contains something else, or the file is damaged.
         """
-        path = output_dir / STATE_FILE
+        path = output_dir / RECORD_FILE
         if not path.is_file():
             if output_dir.is_dir() and any(path.name != _LOCK_FILE for path in output_dir.iterdir()):
-                raise PokegemmaError(f"{output_dir} holds something else than a pipeline's results; choose another")
+                raise PokegemmaError(f"{output_dir} contains files that are not from a pipeline; choose another folder")
             return cls(path)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             return cls(path, dict(record["steps"]), FileHashes(record["file_hashes"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PokegemmaError(f"{path} is damaged ({error}); delete it, and every step is done again") from error
+            raise PokegemmaError(f"{path} is damaged ({error}); delete it to repeat every step") from error
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
@@ -130,110 +103,96 @@ class State:
         with atomic_file(self.path) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
-    def why(self, step: Step) -> str | None:
-        """Return why a step has to run, or None where its result is there and nothing it depends on has changed."""
+    def reason_to_run(self, step: Step) -> str | None:
+        """Return why a step has to run; None if its result exists and nothing that it depends on has changed."""
         earlier = self.steps.get(step.name)
         if earlier is None:
             return "not done yet"
-        now, then = step.dependencies(self.hashes), earlier["depends_on"]
+        now, then = step.dependencies(), earlier["depends_on"]
         if changed := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
             return f"{', '.join(changed)} changed"
-        for name, digest in earlier["wrote"].items():
-            if not (self.path.parent / name).is_file():
-                return f"{name} is gone"
-            if self.hashes.of(self.path.parent / name) != digest:
-                return f"{name} was changed"
-        return step.lost(self.hashes)
+        if missing := [output.name for output in step.outputs if not output.exists()]:
+            return f"{missing[0]} is missing"
+        if step.hash_outputs(self.hashes) != earlier["wrote"]:
+            return f"{', '.join(output.name for output in step.outputs)} was changed"
+        return step.lost()
 
 
 @contextlib.contextmanager
-def locked(output_dir: Path) -> Iterator[int]:
-    """Hold a folder for this process and the steps it starts; yield the lock's descriptor, for them to inherit.
+def hold_folder(output_dir: Path) -> Iterator[int]:
+    """Lock a folder for this process and its steps; yield the lock's descriptor, which the steps inherit.
 
-    A step that outlives a killed pipeline still holds it.
+    So a step that outlives a killed pipeline still holds the lock.
 
     Raises:
-        PokegemmaError: somebody else holds it, or it cannot be written to.
+        PokegemmaError: another process holds the lock, or the folder is not writable.
     """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(output_dir / _LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise PokegemmaError(f"--output_dir {output_dir} cannot be written to: {error.strerror}") from error
-    with lock:
+    path = output_dir / _LOCK_FILE
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(file_lock(path, wait=False)).fileno()
         except BlockingIOError as error:
-            lock.seek(0)
+            holder = path.read_text(encoding="utf-8")
             raise PokegemmaError(
-                f"{output_dir}: another pipeline, or a step of one that was killed, still runs "
-                f"(process {lock.read()}); wait for it, or end it"
+                f"{output_dir}: another pipeline, or a step of a killed one, still runs in this folder "
+                f"(process {holder}); wait for it or stop it"
             ) from error
-        _write_holder(lock.fileno(), os.getpid())
-        yield lock.fileno()
+        except OSError as error:
+            raise PokegemmaError(f"--output_dir {output_dir} is not writable: {error.strerror}") from error
+        _write_process_id(lock, os.getpid())
+        yield lock
 
 
-def _write_holder(lock: int, pid: int) -> None:
+def _write_process_id(lock: int, process_id: int) -> None:
     os.ftruncate(lock, 0)
-    os.write(lock, str(pid).encode())
+    os.write(lock, str(process_id).encode())
 
 
-def run_step(step: Step, state: State, *, lock: int) -> None:
-    """Run a step's script, with its output on stderr and in logs/NAME.log, and record what it did.
+def run_step(step: Step, record: PipelineRecord, *, lock: int) -> None:
+    """Run a step's script, with its output on stderr and in logs/NAME.log, and record the result.
 
     Raises:
-        PokegemmaError: the script ended with the exit status of a user's mistake; the message is the script's.
+        PokegemmaError: the script exited with the status of a user's mistake; the message is the script's.
         CheckFailedError: it failed in another way.
     """
-    state.steps.pop(step.name, None)
-    state.write()
-    output_dir = state.path.parent
-    for output in step.outputs:  # what a killed process left under a temporary name
-        for left in output.parent.glob(f".{output.name}.*"):
-            if left.suffix in (".part", ".old"):
-                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+    record.steps.pop(step.name, None)
+    record.write()
+    output_dir = record.path.parent
+    for output in step.outputs:  # files that a killed process left under a temporary name
+        for path in output.parent.glob(f".{output.name}.*"):
+            if path.suffix in (".part", ".old"):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    if step.measures is not None:
+        step.measures.unlink(missing_ok=True)  # a traceback also exits with 1, and writes no new one
     log = output_dir / "logs" / f"{step.name}.log"
     log.parent.mkdir(exist_ok=True)
     started = time.monotonic()
-    depends_on = step.dependencies(state.hashes)
-    before = _identity(step.measures)
-    status = _run(step.command(), log, lock)
-    measured = _identity(step.measures) not in (None, before)  # a traceback is exit status 1, too, and writes nothing
-    if status and not (status == 1 and measured):
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "error: " in line]
-        said = lines[-1].partition("error: ")[2] if lines else f"exit status {status}"
-        if status < 0:
-            said = f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+    status = _run_script(step.command_line(), log, lock)
+    if status and not (status == 1 and step.measures is not None and step.measures.is_file()):
         kind = PokegemmaError if status == 2 else CheckFailedError
-        raise kind(f"{step.name} failed: {said} (all of its output: {log})")
-    state.steps[step.name] = {
-        "depends_on": depends_on,
-        "wrote": step.written(state.hashes, root=output_dir),
+        raise kind(f"{step.name} failed: {_describe_failure(status, log)} (all of its output: {log})")
+    record.steps[step.name] = {
+        "depends_on": step.dependencies(),
+        "wrote": step.hash_outputs(record.hashes),
         "seconds": round(time.monotonic() - started, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    state.write()
+    record.write()
 
 
-def _identity(path: Path | None) -> tuple[int, int] | None:
-    if path is None or not path.is_file():
-        return None
-    facts = path.stat()
-    return facts.st_ino, facts.st_mtime_ns
+def _describe_failure(status: int, log: Path) -> str:
+    if status < 0:
+        return f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "error: " in line]
+    return lines[-1].partition("error: ")[2] if lines else f"exit status {status}"
 
 
-def _run(command: Sequence[str], log: Path, lock: int) -> int:
+def _run_script(words: Sequence[str], log: Path, lock: int) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with open(log, "wb") as file:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=(lock,),
-        )
-        _write_holder(lock, child.pid)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with open(log, "wb") as file, subprocess.Popen(words, env=environment, pass_fds=(lock,), **pipes) as child:
+        _write_process_id(lock, child.pid)
         try:
             while piece := child.stdout.read1():
                 file.write(piece)
@@ -241,25 +200,10 @@ def _run(command: Sequence[str], log: Path, lock: int) -> int:
                 sys.stderr.buffer.write(piece)
                 sys.stderr.flush()
             return child.wait()
-        finally:  # Ctrl-C or SIGTERM: the child, too, gets the time to remove what it has half written
+        finally:  # after Ctrl-C or SIGTERM, give the script time to remove its temporary files
             if child.poll() is None:
                 child.terminate()
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(timeout=30)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
-            child.stdout.close()
-            _write_holder(lock, os.getpid())
-
-
-def check_gates(name: str, gates: Sequence[Gate]) -> None:
-    """Log each gate.
-
-    Raises:
-        CheckFailedError: one or more do not hold; the message has value and limit of each.
-    """
-    for gate in gates:
-        logger.info("  %s: %s: %s", name, gate, "passed" if gate.holds else "FAILED")
-    if failed := [str(gate) for gate in gates if not gate.holds]:
-        raise CheckFailedError(f"the gate of {name} failed: {'; '.join(failed)}")
+                child.kill()
+            _write_process_id(lock, os.getpid())

@@ -29,14 +29,6 @@ NUM_SESSIONS = 6
 TRUTH = np.arange(12 * NUM_SESSIONS) % 8
 
 
-@pytest.fixture(scope="module")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a registry's file with tables and no version; making it takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("registry") / "registry.db"
-    assert Registry(str(path), "pokegemma", create=True).versions() == []
-    return path
-
-
 @pytest.fixture
 def registry(empty_registry: Path, tmp_path: Path) -> Any:
     (tmp_path / "registry").mkdir()

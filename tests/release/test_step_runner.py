@@ -1,4 +1,4 @@
-"""Steps as processes: left out when nothing changed, resumed after a kill, stopped by a gate, never two at once."""
+"""Steps as processes: skipped when nothing changed, continued after a kill, never two at once."""
 
 import contextlib
 import json
@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.fingerprints import FileHashes, hash_of, imported_files
+from pokegemma.fingerprints import FileHashes, hash_of
 from pokegemma.provenance import PROJECT_ROOT
-from pokegemma.release.step_runner import STATE_FILE, Gate, State, Step, check_gates, locked, run_step
+from pokegemma.release.step_runner import RECORD_FILE, PipelineRecord, Step, hold_folder, run_step
 from tests.processes import WAIT_S, is_running, killed_after, wait_until
 
 COUNT = """
@@ -22,7 +23,7 @@ import sys, pathlib
 source, target, count = map(pathlib.Path, sys.argv[1:4])
 count.write_text(str(int(count.read_text() or 0) + 1) if count.exists() else "1")
 print("counting", source.name, flush=True)
-target.write_text(source.read_text() + sys.argv[4])
+target.write_text(source.read_text() + sys.argv[5])
 """
 
 
@@ -32,29 +33,26 @@ def make_step(tmp_path: Path) -> Callable[..., Step]:
     script = tmp_path / "append.py"
     script.write_text(COUNT)
 
-    def make(name: str, source: Path, target: Path, *, letter: str = "x", after: tuple[str, ...] = ()) -> Step:
+    def make(name: str, source: Path, target: Path, *, letter: str = "x") -> Step:
         return Step(
             name=name,
-            script=str(script),
-            paths={},
-            settings=[letter],
-            command_words=[str(source), str(target), str(tmp_path / f"{name}.count")],
-            inputs=lambda hashes: {source.name: hashes.of(source)},
+            script=[str(script), str(source), str(target), str(tmp_path / f"{name}.count")],
+            flags={"letter": letter},
+            inputs={source.name: FileHashes().of(source)},
             outputs=[target],
-            after=after,
         )
 
     return make
 
 
-def run_all(output: Path, *steps: Step) -> list[str]:
-    """Run what has to run, as a pipeline does; return the names."""
-    state, ran = State.read(output), []
-    with locked(output) as lock:
-        state.write()
-        for step in steps:
-            if state.why(step):
-                run_step(step, state, lock=lock)
+def run_all(output: Path, *steps: Callable[[], Step]) -> list[str]:
+    """Build each step when it is its turn, and run those that have to run; return their names."""
+    record, ran = PipelineRecord.read(output), []
+    with hold_folder(output) as lock:
+        for build in steps:
+            step = build()
+            if record.reason_to_run(step):
+                run_step(step, record, lock=lock)
                 ran.append(step.name)
     return ran
 
@@ -68,16 +66,16 @@ def chain(tmp_path: Path, make_step: Callable[..., Step]) -> Callable[..., list[
     def run(*, letter: str = "x") -> list[str]:
         return run_all(
             out,
-            make_step("a", tmp_path / "input", out / "a"),
-            make_step("b", out / "a", out / "b", letter=letter),
-            make_step("c", out / "b", out / "c"),
-            make_step("d", tmp_path / "input", out / "d"),
+            lambda: make_step("a", tmp_path / "input", out / "a"),
+            lambda: make_step("b", out / "a", out / "b", letter=letter),
+            lambda: make_step("c", out / "b", out / "c"),
+            lambda: make_step("d", tmp_path / "input", out / "d"),
         )
 
     return run
 
 
-def test_what_did_not_change_is_not_done_again(chain: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_unchanged_steps_are_skipped(chain: Callable[..., list[str]], tmp_path: Path) -> None:
     assert chain() == ["a", "b", "c", "d"]
     assert (tmp_path / "out" / "c").read_text() == "1xxx"
     assert chain() == []
@@ -86,7 +84,7 @@ def test_what_did_not_change_is_not_done_again(chain: Callable[..., list[str]], 
     assert chain() == []
 
 
-def test_a_change_redoes_exactly_what_depends_on_it(chain: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_change_repeats_exactly_what_depends_on_it(chain: Callable[..., list[str]], tmp_path: Path) -> None:
     chain()
     assert chain(letter="y") == ["b", "c"]
     (tmp_path / "input").write_text("2")
@@ -94,7 +92,7 @@ def test_a_change_redoes_exactly_what_depends_on_it(chain: Callable[..., list[st
     assert (tmp_path / "out" / "c").read_text() == "2xyx"
 
 
-def test_a_result_that_is_gone_or_changed_is_made_again(chain: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_missing_or_changed_result_is_made_again(chain: Callable[..., list[str]], tmp_path: Path) -> None:
     chain()
     (tmp_path / "out" / "b").unlink()
     assert chain() == ["b"]  # it comes out the same, so that c stays
@@ -103,25 +101,24 @@ def test_a_result_that_is_gone_or_changed_is_made_again(chain: Callable[..., lis
     assert (tmp_path / "out" / "c").read_text() == "1xxx"
 
 
-def test_changed_code_redoes_a_step(chain: Callable[..., list[str]], tmp_path: Path) -> None:
-    chain()
-    (tmp_path / "append.py").write_text(COUNT + "\n# another comment\n")
-    assert chain() == ["a", "b", "c", "d"]
+def test_the_reason_names_what_changed(make_step: Callable[..., Step], tmp_path: Path) -> None:
+    source, out = tmp_path / "input", tmp_path / "out"
+    source.write_text("1")
 
+    def reason(**changes: str) -> str | None:
+        return PipelineRecord.read(out).reason_to_run(make_step("a", source, out / "a", **changes))
 
-def test_the_reason_says_what_changed(make_step: Callable[..., Step], tmp_path: Path) -> None:
-    (tmp_path / "input").write_text("1")
-    step = make_step("a", tmp_path / "input", tmp_path / "out" / "a")
-    assert State.read(tmp_path / "out").why(step) == "not done yet"
-    run_all(tmp_path / "out", step)
-    assert State.read(tmp_path / "out").why(step) is None
-    other = make_step("a", tmp_path / "input", tmp_path / "out" / "a", letter="y")
-    assert State.read(tmp_path / "out").why(other) == "settings changed"
-    (tmp_path / "input").write_text("2")
-    assert State.read(tmp_path / "out").why(other) == "input, settings changed"
-    (tmp_path / "out" / "a").unlink()
-    (tmp_path / "input").write_text("1")
-    assert State.read(tmp_path / "out").why(step) == "a is gone"
+    assert reason() == "not done yet"
+    run_all(out, lambda: make_step("a", source, out / "a"))
+    assert reason() is None
+    assert reason(letter="y") == "settings changed"
+    source.write_text("2")
+    assert reason(letter="y") == "input, settings changed"
+    (out / "a").unlink()
+    source.write_text("1")
+    assert reason() == "a is missing"
+    moved = make_step("a", source, out / "a")
+    assert replace(moved, flags={**moved.flags, "place": tmp_path}).dependencies() == moved.dependencies()
 
 
 def test_output_goes_to_a_log_and_to_stderr(
@@ -146,13 +143,11 @@ def test_a_step_that_fails_is_named_with_its_error(
     code: str, kind: type[PokegemmaError], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "fail.py").write_text(code)
-    step = Step(
-        name="merge", script=str(tmp_path / "fail.py"), paths={}, settings=[], inputs=lambda hashes: {}, outputs=[]
-    )
+    step = Step(name="merge", script=[str(tmp_path / "fail.py")])
     with pytest.raises(PokegemmaError, match=f"^merge failed: {message}") as caught:
-        run_all(tmp_path / "out", step)
+        run_all(tmp_path / "out", lambda: step)
     assert type(caught.value) is kind
-    assert State.read(tmp_path / "out").why(step) == "not done yet"
+    assert PipelineRecord.read(tmp_path / "out").reason_to_run(step) == "not done yet"
 
 
 MEASURE = """
@@ -171,38 +166,15 @@ def test_a_crash_is_not_taken_for_a_measurement_that_an_earlier_run_left(tmp_pat
     target = tmp_path / "out" / "parity.json"
 
     def step(what: str) -> Step:
-        return Step(
-            name="parity",
-            script=str(tmp_path / "measure.py"),
-            paths={},
-            settings=[what],
-            inputs=lambda hashes: {},
-            command_words=[what, str(target)],
-            outputs=[target],
-            measures=target,
-        )
+        script = [str(tmp_path / "measure.py"), what, str(target)]
+        return Step(name="parity", script=script, outputs=[target], measures=target)
 
     with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
-        run_all(tmp_path / "out", step("crash"))
-    assert run_all(tmp_path / "out", step("unlike")) == ["parity"]  # exit status 1: for the gates to judge
+        run_all(tmp_path / "out", lambda: step("crash"))
+    assert run_all(tmp_path / "out", lambda: step("unlike")) == ["parity"]  # its exit status 1 is for the gates
     with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
-        run_all(tmp_path / "out", step("crash"))
-    assert target.read_text() == "unlike"
-    assert State.read(tmp_path / "out").why(step("unlike")) == "not done yet"
-
-
-def test_a_gate_names_value_and_limit() -> None:
-    gates = [Gate("--min_accuracy", "accuracy", 0.41, 0.6), Gate("--max_x", "x", 1.0, 2.0, at_least=False)]
-    with pytest.raises(CheckFailedError) as caught:
-        check_gates("evaluate", gates)
-    assert str(caught.value) == "the gate of evaluate failed: accuracy 0.41, --min_accuracy 0.6 (at least)"
-    check_gates("evaluate", gates[1:])
-
-
-@pytest.mark.parametrize("value", [None, float("nan")])
-def test_what_was_not_measured_passes_no_gate(value: float | None) -> None:
-    assert not Gate("--a", "a", value, 0.0).holds
-    assert not Gate("--a", "a", value, 1.0, at_least=False).holds
+        run_all(tmp_path / "out", lambda: step("crash"))
+    assert PipelineRecord.read(tmp_path / "out").reason_to_run(step("unlike")) == "not done yet"
 
 
 SLEEPER = """
@@ -218,23 +190,21 @@ RUNNER = """
 import sys
 from pathlib import Path
 from pokegemma import cli
-from pokegemma.release.step_runner import State, Step, locked, run_step
+from pokegemma.release.step_runner import PipelineRecord, Step, hold_folder, run_step
 out, folder = Path(sys.argv[1]), Path(sys.argv[2])
 steps = [
-    Step(name=name, script=str(folder / script), paths={}, settings=[], command_words=words,
-         inputs=lambda hashes: {}, outputs=[out / name])
-    for name, script, words in (
-        ("a", "append.py", [str(folder / "input"), str(out / "a"), str(folder / "a.count"), "x"]),
-        ("b", "sleep.py", [str(out / "b")]),
+    Step(name=name, script=list(map(str, script)), outputs=[out / name])
+    for name, script in (
+        ("a", [folder / "append.py", folder / "input", out / "a", folder / "a.count", "--letter", "x"]),
+        ("b", [folder / "sleep.py", out / "b"]),
     )
 ]
 def main():
-    state = State.read(out)
-    with locked(out) as lock:
-        state.write()
+    record = PipelineRecord.read(out)
+    with hold_folder(out) as lock:
         for step in steps:
-            if state.why(step):
-                run_step(step, state, lock=lock)
+            if record.reason_to_run(step):
+                run_step(step, record, lock=lock)
                 print("ran", step.name, flush=True)
 cli.run(main)
 """
@@ -272,7 +242,7 @@ def wait_for_second_step(process: subprocess.Popen[str], out: Path) -> int:
     return int(lock.read_text())
 
 
-def test_a_killed_pipeline_goes_on_in_the_step_where_it_was(
+def test_a_killed_pipeline_continues_with_the_step_that_was_killed(
     start: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     out, first = tmp_path / "out", start()
@@ -288,10 +258,12 @@ def test_a_killed_pipeline_goes_on_in_the_step_where_it_was(
     assert (out / "b").read_text() == "done"
 
 
-def test_what_a_killed_step_left_is_removed(start: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_step_are_removed(
+    start: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / STATE_FILE).write_text('{"steps": {}, "file_hashes": {}}')
+    (out / RECORD_FILE).write_text('{"steps": {}, "file_hashes": {}}')
     (out / ".b.9999.part").mkdir()
     (out / ".b.9999.part" / "model.safetensors").touch()
     (out / "awake").touch()
@@ -323,7 +295,7 @@ def test_a_step_that_outlives_its_pipeline_keeps_others_out(
         second = start()
         stderr = second.communicate(timeout=WAIT_S)[1]
         assert second.returncode == 2
-        assert f"still runs (process {child}); wait for it, or end it" in stderr
+        assert f"(process {child})" in stderr
     finally:
         os.kill(child, signal.SIGKILL)
     first.communicate()
@@ -331,18 +303,18 @@ def test_a_step_that_outlives_its_pipeline_keeps_others_out(
 
 def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(PokegemmaError, match="holds something else"):
-        State.read(tmp_path)
-    (tmp_path / STATE_FILE).write_text('{"steps": ')
-    with pytest.raises(PokegemmaError, match="is damaged"):
-        State.read(tmp_path)
+    with pytest.raises(PokegemmaError, match=f"^{tmp_path} contains files"):
+        PipelineRecord.read(tmp_path)
+    (tmp_path / RECORD_FILE).write_text('{"steps": ')
+    with pytest.raises(PokegemmaError, match=r"pipeline\.json is damaged"):
+        PipelineRecord.read(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(PokegemmaError, match=r"^--output_dir .*file/out cannot be written to: "),
-        locked(tmp_path / "file" / "out"),
+        pytest.raises(PokegemmaError, match=r"^--output_dir .*file/out is not writable: "),
+        hold_folder(tmp_path / "file" / "out"),
     ):
         pass
 
@@ -358,11 +330,3 @@ def test_hashes_are_kept_until_a_file_changes(tmp_path: Path) -> None:
     path.write_text("two, longer")
     assert kept.of(path) not in (first, "from the cache")
     assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1})
-
-
-def test_a_script_depends_on_what_it_imports_also_within_functions() -> None:
-    names = {str(path.relative_to(PROJECT_ROOT)) for path in imported_files("merge_qlora.py")}
-    assert {"scripts/merge_qlora.py", "pokegemma/cli.py", "pokegemma/export/merge.py"} <= names
-    assert "pokegemma/gemma/loading.py" in names  # imported by what it imports
-    assert "pokegemma/release/registry.py" not in names
-    assert "pokegemma/evaluation/report.py" not in names
