@@ -15,9 +15,11 @@ logger = logging.getLogger(__name__)
 class StopOnSignal(TrainerCallback):
     """On SIGTERM or SIGINT, finish the optimizer step, save a checkpoint and stop; on a second SIGINT, stop at once.
 
-    A context manager around `Trainer.train`. Unlike transformers' just-in-time checkpoint, which may save between
-    two halves of an accumulated step, it saves at the end of a step only, and in the same one on every process.
-    `stopped` says whether it did; a signal during the last step changes nothing.
+    Use it as a context manager around `Trainer.train`. It saves at the end of a step only, and after the same step in
+    every process; transformers' just-in-time checkpoint may save in the middle of an accumulated step.
+
+    Attributes:
+        stopped: whether training was stopped. A signal during the last step does not stop it.
     """
 
     def __init__(self) -> None:
@@ -47,11 +49,11 @@ class StopOnSignal(TrainerCallback):
             requested = bool(flag.item())
         if requested and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
-            logger.warning("stopping after step %d of %d, as asked by a signal", state.global_step, state.max_steps)
+            logger.warning("stopping after step %d of %d because of a signal", state.global_step, state.max_steps)
 
 
 class EvaluateAtEnd(TrainerCallback):
-    """Evaluate after the last step, too: a run shorter than `--eval_steps` would not say what it learned."""
+    """Also evaluate after the last step, so that a run shorter than `--eval_steps` is evaluated at all."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:

@@ -1,4 +1,4 @@
-"""The curves of loss and learning rate, drawn while training runs."""
+"""loss_curve.png: the curves of loss and button accuracy, drawn anew after each evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ CURVE_FILE = "loss_curve.png"
 
 
 class CurvePlotter(TrainerCallback):
-    """Keep loss_curve.png in the output folder: losses and button accuracy by step."""
+    """Draw loss_curve.png in the output folder after each evaluation and at the end of training."""
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._write(args, state)
@@ -27,7 +27,11 @@ class CurvePlotter(TrainerCallback):
 
 
 def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
-    """Draw training and evaluation loss, and button accuracy where there is any, as a PNG."""
+    """Draw training loss, evaluation loss and button accuracy over optimizer steps as a PNG.
+
+    Args:
+        log_history: the entries of `TrainerState`, each with its "step".
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

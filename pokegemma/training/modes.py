@@ -1,7 +1,7 @@
-"""Which modes of training are in force, read from the model and seen in its first step: asking is not having.
+"""Which modes of training are in force, as the model and its first step show them.
 
-Libraries replace what they cannot do, some without a word: run.json states what was used, and training refuses to go
-on without what was asked for.
+Libraries replace modes that they do not support, sometimes without a message. So run.json records the modes that were
+used, and training stops if one that was asked for is not in force.
 """
 
 from collections import Counter
@@ -19,17 +19,17 @@ from pokegemma.training.trainable import is_reentrant
 
 LANGUAGE_MODEL = "language_model"
 OFF, ON, REENTRANT = "off", "not reentrant", "reentrant"
-"""What gradient checkpointing does to the layers of a part."""
+"""Gradient checkpointing of the layers of a part of the model."""
 
 
 def part_of(name: str) -> str:
-    """Return the part of the model that a module or weight belongs to, by its name: "projector" for what is left."""
+    """Return the part of the model that a module or weight belongs to, by its name; "projector" if it is no other."""
     names = name.split(".")
     return next((part for part in (LANGUAGE_MODEL, TOWER, "lm_head") if part in names), "projector")
 
 
 def _linear_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear]]:
-    """Yield the linear layers of the base model: not those that an adapter adds."""
+    """Yield the linear layers of the base model, without those that an adapter adds."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and "lora_" not in name:
             yield name, module
@@ -109,8 +109,8 @@ def check_modes(modes: dict[str, Any], options: ModelOptions, *, checkpointing: 
     """Refuse to train in other modes than those that were asked for.
 
     Args:
-        modes: what `modes_in_force` returned.
-        checkpointing: what the layers of the language model should do: `OFF`, `ON` or `REENTRANT`.
+        modes: from `modes_in_force`.
+        checkpointing: what was asked for in the layers of the language model: `OFF`, `ON` or `REENTRANT`.
 
     Raises:
         PokegemmaError: a mode is not in force.
@@ -120,26 +120,23 @@ def check_modes(modes: dict[str, Any], options: ModelOptions, *, checkpointing: 
         raise PokegemmaError(
             f"--finetuning {options.finetuning}: 4 bits are in force in {_joined(quantised) or 'no layer'}"
         )
-    attention, asked = modes["attention"][LANGUAGE_MODEL], options.attn_implementation
-    if attention != asked and (attention, asked) != (block_attention.NAME, "sdpa"):
-        raise PokegemmaError(f"--attn_implementation {asked}: {attention} is in force in the language model")
+    attention, expected = modes["attention"][LANGUAGE_MODEL], options.attn_implementation
+    if attention != expected and (attention, expected) != (block_attention.NAME, "sdpa"):
+        raise PokegemmaError(f"--attn_implementation {expected}: {attention} is in force in the language model")
     found = modes["gradient_checkpointing"].get(LANGUAGE_MODEL, OFF)
     # With every_n_layers some layers are off.
     if found != checkpointing and (checkpointing == OFF or set(found.split(", ")) != {checkpointing, OFF}):
-        raise PokegemmaError(f"gradient checkpointing should be {checkpointing}, and is {found} in the language model")
+        raise PokegemmaError(f"gradient checkpointing should be {checkpointing}; it is {found} in the language model")
 
 
 class ModesObserver(TrainerCallback):
-    """Note what is in force in the first optimizer step, in `modes`, and refuse to go on if it is not what was asked.
+    """Record the modes of the first optimizer step, and stop training if one that was asked for is not in force.
 
-    Beside `modes_in_force`, `modes` then has of each part that ran:
+    After that step, `modes` contains `modes_in_force` and, for each part of the model that ran:
 
-    - `computed_in`: the types of what its linear layers returned, such as "bfloat16";
+    - `computed_in`: the types of the outputs of its linear layers, such as "bfloat16". With nf4 weights not all of
+      them are bfloat16: bitsandbytes returns the type of its input, which is float32 after a norm.
     - `runs_per_pass`: how often its first layer ran for a forward pass and its backward pass; 2 with checkpointing.
-
-    Args:
-        options, training: as asked for. In bfloat16 not all layers with nf4 weights compute: bitsandbytes returns the
-            type of its input, which is float32 after a norm.
     """
 
     def __init__(self, options: ModelOptions, training: TrainingOptions) -> None:
@@ -191,4 +188,4 @@ class ModesObserver(TrainerCallback):
         }
         if self._bf16 and "bfloat16" not in self._types[LANGUAGE_MODEL]:
             computed = self.modes["computed_in"][LANGUAGE_MODEL]
-            raise PokegemmaError(f"bf16 was asked for, and the language model computed in {computed}")
+            raise PokegemmaError(f"bf16 was asked for, but the language model computed in {computed}")

@@ -1,4 +1,4 @@
-"""Which parallel mode was asked for, and which one a wrapped model is really in."""
+"""Which parallel mode was asked for, and which one a wrapped model is in."""
 
 import os
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ class ParallelMode:
 
     Attributes:
         engine: "none", "ddp", "fsdp1", "fsdp2", or "deepspeed_zero0" to "deepspeed_zero3". "megatron_lm" can be asked
-            for and is never in force.
+            for but is never in force.
         num_processes: processes that train together.
         model_class: class of the wrapped model; None for a mode that was only asked for.
-        num_sharded: parameters of which this process has only its share (FSDP2, ZeRO-3).
+        num_sharded: parameters that this process has only a part of (FSDP2, ZeRO-3).
         num_parameters: all parameters of the model, counted as tensors.
     """
 
@@ -39,7 +39,7 @@ class ParallelMode:
 
 
 def requested_mode(training: TrainingArguments, environ: Mapping[str, str] = os.environ) -> ParallelMode:
-    """Return the mode that the accelerate config, through the variables of its launcher, or an option asks for."""
+    """Return the mode that an option asks for, or the accelerate config through the variables of its launcher."""
     num_processes = int(environ.get("WORLD_SIZE", 1))
     if training.deepspeed or environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         plugin = training.deepspeed_plugin
@@ -57,9 +57,9 @@ def requested_mode(training: TrainingArguments, environ: Mapping[str, str] = os.
 
 
 def check_requested_mode(training: TrainingArguments) -> None:
-    """Refuse, before anything is loaded, a mode that accelerate would replace by another one without a message.
+    """Refuse a mode that accelerate would replace by another one without a message; nothing need be loaded yet.
 
-    accelerate 1.15 runs FSDP and Megatron-LM on accelerators only: with `use_cpu` it takes DistributedDataParallel.
+    accelerate 1.15 runs FSDP and Megatron-LM on accelerators only. With `use_cpu` it takes DistributedDataParallel.
 
     Raises:
         PokegemmaError: the mode will not be in force.
@@ -86,12 +86,12 @@ def check_requested_mode(training: TrainingArguments) -> None:
 def _is_sharded(parameter: torch.nn.Parameter) -> bool:
     if isinstance(parameter, DTensor):
         return any(placement.is_shard() for placement in parameter.placements)
-    share = getattr(parameter, "ds_tensor", None)  # what ZeRO-3 leaves of a parameter to this process
+    share = getattr(parameter, "ds_tensor", None)  # the part of a parameter that ZeRO-3 leaves to this process
     return share is not None and share.numel() < parameter.ds_numel
 
 
 def mode_in_force(model: torch.nn.Module) -> ParallelMode:
-    """Return the mode of a wrapped model, the one that a training step gets, from its class and its parameters."""
+    """Return the mode of a wrapped model, as a training step gets it, by its class and its parameters."""
     model = getattr(model, "_orig_mod", model)  # compiled after it was wrapped
     if isinstance(model, FSDPModule):
         engine = "fsdp2"
@@ -126,7 +126,7 @@ def require_mode(model: torch.nn.Module, training: TrainingArguments) -> dict[st
     engines = {"none", "ddp"} if asked.num_processes == 1 and asked.engine in ("none", "ddp") else {asked.engine}
     if mode.engine not in engines or mode.num_processes != asked.num_processes or whole:
         raise PokegemmaError(
-            f"the accelerate config asks for {asked.describe()}, in force is {mode.describe()} ({mode.model_class}, "
-            f"{mode.num_sharded} of {mode.num_parameters} parameters sharded); nothing was trained"
+            f"the accelerate config asks for {asked.describe()}, but {mode.describe()} is in force "
+            f"({mode.model_class}, {mode.num_sharded} of {mode.num_parameters} parameters sharded); nothing was trained"
         )
     return vars(mode)

@@ -1,4 +1,4 @@
-"""In which precision training computes: as `--bf16` says, else as the accelerate config does, else as the GPU can."""
+"""In which precision training computes: set by `--bf16`, else by the accelerate config, else by what the GPU can do."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from pokegemma.errors import PokegemmaError
 logger = logging.getLogger(__name__)
 
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
-"""Where `accelerate launch` leaves the `mixed_precision` of its config; "no" also where nobody named any."""
+"""The variable with the `mixed_precision` of `accelerate launch`; "no" is also its default."""
 
 
 def is_forced_to_cpu() -> bool:
@@ -21,16 +21,17 @@ def is_forced_to_cpu() -> bool:
 
 
 def choose_bf16(asked: bool | None, *, use_cpu: bool) -> bool:
-    """Return whether to compute in bfloat16, and leave the same for accelerate, DeepSpeed and FSDP to read.
+    """Return whether to compute in bfloat16, and set the variable that accelerate, DeepSpeed and FSDP read.
 
-    transformers lets the launcher's bf16 win over `--bf16 false`; and a GPU without bfloat16 would emulate it, slowly.
+    Otherwise transformers would prefer the launcher's bf16 to `--bf16 false`, and a GPU without bfloat16 would emulate
+    it slowly.
 
     Args:
-        asked: what `--bf16` says; None without it.
-        use_cpu: whether `--use_cpu` or the accelerate config says so.
+        asked: the value of `--bf16`; None without it.
+        use_cpu: whether `--use_cpu` or the accelerate config asks for a CPU.
 
     Raises:
-        PokegemmaError: the accelerate config asks for what Gemma 3 cannot be trained in.
+        PokegemmaError: Gemma 3 cannot be trained in the precision of the accelerate config.
     """
     launched = os.environ.get(LAUNCHED, "no")
     has_gpu = torch.cuda.is_available() and not use_cpu
@@ -52,11 +53,11 @@ def choose_bf16(asked: bool | None, *, use_cpu: bool) -> bool:
 
 
 def deepspeed_precision(config: dict[str, Any], *, asked: bool | None) -> Literal["bf16", "no"]:
-    """Return in which precision DeepSpeed computes: a file of its own (`deepspeed_config_file`) has the last word.
+    """Return the precision in which DeepSpeed computes. A `deepspeed_config_file` overrides the accelerate config.
 
     Args:
-        config: DeepSpeed's, with no "auto" left in its precision.
-        asked: what `--bf16` says; None without it.
+        config: of DeepSpeed, whose precision is no longer "auto".
+        asked: the value of `--bf16`; None without it.
 
     Raises:
         PokegemmaError: the file asks for another precision than `--bf16`, or for fp16.

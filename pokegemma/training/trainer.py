@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with button accuracy, throughput, a loss curve, and a clean stop on SIGTERM."""
+"""TRL's SFTTrainer with button accuracy, throughput, and checkpoints that are whole or not counted."""
 
 import functools
 import logging
@@ -26,13 +26,15 @@ def find_answers(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
 
 
 class PokemonTrainer(SFTTrainer):
-    """SFTTrainer that also logs throughput (`tokens_per_second`, `decisions_per_second`), `eval_button_accuracy`, and
-    `data_wait_share`: the share of the time in which the step waited for its batch.
+    """SFTTrainer that also logs throughput and button accuracy.
 
-    The collator must be a `Gemma3Collator`. A button counts as right when each of its tokens is the most likely
-    one of the whole vocabulary, given the picture and the answer's fixed beginning: what greedy decoding reads.
+    Its log entries have four more values: `tokens_per_second`, `decisions_per_second`, `data_wait_share` (the share of
+    the time that was spent waiting for batches), and `eval_button_accuracy`. A button counts as correct if each of its
+    tokens is the most likely one of the whole vocabulary, given the picture and the fixed beginning of the answer. So
+    greedy decoding would choose it.
 
     Args:
+        data_collator: a `Gemma3Collator` or `ProcessorCollator`.
         before_first_step: called with the wrapped model (DDP, FSDP, DeepSpeed or none) before its first forward pass.
     """
 
@@ -41,8 +43,8 @@ class PokemonTrainer(SFTTrainer):
     ) -> None:
         super().__init__(*args, **options)
         self._before_first_step = before_first_step
-        # TRL makes the trained weights of a quantised model bfloat16, which rounds small updates and Adam's slow
-        # averages away, and clashes with a projector in float32. FSDP wants one type for all and keeps bfloat16.
+        # TRL converts the trained weights of a quantised model to bfloat16. That rounds away small updates and the
+        # slow averages of Adam, and does not go with a projector in float32. FSDP needs one type, and keeps bfloat16.
         if getattr(self.model, "is_loaded_in_4bit", False) and not self.is_fsdp_enabled:
             for weight in self.model.parameters():
                 if weight.requires_grad:
@@ -56,7 +58,7 @@ class PokemonTrainer(SFTTrainer):
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **options)
-        else:  # continued from its last step: transformers would make one more before it looks
+        else:  # continued from its last step: transformers would train one step more before it checks
             self.control.should_training_stop = True
 
     def get_batch_samples(self, *args: Any, **options: Any) -> Any:
@@ -70,7 +72,7 @@ class PokemonTrainer(SFTTrainer):
             self._before_first_step(model)
             self._before_first_step = None
         starts = find_answers(inputs["labels"])[1]
-        # As if every process had as many: of trajectories one may have a few more, and counting them would cost a wait.
+        # Counted as if each process had as many. With trajectories some have a few more; gathering would take time.
         self._num_decisions += len(starts) * self.accelerator.num_processes
         return super().training_step(model, inputs, *args, **options)
 
@@ -95,27 +97,27 @@ class PokemonTrainer(SFTTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        results = self._judge(inputs, outputs)
+        results = self._score(inputs, outputs)
         self._results.append(self.accelerator.gather_for_metrics(results).cpu())
         losses, counts = results[:, 2].sum(), results[:, 3].sum()
         return losses / counts, None, None
 
-    def _judge(self, inputs: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
-        """Return (rows of the dataset, 4) float: right buttons, decisions, loss and tokens of each.
+    def _score(self, inputs: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
+        """Return (rows of the dataset, 4) float: correct buttons, decisions, loss and tokens of each row.
 
-        A row of the dataset is a trajectory and a row of the batch, or a sample and an answer of the batch: gathering
-        drops what fills up the last batch by rows of the dataset. `is_top1` and `log_probs` (rows, length - 1) look
-        one token ahead.
+        A row of the dataset is a trajectory, which is a row of the batch, or a sample, which is an answer in the batch.
+        `gather_for_metrics` removes the repeated rows of the last batch by rows of the dataset. `is_top1` and
+        `log_probs` (rows, length - 1) are those of the next token.
         """
         labels = inputs["labels"]
         rows, starts, ends = find_answers(labels)
         results = []
         for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
             _, first, last = self.data_collator.button_tokens.locate(labels[row, start:end].tolist())
-            right = outputs.is_top1[row, start + first - 1 : start + last - 1].bool().all()
+            is_correct = outputs.is_top1[row, start + first - 1 : start + last - 1].bool().all()
             loss = -outputs.log_probs[row, start - 1 : end - 1].float().sum()
-            one, num_tokens = torch.ones_like(loss), torch.full_like(loss, end - start)
-            results.append(torch.stack([right.float(), one, loss, num_tokens]))
+            num_decisions, num_tokens = torch.ones_like(loss), torch.full_like(loss, end - start)
+            results.append(torch.stack([is_correct.float(), num_decisions, loss, num_tokens]))
         answers = torch.stack(results)
         if self.data_collator.layout != "trajectory":
             return answers
@@ -126,7 +128,7 @@ class PokemonTrainer(SFTTrainer):
         output = super().evaluation_loop(*args, **options)
         prefix = options.get("metric_key_prefix", "eval")
         hits, decisions, losses, counts = torch.cat(self._results).double().sum(0)
-        # Over all answer tokens: transformers' mean of batch means would depend on how samples fall into batches.
+        # Over all answer tokens. transformers' mean of batch means would depend on which samples share a batch.
         output.metrics[f"{prefix}_loss"] = (losses / counts).item()
         output.metrics[f"{prefix}_button_accuracy"] = (hits / decisions).item()
         self._paused_s += time.perf_counter() - began
@@ -135,7 +137,7 @@ class PokemonTrainer(SFTTrainer):
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         """Save a checkpoint, mark it complete once every process has written its part, then delete older ones.
 
-        transformers deletes them when the first process is done: killed then, a run could be left with none.
+        transformers deletes them as soon as the first process is done. A run killed then could be left with none.
         """
         began = time.perf_counter()
         folder = Path(self.args.output_dir)
@@ -156,12 +158,12 @@ class PokemonTrainer(SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if state_dict is not None:
-            # save_pretrained finds tied weights by their memory. FSDP2 gathers a copy for each name of one.
+            # save_pretrained finds tied weights by their memory, but FSDP2 gathers a copy for each of their names.
             tied = getattr(self.model, "all_tied_weights_keys", {})
             state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         if not is_peft_model(self.model) and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            # Trainer reads a checkpoint back by the names of the model in memory, and passes over, with a warning, the
-            # published names that save_pretrained writes: a resumed run would start again from the base.
+            # Trainer reads a checkpoint by the names of the model in memory. It skips the published names, which
+            # save_pretrained writes, with a warning, so a resumed run would start again from the base model.
             self.model.save_pretrained = functools.partial(self.model.save_pretrained, save_original_format=False)
             try:
                 super()._save(output_dir, state_dict)
@@ -169,8 +171,8 @@ class PokemonTrainer(SFTTrainer):
                 del self.model.save_pretrained
         else:
             super()._save(output_dir, state_dict)
-        # PEFT's model card, an empty form with a path of this machine in it.
+        # PEFT's model card is an empty form that contains a path of this machine.
         (Path(output_dir or self.args.output_dir) / "README.md").unlink(missing_ok=True)
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Write none: TRL's says nothing of the data, and asks the Hub; run.json is the record."""
+        """Write no model card: TRL's does not describe the data, and needs the Hub. run.json is the record."""

@@ -289,20 +289,20 @@ def modes(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("found", "asked", "message"),
     [
-        ({}, {"finetuning": "qlora"}, "--finetuning qlora: 4 bits are in force in no layer"),
-        ({"4bit": {"layers": {"language_model": 42}}}, {}, "--finetuning lora: 4 bits are in force in language_model"),
+        ({}, {"finetuning": "qlora"}, "--finetuning qlora: .* no layer"),
+        ({"4bit": {"layers": {"language_model": 42}}}, {}, "--finetuning lora: .* language_model"),
         (
             {"4bit": {"layers": {"language_model": 42, "lm_head": 1}}},
             {"finetuning": "qlora"},
-            "--finetuning qlora: 4 bits are in force in language_model, lm_head",
+            "--finetuning qlora: .* language_model, lm_head",
         ),
-        ({}, {"attn_implementation": "eager"}, "--attn_implementation eager: blockwise is in force"),
-        ({"attention": {"language_model": "eager"}}, {}, "--attn_implementation sdpa: eager is in force"),
-        ({"gradient_checkpointing": {"language_model": OFF}}, {}, "should be not reentrant, and is off"),
-        ({"gradient_checkpointing": {"language_model": REENTRANT}}, {}, "should be not reentrant, and is reentrant"),
+        ({}, {"attn_implementation": "eager"}, "--attn_implementation eager: blockwise"),
+        ({"attention": {"language_model": "eager"}}, {}, "--attn_implementation sdpa: eager"),
+        ({"gradient_checkpointing": {"language_model": OFF}}, {}, "not reentrant.* is off"),
+        ({"gradient_checkpointing": {"language_model": REENTRANT}}, {}, "not reentrant.* is reentrant"),
     ],
 )
-def test_a_mode_that_is_not_in_force_is_one_line(found: dict, asked: dict, message: str) -> None:
+def test_a_mode_that_is_not_in_force_is_refused_in_one_line(found: dict, asked: dict, message: str) -> None:
     options = ModelOptions(model_name_or_path="m", **{"finetuning": "lora", **asked})
     with pytest.raises(PokegemmaError, match=message) as caught:
         check_modes(modes(**found), options, checkpointing=ON)
@@ -321,5 +321,5 @@ def test_bf16_that_is_not_in_force_ends_training_in_its_first_step(
         output_dir=str(tmp_path / "a"), bf16=False, **{**QUICK, "max_steps": 5, "eval_strategy": "no"}
     )
     observer = ModesObserver(asked, TrainingOptions(output_dir=str(tmp_path / "a"), bf16=True, **QUICK))
-    with pytest.raises(PokegemmaError, match="bf16 was asked for, and the language model computed in float32"):
+    with pytest.raises(PokegemmaError, match=r"bf16 .* float32"):
         sft.train(DataOptions(dataset_path=str(toy_dataset)), arguments, asked, callbacks=[observer])

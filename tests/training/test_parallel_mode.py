@@ -1,4 +1,4 @@
-"""The parallel mode that a launcher asks for is compared with the one that is in force."""
+"""The parallel mode that a launcher asks for, against the one that is in force."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_the_requested_mode_is_read_from_the_variables_of_the_launcher(
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
-def test_a_mode_that_accelerate_would_not_take_is_refused_before_anything_is_loaded(
+def test_a_mode_that_accelerate_would_replace_is_refused_before_anything_is_loaded(
     variable: str, training: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_requested_mode(training)
@@ -46,15 +46,15 @@ def test_a_mode_that_accelerate_would_not_take_is_refused_before_anything_is_loa
         check_requested_mode(training)
 
 
-def test_processes_that_do_not_belong_together_are_refused(
+def test_a_process_that_accelerate_does_not_count_is_refused(
     training: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(PokegemmaError, match="started 2 processes, accelerate found 1"):
+    with pytest.raises(PokegemmaError, match=r"2 processes.* 1;"):
         check_requested_mode(training)
 
 
-def test_a_model_that_nothing_wraps_is_in_no_parallel_mode(training: TrainingOptions) -> None:
+def test_an_unwrapped_model_is_in_no_parallel_mode(training: TrainingOptions) -> None:
     model = torch.nn.Linear(2, 2)
     assert mode_in_force(torch.compile(model)).model_class == "Linear"
     assert mode_in_force(model) == ParallelMode("none", 1, model_class="Linear", num_sharded=0, num_parameters=2)
@@ -67,5 +67,5 @@ def test_a_model_that_is_not_in_the_requested_mode_is_refused(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", version)
-    with pytest.raises(PokegemmaError, match=rf"fsdp{version} with 1 process, in force is none .* 0 of 2 parameters"):
+    with pytest.raises(PokegemmaError, match=rf"fsdp{version} with 1 process.* none .* 0 of 2 parameters"):
         require_mode(torch.nn.Linear(2, 2), training)

@@ -32,9 +32,9 @@ def test_answers_are_found_in_reading_order() -> None:
 
 
 @pytest.mark.parametrize("layout", ["grid", "trajectory"])
-def test_a_button_is_right_when_all_its_tokens_are_and_rows_are_those_of_the_dataset(layout: str) -> None:
+def test_a_button_is_correct_if_all_its_tokens_are_and_rows_are_those_of_the_dataset(layout: str) -> None:
     labels = labels_of([[ANSWER, ANSWER], [ANSWER]])
-    is_top1 = torch.zeros(2, 15, dtype=torch.bool)  # looks one token ahead
+    is_top1 = torch.zeros(2, 15, dtype=torch.bool)  # of the next token
     is_top1[0, 8:10] = True  # both button tokens of the second answer
     is_top1[1, 2] = True  # one of two of the third
     log_probs = torch.zeros(2, 15)
@@ -42,9 +42,9 @@ def test_a_button_is_right_when_all_its_tokens_are_and_rows_are_those_of_the_dat
     log_probs[1, 1:5] = -0.5
     trainer = SimpleNamespace(data_collator=SimpleNamespace(button_tokens=TOKENS, layout=layout))
     outputs = SimpleNamespace(is_top1=is_top1, log_probs=log_probs)
-    judged = PokemonTrainer._judge(trainer, {"labels": labels}, outputs).tolist()
-    answers = [[0, 1, 4, 4], [1, 1, 0, 4], [0, 1, 2, 4]]  # right, decisions, loss, tokens
+    scores = PokemonTrainer._score(trainer, {"labels": labels}, outputs).tolist()
+    answers = [[0, 1, 4, 4], [1, 1, 0, 4], [0, 1, 2, 4]]  # correct buttons, decisions, loss, tokens
     if layout == "grid":  # each answer is a row of the dataset
-        assert judged == answers
+        assert scores == answers
     else:
-        assert judged == [[1, 2, 4, 8], [0, 1, 2, 4]]
+        assert scores == [[1, 2, 4, 8], [0, 1, 2, 4]]
