@@ -63,10 +63,14 @@ def parser_of(module: str, *words: str) -> cli._Parser:
     raise AssertionError(f"{module} parsed no options")
 
 
-def own_fields(option_type: type) -> list[str]:
-    """Return the fields that our classes define: a subclass of TRL's options has only the ones that it changes."""
-    ours = [base for base in option_type.__mro__ if base.__module__.startswith(("pokegemma.", "scripts."))]
-    return [name for base in reversed(ours) for name in inspect.get_annotations(base)]
+def our_classes(*option_types: type) -> list[type]:
+    """Return the classes that define options here: a subclass of TRL's options defines only those that it changes."""
+    bases = [base for option_type in option_types for base in reversed(option_type.__mro__)]
+    return [base for base in dict.fromkeys(bases) if base.__module__.startswith(("pokegemma.", "scripts."))]
+
+
+def fields_of(classes: list[type]) -> list[str]:
+    return [name for kind in classes for name in inspect.get_annotations(kind)]
 
 
 def rows(parser: cli._Parser, names: list[str]) -> list[str]:
@@ -103,7 +107,7 @@ def default_of(action: Action, text: str) -> str:
 def sections() -> Iterator[str]:
     """Yield the lines of the generated part. An option class that several scripts share is printed once."""
     training = parser_of("scripts.sft_pokemon_gemma3")
-    shown = dict.fromkeys(training.dataclass_types, "sft_pokemon_gemma3")
+    shown = dict.fromkeys(our_classes(*training.dataclass_types), "sft_pokemon_gemma3")
     yield from (
         ", ".join(f"[{what}](#{what.lower().replace(' ', '-').replace('.', '')})" for what in SCRIPTS.values()),
         "",
@@ -114,16 +118,17 @@ def sections() -> Iterator[str]:
             yield from command_sections(script, commands)
             continue
         parser = training if script == "sft_pokemon_gemma3" else parser_of(f"scripts.{script}")
-        new = [kind for kind in parser.dataclass_types if shown.setdefault(kind, script) == script]
-        yield from rows(parser, [name for kind in new for name in own_fields(kind)])
-        if len(new) < len(parser.dataclass_types):
+        classes = our_classes(*parser.dataclass_types)
+        new = [kind for kind in classes if shown.setdefault(kind, script) == script]
+        yield from rows(parser, fields_of(new))
+        if len(new) < len(classes):
             yield from ("It also takes the options of [training](#train).", "")
 
 
 def command_sections(script: str, commands: dict[str, cli.Command]) -> Iterator[str]:
     """Yield the tables of a script with commands: first the options that all of them have."""
     parsers = {name: parser_of(f"scripts.{script}", name) for name in commands}
-    fields = {name: own_fields(parser.dataclass_types[0]) for name, parser in parsers.items()}
+    fields = {name: fields_of(our_classes(*parser.dataclass_types)) for name, parser in parsers.items()}
     common = [name for name in next(iter(fields.values())) if all(name in names for names in fields.values())]
     yield from rows(next(iter(parsers.values())), common)
     for name, command in commands.items():
