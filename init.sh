@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Make the Python environment and say what this machine can train on. Asks nothing; run again, it takes a second.
+# Make the Python environment and print what this machine can train on. It asks nothing; a second run takes a second.
 #
-#   ./init.sh                  what training needs
-#   ./init.sh --dev            what ./run_tests.sh needs, too
-#   ./init.sh --with ray       also what an extra needs: ray (work on a cluster); may be repeated
-#   ./init.sh --quiet          silent when there is nothing to do
+#   ./init.sh                  install what training needs
+#   ./init.sh --dev            also install what ./run_tests.sh needs
+#   ./init.sh --with ray       also install an extra: ray (work on a cluster); may be repeated
+#   ./init.sh --quiet          print nothing when there is nothing to do
 #   ./init.sh --print-python   print the environment's Python, install nothing
 #
-# An active virtual or conda environment is used; else .venv in this folder is, and made if need be (with uv, where it is
-# installed). Environment variables:
+# An active virtual or conda environment is used. Without one, .venv in this folder is used, and made if it is missing
+# (with uv, where it is installed). On Linux without an NVIDIA GPU, torch is installed without its gigabytes of CUDA
+# libraries, from https://download.pytorch.org/whl/cpu; where that fails, from PyPI. Environment variables:
 #   PYTHON            the Python to make .venv with; else the newest of python3.13, python3.12, python3.11, python3
-#   TORCH_INDEX_URL   where to take torch from. On Linux without an NVIDIA GPU, https://download.pytorch.org/whl/cpu
-#                     spares the download of several gigabytes of CUDA libraries
+#   TORCH_INDEX_URL   the package index to install torch from, on any machine
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 root=$PWD
@@ -24,7 +24,7 @@ while [[ $# -gt 0 ]]; do
     case $argument in
         --dev) dev=true ;;
         --with)
-            if [[ ! ${1:-} =~ ^[a-z]+$ || ! -f requirements-$1.txt || $1 == dev ]]; then
+            if [[ ! ${1:-} =~ ^[a-z0-9]+$ || ! -f requirements-$1.txt || $1 == dev ]]; then
                 known=$(ls requirements-*.txt | sed -e 's/requirements-//' -e 's/\.txt//' -e '/^dev$/d' | xargs)
                 echo "error: ./init.sh --with ${1:-}: no such extra; there are: $known" >&2
                 exit 2
@@ -175,6 +175,29 @@ fetch_converter() (  # fetch_converter VERSION; in a shell of its own, whose tra
     exit "$status"
 )
 
+# Install torch, and torchvision where an extra needs it, from another index than PyPI where that is better.
+install_torch() {  # install_torch REQUIREMENTS_FILE...
+    local wheel version cpu_index=https://download.pytorch.org/whl/cpu wanted=() missing=()
+    for wheel in $(sed -n 's/^\(torch[a-z]*==[^ ;]*\).*/\1/p' "$@"); do
+        wanted+=("$wheel")
+        installed_version "${wheel%%==*}" >/dev/null || missing+=("$wheel")
+    done
+    if [[ -n ${TORCH_INDEX_URL:-} ]]; then
+        step "Installing ${wanted[*]} from TORCH_INDEX_URL" install --index-url "$TORCH_INDEX_URL" "${wanted[@]}"
+        return
+    fi
+    version=$(installed_version torch) || version=""
+    [[ $(uname -s) == Linux && ${#missing[@]} -gt 0 && ($version == "" || $version == *+cpu) ]] || return 0
+    ! command -v nvidia-smi >/dev/null || return 0
+    echo "Installing ${missing[*]} for CPUs from $cpu_index (no NVIDIA GPU was found) ..."
+    PIP_RETRIES=1 UV_HTTP_RETRIES=1 install --index-url "$cpu_index" "${missing[@]}" >/dev/null 2>&1 </dev/null ||
+        echo "    that failed; PyPI's ${missing[*]} will be installed, which may bring gigabytes of CUDA libraries"
+}
+
+installed_version() {  # installed_version PACKAGE
+    "$python" -I -c 'import importlib.metadata as m, sys; print(m.version(sys.argv[1]))' "$1" 2>/dev/null
+}
+
 installed=false
 if ! is_filled; then
     installed=true
@@ -182,20 +205,12 @@ if ! is_filled; then
     if ! command -v uv >/dev/null && ! "$python" -m pip --version >/dev/null 2>&1; then
         step "Adding pip to $env_dir" "$python" -m ensurepip
     fi
-    if [[ -n ${TORCH_INDEX_URL:-} ]]; then
-        torch=$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements.txt)
-        step "Installing $torch from TORCH_INDEX_URL" install --index-url "$TORCH_INDEX_URL" "$torch"
-    elif [[ $(uname -s) == Linux ]] && ! command -v nvidia-smi >/dev/null &&
-        ! "$python" -I -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
-        echo "No NVIDIA GPU here, yet PyPI's torch may bring gigabytes of CUDA libraries. To do without: stop (Ctrl-C), then"
-        echo "    TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu ./init.sh"
-    fi
-    files=(-r requirements.txt)
-    what="requirements.txt"
+    files=(requirements.txt) flags=(-r requirements.txt)
     for part in ${parts[@]+"${parts[@]}"}; do
-        files+=(-r "requirements-$part.txt") what="$what and requirements-$part.txt"
+        files+=("requirements-$part.txt") flags+=(-r "requirements-$part.txt")
     done
-    step "Installing $what into $env_dir (the first time: minutes)" install "${files[@]}"
+    install_torch "${files[@]}"
+    step "Installing ${files[*]} into $env_dir (the first time: minutes)" install "${flags[@]}"
     step "Installing pokegemma itself, editable" install --no-deps -e .
     echo "$base_print" >"$stamp"
     for part in ${parts[@]+"${parts[@]}"}; do

@@ -609,14 +609,19 @@ def init(project: Path, *arguments: str, **variables: str) -> subprocess.Complet
     )
 
 
-def make_environment(project: Path, *, pip: str) -> Path:
-    """An environment whose Python is this one and finds the project's package; `-m pip` runs `pip` (shell) instead."""
+def make_environment(project: Path, *, pip: str, torch: str = "2.13.0+cpu") -> Path:
+    """Make an environment whose Python is this one and finds the project's package.
+
+    `-m pip` runs `pip` (shell) instead. `torch`: the version that is installed there; "" for none.
+    """
     environment = project.parent / "env"
     search = f"import sys; sys.path[:0] = [{str(project)!r}]; "
     write_command(
         environment / "bin" / "python",
         f'[ "$1$2" = -mpip ] && {{ shift 2; {pip}; exit; }}\n'
-        f'if [ "$1$2" = -I-c ]; then shift 2; code=$1; shift; exec "{sys.executable}" -I -c "{search}$code" "$@"; fi\n'
+        f'if [ "$1$2" = -I-c ]; then shift 2; code=$1; shift\n'
+        f'case $code in *m.version*) [ "$1" = torch ] && [ -n "{torch}" ] || exit 1; echo "{torch}"; exit;; esac\n'
+        f'exec "{sys.executable}" -I -c "{search}$code" "$@"; fi\n'
         f'exec "{sys.executable}" "$@"',
     )
     return environment
@@ -857,6 +862,50 @@ def test_init_takes_torch_from_the_index_it_is_given(bare_project):
     result = init(bare_project, VIRTUAL_ENV=str(environment), PIP_CALLS=str(calls), TORCH_INDEX_URL=index)
     assert result.returncode == 0, result.stderr
     assert calls.read_text().splitlines()[1].endswith(f"--index-url {index} torch==2.13.0")
+
+
+CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
+
+
+@pytest.mark.parametrize(
+    ("extras", "torch", "installed"),
+    [
+        ([], "", "torch==2.13.0"),
+        (["gemma3n"], "", "torch==2.13.0 torchvision==0.28.0"),
+        (["gemma3n"], "2.13.0+cpu", "torchvision==0.28.0"),
+        ([], "2.13.0+cpu", None),
+        (["gemma3n"], "2.13.0", None),
+    ],
+)
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="needs a machine without an NVIDIA GPU")
+def test_init_takes_torch_for_cpus_where_there_is_no_gpu(bare_project, extras, torch, installed):
+    environment = make_environment(bare_project, pip=RECORD_PIP, torch=torch)
+    calls = bare_project.parent / "calls"
+    flags = [word for extra in extras for word in ("--with", extra)]
+    assert init(bare_project, *flags, VIRTUAL_ENV=str(environment), PIP_CALLS=str(calls)).returncode == 0
+    from_index = [line for line in calls.read_text().splitlines() if "--index-url" in line]
+    assert [line.split(CPU_INDEX)[1] for line in from_index] == ([f" {installed}"] if installed else [])
+
+
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="needs a machine without an NVIDIA GPU")
+def test_init_takes_torch_from_pypi_where_the_index_for_cpus_fails(bare_project):
+    pip = f'{RECORD_PIP}; case "$*" in *--index-url*) echo "no route to host" >&2; exit 1;; esac'
+    environment, calls = make_environment(bare_project, pip=pip, torch=""), bare_project.parent / "calls"
+    result = init(bare_project, VIRTUAL_ENV=str(environment), PIP_CALLS=str(calls))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sum("PyPI" in line for line in result.stdout.splitlines()) == 1
+    assert [line.split("--no-input ")[1] for line in calls.read_text().splitlines() if "install" in line] == [
+        f"{CPU_INDEX} torch==2.13.0",
+        "-r requirements.txt",
+        "--no-deps -e .",
+    ]
+
+
+def test_init_takes_torch_from_pypi_where_there_is_a_gpu(bare_project):
+    environment, calls = make_environment(bare_project, pip=RECORD_PIP, torch=""), bare_project.parent / "calls"
+    write_command(bare_project.parent / "bin" / "nvidia-smi", "exit 0")
+    assert init(bare_project, VIRTUAL_ENV=str(environment), PIP_CALLS=str(calls)).returncode == 0
+    assert "--index-url" not in calls.read_text()
 
 
 def test_init_uses_uv_where_it_is_installed(bare_project):
