@@ -1,6 +1,6 @@
 """Run a command with the settings of .env in its environment: `python -m pokegemma.settings COMMAND...`.
 
-Tokens reach the command by its environment alone: they are never printed, nor arguments that `ps` would show.
+Tokens reach the command only through its environment. They are not printed, and are not arguments, which `ps` shows.
 """
 
 import io
@@ -16,17 +16,19 @@ from dotenv.parser import parse_stream
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
 
-_QUOTED = re.compile(r"""[^\S\r\n]*('(?:\\'|[^'])*'|"(?:\\"|[^"])*")""")
-_COMMENT_AND_END = re.compile(r"(?:[^\S\r\n]+#[^\r\n]*)?[^\S\r\n]*(?:\r\n|\n|\r)?\Z")
+_VALUE_AND_REST = re.compile(
+    r"""=(?:\s*(?:'(?:\\'|[^'])*'|"(?:\\"|[^"])*")(?:#[^\r\n]*)?|.*?)((?:[^\S\n]+#.*)?\s*)\Z"""
+)
+"""The value of a setting, quoted or not, and its comment and line ending."""
 
 
 def read_settings(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `environ` with what `path` adds to it, and HF_TOKEN from HUGGINGFACE_TOKEN.
+    """Return `environ` with the settings that `path` adds to it, and HF_TOKEN from HUGGINGFACE_TOKEN.
 
-    A variable that `environ` has wins, also when it is empty; an empty value in `path` counts as not set.
+    A variable of `environ` overrides `path`, even if it is empty; an empty value in `path` counts as not set.
 
     Raises:
-        PokegemmaError: a line that is not NAME=value. The message gives the line's number and none of its text.
+        PokegemmaError: a line is not NAME=value. The message contains the line's number, and none of its text.
     """
     text = path.read_text(encoding="utf-8-sig") if path.is_file() else ""
     for binding in parse_stream(io.StringIO(text)):
@@ -36,7 +38,7 @@ def read_settings(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     settings = {name: value for name, value in dotenv_values(stream=io.StringIO(text)).items() if value}
     merged = {**settings, **environ}
     for source in (environ, merged):
-        # Hugging Face's libraries read HF_TOKEN. Whichever of the two names the environment has wins over .env.
+        # Hugging Face's libraries read HF_TOKEN. Either name in the environment overrides both in .env.
         if source.get("HF_TOKEN"):
             break
         if source.get("HUGGINGFACE_TOKEN"):
@@ -49,7 +51,7 @@ def check_settings(path: Path) -> None:
     """Refuse a file of settings that cannot be read or replaced.
 
     Raises:
-        PokegemmaError: a line of it is not NAME=value, or its folder is not there or not writable.
+        PokegemmaError: a line of it is not NAME=value, or its folder is missing or not writable.
     """
     try:
         read_settings(path, {})
@@ -62,36 +64,33 @@ def check_settings(path: Path) -> None:
 def write_settings(path: Path, values: Mapping[str, str]) -> None:
     """Set `values` in the file: in the lines that have them, else in new ones at its end. All other bytes stay.
 
+    python-dotenv's `set_key` would also remove blank lines before a setting, its comment, `export` and "\\r".
+
     Raises:
         PokegemmaError: a line of it is not NAME=value, or it cannot be written.
     """
     check_settings(path)
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # a link stays a link
     try:
         text = path.read_bytes().decode() if path.is_file() else ""
         pieces, missing = ["\ufeff"] if text.startswith("\ufeff") else [], dict(values)
         for binding in parse_stream(io.StringIO(text, newline="")):
             line = binding.original.string
-            pieces.append(_assign(line, values[binding.key]) if binding.key in values else line)
-            missing.pop(binding.key, None)
+            if binding.key in values:
+                line = f"{line[: line.index('=')]}={values[binding.key]}{_VALUE_AND_REST.search(line)[1]}"
+                missing.pop(binding.key, None)
+            pieces.append(line)
         end = "\r\n" if "\r\n" in text else "\n"
         if missing and text and not text.endswith(("\n", "\r")):
             pieces.append(end)
         pieces += [f"{name}={value}{end}" for name, value in missing.items()]
         with atomic_file(path) as temporary:
-            temporary.touch(mode=0o600)  # it holds tokens
+            temporary.touch(mode=0o600)  # it contains tokens
             temporary.write_bytes("".join(pieces).encode())
             if path.is_file():
                 temporary.chmod(path.stat().st_mode)
     except OSError as error:
         raise PokegemmaError(f"{path} could not be written: {error.strerror}") from error
-
-
-def _assign(line: str, value: str) -> str:
-    """Return the text of one setting with another value; its name, comment and line ending stay."""
-    name, _, rest = line.partition("=")
-    quoted = _QUOTED.match(rest)
-    return f"{name}={value}{_COMMENT_AND_END.search(rest, quoted.end() if quoted else 0).group()}"
 
 
 def main() -> None:

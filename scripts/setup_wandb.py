@@ -1,9 +1,9 @@
-"""Make the Weights & Biases project and sweep of wandb_config.yaml.
+"""Create the Weights & Biases project and sweep of wandb_config.yaml.
 
     python scripts/setup_wandb.py --dry_run
 
-Without --dry_run it creates both and prints the command of an agent, which runs trials until it is stopped; run agents
-in the project's folder, on as many machines as you like. --trial_offline trains one trial here, without an account.
+Without --dry_run it creates both and prints the command of an agent, which runs trials until it is stopped. Run agents
+in the project's folder, on any number of machines. --trial_offline trains one trial here, without an account.
 """
 
 import json
@@ -17,20 +17,20 @@ from pokegemma.errors import PokegemmaError
 
 @dataclass(frozen=True)
 class SetupOptions:
-    """Which sweep, and what to do with it."""
+    """Options of setup_wandb.py."""
 
     wandb_config: str | None = field(
-        default=None, metadata={"help": "another file than the project's wandb_config.yaml"}
+        default=None, metadata={"help": "file to read instead of the project's wandb_config.yaml"}
     )
     fixed: list[str] = field(
         default_factory=list,
-        metadata={"help": "training flags that every trial gets: --fixed max_steps=20 layout=frames"},
+        metadata={"help": "training flags of every trial: --fixed max_steps=20 layout=frames"},
     )
     dry_run: bool = field(default=False, metadata={"help": "check the sweep and print it as JSON; create nothing"})
     trial_offline: bool = field(
         default=False, metadata={"help": "draw one configuration at random and train with it, W&B offline"}
     )
-    seed: int = field(default=0, metadata={"help": "of the draw"})
+    seed: int = field(default=0, metadata={"help": "seed of the draw"})
 
     def __post_init__(self) -> None:
         if self.dry_run and self.trial_offline:

@@ -1,4 +1,4 @@
-"""A sweep of Weights & Biases over flags of the training script: check it, draw a trial, run one offline."""
+"""A sweep of Weights & Biases over flags of the training script: check it, draw a trial, run a trial offline."""
 
 import dataclasses
 import difflib
@@ -21,11 +21,11 @@ from pokegemma.cli import parse_options
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-from pokegemma.training.tracking.settings import read_history
+from pokegemma.training.tracking.settings import read_summary
 
 PROGRAM = "scripts/sft_pokemon_gemma3.py"
 METRICS = tuple(rewrite_logs(dict.fromkeys(("eval_button_accuracy", "eval_loss", "loss"))))
-"""What training logs to W&B that a sweep can go by, under the names of transformers' WandbCallback."""
+"""Metrics that training logs to W&B and a sweep can use, as transformers' WandbCallback names them."""
 
 _OPTION_TYPES = (DataOptions, TrainingOptions, ModelOptions)
 _FLAGS = frozenset(option.name for kind in _OPTION_TYPES for option in dataclasses.fields(kind))
@@ -37,21 +37,21 @@ def read_sweep(tracking: Mapping[str, Any], *, fixed: Sequence[str] = (), source
     """Return the sweep section of wandb_config.yaml, checked.
 
     Args:
-        fixed: "name=value", flags that every trial gets, instead of what the section says of them.
+        fixed: "name=value", flags of every trial, which replace parameters of the section.
         source: the file, for messages.
 
     Raises:
-        PokegemmaError: a parameter that is no flag of the training script, or whose values it refuses; a metric that
-            is not logged.
+        PokegemmaError: a parameter is not a flag of the training script, or the script refuses its values; or the
+            metric is not logged.
     """
     sweep = tracking.get("sweep")
     if not isinstance(sweep, dict) or not isinstance(sweep.get("parameters"), dict):
-        raise PokegemmaError(f"{source}: no sweep section with parameters")
+        raise PokegemmaError(f"{source}: the sweep section with parameters is missing")
     parameters = dict(sweep["parameters"])
     for setting in fixed:
         name, equals, value = setting.partition("=")
         if not equals:
-            raise PokegemmaError(f"--fixed {setting}: give name=value")
+            raise PokegemmaError(f"--fixed {setting}: must be name=value")
         parameters[name] = {"value": yaml.safe_load(value)}
     sweep = {**sweep, "parameters": parameters}
     _check_sweep(sweep, source)
@@ -60,11 +60,11 @@ def read_sweep(tracking: Mapping[str, Any], *, fixed: Sequence[str] = (), source
 
 def _check_sweep(sweep: Mapping[str, Any], source: str) -> None:
     if sweep.get("program") != PROGRAM:
-        raise PokegemmaError(f"{source}: sweep: program: {sweep.get('program')} is not {PROGRAM}")
+        raise PokegemmaError(f"{source}: sweep: program {sweep.get('program')}: must be {PROGRAM}")
     metric = sweep.get("metric") or {}
     if metric.get("name") not in METRICS or metric.get("goal") not in ("maximize", "minimize"):
         raise PokegemmaError(
-            f"{source}: sweep: metric: {metric} needs a goal (maximize or minimize) and a name that training logs: "
+            f"{source}: sweep: metric {metric}: needs a goal (maximize or minimize) and a name that training logs: "
             f"{', '.join(METRICS)}"
         )
     parameters = sweep["parameters"]
@@ -73,17 +73,17 @@ def _check_sweep(sweep: Mapping[str, Any], source: str) -> None:
         if name not in _FLAGS:
             near = difflib.get_close_matches(str(name), _FLAGS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise PokegemmaError(f"{where} is no flag of {PROGRAM}{hint}")
+            raise PokegemmaError(f"{where}: not a flag of {PROGRAM}{hint}")
         for value in _extremes(parameter, where):
             _check_flags({name: value}, where)
     if parameters.get("report_to") != {"value": "wandb"}:
-        raise PokegemmaError(f"{source}: sweep: without report_to: {{value: wandb}} no trial would log its metric")
+        raise PokegemmaError(f"{source}: sweep: report_to must be {{value: wandb}}, so that trials log their metric")
     for seed in range(_NUM_CHECKED_DRAWS):  # values that are refused only together
         _check_flags(draw(sweep, seed=seed), f"{source}: sweep")
 
 
 def _check_flags(values: Mapping[str, Any], where: str) -> None:
-    """Check that the training script takes these values, by reading them as it does."""
+    """Check that the training script accepts these values, with the parser of the script."""
     argv = [f"--{name}={value}" for name, value in {"dataset_path": "x", **values}.items()]
     try:
         parse_options(*_OPTION_TYPES, description="", argv=argv)
@@ -92,10 +92,10 @@ def _check_flags(values: Mapping[str, Any], where: str) -> None:
 
 
 def _extremes(parameter: Any, where: str) -> list[Any]:
-    """Return the values between which all others of a parameter lie.
+    """Return the values of a parameter, or the ends of its range.
 
     Raises:
-        PokegemmaError: the parameter is none that `draw` knows.
+        PokegemmaError: `draw` cannot draw from the parameter.
     """
     if isinstance(parameter, dict) and "value" in parameter:
         return [parameter["value"]]
@@ -103,20 +103,21 @@ def _extremes(parameter: Any, where: str) -> list[Any]:
         return parameter["values"]
     kind = parameter.get("distribution") if isinstance(parameter, dict) else None
     if kind not in _RANGES:
-        raise PokegemmaError(f"{where}: give value, values, or a distribution ({', '.join(_RANGES)}) with min and max")
+        raise PokegemmaError(f"{where}: needs value, values, or a distribution ({', '.join(_RANGES)}) with min and max")
     ends = [parameter.get("min"), parameter.get("max")]
     if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends) or ends[0] >= ends[1]:
-        raise PokegemmaError(f"{where}: min {ends[0]} and max {ends[1]} are no range (1e-5 is text in YAML: 1.0e-5)")
+        raise PokegemmaError(
+            f"{where}: min {ends[0]} and max {ends[1]} are not a range (YAML reads 1e-5 as text; write 1.0e-5)"
+        )
     if kind == "log_uniform_values" and ends[0] <= 0:
-        raise PokegemmaError(f"{where}: min {ends[0]} has no logarithm")
+        raise PokegemmaError(f"{where}: min {ends[0]}: must be above 0 for log_uniform_values")
     return [int(end) if kind == "int_uniform" else float(end) for end in ends]
 
 
 def draw(sweep: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
     """Return one configuration, drawn at random from the sweep's parameters; the same for the same seed.
 
-    W&B's own search runs on its server only. Its former local one (`sweeps` on PyPI, last released in 2022) brings
-    jsonref and a pydantic 1 interface for what are three lines here.
+    W&B's own search runs on its server only; its local one (`sweeps` on PyPI) was last released in 2022.
     """
     generator, drawn = random.Random(seed), {}
     for name, parameter in sorted(sweep["parameters"].items()):
@@ -160,28 +161,28 @@ def run_trial_offline(sweep: Mapping[str, Any], *, seed: int, project: str) -> t
     status = subprocess.run(command, cwd=PROJECT_ROOT, env=environ, stdout=sys.stderr, check=False).returncode
     if status:
         raise CheckFailedError(f"the trial ended with exit status {status}; its output is above")
-    runs = sorted(folder.glob(f"offline-run-*-{run_id}"))
     name = sweep["metric"]["name"]
-    logged = [values[name] for run in runs for values in read_history(run) if name in values]
-    if not logged:
-        raise CheckFailedError(f"the trial logged no {name} below {folder}")
-    return runs[0], logged[-1]
+    try:
+        (run,) = folder.glob(f"offline-run-*-{run_id}")
+        return run, read_summary(run)[name]
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckFailedError(f"the trial did not log {name} below {folder}") from error
 
 
 def create_sweep(sweep: Mapping[str, Any], *, project: str, entity: str | None) -> str:
-    """Create the project, where there is none, and the sweep on W&B's server; return the command of an agent.
+    """Create the project, if it is missing, and the sweep on W&B's server; return the command of an agent.
 
     Raises:
-        PokegemmaError: no key, or the server refuses.
+        PokegemmaError: there is no key, or the server refuses.
     """
     if os.environ.get("WANDB_MODE", "online") != "online":
         raise PokegemmaError(
-            f"WANDB_MODE is {os.environ['WANDB_MODE']}, a sweep needs the server; or pass --trial_offline"
+            f"WANDB_MODE={os.environ['WANDB_MODE']}: a sweep needs WANDB_MODE=online; or pass --trial_offline"
         )
     try:
         if not wandb.login(prompt=False):
             raise PokegemmaError(
-                "no key of Weights & Biases: set WANDB_API_KEY, or run `wandb login`; or --trial_offline"
+                "Weights & Biases has no key: set WANDB_API_KEY, run `wandb login`, or pass --trial_offline"
             )
         api = wandb.Api()
         entity = entity or api.default_entity

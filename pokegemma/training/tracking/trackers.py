@@ -1,12 +1,14 @@
-"""Trackers that cannot stop training: where Weights & Biases or TensorBoard fails, training goes on with a warning."""
+"""Trackers that cannot stop training: if Weights & Biases or TensorBoard fails, training continues with a warning."""
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,34 +19,34 @@ from transformers.integrations.integration_utils import (
     rewrite_logs,
 )
 
-from pokegemma.training.tracking.settings import wandb_timeouts_s
+from pokegemma.training.tracking.settings import SUMMARY_FILE, wandb_timeouts_s
 
 logger = logging.getLogger(__name__)
 
 _CALL_LIMIT_S = 60.0
-"""How long a tracker may take to log, which is otherwise a matter of milliseconds."""
+"""Limit for one log entry, which otherwise takes milliseconds."""
 _FILES_LIMIT_S = 600.0
-"""How long it may take to copy a checkpoint, which W&B does where WANDB_LOG_MODEL is set."""
+"""Limit for the copy of a checkpoint, which W&B makes if WANDB_LOG_MODEL is set."""
 _MARGIN_S = 30.0
-"""What W&B may take beyond the timeouts that its service process keeps itself."""
+"""Time for W&B beyond the timeouts that its service process enforces."""
 _HURRIED_LIMIT_S = 5.0
-"""How long a run that Ctrl-C stops at once waits for its tracker."""
+"""Limit for the end of a tracker when Ctrl-C stops a run at once."""
 _SERVICE = "wandb-core"
 _Calls = queue.SimpleQueue[tuple[Callable[[], object], "queue.SimpleQueue[str | None]"]]
 _TOTALS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
-"""What transformers logs once, at the end: W&B gets it as the run's summary, as from transformers' own callback."""
+"""Entries that transformers logs once, at the end. They go to the run's summary, as transformers' own callback does."""
 
 
 @contextlib.contextmanager
 def guarded_trackers(trainer: Trainer, *, run_id: str | None, earlier_id: str | None) -> Iterator[None]:
-    """Put trackers that cannot stop training in place of transformers' own, and end them when the block ends.
+    """Replace transformers' trackers by trackers that cannot stop training, and end them when the block ends.
 
-    transformers calls trackers in the training loop, where an error of one ends training, and leaves their end to the
-    interpreter's, where W&B waits for its server for ever.
+    transformers calls trackers in the training loop, where an error of a tracker ends training. It does not end them;
+    when the interpreter exits, W&B would wait for its server without a limit.
 
     Args:
         run_id: the run's id at W&B.
-        earlier_id: that of the run which is continued.
+        earlier_id: the id of the run that is continued.
     """
     trackers: list[Tracker] = []
     for kind in get_reporting_integration_callbacks(trainer.args.report_to):
@@ -68,7 +70,7 @@ def guarded_trackers(trainer: Trainer, *, run_id: str | None, earlier_id: str | 
 
 
 def _serve(calls: _Calls, errors: tuple[type[BaseException], ...]) -> None:
-    """Make the calls of a queue, each answered by None or a failure, until one fails."""
+    """Make the calls of a queue, and answer each by None or its failure, until one fails."""
     failure = None
     while failure is None:
         call, answer = calls.get()
@@ -83,11 +85,11 @@ def _serve(calls: _Calls, errors: tuple[type[BaseException], ...]) -> None:
 
 
 class Tracker(TrainerCallback):
-    """Pass the trainer's events on to a tracker's callback, in the first process, until it fails or takes too long."""
+    """Pass the trainer's events to a tracker's callback, in the first process, until it fails or takes too long."""
 
     begin_limit_s = _CALL_LIMIT_S
     errors: tuple[type[BaseException], ...] = (OSError,)
-    """What a tracker is expected to raise; anything else is printed with its traceback, and ends it as well."""
+    """Errors that a tracker is expected to raise. Any other is printed with its traceback, and ends it, too."""
 
     def __init__(self, callback: TrainerCallback) -> None:
         self.name = type(callback).__name__.removesuffix("Callback")
@@ -108,7 +110,7 @@ class Tracker(TrainerCallback):
         self._pass_on("on_train_end", _FILES_LIMIT_S, *event, **objects)
 
     def close(self, exit_code: int, *, limit_s: float | None) -> None:
-        """End what `on_train_end` did not; `limit_s` is how long that may take where it is not up to the tracker."""
+        """End what `on_train_end` did not, within `limit_s` (None: the limit of the tracker)."""
 
     def _pass_on(self, name: str, limit_s: float, args: Any, state: TrainerState, *event: Any, **objects: Any) -> None:
         if state.is_world_process_zero and not self._failed:
@@ -117,9 +119,9 @@ class Tracker(TrainerCallback):
             self._attempt(functools.partial(handler, args, state, *event, **objects), limit_s)
 
     def _attempt(self, call: Callable[[], object], limit_s: float) -> None:
-        """Run `call` in the tracker's thread, for it may never return; warn where it fails and was not known to.
+        """Run `call` in the tracker's thread, since it may never return; warn of the first failure.
 
-        All calls run in one thread, since MLflow keeps its run by thread.
+        All calls run in one thread, since MLflow stores its run by thread.
         """
         if self._calls is None:
             self._calls = queue.SimpleQueue()
@@ -158,7 +160,7 @@ class WandbTracker(Tracker):
         if not self._begun:
             return
         limit_s = limit_s or (_HURRIED_LIMIT_S if self._failed else self._run.finish_timeout_s + _MARGIN_S)
-        killer = threading.Timer(limit_s, _kill_service)  # which ends every wait for it
+        killer = threading.Timer(limit_s, _kill_service)  # ends every wait for it
         killer.daemon = True
         killer.start()
         try:
@@ -175,19 +177,20 @@ class WandbTracker(Tracker):
                 self._wandb.teardown(exit_code)
 
     def _warn(self, message: str) -> None:
-        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # else an error for each line that training prints
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # otherwise an error for each line that training prints
         command = self._run.upload_command
         super()._warn(f"{message}. Upload what was logged: {command}" if command else message)
 
 
 class WandbRun(WandbCallback):
-    """transformers' callback with our run id, bounded waits and the trainer's steps; offline if no server answers."""
+    """transformers' callback with our run id, limited waits and the trainer's steps; offline if no server answers."""
 
     def __init__(self, run_id: str | None, *, continued: bool) -> None:
         super().__init__()
         self.run_id, self.continued = run_id, continued
         self.init_timeout_s, self.finish_timeout_s = wandb_timeouts_s()
         self.upload_command: str | None = None
+        self._summary: dict[str, Any] = {}
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -200,7 +203,7 @@ class WandbRun(WandbCallback):
             self._wandb.init,
             project=os.environ.get("WANDB_PROJECT", "huggingface"),
             name=args.run_name,
-            id=None if os.environ.get("WANDB_RUN_ID") else self.run_id,  # an agent refuses one that is not its own
+            id=None if os.environ.get("WANDB_RUN_ID") else self.run_id,  # an agent refuses any other id than its own
             settings=self._wandb.Settings(**timeouts, finish_timeout_raises=True),
         )
         try:
@@ -211,22 +214,27 @@ class WandbRun(WandbCallback):
                 self._wandb.teardown()
             run = start(mode="offline")
             logger.warning("Weights & Biases: %s. This run is logged offline, in %s", reason, run.settings.sync_dir)
-        flag = "" if run.offline else "--no-skip-online "  # without it `wandb sync` passes over a run that was online
+        flag = "" if run.offline else "--no-skip-online "  # without it, `wandb sync` skips a run that was online
         self.upload_command = f"wandb sync {flag}{run.settings.sync_dir}"
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: Any, model: Any = None, logs: Any = None, **kw: Any
     ) -> None:
-        # W&B would count calls, and from 0 again in an offline run that is continued; it takes no step a second time.
+        # Without `step`, W&B counts calls, from 0 again in an offline run that is continued. It ignores known steps.
         run, step = self._wandb.run, state.global_step
         run.summary.update({key: value for key, value in logs.items() if key in _TOTALS})
         if step >= run.starting_step:
             values = rewrite_logs({key: value for key, value in logs.items() if key not in _TOTALS})
-            run.log({**values, "train/global_step": step}, step=step)
+            values["train/global_step"] = step
+            run.log(values, step=step)
+            self._summary |= values
+            if run.offline:  # W&B writes this file online only
+                text = json.dumps(self._summary, default=float)
+                Path(run.settings.files_dir, SUMMARY_FILE).write_text(text, encoding="utf-8")
 
 
 def _kill_service() -> None:
-    """Kill W&B's service process where this process started one, with what that has started."""
+    """Kill the service process of W&B that this process started, if any, and its children."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.name() == _SERVICE:

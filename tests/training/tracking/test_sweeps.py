@@ -12,7 +12,7 @@ import yaml
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.training.tracking import sweeps
-from pokegemma.training.tracking.settings import read_history, read_tracking, track
+from pokegemma.training.tracking.settings import read_summary, read_tracking, track
 from tests.processes import call_script
 
 SHIPPED = yaml.safe_load((PROJECT_ROOT / "wandb_config.yaml").read_text(encoding="utf-8"))
@@ -39,23 +39,23 @@ def test_the_shipped_sweep_maximises_button_accuracy_over_flags_that_exist():
 @pytest.mark.parametrize(
     ("parameters", "error"),
     [
-        ({"lora_rank": {"values": [8]}}, "parameter lora_rank is no flag of scripts/sft_pokemon_gemma3.py"),
+        ({"lora_rank": {"values": [8]}}, "parameter lora_rank: .*scripts/sft_pokemon_gemma3.py"),
         (
             {"learning_rat": {"value": 1.0e-4}},
-            "parameter learning_rat is no flag .*; did you mean learning_rate?",
+            "parameter learning_rat: .*learning_rate",
         ),
         ({"lora_r": {"values": [8, "many"]}}, "parameter lora_r: .*invalid int value: 'many'"),
         ({"lora_r": {"distribution": "uniform", "min": 8, "max": 64}}, "parameter lora_r: .*invalid int value: '8.0'"),
         ({"layout": {"values": ["grid", "film"]}}, "parameter layout: .*'film'"),
         ({"fp16": {"values": [False, True]}}, "parameter fp16: --fp16 overflows in Gemma 3"),
-        ({"learning_rate": {"distribution": "uniform", "min": "1e-5", "max": 1}}, "min 1e-5 and max 1 are no range"),
-        ({"learning_rate": {"distribution": "log_uniform_values", "min": 0.0, "max": 1.0}}, "min 0.0 has no logarithm"),
-        ({"learning_rate": {"distribution": "beta"}}, "parameter learning_rate: give value, values, or a distribution"),
-        ({"learning_rate": 1.0e-4}, "parameter learning_rate: give value, values, or a distribution"),
-        ({"report_to": None}, "without report_to: {value: wandb} no trial would log its metric"),
+        ({"learning_rate": {"distribution": "uniform", "min": "1e-5", "max": 1}}, "min 1e-5 and max 1 "),
+        ({"learning_rate": {"distribution": "log_uniform_values", "min": 0.0, "max": 1.0}}, "min 0.0: "),
+        ({"learning_rate": {"distribution": "beta"}}, "parameter learning_rate: .*distribution"),
+        ({"learning_rate": 1.0e-4}, "parameter learning_rate: .*distribution"),
+        ({"report_to": None}, "report_to .*{value: wandb}"),
     ],
 )
-def test_a_parameter_that_training_would_refuse_is_one_line(parameters, error):
+def test_a_parameter_that_training_would_refuse_is_refused_in_a_line(parameters, error):
     with pytest.raises(PokegemmaError, match=rf"^wandb.yaml: sweep.*{error}") as raised:
         read(parameters)
     assert "\n" not in str(raised.value)
@@ -65,9 +65,7 @@ def test_a_parameter_that_training_would_refuse_is_one_line(parameters, error):
     "metric", [{"name": "eval_button_accuracy", "goal": "maximize"}, {"name": "eval/button_accuracy"}, {}]
 )
 def test_a_metric_that_is_not_logged_is_refused(metric):
-    with pytest.raises(
-        PokegemmaError, match=r"a name that training logs: eval/button_accuracy, eval/loss, train/loss$"
-    ):
+    with pytest.raises(PokegemmaError, match=r"eval/button_accuracy, eval/loss, train/loss$"):
         read(metric=metric)
 
 
@@ -75,7 +73,7 @@ def test_fixed_flags_take_the_place_of_drawn_ones():
     sweep = read(fixed=["lora_r=4", "max_steps=20", "train_projector=false"])
     drawn = sweeps.draw(sweep, seed=0)
     assert (drawn["lora_r"], drawn["max_steps"], drawn["train_projector"]) == (4, 20, False)
-    with pytest.raises(PokegemmaError, match=r"^--fixed max_steps: give name=value$"):
+    with pytest.raises(PokegemmaError, match=r"^--fixed max_steps: "):
         read(fixed=["max_steps"])
 
 
@@ -132,7 +130,7 @@ def test_the_environment_wins_over_wandb_config(monkeypatch):
 
 
 class Server:
-    """Stands for W&B's server: what was asked of it."""
+    """Stand for W&B's server, and keep the calls that it gets."""
 
     def __init__(self, monkeypatch, *, key):
         self.calls, self.default_entity = [], "team"
@@ -149,18 +147,18 @@ class Server:
         return "s1"
 
 
-def test_the_project_comes_before_the_sweep_and_the_agent_is_named(monkeypatch):
+def test_the_project_is_created_before_the_sweep(monkeypatch):
     server = Server(monkeypatch, key=True)
     assert sweeps.create_sweep(read(), project="p", entity=None) == "wandb agent team/p/s1"
     assert server.calls == [("p", "team"), ("gemma3-lora", "team", "p")]
 
 
-def test_without_a_key_nothing_is_asked_of_the_server(monkeypatch):
+def test_without_a_key_the_server_gets_no_request(monkeypatch):
     server = Server(monkeypatch, key=False)
-    with pytest.raises(PokegemmaError, match=r"^no key of Weights & Biases: set WANDB_API_KEY"):
+    with pytest.raises(PokegemmaError, match=r"WANDB_API_KEY"):
         sweeps.create_sweep(read(), project="p", entity=None)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with pytest.raises(PokegemmaError, match=r"^WANDB_MODE is offline, a sweep needs the server"):
+    with pytest.raises(PokegemmaError, match=r"^WANDB_MODE=offline: "):
         sweeps.create_sweep(read(), project="p", entity=None)
     assert server.calls == []
 
@@ -197,9 +195,8 @@ def test_an_offline_trial_trains_and_its_run_holds_the_metric(tiny_model, toy_da
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (output,) = tmp_path.glob("*/adapter_config.json")
     assert run.name.endswith(output.parent.name)  # the run's id
-    logged = [entry["eval/button_accuracy"] for entry in read_history(run) if "eval/button_accuracy" in entry]
-    assert len(logged) >= 1
-    assert done.stdout == f"eval/button_accuracy {logged[-1]:.4f}\nupload: wandb sync {run}\n"
+    accuracy = read_summary(run)["eval/button_accuracy"]
+    assert done.stdout == f"eval/button_accuracy {accuracy:.4f}\nupload: wandb sync {run}\n"
     drawn = sweeps.draw(read(fixed=shlex.split(fixed)), seed=5)
     options = json.loads((output.parent / "run.json").read_text())["options"]
     assert (options["lora_r"], options["learning_rate"]) == (drawn["lora_r"], drawn["learning_rate"])
