@@ -6,10 +6,13 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from PIL import Image
 
-from docs import make_options
+from docs import make_options, make_picture
+from pokegemma.errors import CheckFailedError
 from pokegemma.provenance import PROJECT_ROOT
 
 DOCS = sorted((PROJECT_ROOT / "docs").glob("*.md"))
@@ -216,3 +219,25 @@ def test_a_dead_link_is_found(link: str) -> None:
     assert dead_links(PROJECT_ROOT / "README.md", f"# Page\n\n[a](docs/data.md#a-sample) [b](#page) ![c]({link})") == [
         link
     ]
+
+
+# --- the picture of README.md
+
+
+def test_the_picture_colours_the_pressed_button() -> None:
+    probabilities = np.array([0.7, 0.3, 0, 0, 0, 0, 0, 0])
+    picture = make_picture.draw_turn(Image.new("RGB", (240, 160), "blue"), "up", probabilities)
+    colours = {colour: count for count, colour in picture.getcolors(100_000)}
+    assert picture.size == (720, 320)
+    assert colours[0, 0, 255] == 480 * 320
+    assert colours[make_picture.CHOSEN] > colours[make_picture.BAR] > 0
+
+
+def test_a_model_that_does_not_leave_the_room_makes_no_picture(tiny_model: Path) -> None:
+    options = make_picture.PictureOptions(model_path=str(tiny_model), num_turns=2)
+    with pytest.raises(CheckFailedError, match="2 turns"):
+        make_picture.play(options)
+
+
+def test_the_picture_is_small() -> None:
+    assert (PROJECT_ROOT / "docs" / "toy_game.gif").stat().st_size < 600 * 1024
