@@ -101,7 +101,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as a script: its return value, or its error's `exit_code`, becomes the exit status."""
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(message)s")
-    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "matplotlib", "PIL"):
+    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "matplotlib", "PIL", "mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # SIGTERM unwinds like an error, so that no half-written folder stays behind; training has a handler of its own.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

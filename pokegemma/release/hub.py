@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 
-# HTTPError: of the client that this version of the library uses, httpx or httpx2.
+# HTTPError is that of the library's HTTP client, httpx or httpx2 by version.
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
@@ -16,10 +16,10 @@ from pokegemma.fingerprints import content_files
 
 
 def check_hub(repo: str) -> None:
-    """Refuse what would fail after hours of work: a bad name, no token, offline mode.
+    """Check, before hours of work, that an upload can succeed.
 
     Raises:
-        PokegemmaError: it is one of these.
+        PokegemmaError: the name is not valid, there is no token, or HF_HUB_OFFLINE is set.
     """
     try:
         validate_repo_id(repo)
@@ -28,7 +28,7 @@ def check_hub(repo: str) -> None:
     if "/" not in repo:
         raise PokegemmaError(f"--push_to_hub {repo}: write it as OWNER/NAME")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise PokegemmaError("--push_to_hub: HF_HUB_OFFLINE is set; unset it, or leave the upload out")
+        raise PokegemmaError("--push_to_hub: HF_HUB_OFFLINE is set; unset it, or omit --push_to_hub")
     if get_token() is None:
         raise PokegemmaError("--push_to_hub: no token; run `hf auth login` once or set HF_TOKEN")
 
@@ -38,7 +38,7 @@ def push(
 ) -> str:
     """Upload a model's files, its card, and each export as a folder of that name; return the commit's address.
 
-    run.json stays here: it names paths of this machine.
+    run.json is not uploaded, since it contains paths of this machine.
 
     Raises:
         PokegemmaError: the Hub cannot be reached or refuses.

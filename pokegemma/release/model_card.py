@@ -1,4 +1,4 @@
-"""README.md of a model: what it is, how well it does, what it was made from. Nothing of the machine it was made on."""
+"""README.md of a model: what it is, how accurate it is, what it was made from; nothing about the machine."""
 
 import re
 from collections.abc import Mapping
@@ -43,20 +43,20 @@ _TRAINING_OPTIONS = (
     "max_decisions",
     "seed",
 )
-"""Options that a reader wants to know, and none that could hold a path or a name of the machine."""
+"""Options that matter to a reader, none of which can contain a path or a name of the machine."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def public_name(value: str) -> str:
-    """Return a Hub id, an address or a plain word as it is, and of a path its last part."""
+    """Return a Hub id, an address or a plain word unchanged, and the last part of a path."""
     if _HUB_ID.fullmatch(value) and not Path(value).exists():
         return value
     return PureWindowsPath(value).name or value  # splits at both / and \
 
 
 def base_model_name(record: Mapping[str, Any]) -> str:
-    """Return the base checkpoint of a model's run.json, "unknown" where it does not say."""
+    """Return the base checkpoint of a model's run.json, "unknown" if it has none."""
     training = record.get("training") or record
     return training.get("base_model") or record.get("options", {}).get("base_model") or "unknown"
 
@@ -64,7 +64,7 @@ def base_model_name(record: Mapping[str, Any]) -> str:
 def choose_license(base: str, model_type: str) -> str:
     """Return the Hub's id of the licence that a model made from `base` has.
 
-    A tiny checkpoint of scripts/make_tiny_model.py has random weights, which nobody else's licence covers.
+    A tiny checkpoint of scripts/make_tiny_model.py has random weights, so that no licence of Gemma applies.
     """
     if ((read_run_record(Path(base)) or {}) if Path(base).is_dir() else {}).get("stage") == "tiny model":
         return "apache-2.0"
@@ -99,7 +99,7 @@ def render_card(
 
     Args:
         model: the checkpoint, with its run.json.
-        evaluation, parity: what the scripts of these steps wrote.
+        evaluation, parity: the output folders of these scripts.
         dataset: the JSONL file that it was evaluated on.
         exports: kind ("gguf", "mlx") and folder of each.
 
@@ -141,13 +141,13 @@ def _sentence(result: Mapping[str, Any]) -> str:
     headline = result["headline"]
     baseline = next(row["name"] for row in result["rows"] if row["key"] == headline["best_baseline"])
     return (
-        f"It presses the right button on {_percent(headline['model_accuracy'])} of turns; the best baseline that sees "
+        f"It presses the right button on {_percent(headline['model_accuracy'])} of turns; the best baseline that uses "
         f"no picture ({baseline}) reaches {_percent(headline['best_baseline_accuracy'])}."
     )
 
 
 def _is_trained_on(dataset: Path, trained: Mapping[str, Any]) -> bool:
-    """Return whether training read the train.jsonl that lies beside the evaluated data."""
+    """Return whether training read the train.jsonl next to the evaluated data."""
     train = dataset.parent / "train.jsonl"
     return train.is_file() and dataset_hash(train) == (trained.get("dataset") or {}).get("sha256")
 

@@ -1,30 +1,49 @@
-"""Versions of a model: each with its origin, its measurements and the hash of every file.
+"""Versions of a model: registered with origin, measurements and the hash of every file; promoted; exported.
 
-A version is an MLflow run, which holds the records as artifacts, and a model version that points to them. The version
-is made last, with all its tags at once: what was killed before leaves a run that no version names, and the next
-registration removes it.
+A version is a model version of MLflow, with its facts as tags, and an MLflow run with its files (registry_files.py).
 """
 
 import contextlib
+import functools
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.fingerprints import CARD_FILE, FileHashes, content_hash, hash_folder, require_unchanged
-from pokegemma.outputs import RUN_FILE, atomic_folder, refuse_to_replace
+
+# Read by mlflow when it is imported. It would ask for telemetry settings over the network, and try for minutes to reach
+# a server that does not answer.
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.update(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", MLFLOW_CONFIGURE_LOGGING="false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+try:
+    import alembic  # noqa: F401
+    import sqlalchemy
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
+except ImportError as error:
+    raise PokegemmaError(f"the registry needs {error.name}: ./init.sh --with registry") from error
+
+from pokegemma.fingerprints import CARD_FILE
+from pokegemma.outputs import RUN_FILE, atomic_folder, file_lock, refuse_to_replace
 from pokegemma.provenance import read_run_record, write_run_record
-from pokegemma.release.measurements import Results, read_results
-from pokegemma.release.registry_store import COPIES, MANIFEST_FILE, NAME, ModelVersion, RegistryRuns, find_all
+from pokegemma.release import registry_files
+from pokegemma.release.registry_files import COPIES, Submission, describe_version, find_all, read_submission
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Registered:
-    """`created` is False where this content was there already; `updated` names the results that were replaced then,
-    `refiled` the parts (the model, exports) that are now taken from the folders given.
+class Registration:
+    """A version. `created` is False if a version with this content existed; then `updated` names the results that were
+    replaced, and `refiled` the parts (the model, exports) whose files are now those of the given folders.
     """
 
     version: int
@@ -33,12 +52,96 @@ class Registered:
     refiled: tuple[str, ...] = ()
 
 
-class Registry(RegistryRuns):
-    """What is done with versions. On a server, two processes that register the same content at the same moment can make
-    two versions of it.
+class Registry:
+    """The versions of one model, in a local SQLite file or on a tracking server.
+
+    Processes that write to the same file wait for each other. On a server, two processes that register the same content
+    at the same moment can make two versions of it.
     """
 
-    # --- registering
+    def __init__(self, uri: str, name: str, *, create: bool = False) -> None:
+        """Name a registry: a path, sqlite:///PATH, or http(s)://...; `create` makes a file that does not exist.
+
+        Raises:
+            PokegemmaError: the file does not exist, or `name` is not valid.
+        """
+        if not _NAME.fullmatch(name):
+            raise PokegemmaError(f"--name {name!r}: not a valid name; use letters, digits, '.', '_' and '-'")
+        self.name, self.uri = name, uri
+        self.file: Path | None = None
+        if uri.startswith("sqlite:///") or "://" not in uri:
+            self.file = Path(uri.removeprefix("sqlite:///")).resolve()  # the same lock for every link to the file
+            self.uri = f"sqlite:///{self.file}"
+            if not self.file.is_file() and not create:
+                raise PokegemmaError(f"{self.file}: no such registry; `register` makes one")
+
+    @functools.cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's client, connected; the first connection to a file makes its tables."""
+        with self._plain_errors(), self._lock():
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            client.search_registered_models(max_results=1)
+            return client
+
+    def _lock(self) -> contextlib.AbstractContextManager[Any]:
+        if self.file is None:
+            return contextlib.nullcontext()
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return file_lock(self.file.with_name(f".{self.file.name}.lock"))
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """Report an error of MLflow, its database or the disk in one line."""
+        try:
+            yield
+        except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+            raise PokegemmaError(f"registry {self.uri}: {' '.join(str(error).split())[:300]}") from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[MlflowClient]:
+        client = self.client  # before the lock, which it takes itself
+        with self._plain_errors(), self._lock():
+            yield client
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Return `describe` of each version, the oldest first."""
+        with self._plain_errors():
+            found = find_all(self.client.search_model_versions, f"name = '{self.name}'")
+            aliases = self.client.get_registered_model(self.name).aliases if found else {}
+            return [describe_version(one, aliases) for one in sorted(found, key=lambda one: int(one.version))]
+
+    def find(self, spec: str) -> ModelVersion:
+        """Return a version by its number or an alias.
+
+        Raises:
+            PokegemmaError: there is no such version.
+        """
+        with self._plain_errors():
+            try:
+                if spec.isdecimal():
+                    return self.client.get_model_version(self.name, spec)
+                return self.client.get_model_version_by_alias(self.name, spec)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+        existing = [f"{one['version']}{''.join(f' ({alias})' for alias in one['aliases'])}" for one in self.versions()]
+        raise PokegemmaError(f"{self.name} has no version {spec!r}; it has {', '.join(existing) or 'none'}")
+
+    def describe(self, spec: str) -> dict[str, Any]:
+        """Return the facts of a version as JSON has them: aliases, hashes, origin, results; no files."""
+        with self._plain_errors():
+            return describe_version(self.find(spec), self.client.get_registered_model(self.name).aliases)
+
+    def fetch(self, spec: str, name: str, folder: Path) -> Path | None:
+        """Fetch a file of a version, such as "run.json", into `folder`; None if the version has none."""
+        with self._plain_errors():
+            return registry_files.fetch(self.client, self.find(spec), name, folder)
+
+    def missing_parts(self, spec: str) -> list[str]:
+        """Return the parts of a version (the model, exports) that were not copied and whose files are missing."""
+        with self._plain_errors():
+            parts = registry_files.read_manifest(self.client, self.find(spec)) or {}
+        return [name for name, part in parts.items() if not registry_files.is_present(part)]
 
     def register(
         self,
@@ -49,229 +152,161 @@ class Registry(RegistryRuns):
         exports: Sequence[Path] = (),
         copy: bool = False,
         description: str | None = None,
-    ) -> Registered:
-        """Make a version of a model's folder, unless there is one with the same files.
+    ) -> Registration:
+        """Make a version of a model's folder, unless a version has the same files.
 
-        Of a model that is known, results and exports that differ from its version's replace them, and files that are
-        no longer where that version has them are from now on taken from here.
+        In that case, results and exports that differ from the version's replace them, and files that are missing at
+        their registered place are from now on those of the given folders.
 
         Args:
-            evaluation: what scripts/evaluate.py wrote for this model.
-            parity: what scripts/check_parity.py wrote for it.
+            evaluation: the output of scripts/evaluate.py for this model.
+            parity: the output of scripts/check_parity.py for it.
             exports: folders of exports, named by their last part.
-            copy: keep a copy of all files; else the version knows where they lie and what they hold.
+            copy: keep a copy of all files; otherwise, the version only has their paths and hashes.
 
         Raises:
-            PokegemmaError: a folder is not what it should be, or results are those of another model.
+            PokegemmaError: a folder is not complete, or results are those of another model.
         """
-        if not (model_path / "config.json").is_file() or not list(model_path.glob("*.safetensors")):
-            raise PokegemmaError(f"{model_path}: no model (config.json and *.safetensors); register a merged one")
-        record = read_run_record(model_path)
-        if record is None:
-            raise PokegemmaError(f"{model_path}/{RUN_FILE} not found: a version must say how it was made")
-        results = read_results(model_path, record, evaluation=evaluation, parity=parity)
-        folders = {"model": model_path, **{path.name: path for path in exports}}
-        if len(folders) != 1 + len(exports):
-            raise PokegemmaError("--exports: two folders have the same name, or one is called model")
-        hashes = FileHashes()
-        parts = {
-            part: {"path": str(path.resolve()), "files": hash_folder(path, hashes), "copied": copy}
-            for part, path in folders.items()
-        }
-        content = content_hash(parts["model"]["files"])
-        training = record.get("training") or record
-        tags = {
-            "content_sha256": content,
-            "dataset_sha256": (training.get("dataset") or {}).get("sha256", "unknown"),
-            "git_commit": record.get("git_commit") or "unknown",
-            "model_path": str(model_path.resolve()),
-            "copied": str(copy).lower(),
-            **{key: json.dumps(summary) for key, summary in results.summaries.items()},
-        }
-        client = self.client
-        with self.lock(), self.plain_errors():
-            self.drop_killed_runs()
-            query = f"name = '{self.name}' and tags.content_sha256 = '{content}'"
+        submission = read_submission(model_path, evaluation=evaluation, parity=parity, exports=exports, copy=copy)
+        with self._writing() as client:
+            if self.file is not None:
+                registry_files.drop_killed_runs(client)
+            query = f"name = '{self.name}' and tags.content_sha256 = '{submission.tags['content_sha256']}'"
             if known := find_all(client.search_model_versions, query):
-                version = min(known, key=lambda one: int(one.version))
-                refiled = self._refile(version, parts, copy=copy)
-                updated = self._update(version, results)
-                if (refiled or updated) and (model_path / CARD_FILE).is_file():
-                    client.log_artifact(version.run_id, str(model_path / CARD_FILE))
-                return Registered(int(version.version), created=False, updated=updated, refiled=refiled)
-            run_id = self.start_run(content)
-            with contextlib.ExitStack() as undo:
-                undo.callback(self.settle_run, run_id)
-                self.log_manifest(run_id, parts)
-                for file in (RUN_FILE, CARD_FILE):
-                    if (model_path / file).is_file():
-                        client.log_artifact(run_id, str(model_path / file))
-                self.log_results(run_id, results)
-                if copy:
-                    self.copy_parts(run_id, parts)
-                source = client.get_run(run_id).info.artifact_uri
-                if not find_all(client.search_registered_models, f"name = '{self.name}'"):
-                    client.create_registered_model(self.name)
-                version = client.create_model_version(self.name, source, run_id, tags=tags, description=description)
-                undo.pop_all()
-            client.set_terminated(run_id)
-        return Registered(int(version.version), created=True)
+                return self._update_version(min(known, key=lambda one: int(one.version)), submission)
+            version = self._make_version(submission, description)
+        return Registration(int(version.version), created=True)
 
-    def _refile(self, version: ModelVersion, parts: Mapping[str, Mapping[str, Any]], *, copy: bool) -> tuple[str, ...]:
-        """Take parts that are new, other than before, gone from their place or not yet copied; return their names."""
-        known = self.read_manifest(version) or {}
-        taken = {
-            name: part
-            for name, part in parts.items()
+    def _make_version(self, submission: Submission, description: str | None) -> ModelVersion:
+        client, artifacts, tags = self.client, self.file and self.file.parent / "artifacts", submission.tags
+        run_id = registry_files.start_run(client, self.name, tags["content_sha256"], artifacts=artifacts)
+        with contextlib.ExitStack() as undo:
+            undo.callback(registry_files.settle_run, client, run_id, local=self.file is not None)
+            registry_files.write_manifest(client, run_id, submission.parts)
+            registry_files.write_records(client, run_id, submission.model_path)
+            registry_files.write_results(client, run_id, submission.results)
+            if submission.copy:
+                registry_files.copy_parts(client, run_id, submission.parts)
+            source = client.get_run(run_id).info.artifact_uri
+            if not find_all(client.search_registered_models, f"name = '{self.name}'"):
+                client.create_registered_model(self.name)
+            version = client.create_model_version(self.name, source, run_id, tags=tags, description=description)
+            undo.pop_all()
+        client.set_terminated(run_id)
+        return version
+
+    def _update_version(self, version: ModelVersion, submission: Submission) -> Registration:
+        """Replace results that differ, and parts that differ, are missing, or are to be copied and were not."""
+        client, run_id = self.client, version.run_id
+        known = registry_files.read_manifest(client, version) or {}
+        copy = submission.copy or version.tags.get("copied") == "true"
+        parts = {
+            name: {**part, "copied": copy}
+            for name, part in submission.parts.items()
             if name not in known
             or known[name]["files"] != part["files"]
-            or (copy and not known[name]["copied"])
-            or not (known[name]["copied"] or is_present(known[name]))
+            or (submission.copy and not known[name]["copied"])
+            or not registry_files.is_present(known[name])
         }
-        if not taken:
-            return ()
-        copy = copy or version.tags.get("copied") == "true"
-        taken = {name: {**part, "copied": copy} for name, part in taken.items()}
-        if copy:
-            self.copy_parts(version.run_id, taken)
-        facts = {"copied": str(copy).lower()}
-        if "model" in taken:
-            facts["model_path"] = taken["model"]["path"]
-        for key, value in facts.items():
-            self.client.set_model_version_tag(self.name, version.version, key, value)
-        # The manifest last: as long as it is the old one, the next registration does all of this again.
-        self.log_manifest(version.run_id, {**known, **taken})
-        return tuple(taken)
-
-    def _update(self, version: ModelVersion, results: Results) -> tuple[str, ...]:
-        new = {key: json.dumps(value) for key, value in results.summaries.items()}
-        changed = tuple(key for key, value in new.items() if version.tags.get(key) != value)
+        results = submission.results.summaries
+        updated = tuple(key for key in results if version.tags.get(key) != submission.tags[key])
+        changed = {key: submission.tags[key] for key in updated}
+        if updated:
+            registry_files.write_results(client, run_id, submission.results)
+        if parts:
+            if copy:
+                registry_files.copy_parts(client, run_id, parts)
+            changed["copied"] = str(copy).lower()
+        if "model" in parts:
+            changed["model_path"] = submission.tags["model_path"]
+        for key, value in changed.items():
+            client.set_model_version_tag(self.name, version.version, key, value)
         if changed:
-            self.log_results(version.run_id, results)
-            for key in changed:
-                self.client.set_model_version_tag(self.name, version.version, key, new[key])
-        return changed
-
-    # --- aliases
+            registry_files.write_records(client, run_id, submission.model_path, names=(CARD_FILE,))
+        if parts:  # last: as long as the manifest is the old one, the next registration repeats all of this
+            registry_files.write_manifest(client, run_id, {**known, **parts})
+        return Registration(int(version.version), created=False, updated=updated, refiled=tuple(parts))
 
     def _history(self, alias: str) -> list[int]:
         """Return the versions that an alias had before, the latest last."""
-        tags = self.client.get_registered_model(self.name).tags
-        return json.loads(tags.get(f"history.{alias}", "[]"))
-
-    def _current(self, alias: str) -> int | None:
-        number = self.client.get_registered_model(self.name).aliases.get(alias)
-        return None if number is None else int(number)
-
-    def promote(self, spec: str, alias: str, *, force: bool = False) -> tuple[int, int | None]:
-        """Give an alias to a version; return its number and that of the version which had the alias before.
-
-        Raises:
-            PokegemmaError: there is no such version, or `alias` cannot be one.
-            CheckFailedError: its evaluation or its parity failed, and not `force`.
-        """
-        if not NAME.fullmatch(alias) or alias.isdecimal():
-            raise PokegemmaError(f"--alias: {alias!r} is no alias; take a word such as champion")
-        self.find(spec)  # connects; says where there is none
-        with self.lock(), self.plain_errors():
-            described = self.describe(spec)  # under the lock, so that results registered meanwhile count
-            number, failed = described["version"], described["failed"]
-            if failed and not force:
-                reasons = "; ".join(failed.values())
-                raise CheckFailedError(f"version {number} is not promoted: {reasons} (--force does it anyway)")
-            before = self._current(alias)
-            if before is not None and before != number:
-                # The history first: if this process dies between the two, `rollback` skips what the alias still has.
-                self._write_history(alias, [*self._history(alias), before])
-            self.client.set_registered_model_alias(self.name, alias, str(number))
-        return number, before
+        return json.loads(self.client.get_registered_model(self.name).tags.get(f"history.{alias}", "[]"))
 
     def _write_history(self, alias: str, history: Sequence[int]) -> None:
         self.client.set_registered_model_tag(self.name, f"history.{alias}", json.dumps(list(history)))
 
+    def promote(self, spec: str, alias: str, *, force: bool = False) -> tuple[int, int | None]:
+        """Give an alias to a version; return its number and that of the version that had the alias before.
+
+        Raises:
+            PokegemmaError: there is no such version, or `alias` is not valid.
+            CheckFailedError: its evaluation or its parity failed, and not `force`.
+        """
+        if not _NAME.fullmatch(alias) or alias.isdecimal():
+            raise PokegemmaError(f"--alias {alias!r}: not a valid alias; use a word such as champion")
+        with self._writing() as client:
+            described = self.describe(spec)
+            number, failed = described["version"], described["failed"]
+            if failed and not force:
+                reasons = "; ".join(failed.values())
+                raise CheckFailedError(f"version {number} is not promoted: {reasons} (--force promotes it anyway)")
+            before = client.get_registered_model(self.name).aliases.get(alias)
+            before = None if before is None else int(before)
+            if before not in (None, number):
+                # The history first: if this process dies between the two, `rollback` skips what the alias still has.
+                self._write_history(alias, [*self._history(alias), before])
+            client.set_registered_model_alias(self.name, alias, str(number))
+        return number, before
+
     def rollback(self, alias: str) -> tuple[int, int]:
-        """Give an alias back to the version that had it before; return the numbers of (that one, the one it left).
+        """Give an alias back to the version that had it before; return the numbers of that version and of the other.
 
         Raises:
             PokegemmaError: no version has the alias, or none had it before.
         """
-        self.find(alias)  # connects; says where there is none
-        with self.lock(), self.plain_errors():
-            current = int(self.find(alias).version)
-            history = self._history(alias)
+        with self._writing() as client:
+            current, history = int(self.find(alias).version), self._history(alias)
             while history and history[-1] == current:
                 history.pop()
             if not history:
-                raise PokegemmaError(f"{alias} is at version {current} and had no other before: nothing to go back to")
+                raise PokegemmaError(f"{alias} is version {current} and was no other version before")
             earlier = history.pop()
-            self.find(str(earlier))  # somebody may have deleted it
-            self.client.set_registered_model_alias(self.name, alias, str(earlier))
+            self.find(str(earlier))  # it may have been deleted
+            client.set_registered_model_alias(self.name, alias, str(earlier))
             self._write_history(alias, history)
         return earlier, current
-
-    # --- out again
-
-    def missing_parts(self, spec: str) -> list[str]:
-        """Return the parts of a version (the model, exports) whose files are no longer there to be given out."""
-        parts = self.read_manifest(self.find(spec)) or {}
-        return [name for name, part in parts.items() if not (part["copied"] or is_present(part))]
 
     def export(self, spec: str, output: Path, *, part: str = "model", overwrite: bool = False) -> int:
         """Write a version's model, or one of its exports, as a folder; return the version's number.
 
-        Every file is compared with the hash it was registered with, after copying.
-
         Raises:
-            PokegemmaError: there is no such version or part, or `output` may not be written.
-            CheckFailedError: a file is missing or changed; nothing is left at `output`.
+            PokegemmaError: there is no such version or part, or `output` cannot be written.
+            CheckFailedError: a file is missing or changed since it was registered; nothing is left at `output`.
         """
         version = self.find(spec)
-        parts = self.read_manifest(version)
+        with self._plain_errors():
+            parts = registry_files.read_manifest(self.client, version)
         if parts is None:
-            raise PokegemmaError(f"version {version.version} has no {MANIFEST_FILE}: not of this project")
+            raise PokegemmaError(f"version {version.version} was not registered by this project: it has no manifest")
         if part not in parts:
-            raise PokegemmaError(f"--part: version {version.version} has no {part!r}; it has {', '.join(parts)}")
-        source, files = Path(parts[part]["path"]), parts[part]["files"]
+            raise PokegemmaError(f"--part {part}: version {version.version} has {', '.join(parts)}")
+        source = Path(parts[part]["path"])
         refuse_to_replace(output, source)
         if output.resolve().is_relative_to(source):
             raise PokegemmaError(f"--output_dir {output} is inside the registered folder {source}; choose another")
+        number = str(version.version)
         with atomic_folder(output, stage="export", overwrite=overwrite) as folder:
-            fetched = folder / ".fetched"
-            if parts[part]["copied"]:
-                fetched.mkdir()
-                source = self.artifact(version, f"{COPIES}/{part}", fetched) or source
-            check_present(source, files)
-            for name in files:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                if fetched.exists():
-                    (source / name).rename(folder / name)
-                else:
-                    shutil.copyfile(source / name, folder / name)
-            shutil.rmtree(fetched, ignore_errors=True)
-            require_unchanged(folder, files, FileHashes(), called=source)
+            copies = self.fetch(number, f"{COPIES}/{part}", folder / ".copies") if parts[part]["copied"] else None
+            registry_files.write_part(parts[part], folder, copies=copies)
             record: dict[str, Any] = {}
             if part == "model":
                 for name in (RUN_FILE, CARD_FILE):
-                    self.artifact(version, name, folder)
+                    self.fetch(number, name, folder)
                 record = read_run_record(folder) or {}
             write_run_record(
                 folder,
                 stage="export",
-                options={"name": self.name, "version": int(version.version), "part": part},
+                options={"name": self.name, "version": int(number), "part": part},
                 training=record.get("training") or record or None,
                 exported=record or None,
             )
-        return int(version.version)
-
-
-def is_present(part: Mapping[str, Any]) -> bool:
-    """Return whether every file of a part is where it was registered, of the same size."""
-    files = {Path(part["path"], name): file["size"] for name, file in part["files"].items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
-
-
-def check_present(source: Path, files: Mapping[str, Any]) -> None:
-    """Raise CheckFailedError where a registered file is gone, before anything is copied."""
-    missing = [name for name in files if not (source / name).is_file()]
-    if missing:
-        raise CheckFailedError(f"{source}: {len(missing)} of {len(files)} registered files are gone ({missing[0]} ...)")
+        return int(number)

@@ -440,13 +440,9 @@ def test_the_report_names_engine_and_weights(faulty: tuple) -> None:
     assert loaded["transformers same"] == ("transformers float32", "f32")
 
 
-def test_an_engine_reports_what_it_loaded(gguf_folder: Path, tiny_model: Path, toy_dataset: Path) -> None:
-    samples = tuple(read_samples(toy_dataset / "eval.jsonl"))[:1]
-    task = Task(samples, "grid", toy_dataset, 56, (1,), ((2,),) * 8, max_new_tokens=1)
-    quantised = EngineSpec("llama.cpp", "x", gguf_folder / "model-q8_0.gguf", mmproj=gguf_folder / "mmproj-f16.gguf")
-    rounded = EngineSpec("transformers", "x", tiny_model, dtype="bfloat16", device="cpu")
-    loaded = [measure(spec, task, timeout_s=WAIT_S) for spec in (quantised, rounded)]
-    assert [(one.engine, one.weights) for one in loaded] == [("llama.cpp", "Q8_0"), ("transformers bfloat16", "bf16")]
+def test_the_transformers_engine_reports_the_type_it_computes_in(tiny_model: Path) -> None:
+    engine = TransformersEngine(tiny_model, dtype="bfloat16", device="cpu")
+    assert (engine.name, engine.weights) == ("transformers bfloat16", "bf16")
 
 
 def test_an_engine_that_fails_is_reported_with_its_last_words(

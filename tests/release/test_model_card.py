@@ -121,12 +121,12 @@ def test_the_head_is_what_the_hub_reads(card: Callable[..., str]) -> None:
     assert {"pokegemma", "gemma3", "gguf"} <= set(data.tags)
 
 
-def test_it_says_of_how_many_decisions_a_part_was_evaluated(card: Callable[..., str]) -> None:
+def test_the_number_of_evaluated_decisions_is_given(card: Callable[..., str]) -> None:
     assert "Measured on 40 decisions of 12 sessions" in card()
     assert "Measured on 40 decisions of 310, evenly spread, of 12 sessions" in card(available=310)
 
 
-def test_every_measured_table_is_there(card: Callable[..., str]) -> None:
+def test_every_table_is_complete(card: Callable[..., str]) -> None:
     text = card()
     assert re.search(r"^\| model \(scored\) \| 90\.0 % \| .*–.* \| 0\.\d+ \|", text, re.MULTILINE)
     for name in ("majority", "repeat previous", "Markov, first order"):
@@ -151,7 +151,7 @@ def test_every_measured_table_is_there(card: Callable[..., str]) -> None:
     assert len(blocks) == 4
 
 
-def test_nothing_of_the_machine_is_in_it(card: Callable[..., str], tmp_path: Path) -> None:
+def test_no_path_or_secret_of_the_machine_is_in_it(card: Callable[..., str], tmp_path: Path) -> None:
     for base in ("google/gemma-3-4b-it", f"{SECRET_PLACES[0]}/base_model", SECRET_PLACES[1], str(tmp_path)):
         text = card(base=base)
         for secret in ("somebody", "private/", "hf_secret", str(tmp_path), str(Path.home()) + "/"):
@@ -174,17 +174,17 @@ def test_the_licence_follows_the_base(tmp_path: Path, card: Callable[..., str]) 
     assert yaml.safe_load(card(license_id="mit").split("---")[1])["license"] == "mit"
 
 
-def test_a_causal_model_says_so(card: Callable[..., str]) -> None:
+def test_causal_image_attention_is_named(card: Callable[..., str]) -> None:
     assert "is bidirectional" in card()
     assert "trained with causal attention inside pictures" in card(config={"image_attention": "causal"})
 
 
-def test_what_it_was_trained_on_is_claimed_only_where_it_is_known(card: Callable[..., str]) -> None:
+def test_training_data_is_described_only_where_it_is_known(card: Callable[..., str]) -> None:
     assert "12 sessions, none of which it was trained on." in card()
     assert "no frame of an evaluated session was trained on" in card()
     for text, says in (
         (card(shared=3), "3 of the evaluated sessions were also trained on"),
-        (card(train="other\n"), "trained on another train.jsonl than the one beside the evaluated data"),
+        (card(train="other\n"), "trained on a different train.jsonl"),
     ):
         assert says in text
         assert "none of which" not in text
@@ -192,6 +192,6 @@ def test_what_it_was_trained_on_is_claimed_only_where_it_is_known(card: Callable
     assert "446 samples" not in card(train="other\n")  # of a file that it never saw
 
 
-def test_names_lose_their_folders() -> None:
+def test_public_names_have_no_folders() -> None:
     assert public_name("google/gemma-3-4b-it") == "google/gemma-3-4b-it"
     assert [public_name(f"{place}/x") for place in SECRET_PLACES] == ["x", "x"]

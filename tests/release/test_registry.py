@@ -1,5 +1,6 @@
-"""Versions in MLflow's registry: whole, found again, promoted and taken back, and given out as they came in."""
+"""Versions in MLflow's registry: complete, found again, promoted, rolled back and exported as they were registered."""
 
+import contextlib
 import json
 import os
 import runpy
@@ -19,11 +20,12 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation import metrics, report
 from pokegemma.fingerprints import FileHashes, content_hash, hash_folder
 from pokegemma.provenance import PROJECT_ROOT, write_run_record
-from pokegemma.release import measurements
-from tests.processes import WAIT_S, killed_after, wait_until
+from pokegemma.release import version_tables
+from tests.processes import WAIT_S, wait_until
+from tests.release import registry_process
 
-registry_module = pytest.importorskip("pokegemma.release.registry", exc_type=PokegemmaError)
-Registry = registry_module.Registry
+Registry = pytest.importorskip("pokegemma.release.registry", exc_type=PokegemmaError).Registry
+registry_files = pytest.importorskip("pokegemma.release.registry_files", exc_type=PokegemmaError)
 
 NUM_SESSIONS = 6
 TRUTH = np.arange(12 * NUM_SESSIONS) % 8
@@ -97,9 +99,7 @@ def add(registry: Any, tmp_path: Path) -> Callable[..., int]:
     return add_model
 
 
-def test_a_version_carries_its_origin_its_data_and_its_results(
-    registry: Any, add: Callable[..., int], tmp_path: Path
-) -> None:
+def test_a_version_has_its_origin_data_and_results(registry: Any, add: Callable[..., int], tmp_path: Path) -> None:
     assert add("one") == 1
     described = registry.describe("1")
     files = hash_folder(tmp_path / "one", FileHashes())
@@ -109,14 +109,13 @@ def test_a_version_carries_its_origin_its_data_and_its_results(
     assert described["evaluation"]["accuracy"] == 65 / 72
     assert described["evaluation"]["dataset_sha256"] == "e" * 64
     assert described["parity"]["engines"][0]["button_agreement"] == 1.0
-    version = registry.find("1")
     for name in ("run.json", "evaluation/metrics.json", "evaluation/report.html", "parity/parity.json"):
         folder = tmp_path / "one" if name == "run.json" else tmp_path / f"one_{name[:4].rstrip('i')}"
         folder = tmp_path / "one_parity" if name.startswith("parity") else folder
-        fetched = registry.artifact(version, name, tmp_path)
+        fetched = registry.fetch("1", name, tmp_path)
         assert fetched is not None
         assert fetched.read_bytes() == (folder / Path(name).name).read_bytes()
-    assert registry.artifact(version, "evaluation/nothing.json", tmp_path) is None
+    assert registry.fetch("1", "evaluation/nothing.json", tmp_path) is None
 
 
 def test_registering_the_same_content_twice_returns_the_first_version(
@@ -135,7 +134,7 @@ def test_new_results_of_known_content_replace_the_old(registry: Any, add: Callab
     again = registry.register(model, parity=write_parity(tmp_path / "again", model, passed=True))
     assert (again.version, again.created, again.updated) == (1, False, ("parity",))
     assert registry.describe("1")["parity"]["passed"]
-    fetched = registry.artifact(registry.find("1"), "parity/parity.json", tmp_path)
+    fetched = registry.fetch("1", "parity/parity.json", tmp_path)
     assert json.loads(fetched.read_text())["passed"]
 
 
@@ -146,7 +145,7 @@ def write_gguf(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_exports_of_known_content_are_taken_up(copy: bool, registry: Any, tmp_path: Path) -> None:
+def test_exports_of_known_content_are_registered(copy: bool, registry: Any, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     registry.register(model, copy=copy)
     gguf = write_gguf(tmp_path / "gguf", "first")
@@ -208,7 +207,7 @@ def test_new_results_bring_the_new_card(registry: Any, add: Callable[..., int], 
     add("one", parity=False)
     (model / "README.md").write_text("parity passed")
     registry.register(model, parity=write_parity(tmp_path / "again", model, passed=True))
-    assert registry.artifact(registry.find("1"), "README.md", tmp_path / "one").read_text() == "parity passed"
+    assert registry.fetch("1", "README.md", tmp_path / "one").read_text() == "parity passed"
 
 
 def test_results_that_were_moved_with_their_model_are_taken(registry: Any, tmp_path: Path) -> None:
@@ -232,7 +231,9 @@ def test_an_engine_that_did_not_run_is_a_failure_of_parity(registry: Any, tmp_pa
     registry.register(model, parity=parity)
     assert registry.describe("1")["failed"] == {"parity": "parity failed (mlx)"}
     described = registry.describe("1")
-    (row,) = [row for row in measurements.compare_versions(described, described)["rows"] if row["key"] == "parity/mlx"]
+    (row,) = [
+        row for row in version_tables.compare_versions(described, described)["rows"] if row["key"] == "parity/mlx"
+    ]
     assert (row["values"], row["difference"]) == ([None, None], None)
 
 
@@ -249,7 +250,7 @@ def test_results_of_another_model_are_refused(registry: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("gone", ["config.json", "model.safetensors", "run.json"])
-def test_what_is_no_whole_model_is_refused(gone: str, registry: Any, tmp_path: Path) -> None:
+def test_an_incomplete_model_is_refused(gone: str, registry: Any, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     (model / gone).unlink()
     with pytest.raises(PokegemmaError, match=r"no model|run\.json not found"):
@@ -265,7 +266,7 @@ def test_promoting_what_does_not_exist_is_an_error(registry: Any, add: Callable[
         with pytest.raises(PokegemmaError, match="it has 1"):
             registry.promote(spec, "champion")
     for alias in ("7", "a b", ""):
-        with pytest.raises(PokegemmaError, match="is no alias"):
+        with pytest.raises(PokegemmaError, match=r"^--alias "):
             registry.promote("1", alias)
     assert registry.describe("1")["aliases"] == []
 
@@ -280,7 +281,7 @@ def test_a_version_whose_results_failed_is_promoted_only_by_force(registry: Any,
     assert registry.promote("1", "champion", force=True) == (1, None)
 
 
-def test_results_that_fail_later_move_no_alias_and_are_told(
+def test_results_that_fail_later_move_no_alias_and_are_reported(
     registry: Any, add: Callable[..., int], tmp_path: Path
 ) -> None:
     add("one")
@@ -293,7 +294,7 @@ def test_results_that_fail_later_move_no_alias_and_are_told(
     assert (described["version"], described["failed"]) == (1, {"parity": "parity failed (model-f16.gguf)"})
     with pytest.raises(CheckFailedError, match="version 1 is not promoted: parity failed"):
         registry.promote("champion", "stable")
-    compared = measurements.compare_versions(registry.describe("1"), registry.describe("2"))
+    compared = version_tables.compare_versions(registry.describe("1"), registry.describe("2"))
     assert compared["warnings"] == ["version 1: parity failed (model-f16.gguf)"]
     registry.promote("2", "champion")
     assert registry.rollback("champion") == (1, 2)  # where one comes from is always open
@@ -306,7 +307,7 @@ def test_rollback_returns_an_alias_to_the_version_before(registry: Any, add: Cal
     assert registry.promote("champion", "champion") == (3, 3)  # no change, nothing to go back to
     assert registry.rollback("champion") == (2, 3)
     assert registry.rollback("champion") == (1, 2)
-    with pytest.raises(PokegemmaError, match="champion is at version 1 and had no other before"):
+    with pytest.raises(PokegemmaError, match=r"^champion is version 1 "):
         registry.rollback("champion")
     assert registry.describe("champion")["version"] == 1
     with pytest.raises(PokegemmaError, match="no version 'challenger'"):
@@ -328,18 +329,20 @@ def test_comparison_shows_differences_and_a_paired_interval(
 ) -> None:
     add("one", num_wrong=18)
     add("two", num_wrong=0)
-    compared = measurements.compare_versions(registry.describe("1"), registry.describe("2"))
+    compared = version_tables.compare_versions(registry.describe("1"), registry.describe("2"))
     rows = {row["key"]: row for row in compared["rows"]}
     assert rows["accuracy"]["values"] == [0.75, 1.0]
     assert rows["accuracy"]["difference"] == 0.25
     assert rows["parity/model-f16.gguf"]["difference"] == 0.0
     assert compared["warnings"] == []
-    lines = [measurements.read_lines(tmp_path / f"{name}_eval" / "predictions.jsonl") for name in ("one", "two")]
-    bounds = measurements.paired_interval(*lines)
+    lines = [
+        version_tables.read_predictions(tmp_path / f"{name}_eval" / "predictions.jsonl") for name in ("one", "two")
+    ]
+    bounds = version_tables.paired_interval(*lines)
     assert bounds is not None
     assert 0 < bounds[0] <= 0.25 <= bounds[1] < 0.5
-    assert measurements.paired_interval(lines[0], lines[1][1:]) is None  # other decisions
-    assert "+0.2500" in measurements.format_comparison(compared)
+    assert version_tables.paired_interval(lines[0], lines[1][1:]) is None  # other decisions
+    assert "+0.2500" in version_tables.format_comparison(compared)
 
 
 def test_comparison_warns_where_the_data_differ(registry: Any, add: Callable[..., int], tmp_path: Path) -> None:
@@ -347,10 +350,10 @@ def test_comparison_warns_where_the_data_differ(registry: Any, add: Callable[...
     add("two", evaluated_on="f" * 64)
     registry.register(write_model(tmp_path / "three", "three", dataset="0" * 64))
     one, two, three = (registry.describe(spec) for spec in "123")
-    assert measurements.compare_versions(one, two)["warnings"] == [
+    assert version_tables.compare_versions(one, two)["warnings"] == [
         "evaluated on different data: their figures do not compare"
     ]
-    assert measurements.compare_versions(one, three)["warnings"] == [
+    assert version_tables.compare_versions(one, three)["warnings"] == [
         "version 3 has no evaluation",
         "trained on different data",
     ]
@@ -374,7 +377,7 @@ def test_export_writes_what_was_registered(registry: Any, add: Callable[..., int
         registry.export("1", tmp_path / "out")
     registry.export("2", tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "model.safetensors").read_text() == "two"
-    with pytest.raises(PokegemmaError, match="version 1 has no 'gguf'; it has model"):
+    with pytest.raises(PokegemmaError, match=r"^--part gguf: version 1 has model"):
         registry.export("1", tmp_path / "other", part="gguf")
     with pytest.raises(PokegemmaError, match="--output_dir"):
         registry.export("1", tmp_path / "one", overwrite=True)
@@ -384,8 +387,8 @@ def test_export_writes_what_was_registered(registry: Any, add: Callable[..., int
     ("damage", "message"),
     [
         (lambda model: (model / "model.safetensors").write_text("onE"), r"changed: model\.safetensors"),
-        (lambda model: (model / "config.json").unlink(), r"1 of 3 registered files are gone \(config\.json"),
-        (shutil.rmtree, "3 of 3 registered files are gone"),
+        (lambda model: (model / "config.json").unlink(), r"1 of 3 registered files are missing \(config\.json"),
+        (shutil.rmtree, "3 of 3 registered files are missing"),
     ],
 )
 def test_export_of_files_that_changed_fails_and_leaves_nothing(
@@ -433,47 +436,14 @@ def run_registry(*words: object, code: str | None = None, cwd: Path = PROJECT_RO
     )
 
 
-def before_call(call: str, action: str) -> str:
-    """Return code that makes a method of MLflow's client do `action` first; `count` is how often it was called."""
-    return f"""
-import os, signal, time
-from pathlib import Path
-from pokegemma.release.registry_store import mlflow
-
-method, count = mlflow.MlflowClient.{call}, 0
-
-def with_action(*arguments, **named):
-    global count
-    count += 1
-    {action}
-    return method(*arguments, **named)
-
-mlflow.MlflowClient.{call} = with_action
-"""
-
-
-BEFORE_LOCK = """
-import fcntl
-from pathlib import Path
-
-flock = fcntl.flock
-
-def tell(file, operation):
-    if operation == fcntl.LOCK_EX:  # others, of packages, do not wait
-        Path({file!r}).touch()
-    flock(file, operation)
-
-fcntl.flock = tell
-"""
-"""Code that makes a file before a process waits for the registry's lock."""
-
-
-def kill_at(registry: Any, call: str, model: Path, *, at: int = 1) -> None:
-    """Register a copy in a process that gets SIGKILL when it calls a method of MLflow's client for the `at`th time."""
-    code = before_call(call, f"if count == {at}: os.kill(os.getpid(), signal.SIGKILL)")
-    process = run_registry("register", "--model_path", model, "--registry_uri", registry.file, "--copy", code=code)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL, stderr
+def register_and_kill(registry: Any, call: str, model: Path, *, at: int = 1) -> None:
+    """Register a copy in a process that is killed when it calls a method of MLflow's client for the `at`th time."""
+    words = ("register", "--model_path", model, "--registry_uri", registry.file, "--copy")
+    output = registry.file.with_name("output")
+    hook = (f"mlflow.MlflowClient.{call}", registry_process.kill_at(at))
+    with registry_process.started(*words, output=output, hook=hook) as process:
+        process.join(WAIT_S)
+        assert process.exitcode == -signal.SIGKILL, output.read_text()
 
 
 def runs_of(registry: Any) -> dict[str, str]:
@@ -483,9 +453,9 @@ def runs_of(registry: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("again", ["the same", "another"])
-def test_what_a_killed_register_left_is_removed_by_the_next(again: str, registry: Any, tmp_path: Path) -> None:
+def test_the_next_registration_removes_files_of_a_killed_one(again: str, registry: Any, tmp_path: Path) -> None:
     model, artifacts = write_model(tmp_path / "model"), tmp_path / "registry" / "artifacts"
-    kill_at(registry, "log_artifact", model, at=5)  # manifest, run.json, two of three files
+    register_and_kill(registry, "log_artifact", model, at=5)  # manifest, run.json, two of three files
     (killed,) = artifacts.iterdir()
     assert [path.name for path in sorted(killed.rglob("files/model/*"))] == ["config.json", "model.safetensors"]
     assert (runs_of(registry), registry.versions()) == ({killed.name: "RUNNING"}, [])
@@ -498,7 +468,7 @@ def test_what_a_killed_register_left_is_removed_by_the_next(again: str, registry
 
 def test_a_version_whose_register_was_killed_at_the_very_end_is_whole(registry: Any, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    kill_at(registry, "set_terminated", model)
+    register_and_kill(registry, "set_terminated", model)
     assert list(runs_of(registry).values()) == ["RUNNING"]
     again = registry.register(model, copy=True)
     assert (again.version, again.created, again.refiled) == (1, False, ())
@@ -568,31 +538,31 @@ def test_versions_beyond_the_first_page_are_listed(registry: Any, monkeypatch: p
 def test_killed_registrations_beyond_the_first_page_are_removed(
     registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = [registry.start_run("content") for _ in range(5)]
+    files = tmp_path / "artifacts"
+    killed = [registry_files.start_run(registry.client, "pokegemma", "content", artifacts=files) for _ in range(5)]
     answer_in_pages(registry, monkeypatch, "search_runs")
-    registry.drop_killed_runs()
+    registry_files.drop_killed_runs(registry.client)
     assert {registry.client.get_run(run_id).info.lifecycle_stage for run_id in killed} == {"deleted"}
 
 
 @pytest.mark.slow
-def test_a_register_that_is_running_is_waited_for_and_not_cleared_away(registry: Any, tmp_path: Path) -> None:
+def test_a_running_registration_is_waited_for_and_not_removed(registry: Any, tmp_path: Path) -> None:
     one, two = write_model(tmp_path / "one", "1"), write_model(tmp_path / "two", "2")
-    code = before_call(
-        "create_model_version",
-        f"Path({str(tmp_path / 'reached')!r}).touch()\n"
-        f"    while not Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.05)",
-    )
-    register = ("register", "--registry_uri", registry.file, "--copy", "--model_path")
-    with killed_after(run_registry(*register, one, code=code)) as first:
-        wait_until((tmp_path / "reached").exists, first)
-        tell = BEFORE_LOCK.format(file=str(tmp_path / "asked"))
-        with killed_after(run_registry(*register, two, code=tell)) as second:
-            wait_until((tmp_path / "asked").exists, second)
-            with pytest.raises(subprocess.TimeoutExpired):
-                second.wait(timeout=5)  # without the lock it would take one
-            (tmp_path / "go").touch()
-            said = [process.communicate(timeout=WAIT_S) for process in (first, second)]
-    assert (first.returncode, second.returncode) == (0, 0), said
+    reached, go, asked = (tmp_path / name for name in ("reached", "go", "asked"))
+    words = ("register", "--registry_uri", registry.file, "--copy", "--model_path")
+    wait = ("mlflow.MlflowClient.create_model_version", registry_process.wait_for(reached, go))
+    with registry_process.started(*words, one, output=tmp_path / "first", hook=wait) as first:
+        wait_until(reached.exists)
+        lock = ("pokegemma.release.registry.file_lock", registry_process.touch(asked))
+        with registry_process.started(*words, two, output=tmp_path / "second", hook=lock) as second:
+            wait_until(asked.exists)
+            second.join(2)  # without the lock it would take one second
+            assert second.exitcode is None
+            go.touch()
+            for process in (first, second):
+                process.join(WAIT_S)
+            printed = [(tmp_path / name).read_text() for name in ("first", "second")]
+            assert (first.exitcode, second.exitcode) == (0, 0), printed
     assert [Path(one["model_path"]).name for one in registry.versions()] == ["one", "two"]
     for spec in ("1", "2"):
         registry.export(spec, tmp_path / f"out{spec}")
@@ -602,7 +572,7 @@ def test_copies_are_removed_wherever_the_experiment_keeps_them(registry: Any, tm
     elsewhere = tmp_path / "else where"
     registry.client.create_experiment("pokegemma", artifact_location=elsewhere.as_uri())
     model = write_model(tmp_path / "model")
-    kill_at(registry, "create_model_version", model)
+    register_and_kill(registry, "create_model_version", model)
     (killed,) = elsewhere.iterdir()
     registry.register(model, copy=True)
     assert killed not in set(elsewhere.iterdir())
@@ -616,17 +586,26 @@ def test_copies_are_removed_wherever_the_experiment_keeps_them(registry: Any, tm
 def test_registers_at_the_same_moment_make_one_version_of_each_content(tmp_path: Path) -> None:
     uri = tmp_path / "new" / "registry.db"  # both also want to make the tables
     models = [write_model(tmp_path / name, name) for name in ("one", "two")]
-    started = [run_registry("register", "--model_path", models[at], "--registry_uri", uri) for at in (0, 1, 0)]
-    said = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], said
-    assert sum("has this content already" in stdout for stdout, _ in said) == 1
+    outputs = [tmp_path / f"output{number}" for number in range(3)]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                registry_process.started("register", "--model_path", models[at], "--registry_uri", uri, output=output)
+            )
+            for at, output in zip((0, 1, 0), outputs, strict=True)
+        ]
+        for process in processes:
+            process.join(WAIT_S)
+        printed = [output.read_text() for output in outputs]
+        assert [process.exitcode for process in processes] == [0, 0, 0], printed
+    assert sum("has this content already" in text for text in printed) == 1
     versions = Registry(str(uri), "pokegemma").versions()
     assert sorted(Path(one["model_path"]).name for one in versions) == ["one", "two"]
     assert [one["version"] for one in versions] == [1, 2]
 
 
 @pytest.mark.slow
-def test_nothing_is_asked_of_the_network_and_nothing_is_chatted(empty_registry: Path, tmp_path: Path) -> None:
+def test_no_network_is_used_and_no_log_is_printed(empty_registry: Path, tmp_path: Path) -> None:
     uri = shutil.copy(empty_registry, tmp_path / "registry.db")
     watch = (
         "import socket, time, atexit\n"
@@ -785,17 +764,17 @@ def test_a_version_that_somebody_else_made_is_shown_without_what_it_does_not_say
     assert say("list").splitlines()[2].split()[-5:] == ["–"] * 5
     assert "model_path      None" in say("show", "2")
     assert "version 2 has no evaluation" in json.loads(say("compare", "1", "2", "--json"))["warnings"]
-    with pytest.raises(PokegemmaError, match=r"^version 2 has no manifest.json: not of this project$"):
+    with pytest.raises(PokegemmaError, match=r"^version 2 "):
         registry.export("2", tmp_path / "out")
 
 
 def test_a_registry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PokegemmaError, match=r"^registry .*cannot be made: "):
+    with pytest.raises(PokegemmaError, match=r"^registry sqlite:.*file"):
         Registry(str(tmp_path / "file" / "registry.db"), "pokegemma", create=True).versions()
 
 
-def test_a_registry_that_is_none_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_registry_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.db").write_text("my notes, in no database")
     with pytest.raises(PokegemmaError, match=r"^registry sqlite:///.*mine\.db: .*not a database") as caught:
         Registry(str(tmp_path / "mine.db"), "pokegemma").versions()
@@ -803,7 +782,7 @@ def test_a_registry_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "mine.db").read_text() == "my notes, in no database"
 
 
-def test_a_registry_has_one_lock_by_whatever_link_it_is_reached(registry: Any, tmp_path: Path) -> None:
+def test_links_to_a_registry_share_its_lock(registry: Any, tmp_path: Path) -> None:
     link = tmp_path / "link.db"
     link.symlink_to(registry.file)
     assert Registry(str(link), "pokegemma").file == registry.file
