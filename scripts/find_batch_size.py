@@ -32,28 +32,29 @@ def main() -> int:
     from pokegemma.training.batch_search.ranks import join_ranks
     from pokegemma.training.batch_search.report import explain_attempts, suggest_changes
     from pokegemma.training.batch_search.search import find_batch_size
-    from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+    from pokegemma.training.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
 
     ranks = join_ranks()
-    options, data, training, model = parse_options(
+    search, data, training, model = parse_options(
         SearchOptions, DataOptions, TrainingOptions, ModelOptions, description=__doc__
     )
-    output, env_path = Path(options.output), Path(options.env_path)
+    options = RunOptions(data, training, model)
+    output, env_path = Path(search.output), Path(search.env_path)
     if output.exists() and not data.overwrite:
         raise PokegemmaError(f"{output} exists; choose another --output or pass --overwrite")
-    if options.write_env:
+    if search.write_env:
         check_settings(env_path)
     if ranks.size < len(hardware.usable_gpus):
         logger.warning("using %d of %d GPUs; accelerate launch uses all", ranks.size, len(hardware.usable_gpus))
 
-    result = find_batch_size(options, data, training, model, arguments=sys.argv[1:], ranks=ranks)
+    result = find_batch_size(search, options, arguments=sys.argv[1:], ranks=ranks)
     if ranks.rank != 0:
         return 0 if result.chosen else 1
     why = explain_attempts(result.attempts, limit_bytes=result.limit_bytes)
     write_record(
         output,
         stage="find_batch_size",
-        options={**vars(options), **vars(data), **asdict(model), **training.to_dict()},
+        options={**vars(search), **options.to_dict()},
         why=why,
         hardware=asdict(hardware),
         device=training.device.type,
@@ -61,14 +62,14 @@ def main() -> int:
     )
     print(*why, sep="\n")
     if result.chosen is None:
-        print(f"even one sample does not fit; try: {'; '.join(suggest_changes(data, training, model))}")
+        print(f"even one sample does not fit; try: {'; '.join(suggest_changes(options))}")
         return 1
     rows = "conversations" if data.layout == "trajectory" else "samples"
     settings = " ".join(f"{name}={value}" for name, value in result.settings.items())
     print(f"take {settings}: {result.effective_batch_size} {rows} a step")
     if result.chosen.gradient_checkpointing != training.gradient_checkpointing:
         print(f"and pass --gradient_checkpointing {str(result.chosen.gradient_checkpointing).lower()} to training")
-    if options.write_env:
+    if search.write_env:
         write_settings(env_path, {name: str(value) for name, value in result.settings.items()})
     return 0
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
-from pokegemma.data.checks.records import Check, find_splits
+from pokegemma.data.checks.records import Check
 from pokegemma.errors import check_ranges
 
 MAX_NAMED = 10
@@ -46,21 +46,17 @@ def print_check(check: Check) -> None:
 
 
 def main() -> int:
-    from pokegemma.training.options import DataOptions, ModelOptions
+    from pokegemma.training.options import DataOptions, ModelOptions, RunOptions
     from pokegemma.training.preflight.planned_run import OneProcessOptions, PlannedRun
     from pokegemma.training.preflight.run import run_checks
 
     options, data, training, model = parse_options(
         ValidateOptions, DataOptions, OneProcessOptions, ModelOptions, description=__doc__
     )
-    train, held_out = find_splits(
-        Path(data.dataset_path), Path(data.eval_dataset_path) if data.eval_dataset_path else None
-    )
+    train, held_out = data.find_splits()
     training_script = Path(__file__).resolve().with_name("sft_pokemon_gemma3.py")
     planned = PlannedRun(
-        data=data,
-        training=training,
-        model=model,
+        options=RunOptions(data, training, model),
         train=train,
         held_out=held_out,
         contact_sheet=Path(options.contact_sheet or train.folder / "contact_sheet.png"),

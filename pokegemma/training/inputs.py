@@ -1,41 +1,157 @@
-"""What training reads: a dataset's files, its samples or trajectories as rows, and checks of both."""
+"""The inputs of a training run: files, base model and rows, all checked before anything is written."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
+from transformers.trainer_utils import IntervalStrategy
 
+from pokegemma.data.checks.records import Split
 from pokegemma.data.prompts import ANSWER_PREFIX, answer_button
 from pokegemma.data.samples import Sample, dataset_hash, read_samples
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches.collator import Example, Row
 from pokegemma.gemma.batches.processor_collator import Collator
-from pokegemma.training.options import DataOptions
+from pokegemma.gemma.families import require_exact
+from pokegemma.gemma.image_attention import attention_facts
+from pokegemma.gemma.image_size import picture_facts
+from pokegemma.gemma.loading import Checkpoint
+from pokegemma.training.options import DataOptions, RunOptions
+from pokegemma.training.preflight.loader_memory import check_workers, feature_bytes
+from pokegemma.training.run_folder import check_output
+
+logger = logging.getLogger(__name__)
 
 _MAX_NAMED = 5
 
 
-def eval_file(data: DataOptions, beside_train: Path | None) -> Path | None:
-    """Return the JSONL file to evaluate on: the one that was named, or eval.jsonl beside train.jsonl, or None.
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a training run.
+
+    Attributes:
+        held_out: None where the dataset has nothing to evaluate on.
+        resume_from: the training checkpoint to continue from; None to begin.
+    """
+
+    train: Split
+    held_out: Split | None
+    output_dir: Path
+    resume_from: Path | None
+
+    @property
+    def splits(self) -> list[Split]:
+        return [split for split in (self.train, self.held_out) if split is not None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a training run reads.
+
+    Attributes:
+        base: the checkpoint of the base model, with the pictures that were asked for.
+        collator: makes the batches; its `features` are set once the model is loaded.
+        facts: what run.json says about the inputs.
+    """
+
+    files: RunFiles
+    base: Checkpoint
+    collator: Collator
+    facts: dict[str, Any]
+
+    def picture_paths(self, options: RunOptions) -> Iterator[str]:
+        """Yield the path of each picture of the dataset, as often as a row shows it."""
+        for split in self.files.splits:
+            for example in read_examples(split.path, options.data):
+                yield from self.collator.picture_paths(example)
+
+
+def find_files(options: RunOptions) -> RunFiles:
+    """Find the dataset and the checkpoint to continue from; delete nothing.
+
+    The base model's folder becomes absolute in the options, so that the adapter names it from anywhere. Without a file
+    to evaluate on, evaluation is switched off in the options.
 
     Raises:
-        PokegemmaError: the named one does not exist.
+        PokegemmaError: a file does not exist, or the output folder cannot be used.
     """
-    if data.eval_dataset_path is None:
-        return beside_train
-    path = Path(data.eval_dataset_path)
-    path = path / "eval.jsonl" if path.is_dir() else path
-    if not path.is_file():
-        raise PokegemmaError(f"--eval_dataset_path: {path} not found")
-    return path
+    data, training, model = options.data, options.training, options.model
+    if Path(model.model_name_or_path).is_dir():
+        model.model_name_or_path = str(Path(model.model_name_or_path).resolve())
+    train, held_out = data.find_splits()
+    if held_out is None:
+        logger.warning("no eval.jsonl: training without evaluation, the last checkpoint counts as the best")
+        training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
+    output_dir, features = Path(training.output_dir), data.vision_features
+    sources = [split.path for split in (train, held_out) if split is not None]
+    resume_from = check_output(
+        output_dir,
+        sources=[*sources, Path(model.model_name_or_path), *([] if features is None else [Path(features)])],
+        overwrite=data.overwrite,
+        resume=training.resume_from_checkpoint,
+    )
+    return RunFiles(train, held_out, output_dir, resume_from)
+
+
+def read_inputs(options: RunOptions, files: RunFiles) -> Inputs:
+    """Read the config and the processor of the base model and every sample, and refuse what cannot be trained on.
+
+    An image size or attention that is the model's own anyway is removed from the options: it is the same run.
+
+    Raises:
+        PokegemmaError: the model cannot be read or is stored quantised, an option is not exact for its family, or a
+            sample is too long or cannot be evaluated on.
+        SharedMemoryError: the workers of the data loader need more shared memory than is free.
+    """
+    data, model = options.data, options.model
+    base = model.open_checkpoint()
+    base.require_full_precision()
+    model.image_size, model.image_attention = base.image_size, base.image_attention
+    for option, used in (("--vision_features", data.vision_features), ("--samples_per_row", data.samples_per_row > 1)):
+        if used:
+            require_exact(base.config, option)
+    # Rows name their pictures by absolute paths, so the folder is not used.
+    collator = base.collator(layout=data.layout, dataset_folder=Path(), samples_per_row=data.samples_per_row)
+    _check_samples(options, files, base, collator)
+    hashes = [{"path": str(split.path.resolve()), "sha256": dataset_hash(split.path)} for split in files.splits]
+    facts = {
+        "base_model": base.path,
+        "base_fingerprint": base.weights_fingerprint(),
+        "seed": options.training.seed,
+        "dataset": hashes[0],
+        "eval_dataset": hashes[1] if files.held_out else None,
+        **picture_facts(base.config),
+        **attention_facts(base.config),
+    }
+    return Inputs(files, base, collator, facts)
+
+
+def _check_samples(options: RunOptions, files: RunFiles, base: Checkpoint, collator: Collator) -> None:
+    data, training = options.data, options.training
+    max_length = training.max_length or base.config.text_config.max_position_embeddings
+    for split in files.splits:
+        check_lengths(split.path, read_examples(split.path, data), collator, max_length=max_length)
+    evaluated = files.held_out if training.evaluates else None
+    if evaluated is not None:
+        require_scorable_answers(evaluated.path)
+    check_workers(
+        training,
+        collator,
+        read_examples(files.train.path, data),
+        evaluated and read_examples(evaluated.path, data),
+        picture_bytes=feature_bytes(base, options),
+    )
 
 
 def read_examples(path: Path, data: DataOptions) -> Iterator[Example]:
-    """Yield what a row of training shows: the samples of a JSONL file, or their trajectories. Paths are absolute.
+    """Yield the rows of training: the samples of a JSONL file, or its trajectories. Their paths are absolute.
 
     Raises:
         PokegemmaError: a line is not a sample.
@@ -57,7 +173,7 @@ def read_examples(path: Path, data: DataOptions) -> Iterator[Example]:
 def load_dataset(path: Path, data: DataOptions, *, cache_dir: Path) -> Dataset:
     """Return the rows of a JSONL file as a memory-mapped dataset; see `collator.Row`.
 
-    Paths are absolute, so that files of several folders go through one collator.
+    Paths are absolute, so that one collator can read files of several folders.
 
     Raises:
         PokegemmaError: a line is not a sample.
@@ -72,7 +188,7 @@ def load_dataset(path: Path, data: DataOptions, *, cache_dir: Path) -> Dataset:
                 yield {"samples": samples, "num_context": example.num_context}
 
     with PartialState().main_process_first():
-        # The whole path, since rows hold whole ones: the same relative one elsewhere is another file.
+        # The absolute path, since rows contain absolute paths: the same relative path elsewhere is another file.
         key = {"path": str(path.resolve()), "content": dataset_hash(path), "options": repr(data)}
         try:
             return Dataset.from_generator(rows, gen_kwargs=key, cache_dir=str(cache_dir))
@@ -81,7 +197,7 @@ def load_dataset(path: Path, data: DataOptions, *, cache_dir: Path) -> Dataset:
 
 
 def check_lengths(path: Path, examples: Iterable[Example], collator: Collator, *, max_length: int) -> None:
-    """Refuse rows of more than `max_length` tokens, naming them: cutting one would cut pictures or the answer.
+    """Refuse rows of more than `max_length` tokens, with their ids: cutting one would cut pictures or the answer.
 
     Raises:
         PokegemmaError: there are such rows.
@@ -90,7 +206,7 @@ def check_lengths(path: Path, examples: Iterable[Example], collator: Collator, *
     num_image_tokens = collator.processor.image_seq_length + 4  # begin, end and the newlines around
     for example in examples:
         samples = example.samples if isinstance(example, Trajectory) else (example,)
-        num_bytes = sum(len(text.encode()) for one in samples for text in (one.context, one.question, one.output))
+        num_bytes = sum(len(text.encode()) for s in samples for text in (s.context, s.question, s.output))
         num_images = len(collator.picture_paths(example))
         # A token has at least one byte, and the chat template adds fewer than 64: most need not be tokenized.
         if num_bytes + num_images * num_image_tokens + 64 * len(samples) <= max_length:
@@ -109,7 +225,7 @@ def check_lengths(path: Path, examples: Iterable[Example], collator: Collator, *
 
 
 def require_scorable_answers(path: Path) -> None:
-    """Refuse answers that evaluation could not find a button in: at its first one, a run would be lost.
+    """Refuse answers in which evaluation would not find a button: at the first of them, a run would fail.
 
     Raises:
         PokegemmaError: there are such samples.

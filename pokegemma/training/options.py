@@ -1,13 +1,15 @@
 """Options of a training run: what TRL's SFTConfig and ModelConfig have, with defaults for Gemma 3, and ours."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers.trainer_utils import IntervalStrategy
 from trl import ModelConfig, SFTConfig
 
+from pokegemma.data.checks.records import Split, find_splits
 from pokegemma.data.prompts import Layout
 from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP
 from pokegemma.environment import default_finetuning
@@ -110,6 +112,14 @@ class DataOptions:
                     "--samples_per_row: with --layout trajectory a row is a conversation; use --max_decisions"
                 )
             self.overlap_decisions = min(self.overlap_decisions, self.max_decisions - 1)
+
+    def find_splits(self) -> tuple[Split, Split | None]:
+        """Return the split to train on and the one to evaluate on; None where the dataset has no such file.
+
+        Raises:
+            PokegemmaError: a file does not exist.
+        """
+        return find_splits(Path(self.dataset_path), Path(self.eval_dataset_path) if self.eval_dataset_path else None)
 
 
 @dataclass
@@ -271,3 +281,16 @@ class TrainingOptions(SFTConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the options, and the precision that they come to."""
         return {**super().to_dict(), "mixed_precision": self.mixed_precision}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """All options of a training run."""
+
+    data: DataOptions
+    training: TrainingOptions
+    model: ModelOptions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options by name, as run.json records them."""
+        return {**vars(self.data), **asdict(self.model), **self.training.to_dict()}

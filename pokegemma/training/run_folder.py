@@ -5,14 +5,12 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pokegemma.errors import PokegemmaError, is_disk_full
-from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.outputs import RUN_FILE, refuse_to_replace
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import LAST_CHECKPOINT
@@ -22,29 +20,14 @@ logger = logging.getLogger(__name__)
 _MAX_NAMED = 3
 
 COMPLETE_FILE = "complete"
-"""What a checkpoint-N folder holds once every process has written its part of it; see `PokemonTrainer`."""
+"""A file in a checkpoint-N folder, written once every process has written its part; see `PokemonTrainer`."""
 
 DATASET_CACHE = "dataset_cache"
-"""What a run keeps its rows in, below its output folder."""
-
-_FIXED_OPTIONS = (
-    "layout",
-    "image_size",
-    "image_attention",
-    "finetuning",
-    "lora_r",
-    "lora_alpha",
-    "lora_target_modules",
-    "train_vision_tower",
-    "train_projector",
-    "use_dora",
-    "use_rslora",
-)
-_FIXED_TRAJECTORY_OPTIONS = ("max_decisions", "overlap_decisions")
+"""The folder of a run's rows, in its output folder."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint in `folder`; one that was cut off while it was written does not count."""
+    """Return the newest complete checkpoint in `folder`; None where there is none."""
     checkpoints = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE_FILE}")]
     return max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
@@ -55,39 +38,39 @@ def check_output(folder: Path, *, sources: Sequence[Path], overwrite: bool, resu
     A run that was killed before its first checkpoint begins again when it is resumed.
 
     Args:
-        sources: the files and folders that training reads; `folder` must hold none of them.
+        sources: the files and folders that training reads; `folder` must not contain any of them.
 
     Raises:
-        PokegemmaError: there is no such checkpoint, `folder` holds what training needs, or a run is in the way.
+        PokegemmaError: there is no such checkpoint, `folder` contains a source, or an earlier run or other files.
     """
     refuse_to_replace(folder, *sources)
     last, record = last_checkpoint(folder), read_run_record(folder) or {}
     if resume is not None:
         checkpoint = last if resume in LAST_CHECKPOINT else Path(resume)
         if checkpoint is None and record.get("stage") == "train" and record.get("status") == "running":
-            logger.warning("%s: killed before its first checkpoint; beginning again", folder)
+            logger.warning("%s: the run was killed before its first checkpoint, so it begins again", folder)
         elif checkpoint is None:
-            raise PokegemmaError(f"--resume_from_checkpoint: no checkpoint in {folder}; leave it out to begin")
+            raise PokegemmaError(f"--resume_from_checkpoint: no checkpoint in {folder}; leave this flag out to begin")
         elif not (checkpoint / COMPLETE_FILE).is_file():
-            raise PokegemmaError(f"--resume_from_checkpoint: {checkpoint} is no checkpoint, or was cut off")
+            raise PokegemmaError(f"--resume_from_checkpoint: {checkpoint} is not a complete checkpoint; choose another")
         return checkpoint
     if record and record.get("stage") != "train":
-        raise PokegemmaError(f"{folder} holds the result of another step ({record.get('stage')}); choose another")
+        raise PokegemmaError(f"{folder} contains a result of {record.get('stage')}; choose another --output_dir")
     if (last or record) and not overwrite:
         raise PokegemmaError(
-            f"{folder} holds an earlier run; continue it with --resume_from_checkpoint, delete it with "
+            f"{folder} contains an earlier run; continue it with --resume_from_checkpoint, delete it with "
             "--overwrite, or choose another --output_dir"
         )
     if not (last or record) and (foreign := _foreign_entries(folder)):
+        named = ", ".join(foreign[:_MAX_NAMED]) + (" ..." if len(foreign) > _MAX_NAMED else "")
         raise PokegemmaError(
-            f"--output_dir {folder} holds what is no run's ({', '.join(foreign[:_MAX_NAMED])}"
-            f"{' ...' if len(foreign) > _MAX_NAMED else ''}), and would be emptied; choose another"
+            f"--output_dir {folder} contains files that are not from a training run ({named}); choose an empty folder"
         )
     return None
 
 
 def _foreign_entries(folder: Path) -> list[str]:
-    """Return what is in `folder`, sorted, beside that which a run leaves that is killed before its run.json."""
+    """Return the names in `folder`, sorted, of files that an interrupted run cannot have left."""
     if folder.exists() and not folder.is_dir():
         raise PokegemmaError(f"--output_dir {folder} is a file; choose another")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -107,12 +90,12 @@ def clear_output(folder: Path) -> None:
         PokegemmaError: the folder cannot be written.
     """
     state = PartialState()
-    state.wait_for_everyone()  # until all have looked for an earlier run
+    state.wait_for_everyone()  # until all processes have looked for an earlier run
     if state.is_main_process:
         try:
             _delete_checkpoints(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
             entries = folder.iterdir() if folder.is_dir() else []
-            for path in sorted(entries, key=lambda path: path.name == RUN_FILE):  # last: it says whose folder this is
+            for path in sorted(entries, key=lambda path: path.name == RUN_FILE):  # last: it marks the folder as a run's
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
@@ -124,9 +107,9 @@ def clear_output(folder: Path) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder`: in the first process, while the others wait.
+    """Delete half-written files of a killed process in `folder`: in the first process, while the others wait.
 
-    The trainer would count a cut-off checkpoint among those to keep, and delete a whole one in its place.
+    The trainer would count an incomplete checkpoint among those to keep, and delete a complete one in its place.
     """
     state = PartialState()
     state.wait_for_everyone()
@@ -134,7 +117,7 @@ def clear_unfinished(folder: Path) -> None:
         checkpoints = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
         cut_off = [path for path in checkpoints if not (path / COMPLETE_FILE).is_file()]
         for path in cut_off:
-            logger.warning("%s was cut off while it was written; deleted", path)
+            logger.warning("%s is incomplete, since its process was killed; it is deleted", path)
         _delete_checkpoints(cut_off)
         for path in folder.glob(".*.part"):
             path.unlink(missing_ok=True)
@@ -143,7 +126,7 @@ def clear_unfinished(folder: Path) -> None:
 
 @contextlib.contextmanager
 def full_disk_explained(folder: Path) -> Iterator[None]:
-    """Explain a full disk in a block that writes a run to `folder`: what is complete there, and how to continue.
+    """Report a full disk in a block that writes a run to `folder`, with what is complete and how to continue.
 
     Raises:
         PokegemmaError: the disk is full.
@@ -165,33 +148,5 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
 
 def _delete_checkpoints(paths: Iterable[Path]) -> None:
     for path in paths:
-        (path / COMPLETE_FILE).unlink(missing_ok=True)  # first: what is left of it does not count
+        (path / COMPLETE_FILE).unlink(missing_ok=True)  # first, so that the rest no longer counts as complete
         shutil.rmtree(path, ignore_errors=True)
-
-
-def check_resumed(folder: Path, *, options: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Refuse to continue a run on another base model, with other data, layout, rows, pictures or adapter.
-
-    Args:
-        folder: the output folder, or a checkpoint-N in it.
-
-    Raises:
-        PokegemmaError: one of them is not that of the run's run.json.
-    """
-    record = read_run_record(folder)
-    if record is None:
-        logger.warning("%s: no run.json beside it; whether model and data are the same is not known", folder)
-        return
-    names = _FIXED_OPTIONS + (_FIXED_TRAJECTORY_OPTIONS if options["layout"] == "trajectory" else ())
-    before = {name: record.get("options", {}).get(name) for name in names}
-    trained_on = record.get("base_fingerprint")
-    is_other = trained_on and trained_on != facts["base_fingerprint"]
-    if is_other and open_checkpoint(facts["base_model"]).has_fingerprint(trained_on):
-        trained_on = facts["base_fingerprint"]  # an earlier version took it
-    before |= {"base model": trained_on, "dataset": (record.get("dataset") or {}).get("sha256")}
-    now = {name: options[name] for name in names}
-    now |= {"base model": facts["base_fingerprint"], "dataset": facts["dataset"]["sha256"]}
-    changed = [name for name in now if now[name] != before[name]]
-    if changed:
-        values = ", ".join(f"{name} was {before[name]}, is {now[name]}" for name in changed)
-        raise PokegemmaError(f"--resume_from_checkpoint: not the run of {folder}: {values}")

@@ -10,13 +10,12 @@ from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.weight_files import hash_weights
 from pokegemma.provenance import write_run_record
 from pokegemma.training.run_folder import (
-    _FIXED_OPTIONS,
     check_output,
-    check_resumed,
     clear_output,
     clear_unfinished,
     last_checkpoint,
 )
+from pokegemma.training.run_record import _FIXED_OPTIONS, check_resumed
 
 
 def make_checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
@@ -42,7 +41,7 @@ def test_the_last_checkpoint_is_the_newest_that_every_process_has_written(tmp_pa
 
 def test_a_checkpoint_that_was_cut_off_is_refused_by_name(tmp_path: Path) -> None:
     cut_off = make_checkpoint(tmp_path, 12, complete=False)
-    with pytest.raises(PokegemmaError, match="checkpoint-12 is no checkpoint, or was cut off"):
+    with pytest.raises(PokegemmaError, match="checkpoint-12 is not a complete checkpoint"):
         resume(tmp_path, str(cut_off))
 
 
@@ -64,7 +63,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     write_run_record(tmp_path, stage="train", options={}, status="running")
     make_checkpoint(tmp_path, 2, complete=False)
     assert resume(tmp_path) is None
-    assert "killed before its first checkpoint; beginning again" in caplog.text
+    assert "killed before its first checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize(("stage", "status"), [("train", "completed"), ("train", "interrupted"), ("merge", "running")])
@@ -84,14 +83,14 @@ def test_what_was_cut_off_is_deleted_by_name_and_the_rest_is_kept(
     with caplog.at_level(logging.WARNING):
         clear_unfinished(tmp_path)
     assert sorted(tmp_path.iterdir()) == [whole, tmp_path / "run.json"]
-    assert f"{cut_off} was cut off" in caplog.text
+    assert f"{cut_off} is incomplete" in caplog.text
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_no_run_has_made_is_never_emptied(overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(PokegemmaError, match=r"holds what is no run's \(adapter, notes.txt\), and would be emptied"):
+    with pytest.raises(PokegemmaError, match=r"\(adapter, notes.txt\); choose an empty folder"):
         check_output(tmp_path, sources=[], overwrite=overwrite, resume=None)
     with pytest.raises(PokegemmaError, match="is a file"):
         check_output(tmp_path / "notes.txt", sources=[], overwrite=overwrite, resume=None)

@@ -28,7 +28,8 @@ from pokegemma.training import sft
 from pokegemma.training.inputs import load_dataset
 from pokegemma.training.loss_curve import CURVE_FILE
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-from pokegemma.training.run_folder import _FIXED_OPTIONS, check_output, check_resumed
+from pokegemma.training.run_folder import check_output
+from pokegemma.training.run_record import _FIXED_OPTIONS, check_resumed
 from pokegemma.training.trainable import load_trainable
 from pokegemma.training.trainer import PokemonTrainer
 
@@ -216,11 +217,11 @@ def test_an_earlier_run_is_kept_until_everything_is_checked(
 ) -> None:
     output = tmp_path / "adapter"
     shutil.copytree(finished, output)
-    with pytest.raises(PokegemmaError, match="holds an earlier run"):
+    with pytest.raises(PokegemmaError, match="--overwrite"):
         run_training(toy_dataset, tiny_model, output, options={"finetuning": "lora"})
     with pytest.raises(PokegemmaError, match="no such folder"):
         run_training(toy_dataset, tmp_path / "nowhere", output, options={"finetuning": "lora"}, overwrite=True)
-    with pytest.raises(PokegemmaError, match="longer than 50 tokens"):
+    with pytest.raises(PokegemmaError, match=" 50 tokens"):
         run_training(toy_dataset, tiny_model, output, options={"finetuning": "lora"}, overwrite=True, max_length=50)
     assert (output / "adapter_model.safetensors").is_file()
     assert run_training(toy_dataset, tiny_model, output, options={"finetuning": "lora"}, overwrite=True)
@@ -251,7 +252,7 @@ def test_an_output_folder_that_holds_what_is_read_is_refused(which: str, toy_dat
 
 def test_the_result_of_another_step_is_not_overwritten(tmp_path: Path) -> None:
     write_run_record(tmp_path, stage="convert", options={})
-    with pytest.raises(PokegemmaError, match=r"result of another step \(convert\)"):
+    with pytest.raises(PokegemmaError, match="result of convert"):
         check_output(tmp_path, sources=[], overwrite=True, resume=None)
 
 
@@ -397,7 +398,7 @@ def test_flex_attention_on_a_cpu_is_one_line(toy_dataset: Path, tiny_model: Path
 )
 def test_rows_with_our_masks_are_refused_for_an_attention_that_takes_none(view: dict[str, Any], flag: str) -> None:
     data, flex = DataOptions(dataset_path="d", **view), ModelOptions(attn_implementation="flex_attention")
-    with pytest.raises(PokegemmaError, match=f"{flag} needs --attn_implementation sdpa or eager, not flex_attention"):
+    with pytest.raises(PokegemmaError, match=f"{flag} .* --attn_implementation .* flex_attention"):
         sft.check_fast_paths(data, flex)
     sft.check_fast_paths(data, ModelOptions(attn_implementation="eager"))
     sft.check_fast_paths(DataOptions(dataset_path="d"), flex)

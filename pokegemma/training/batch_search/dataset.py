@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pokegemma.data.samples import Sample, dataset_files
+from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.gemma.batches.collator import Example
 from pokegemma.gemma.batches.processor_collator import Collator
-from pokegemma.training.inputs import eval_file, read_examples
+from pokegemma.training.inputs import read_examples
 from pokegemma.training.options import DataOptions, ModelOptions
 
 
@@ -76,7 +76,7 @@ def write_trial_dataset(
     Raises:
         PokegemmaError: dataset or processor cannot be read, or the model is stored quantised.
     """
-    path, beside = dataset_files(Path(data.dataset_path))
+    train, held_out = data.find_splits()
     checkpoint = model.open_checkpoint()
     checkpoint.require_full_precision()
     collator = checkpoint.collator(layout=data.layout, dataset_folder=Path())
@@ -85,22 +85,21 @@ def write_trial_dataset(
         examples = tqdm(read_examples(path, data), "count tokens", leave=False, disable=None)
         return longest_first(examples, collator, number=number)
 
-    longest = longest_rows(path, step_rows)
+    longest = longest_rows(train.path, step_rows)
     write_rows(
         [example for _, example in longest],
         folder,
         split="train",
-        source=path.parent.resolve(),
+        source=train.folder.resolve(),
         step_rows=step_rows,
         num_steps=num_steps,
     )
-    held_out = eval_file(data, beside) if eval_rows else None
-    if held_out is not None and (rows := longest_rows(held_out, eval_rows)):
+    if eval_rows and held_out is not None and (rows := longest_rows(held_out.path, eval_rows)):
         write_rows(
             [example for _, example in rows],
             folder,
             split="eval",
-            source=held_out.parent.resolve(),
+            source=held_out.folder.resolve(),
             step_rows=len(rows),
             num_steps=1,
         )

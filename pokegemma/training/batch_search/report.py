@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pokegemma.environment import GIB, default_finetuning
 from pokegemma.training.batch_search.attempts import Attempt
-from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.options import RunOptions
 
 
 def gib(num_bytes: int) -> str:
@@ -44,8 +44,9 @@ def explain_attempts(attempts: Sequence[Attempt], *, limit_bytes: int) -> list[s
     return [*lines, f"decisions/s by batch and checkpointing: {', '.join(speeds)}"] if speeds else lines
 
 
-def suggest_changes(data: DataOptions, training: TrainingOptions, model: ModelOptions) -> list[str]:
+def suggest_changes(options: RunOptions) -> list[str]:
     """Return options that need less memory and are not set already."""
+    data, training, model = options.data, options.training, options.model
     changes = [
         (not training.gradient_checkpointing, "--gradient_checkpointing true"),
         (model.finetuning == "full", "--finetuning lora"),

@@ -13,7 +13,7 @@ from pokegemma.training.batch_search.options import SearchOptions, is_checkpoint
 from pokegemma.training.batch_search.ranks import Ranks, in_lockstep
 from pokegemma.training.batch_search.report import describe_attempt, gib
 from pokegemma.training.batch_search.runner import TrialRunner, memory_budget
-from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.options import RunOptions
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,8 @@ class SearchResult:
 
 
 def find_batch_size(
-    options: SearchOptions,
-    data: DataOptions,
-    training: TrainingOptions,
-    model: ModelOptions,
+    search: SearchOptions,
+    options: RunOptions,
     *,
     arguments: Sequence[str],
     ranks: Ranks,
@@ -84,20 +82,21 @@ def find_batch_size(
         PokegemmaError: the processes cannot share the effective batch, dataset or model cannot be read, or a trial
             fails for another reason than memory.
     """
-    effective = options.effective_batch_size or (
+    training = options.training
+    effective = search.effective_batch_size or (
         training.per_device_train_batch_size * training.gradient_accumulation_steps
     )
     sizes = batch_sizes(effective, ranks.size)
-    budget, source = memory_budget(training.device, limit_gib=options.memory_limit_gib, local_size=ranks.local_size)
-    limit = int(budget * (1 - options.headroom))
+    budget, source = memory_budget(training.device, limit_gib=search.memory_limit_gib, local_size=ranks.local_size)
+    limit = int(budget * (1 - search.headroom))
     logger.info("memory: %s GiB (%s), of which %s may be used", gib(budget), source, gib(limit))
     smallest_limit = min(ranks.gather(limit))
 
     with tempfile.TemporaryDirectory(prefix="pokegemma_batch_") as temporary:
         dataset = Path(temporary, "dataset")
-        steps = {"step_rows": sizes[-1], "num_steps": options.trial_steps}
+        steps = {"step_rows": sizes[-1], "num_steps": search.trial_steps}
         eval_rows = max(sizes[-1], training.per_device_eval_batch_size) if training.evaluates else 0
-        lengths = write_trial_dataset(data, model, dataset, **steps, eval_rows=eval_rows)
+        lengths = write_trial_dataset(options.data, options.model, dataset, **steps, eval_rows=eval_rows)
         logger.info("training on the %d longest rows, %d to %d tokens", len(lengths), lengths[-1], lengths[0])
         runner = TrialRunner(
             arguments,

@@ -42,15 +42,15 @@ def disk_needs(
         collators: by the name of the split.
         picture_bytes: of a picture's features; None without --vision_features.
     """
-    model = run.model
+    model = run.options.model
     trained = {"finetuning": model.finetuning, "lora_r": model.lora_r, "bytes_per_weight": run.bytes_per_weight}
-    needs: Counter[Path] = Counter({Path(run.training.output_dir): run_bytes(size, **trained)})
+    needs: Counter[Path] = Counter({Path(run.options.training.output_dir): run_bytes(size, **trained)})
     if not is_on_this_machine(model.model_name_or_path):
         needs[Path(constants.HF_HUB_CACHE)] += size.num_weights * 2
     if run.step_command is not None:
         needs[Path(tempfile.gettempdir())] += step_bytes(size, **trained)
     if picture_bytes is not None:
-        features = Path(run.data.vision_features)
+        features = Path(run.options.data.vision_features)
         num_frames = _num_pictures(run, collators)
         needs[features] += missing_feature_bytes(features, num_frames=num_frames, bytes_per_frame=picture_bytes)
     return dict(needs)

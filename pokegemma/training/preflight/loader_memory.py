@@ -6,7 +6,8 @@ import mmap
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+import torch
 
 from pokegemma.data.checks.records import Check, skipped
 from pokegemma.data.trajectories import Trajectory
@@ -15,8 +16,8 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches import shared_memory
 from pokegemma.gemma.batches.collator import Example
 from pokegemma.gemma.batches.processor_collator import Collator
-from pokegemma.training.inputs import read_examples
-from pokegemma.training.options import DataOptions, TrainingOptions
+from pokegemma.gemma.loading import Checkpoint
+from pokegemma.training.options import RunOptions, TrainingOptions
 from pokegemma.training.preflight.planned_run import PlannedRun
 
 
@@ -61,12 +62,12 @@ class RowSize:
 
 
 def measure_rows(
-    collator: Collator, examples: Iterable[Example], *, bytes_per_picture: int | None = None
+    collator: Collator, examples: Iterable[Example], *, picture_bytes: int | None = None
 ) -> RowSize | None:
     """Return what the collator makes of the row with the most pictures, and of those the most text; None for no rows.
 
     Args:
-        bytes_per_picture: of its features, where they will take the place of pixels.
+        picture_bytes: of its features, where they will take the place of pixels.
 
     Raises:
         PokegemmaError: a picture of that row cannot be read.
@@ -82,8 +83,8 @@ def measure_rows(
     if largest is None:
         return None
     sizes = {name: tensor.nbytes for name, tensor in collator([largest]).items()}
-    if bytes_per_picture is not None:
-        sizes["pixel_values"] = largest_key[0] * bytes_per_picture
+    if picture_bytes is not None:
+        sizes["pixel_values"] = largest_key[0] * picture_bytes
     return RowSize(num_rows, tuple(sizes.values()))
 
 
@@ -111,31 +112,34 @@ def needed_bytes(loading: Loading, train: RowSize | None, held_out: RowSize | No
     return needed * loading.num_processes
 
 
+def feature_bytes(checkpoint: Checkpoint, options: RunOptions) -> int | None:
+    """Return the bytes of a picture's features, which take the place of its pixels; None without --vision_features."""
+    if options.data.vision_features is None:
+        return None
+    width = checkpoint.config.get_text_config().hidden_size
+    return checkpoint.processor.image_seq_length * width * getattr(torch, options.model.dtype).itemsize
+
+
 def check_workers(
-    data: DataOptions,
     training: TrainingOptions,
     collator: Collator,
-    train_path: Path,
-    eval_path: Path | None,
+    train: Iterable[Example],
+    held_out: Iterable[Example] | None,
     *,
-    bytes_per_picture: int | None,
+    picture_bytes: int | None,
 ) -> None:
     """Refuse to train with more data loader workers than shared memory has room for.
 
     Args:
-        eval_path: None where training does not evaluate.
-        bytes_per_picture: of its features, where they take the place of pixels.
+        held_out: None where training does not evaluate.
+        picture_bytes: of a picture's features, where they take the place of pixels.
 
     Raises:
         SharedMemoryError: it has too little room.
     """
-    if not training.dataloader_num_workers:
-        return
-    train, held_out = (
-        path and measure_rows(collator, read_examples(path, data), bytes_per_picture=bytes_per_picture)
-        for path in (train_path, eval_path)
-    )
-    shared_memory.check_free(needed_bytes(loading_of(training), train, held_out))
+    if training.dataloader_num_workers:
+        sizes = [rows and measure_rows(collator, rows, picture_bytes=picture_bytes) for rows in (train, held_out)]
+        shared_memory.check_free(needed_bytes(loading_of(training), *sizes))
 
 
 def check_shared_memory(
@@ -148,11 +152,11 @@ def check_shared_memory(
         picture_bytes: of a picture's features; None without --vision_features.
     """
     name, free = "shared memory", shared_memory.free_bytes()
-    if free is None or not run.training.dataloader_num_workers:
+    if free is None or not run.options.training.dataloader_num_workers:
         return skipped(name, "not limited here" if free is None else "training has no data loader workers")
     num_gpus = len(hardware.usable_gpus)
     loading = dataclasses.replace(
-        loading_of(run.training),
+        loading_of(run.options.training),
         eval_batch_size=run.eval_batch_size,
         on_cpu=not num_gpus,
         num_processes=max(1, num_gpus),
@@ -161,7 +165,7 @@ def check_shared_memory(
         train, held_out = (
             split
             and measure_rows(
-                collators[split.name], (example for _, example in run.rows(split)), bytes_per_picture=picture_bytes
+                collators[split.name], (example for _, example in run.rows(split)), picture_bytes=picture_bytes
             )
             for split in (run.train, run.held_out)
         )

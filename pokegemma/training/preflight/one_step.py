@@ -19,9 +19,8 @@ from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.adapters.attachment import attach_adapter
 from pokegemma.gemma.adapters.reading import read_adapter
-from pokegemma.gemma.batches.processor_collator import Collator
-from pokegemma.gemma.loading import Checkpoint, open_checkpoint
-from pokegemma.training.options import DataOptions, Finetuning, ModelOptions, TrainingOptions
+from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.training.options import DataOptions, RunOptions
 
 _STEP_SAMPLES = 4
 _STEP_TIMEOUT_S = 3600
@@ -72,11 +71,12 @@ def _write_step_dataset(split: Split, folder: Path, data: DataOptions) -> list[S
     return samples
 
 
-def _step_options(data: DataOptions, model: ModelOptions, training: TrainingOptions) -> dict[str, Any]:
+def _step_options(options: RunOptions) -> dict[str, Any]:
     """Return the options of the step: data and model as planned, one sample, one optimizer step, no evaluation."""
+    training = options.training
     return {
-        **dataclasses.asdict(data),
-        **dataclasses.asdict(model),
+        **dataclasses.asdict(options.data),
+        **dataclasses.asdict(options.model),
         "eval_dataset_path": None,
         "vision_features": None,
         "samples_per_row": 1,
@@ -102,7 +102,7 @@ def _step_options(data: DataOptions, model: ModelOptions, training: TrainingOpti
 def _train_one_step(command: Sequence[str], options: dict[str, Any], folder: Path) -> tuple[float, tuple[str, ...]]:
     """Run training in a process of its own, in `folder`; return its loss and the last lines that it logged.
 
-    Its memory is free again after it, and the system may kill it for lack of memory without ending this process.
+    Its memory is then free again, and the system may kill it for lack of memory without ending this process.
 
     Raises:
         _StepFailedError: training fails, takes too long, or saves nothing.
@@ -130,26 +130,25 @@ def _train_one_step(command: Sequence[str], options: dict[str, Any], folder: Pat
     return losses[0], log
 
 
-def _largest_difference(
-    saved: Path, base: Checkpoint, samples: list[Sample], collator: Collator, *, finetuning: Finetuning
-) -> float:
-    """Reload the result and return the largest difference of a logit to the base model's, on one sample.
+def _largest_difference(saved: Path, options: RunOptions, sample: Sample, dataset: Path) -> float:
+    """Reload the result of the step and return the largest difference of a logit to the base model's on a sample.
 
     Raises:
         PokegemmaError: the result cannot be loaded, or a logit is not finite.
     """
-    batch = collator(samples[:1])
+    checkpoint = options.model.open_checkpoint()
+    batch = checkpoint.collator(layout=options.data.layout, dataset_folder=dataset)([sample])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     batch = {key: value.to(device) for key, value in batch.items() if key != "labels"}
     with torch.inference_mode():
-        model = base.load_model(dtype=dtype, device=device)
-        before = model(**batch, logits_to_keep=32).logits.float().cpu()
-        if finetuning == "full":
-            del model
+        base = checkpoint.load_model(dtype=dtype, device=device)
+        before = base(**batch, logits_to_keep=32).logits.float().cpu()
+        if options.model.finetuning == "full":
+            del base
             tuned = open_checkpoint(saved).load_model(dtype=dtype, device=device)
         else:
-            tuned = attach_adapter(model, read_adapter(saved), base.path).eval()
+            tuned = attach_adapter(base, read_adapter(saved), checkpoint.path).eval()
         after = tuned(**batch, logits_to_keep=32).logits.float().cpu()
     difference = (after - before).abs().max().item()
     if not math.isfinite(difference):
@@ -157,9 +156,7 @@ def _largest_difference(
     return difference
 
 
-def check_step(
-    train_command: Sequence[str], train: Split, *, data: DataOptions, model: ModelOptions, training: TrainingOptions
-) -> Check:
+def check_step(train_command: Sequence[str], train: Split, options: RunOptions) -> Check:
     """Load, train one step on the longest samples, save, reload: fail if any of it does, or nothing was learned.
 
     Args:
@@ -168,17 +165,14 @@ def check_step(
     name = "one step"
     with tempfile.TemporaryDirectory(prefix="pokegemma_step_") as temporary:
         dataset, output = Path(temporary, "dataset"), Path(temporary, "adapter")
-        options = _step_options(data, model, training)
-        options |= {"dataset_path": str(dataset), "output_dir": str(output)}
+        step_options = {**_step_options(options), "dataset_path": str(dataset), "output_dir": str(output)}
         try:
-            samples = _write_step_dataset(train, dataset, data)
+            samples = _write_step_dataset(train, dataset, options.data)
             if not samples:
                 return skipped(name, NO_SAMPLES)
-            loss, log = _train_one_step(train_command, options, Path(temporary))
+            loss, log = _train_one_step(train_command, step_options, Path(temporary))
             try:
-                checkpoint = model.open_checkpoint()
-                collator = checkpoint.collator(layout=data.layout, dataset_folder=dataset)
-                difference = _largest_difference(output, checkpoint, samples, collator, finetuning=model.finetuning)
+                difference = _largest_difference(output, options, samples[0], dataset)
             except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise _StepFailedError(f"the result cannot be loaded: {reason}", log) from error

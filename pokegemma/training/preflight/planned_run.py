@@ -7,7 +7,7 @@ from pathlib import Path
 from pokegemma.data.checks.records import Split
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.gemma.batches.collator import Example
-from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.options import RunOptions, TrainingOptions
 
 
 @dataclass
@@ -28,9 +28,7 @@ class PlannedRun:
         step_command: starts the training script; None leaves out the one step.
     """
 
-    data: DataOptions
-    model: ModelOptions
-    training: TrainingOptions
+    options: RunOptions
     train: Split
     held_out: Split | None
     contact_sheet: Path
@@ -44,20 +42,18 @@ class PlannedRun:
     @property
     def eval_batch_size(self) -> int:
         """The batch size of the evaluation; 0 where training does not evaluate."""
-        if self.held_out is None or not self.training.evaluates:
-            return 0
-        return self.training.per_device_eval_batch_size or self.training.per_device_train_batch_size
+        training = self.options.training
+        return training.per_device_eval_batch_size if self.held_out and training.evaluates else 0
 
     @property
     def bytes_per_weight(self) -> int:
-        return 2 if self.model.dtype == "bfloat16" else 4
+        return 2 if self.options.model.dtype == "bfloat16" else 4
 
     def rows(self, split: Split) -> Iterator[tuple[str, Example]]:
         """Yield each row of training and where it is in the file, such as "train.jsonl:42"."""
-        if self.data.layout != "trajectory":
+        data = self.options.data
+        if data.layout != "trajectory":
             yield from split.located()
             return
-        cut = cut_trajectories(
-            split.samples(), max_decisions=self.data.max_decisions, overlap=self.data.overlap_decisions
-        )
+        cut = cut_trajectories(split.samples(), max_decisions=data.max_decisions, overlap=data.overlap_decisions)
         yield from ((split.path.name, trajectory) for trajectory in cut)

@@ -23,7 +23,7 @@ from pokegemma.data.checks.still_pictures import check_still
 from pokegemma.environment import Hardware, detect_hardware
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.preflight.disk import check_disk, disk_needs
-from pokegemma.training.preflight.loader_memory import check_shared_memory
+from pokegemma.training.preflight.loader_memory import check_shared_memory, feature_bytes
 from pokegemma.training.preflight.machine import check_environment, check_hardware
 from pokegemma.training.preflight.memory import check_memory, estimate_memory, measure_model
 from pokegemma.training.preflight.model_access import check_model_access
@@ -37,7 +37,7 @@ def run_checks(run: PlannedRun) -> Iterator[Check]:
     hardware = detect_hardware()
     yield check_environment()
     yield check_hardware(hardware)
-    access = check_model_access(run.model.model_name_or_path)
+    access = check_model_access(run.options.model.model_name_or_path)
     yield access
     usable = access.status != "FAIL"
     yield from check_dataset(run)
@@ -48,7 +48,7 @@ def run_checks(run: PlannedRun) -> Iterator[Check]:
             yield Check("model", "FAIL", str(error))
             usable = False
     else:
-        yield check_disk({Path(run.training.output_dir): None})
+        yield check_disk({Path(run.options.training.output_dir): None})
         yield from (
             skipped(name, "needs the model") for name in ("token lengths", "shared memory", "memory (estimate)")
         )
@@ -57,7 +57,7 @@ def run_checks(run: PlannedRun) -> Iterator[Check]:
     elif not usable:
         yield skipped("one step", "needs the model")
     else:
-        yield check_step(run.step_command, run.train, data=run.data, model=run.model, training=run.training)
+        yield check_step(run.step_command, run.train, run.options)
 
 
 def check_dataset(run: PlannedRun) -> Iterator[Check]:
@@ -80,7 +80,7 @@ def check_dataset(run: PlannedRun) -> Iterator[Check]:
     else:
         yield check_sessions(train, held_out)
         yield check_windows(train, held_out, scan)
-        yield leakage.check_text_probe(train, held_out, seed=run.training.seed)
+        yield leakage.check_text_probe(train, held_out, seed=run.options.training.seed)
     yield leakage.check_target_text(splits)
     yield leakage.check_history(splits)
     yield _draw_contact_sheet(run)
@@ -92,9 +92,9 @@ def _picture_progress(pictures: Iterable, total: int) -> Iterable:
 
 def _draw_contact_sheet(run: PlannedRun) -> Check:
     """Draw the contact sheet; warn if it cannot be written."""
-    name, path = "contact sheet", run.contact_sheet
+    name, path, options = "contact sheet", run.contact_sheet, run.options
     try:
-        num_samples = write_contact_sheet(run.splits, path, layout=run.data.layout, seed=run.training.seed)
+        num_samples = write_contact_sheet(run.splits, path, layout=options.data.layout, seed=options.training.seed)
     except OSError as error:
         return Check(name, "WARN", f"{path} cannot be written ({error.strerror}); use --contact_sheet")
     return Check(name, "PASS", f"{num_samples} samples to look at in {path}")
@@ -106,23 +106,19 @@ def _check_model(run: PlannedRun, hardware: Hardware) -> Iterator[Check]:
     Raises:
         PokegemmaError: the model cannot be read, or is stored quantised.
     """
-    model, checkpoint = run.model, run.model.open_checkpoint()
+    model, training, layout = run.options.model, run.options.training, run.options.data.layout
+    checkpoint = model.open_checkpoint()
     checkpoint.require_full_precision()
-    config, processor = checkpoint.config, checkpoint.processor
-    collators = {
-        split.name: checkpoint.collator(layout=run.data.layout, dataset_folder=split.folder) for split in run.splits
-    }
-    picture_bytes = None
-    if run.data.vision_features is not None:
-        picture_bytes = processor.image_seq_length * config.get_text_config().hidden_size * run.bytes_per_weight
-    size = measure_model(config)
+    collators = {split.name: checkpoint.collator(layout=layout, dataset_folder=split.folder) for split in run.splits}
+    picture_bytes = feature_bytes(checkpoint, run.options)
+    size = measure_model(checkpoint.config)
 
     yield check_disk(disk_needs(run, size, collators, picture_bytes=picture_bytes))
     check, lengths = check_token_lengths(
         run.splits,
         collators,
-        max_positions=config.text_config.max_position_embeddings,
-        max_length=run.training.max_length,
+        max_positions=checkpoint.config.text_config.max_position_embeddings,
+        max_length=training.max_length,
         rows=run.rows,
     )
     yield check
@@ -130,9 +126,9 @@ def _check_model(run: PlannedRun, hardware: Hardware) -> Iterator[Check]:
         yield from (skipped(name, "needs the token lengths") for name in ("shared memory", "memory (estimate)"))
         return
     yield check_shared_memory(run, hardware, collators, picture_bytes=picture_bytes)
-    batch_size, eval_batch_size = run.training.per_device_train_batch_size, run.eval_batch_size
+    batch_size, eval_batch_size = training.per_device_train_batch_size, run.eval_batch_size
     estimate = estimate_memory(
-        config,
+        checkpoint.config,
         size,
         finetuning=model.finetuning,
         lora_r=model.lora_r,

@@ -39,7 +39,7 @@ from pokegemma.training.batch_search.runner import (
 )
 from pokegemma.training.batch_search.trial import GpuMemory, peak_resident_bytes
 from pokegemma.training.inputs import read_examples
-from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
+from pokegemma.training.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
 from tests.processes import call_script, wait_until_ended
 
 SCRIPT = PROJECT_ROOT / "scripts" / "find_batch_size.py"
@@ -317,16 +317,16 @@ def test_gradient_checkpointing_is_left_to_the_search_unless_given(tmp_path: Pat
 def test_advice_leaves_out_what_is_set_already() -> None:
     data = DataOptions(dataset_path="d", layout="frames", vision_features="f")
     model = ModelOptions(finetuning="lora")
-    given = suggest_changes(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model)
+    given = suggest_changes(RunOptions(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model))
     assert given == ["--finetuning qlora", "--layout grid", "--image_size 448", "a smaller model, or more memory"]
     data = DataOptions(dataset_path="d")
     model = ModelOptions(finetuning="qlora", train_projector=True, image_size=448)
     given = suggest_changes(
-        data, TrainingOptions(use_cpu=True, gradient_checkpointing=False, dataloader_num_workers=2), model
+        RunOptions(data, TrainingOptions(use_cpu=True, gradient_checkpointing=False, dataloader_num_workers=2), model)
     )
     assert given == ["--gradient_checkpointing true", "--dataloader_num_workers 0", "a smaller model, or more memory"]
     data = DataOptions(dataset_path="d", layout="trajectory", max_decisions=6)
-    given = suggest_changes(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model)
+    given = suggest_changes(RunOptions(data, TrainingOptions(use_cpu=True, dataloader_num_workers=0), model))
     assert given == ["--layout grid", "--max_decisions 3", "a smaller model, or more memory"]
 
 

@@ -82,7 +82,7 @@ def test_the_largest_row_is_measured_as_it_is_collated(samples: list[Sample], ma
     assert max(rows.tensors) == 4 * 3 * 56 * 56 * 4
     batch = collator(samples[3:7])  # neighbours share frames
     assert rows.batch_bytes(4) >= sum(tensor.nbytes for tensor in batch.values())
-    assert max(measure_rows(collator, samples[:9], bytes_per_picture=100).tensors) < 10_000
+    assert max(measure_rows(collator, samples[:9], picture_bytes=100).tensors) < 10_000
     assert measure_rows(collator, []) is None
 
 

@@ -37,8 +37,7 @@ validate = functools.partial(call_script, "validate_training")
 
 
 def step(split, model, *, command=TRAIN, **changes):
-    data, trained, training = plan_options(model, split.folder, **{"layout": "frames", **changes})
-    return check_step(command, split, data=data, model=trained, training=training)
+    return check_step(command, split, plan_options(model, split.folder, **{"layout": "frames", **changes}))
 
 
 @pytest.mark.slow
