@@ -44,7 +44,7 @@ from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import checked_scores, place_branches, score_buttons
 from pokegemma.gemma.image_size import resize_config, resize_processor
 from pokegemma.gemma.loading import open_checkpoint
-from pokegemma.play.player import Decider
+from pokegemma.play.player import Player
 from pokegemma.provenance import git_commit, package_versions
 
 WHOLE, STOPPED, SCORED = "generate, whole answer", "generate, stopped at the button", "scored, one pass"
@@ -269,9 +269,7 @@ class Meter:
     def run(self, session: Sequence[Sample], *, record: bool) -> None:
         """Decide a session once in every way, decision by decision; `record` keeps the times."""
         goal, longest = session[0].metadata["goal"], len(session) + 2
-        deciders = {
-            way: Decider(self.setting.predictor, goal=goal, max_decisions=longest) for way in (CACHED, PREPARED)
-        }
+        players = {way: Player(self.setting.predictor, goal=goal, max_decisions=longest) for way in (CACHED, PREPARED)}
         for number, sample in enumerate(session):
             example = example_of(self.setting, session, number)
             whole = self._generate(WHOLE, example, self.options.max_new_tokens, record=record)
@@ -280,8 +278,8 @@ class Meter:
             scores, num_tokens, num_pictures = score_whole(self.setting, example)
             passes = [self._picture(num_pictures), self._text(num_tokens)]
             self._note(SCORED, now() - began, BUTTONS[int(scores.argmax())], passes, record=record)
-            for way, decider in deciders.items():
-                self._decide(way, decider, sample, scores, record=record)
+            for way, player in players.items():
+                self._decide(way, player, sample, scores, record=record)
             if record and whole is None:
                 tqdm.write(f"{self.setting.name}: no answer to {sample.id}", file=sys.stderr)
 
@@ -292,16 +290,16 @@ class Meter:
         self._note(way, now() - began, read_button(text), [self._picture(num_pictures), *passes], record=record)
         return read_button(text)
 
-    def _decide(self, way: str, decider: Decider, sample: Sample, scores: np.ndarray, *, record: bool) -> None:
-        cache = decider.cache
+    def _decide(self, way: str, player: Player, sample: Sample, scores: np.ndarray, *, record: bool) -> None:
+        cache = player.cache
         if way == PREPARED:
             began = now()
-            decider.prepare()
+            player.prepare()
             if record:
                 self.setting.prepare_s.append(now() - began)
         pictures, computed = cache.num_encoded, cache.num_computed
         began = now()
-        decision = decider.decide(self.setting.predictor.collator.dataset_folder / sample.frames[-1])
+        decision = player.decide(self.setting.predictor.collator.dataset_folder / sample.frames[-1])
         seconds = now() - began
         new = cache.num_computed - computed
         passes = [self._text(new, num_cached=cache.num_tokens - new)]
@@ -310,7 +308,7 @@ class Meter:
         self._note(way, seconds, decision.button, passes, record=record)
         difference = float(np.abs(decision.probabilities - scores).max())
         self.setting.largest_difference = max(self.setting.largest_difference, difference)
-        decider.pressed(*sample.metadata["buttons"], answer=sample.output)
+        player.pressed(*sample.metadata["buttons"], answer=sample.output)
 
     def _picture(self, number: int) -> Pass:
         return decision_cost.picture_pass(
@@ -484,7 +482,7 @@ def choose_session(options: BenchmarkOptions) -> tuple[list[Sample], list[Sample
 
 
 def is_whole(session: Sequence[Sample]) -> bool:
-    """Return whether samples show and tell no other turns than these: what a `Decider` that saw these would."""
+    """Return whether samples show and tell no other turns than these: what a `Player` that saw these would."""
     frames = [sample.frames[-1] for sample in session]
     pressed: list[str] = []
     for number, sample in enumerate(session):

@@ -15,7 +15,7 @@ from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import CheckFailedError
 from pokegemma.evaluation.predict import load_predictor
-from pokegemma.play.player import Decider
+from pokegemma.play.player import Player
 from pokegemma.play.toy_world import ToyWorld
 
 SCALE = 2
@@ -36,7 +36,7 @@ class PictureOptions:
 def play(options: PictureOptions) -> list[Image.Image]:
     """Return one picture for each turn, and the screen after the last."""
     world = ToyWorld(options.seed)
-    player = Decider(load_predictor(options.model_path, dataset_folder=".", layout="grid"), goal=world.goal)
+    player = Player(load_predictor(options.model_path, dataset_folder=".", layout="grid"), goal=world.goal)
     pictures = []
     while not world.is_done and len(pictures) < options.num_turns:
         screen = world.render()

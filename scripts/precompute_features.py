@@ -8,24 +8,19 @@ and several at once share the work. A run that was killed continues. Prints how 
 
 import functools
 import itertools
-import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import dataset_files
-from pokegemma.errors import PokegemmaError
-from pokegemma.parallel.workers import map_items
-
-logger = logging.getLogger("precompute_features")
+from pokegemma.errors import check_ranges
 
 
 @dataclass
 class PrecomputeOptions:
     dataset_path: str = field(metadata={"help": "Folder with train.jsonl (and eval.jsonl), or a JSONL file."})
-    vision_features: str = field(metadata={"help": "Folder of the features; made if there is none."})
+    vision_features: str = field(metadata={"help": "Folder of the features; created if it does not exist."})
     model_name_or_path: str = field(
         default="google/gemma-3-4b-it", metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
     )
@@ -51,26 +46,24 @@ class PrecomputeOptions:
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise PokegemmaError(f"--{name}: {getattr(self, name)} is less than {least}")
+        check_ranges(self, "batch_size", at_least=1)
+        check_ranges(self, "num_workers", at_least=0)
 
 
 def main() -> None:
     (options,) = parse_options(PrecomputeOptions, description=__doc__)
     files = [path for path in dataset_files(Path(options.dataset_path)) if path is not None]
-    import torch
+    import torch  # not before the options are checked
 
-    from pokegemma.gemma.batches import feature_encoder
-    from pokegemma.gemma.batches.collator import Gemma3Collator
-    from pokegemma.gemma.batches.feature_cache import hash_frames
+    from pokegemma.gemma.batches.feature_encoder import fill_cache, load_encoder
     from pokegemma.training.inputs import read_examples
     from pokegemma.training.options import DataOptions, automatic_dtype
 
-    base = options.model_name_or_path
+    data = DataOptions(dataset_path=options.dataset_path, layout=options.layout)
+    base = Path(options.model_name_or_path)
     load = functools.partial(
-        feature_encoder.load_encoder,
-        str(Path(base).resolve()) if Path(base).is_dir() else base,
+        load_encoder,
+        str(base.resolve()) if base.is_dir() else options.model_name_or_path,
         Path(options.vision_features).resolve(),
         image_size=options.image_size,
         dtype=automatic_dtype("lora") if options.dtype == "auto" else options.dtype,
@@ -78,32 +71,15 @@ def main() -> None:
         num_workers=0 if options.ray_address else options.num_workers,
         num_threads=torch.get_num_threads(),
     )
-    encoder = load()
-    cache, data = encoder.cache, DataOptions(dataset_path=options.dataset_path, layout=options.layout)
-    collator = Gemma3Collator(processor=encoder.processor, layout=options.layout, dataset_folder=Path())
-    examples = itertools.chain.from_iterable(read_examples(path, data) for path in files)
-    paths = (os.path.normpath(path) for example in examples for path in collator.picture_paths(example))
-    cache.digests = hash_frames(paths)
-    chunks = cache.missing_chunks()
-    logger.info("%s", feature_encoder.describe_work(cache, chunks))
-    if chunks:
-        encoder.check_shared_memory(flag="--num_workers")
-    folders = {cache.folder, *(path.parent.resolve() for path in files), *([Path(base)] if Path(base).is_dir() else [])}
-    for _ in map_items(
-        feature_encoder.fill_chunk,
-        chunks,
-        num_workers=options.num_workers if options.ray_address else 1,
-        initialize=load if options.ray_address else lambda: encoder,
+    cache = fill_cache(
+        itertools.chain.from_iterable(read_examples(path, data) for path in files),
+        load,
+        layout=options.layout,
+        num_workers=options.num_workers,
         ray_address=options.ray_address,
-        num_gpus=int(torch.cuda.is_available()),
-        folders=sorted(folders),
-        label="encode frames",
-        unit="chunk",
-    ):
-        pass
-    num_frames = len(set(cache.digests.values()))
-    size_gib = num_frames * cache.bytes_per_frame / 2**30
-    print(f"{cache.folder}: {num_frames} frames, {cache.bytes_per_frame / 2**20:.2f} MiB each, {size_gib:.2f} GiB")
+        folders=[*(path.parent.resolve() for path in files), *([base] if base.is_dir() else [])],
+    )
+    print(cache.describe())
 
 
 if __name__ == "__main__":

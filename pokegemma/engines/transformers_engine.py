@@ -9,7 +9,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pokegemma.engines.engine import SOFT_TOKEN
 from pokegemma.engines.questions import Question
-from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.cached_conversation import Conversation
 from pokegemma.gemma.families import require_exact, stop_tokens
 from pokegemma.gemma.image_attention import trained_attention
@@ -38,8 +37,6 @@ class TransformersEngine:
             dtype: float32, bfloat16, or auto for the type that it is stored in.
             image_attention: "causal" or "bidirectional"; None: what config.json says, else bidirectional.
         """
-        if (Path(folder) / "adapter_config.json").is_file():
-            raise PokegemmaError(f"{folder} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {folder}")
         checkpoint = open_checkpoint(folder)
         config = checkpoint.config
         require_exact(config, "comparing exports")

@@ -1,4 +1,4 @@
-"""What a player reaches who sees no picture: three baselines fitted on the training split."""
+"""Three baselines that see no picture, fitted on the training split."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class ButtonCounts:
 
 
 def count_buttons(decisions: Decisions) -> ButtonCounts:
-    """Count the buttons of the training decisions; all that the baselines learn."""
+    """Count the buttons of the training decisions, from which all baselines predict."""
     size = len(BUTTONS)
     known = decisions.previous != NO_BUTTON
     pairs = decisions.previous[known] * size + decisions.truth[known]
@@ -34,7 +34,7 @@ def _smooth(counts: np.ndarray) -> np.ndarray:
 
 
 def predict_majority(counts: ButtonCounts, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Press the most frequent button always; probabilities are the smoothed frequencies. The first of a tie wins."""
+    """Always press the most frequent button (the first of a tie); probabilities are the smoothed frequencies."""
     probabilities = np.tile(_smooth(counts.overall), (len(previous), 1))
     return np.full(len(previous), counts.overall.argmax()), probabilities
 
@@ -47,7 +47,7 @@ def predict_repeat(counts: ButtonCounts, previous: np.ndarray) -> tuple[np.ndarr
 def predict_markov(counts: ButtonCounts, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Press what most often followed the previous button; probabilities are smoothed P(button | previous button).
 
-    Falls back to the majority where there is no previous button, or one that training never saw anything follow.
+    Presses the most frequent button where there is no previous button, or where nothing followed it in training.
     """
     predicted, probabilities = predict_majority(counts, previous)
     known = (previous != NO_BUTTON) & (counts.after.sum(1)[previous] > 0)

@@ -1,6 +1,6 @@
-"""Figures about decisions: accuracy and F1 tables, confusion, likelihood, and intervals by bootstrap over sessions.
+"""Metrics of decisions: accuracy and F1 tables, confusion, likelihood, and intervals by bootstrap over sessions.
 
-Everything here is counted from a confusion matrix of shape (8, 9): rows are the true buttons and columns the pressed
+Accuracy and F1 are counted from a confusion matrix of shape (8, 9): rows are the true buttons and columns the pressed
 ones, both in the order of `BUTTONS`; the ninth column counts answers that name no button. Such an answer is wrong.
 """
 
@@ -27,7 +27,7 @@ _BUTTON_INDEX = {button: index for index, button in enumerate(BUTTONS)}
 
 @dataclass(frozen=True)
 class Decisions:
-    """What is known of N decisions: arrays of N button indices, and N names.
+    """Labels of N decisions: arrays of N button indices, and N names.
 
     `previous` is the button pressed just before, or `NO_BUTTON`.
     """
@@ -94,8 +94,8 @@ def button_f1(confusion: np.ndarray) -> np.ndarray:
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """Return the mean F1 of the buttons that occur in the truth, of each matrix (..., 8, 9).
 
-    A button that is pressed but never right has no row to average; it costs the recall of the buttons it replaced.
-    So every row of a report averages over the same buttons.
+    A button that the model presses but that is never right has no F1 of its own; it lowers the recall of the buttons
+    that it replaces. So every row of a report averages over the same buttons.
     """
     occurs = confusion.sum(-1) > 0
     return _ratio(np.where(occurs, button_f1(confusion), 0.0).sum(-1), occurs.sum(-1))
@@ -158,9 +158,9 @@ def resample_sessions(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return accuracy and macro-F1 of each set of predictions in `num_resamples` draws of whole sessions.
 
-    Turns of one session are alike, so sessions are drawn, not turns: as many as there are, with replacement. All
-    predictions see the same draws, so the difference of two is a paired one. Empty with fewer than two sessions:
-    one session says nothing about how sessions differ.
+    Turns of one session are alike, so whole sessions are drawn with replacement, as many as there are. All predictions
+    are measured on the same draws, so the difference of two of them is paired. The result is empty with fewer than two
+    sessions, since one session does not show how sessions differ.
     """
     names = sorted(set(decisions.sessions))
     if len(names) < 2:

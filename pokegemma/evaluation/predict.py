@@ -1,4 +1,4 @@
-"""Ask a model for decisions, two ways: the whole answer generated, or the eight buttons scored."""
+"""Predict decisions in two ways: generate the whole answer, or score the eight buttons."""
 
 import logging
 import time
@@ -31,7 +31,7 @@ _NUM_WARM_UPS = 2
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """What the model wrote.
+    """An answer that the model wrote.
 
     `button` is None where `text` is not an answer. `complete` is false where `max_new_tokens` cut it off.
     """
@@ -39,6 +39,21 @@ class GeneratedAnswer:
     text: str
     button: str | None
     complete: bool
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicted for N decisions, in order.
+
+    Attributes:
+        answers: written answers; None where generation was left out.
+        scores: probabilities (N, 8) of the buttons.
+        latency_s: seconds of single decisions, for "generated" and "scored".
+    """
+
+    answers: list[GeneratedAnswer] | None
+    scores: np.ndarray
+    latency_s: dict[str, list[float]]
 
 
 @torch.inference_mode()
@@ -51,7 +66,7 @@ def generate_answers(
 ) -> list[GeneratedAnswer]:
     """Return the greedy answer to each of a batch of left-padded prompts on the model's device."""
     stops = stop_tokens(tokenizer)
-    # A config of its own: published checkpoints ask for sampling.
+    # Not the checkpoint's config: those of published checkpoints sample.
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -60,7 +75,7 @@ def generate_answers(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    if "image_index" not in batch:  # another family's, as its own forward takes it
+    if "image_index" not in batch:  # a batch of another family, as its own forward takes it
         inputs = {**batch, "pixel_values": batch["pixel_values"].to(model.dtype)}
     else:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
@@ -70,7 +85,7 @@ def generate_answers(
 
 
 def read_answer(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> GeneratedAnswer:
-    """Return what a row of generated tokens says."""
+    """Return the answer in a row of generated tokens."""
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     try:
         button = parse_answer(text).button
@@ -81,7 +96,7 @@ def read_answer(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Genera
 
 @dataclass(frozen=True)
 class Predictor:
-    """A loaded model together with the way its samples are shown to it."""
+    """A loaded model and the collator that shows samples to it."""
 
     model: Gemma3ForConditionalGeneration
     collator: Collator
@@ -111,10 +126,10 @@ class Predictor:
         return answers if generate else None, np.concatenate(scores)
 
     def use_features(self, folder: Path, examples: Sequence[Example]) -> None:
-        """Take the pictures of `examples` from a feature cache from now on, made where it lacks any.
+        """Take the pictures of `examples` from a feature cache from now on, and encode those that it lacks.
 
         Raises:
-            PokegemmaError: the cache is of another model, cannot be written, or is for Gemma 3 alone.
+            PokegemmaError: the cache is of another model or cannot be written, or the model is not a Gemma 3.
         """
         require_exact(self.model.config, "--vision_features")
         collator = self.collator
@@ -141,11 +156,11 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def check_pictures(samples: Sequence[Sample], *, layout: Layout, dataset_folder: Path) -> None:
-    """Check, before a model is loaded, that every picture that `layout` shows is there.
+def require_pictures(samples: Sequence[Sample], *, layout: Layout, dataset_folder: Path) -> None:
+    """Check, before a model is loaded, that every picture that `layout` shows exists.
 
     Raises:
-        PokegemmaError: some are not, or a sample has none for this layout.
+        PokegemmaError: a picture is missing, or a sample has none for this layout.
     """
     try:
         paths = {path for sample in samples for path in sample_images(sample, layout)}
@@ -158,13 +173,13 @@ def check_pictures(samples: Sequence[Sample], *, layout: Layout, dataset_folder:
 
 
 def measure_latency(decide: Callable[[Sequence[Sample]], object], samples: Sequence[Sample]) -> list[float]:
-    """Return the seconds that `decide` takes for each sample alone, reading its pictures included, after a warm-up."""
+    """Return the seconds that `decide` takes for each sample alone, after a warm-up; they include reading pictures."""
     for sample in samples[:_NUM_WARM_UPS]:
         decide([sample])
     durations = []
     for sample in samples:
         start = time.perf_counter()
-        decide([sample])  # ends with its result in Python: nothing is left running on a GPU
+        decide([sample])  # returns a Python value, so no work is left running on a GPU
         durations.append(time.perf_counter() - start)
     return durations
 
@@ -178,9 +193,9 @@ def load_predictor(
     device: str | None = None,
     max_new_tokens: int = 256,
 ) -> Predictor:
-    """Load a checkpoint, or an adapter (a folder with adapter_config.json) onto the base it names.
+    """Load a checkpoint, or an adapter (a folder with adapter_config.json) onto the base that it names.
 
-    `dtype` auto is bfloat16 on a GPU that has it, float32 elsewhere.
+    `dtype` auto is bfloat16 on a GPU that supports it, float32 elsewhere.
 
     Raises:
         PokegemmaError: the model, its processor or its base cannot be loaded, or there is no such device.
@@ -203,7 +218,7 @@ def load_predictor(
         if (folder / "processor_config.json").is_file():
             checkpoint = replace(checkpoint, processor_path=str(folder))
         bare = checkpoint.load_model(dtype=dtype, device=where)
-        # The base model itself, its linear layers wrapped: what follows need not know of the adapter.
+        # The base model itself, its linear layers wrapped: callers need not know of the adapter.
         model = attach_adapter(bare, adapter, checkpoint.path).get_base_model().eval()
     logger.info("%s on %s in %s", model_path, where, dtype)
     collator = checkpoint.collator(layout=layout, dataset_folder=Path(dataset_folder))

@@ -1,4 +1,4 @@
-"""Put an evaluation together: metrics.json, predictions.jsonl, a short table, and one HTML page."""
+"""The results of an evaluation: metrics.json, predictions.jsonl, a short table, and one HTML page."""
 
 import base64
 import io
@@ -16,11 +16,12 @@ from pokegemma.data.samples import Sample, evenly_spread
 from pokegemma.evaluation import metrics, plots
 from pokegemma.evaluation.baselines import BASELINES, count_buttons
 from pokegemma.evaluation.metrics import Decisions
-from pokegemma.evaluation.predict import GeneratedAnswer
+from pokegemma.evaluation.predict import Predictions
+from pokegemma.tables import format_table
 
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.jsonl", "report.html"
 MODEL_ROWS = {"generated": "model (generated)", "scored": "model (scored)"}
-"""Rows of the model: the answer it writes, and the button to which it gives the highest probability."""
+"""Rows of the model: the answer that it writes, and the button with the highest probability."""
 
 _NUM_EXAMPLES = 6
 _THUMBNAIL_PX = 480
@@ -30,20 +31,18 @@ _FEW_SESSIONS = 10
 def build_metrics(
     decisions: Decisions,
     fitted: Decisions,
+    predicted: Predictions,
     *,
-    answers: Sequence[GeneratedAnswer] | None,
-    scores: np.ndarray,
-    latency_s: Mapping[str, Sequence[float]],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return everything that is reported, ready for JSON.
+    """Return all metrics of a model and of the baselines, ready for JSON.
 
     Args:
         fitted: the training decisions, for the baselines.
-        answers: of N decisions, or None where generation was left out.
-        scores: (N, 8).
-        latency_s: seconds of single decisions, for "generated" and "scored".
+        predicted: what the model predicted for `decisions`.
+        seed: of the bootstrap.
     """
+    answers, scores = predicted.answers, predicted.scores
     counts = count_buttons(fitted)
     predictions: dict[str, np.ndarray] = {}
     if answers is not None:
@@ -84,7 +83,7 @@ def build_metrics(
             "note": _interval_note(num_sessions),
         },
         "buttons": list(BUTTONS),
-        "latency_ms": {key: metrics.percentiles_ms(seconds) for key, seconds in latency_s.items()},
+        "latency_ms": {key: metrics.percentiles_ms(seconds) for key, seconds in predicted.latency_s.items()},
         "valid_json_rate": None,
         "num_cut_off": None,
         "agreement": None,
@@ -107,7 +106,7 @@ def build_metrics(
 
 def _interval_note(num_sessions: int) -> str | None:
     if num_sessions < 2:
-        return "no intervals: there is one session, and intervals come from how sessions differ"
+        return "no intervals: there is one session, and intervals show how sessions differ"
     if num_sessions < _FEW_SESSIONS:
         return f"intervals are rough: there are only {num_sessions} sessions to resample"
     return None
@@ -123,22 +122,16 @@ def format_interval(bounds: Sequence[float] | None) -> str:
     return "" if bounds is None else f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}"
 
 
-def format_table(result: Mapping[str, Any]) -> str:
-    """Return the short table for a terminal: a row a predictor."""
-    lines = [("", "accuracy", "95 % interval", "macro-F1", "on changes", "NLL")]
+def metrics_table(result: Mapping[str, Any]) -> str:
+    """Return the metrics as a short table for a terminal, one row for each predictor."""
+    table = [("", "accuracy", "95 % interval", "macro-F1", "on changes", "NLL")]
     for row in result["rows"]:
+        accuracy, interval = format_percent(row["accuracy"]), format_interval(row["accuracy_interval"]) or "–"
         nll = "–" if row["nll"] is None else f"{row['nll']:.3f}"
-        shares = (format_percent(row["accuracy"]), format_interval(row["accuracy_interval"]) or "–")
-        more = (f"{row['macro_f1']:.3f}", format_percent(row["change_accuracy"]), nll)
-        lines.append((row["name"], *shares, *more))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+        table.append(
+            (row["name"], accuracy, interval, f"{row['macro_f1']:.3f}", format_percent(row["change_accuracy"]), nll)
+        )
+    return format_table(table)
 
 
 def headline_sentence(result: Mapping[str, Any]) -> str:
@@ -155,10 +148,9 @@ def headline_sentence(result: Mapping[str, Any]) -> str:
     )
 
 
-def prediction_lines(
-    samples: Sequence[Sample], decisions: Decisions, answers: Sequence[GeneratedAnswer] | None, scores: np.ndarray
-) -> list[dict[str, Any]]:
-    """Return one record a decision: what was true, what the model wrote, and the eight probabilities."""
+def prediction_lines(samples: Sequence[Sample], decisions: Decisions, predicted: Predictions) -> list[dict[str, Any]]:
+    """Return one record a decision: the recorded button, what the model wrote, and the eight probabilities."""
+    answers, scores = predicted.answers, predicted.scores
     return [
         {
             "id": sample.id,
@@ -207,7 +199,7 @@ def pick_examples(
 
 
 def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples: Sequence[Mapping[str, Any]]) -> str:
-    """Return the report as one page that loads nothing from anywhere. `facts` are named lines for its head."""
+    """Return the report as one page that loads no other file. `facts` are named lines for its head."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -231,7 +223,7 @@ def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples
         recall_plot=plots.plot_recall(detail["per_button"]),
         reliability_plot=plots.plot_reliability(result["reliability"]),
     )
-    # Text of a sample may hold half a surrogate pair, which no file can.
+    # Text of a sample may contain half a surrogate pair, which cannot be encoded.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 

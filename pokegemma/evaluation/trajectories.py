@@ -1,59 +1,50 @@
-"""Judge a model on trajectories: a conversation whose cache grows, so that a decision costs its own frame only."""
+"""Predict the decisions of trajectories: in a conversation with a cache, a decision costs its own frame only."""
 
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from pokegemma.data.trajectories import Trajectory
-from pokegemma.evaluation.predict import GeneratedAnswer, Predictor, read_answer
+from pokegemma.evaluation.predict import Predictions, Predictor, read_answer
 from pokegemma.gemma.button_scores import checked_scores, encoded_pictures
 from pokegemma.gemma.cached_conversation import Conversation
 from pokegemma.gemma.families import stop_tokens
 
 
-@dataclass(frozen=True)
-class TrajectoryPredictions:
-    """What a model said to the counted decisions of trajectories, in order. `latency_s`: by way, one a decision."""
-
-    answers: list[GeneratedAnswer] | None
-    scores: np.ndarray
-    latency_s: dict[str, list[float]]
-
-
 def predict_trajectories(
     predictor: Predictor, trajectories: Sequence[Trajectory], *, generate: bool = True
-) -> TrajectoryPredictions:
-    """Ask for every counted decision, after the recorded answers to those before it: what the frames followed from.
+) -> Predictions:
+    """Predict every counted decision, after the recorded answers to the decisions before it.
 
-    The latency of a decision holds reading and encoding its new frame and the turn before it, not the session so far.
+    The latency of a decision includes reading and encoding its new frame and the turn before it, not the session so
+    far.
     """
     answers, scores = [], []
     latency_s: dict[str, list[float]] = {"generated": [], "scored": []} if generate else {"scored": []}
     with tqdm(total=sum(len(one.counted) for one in trajectories), desc="evaluate", unit="decision") as progress:
         for trajectory in trajectories:
-            for number, (conversation, said_s) in enumerate(_hold(predictor, trajectory)):
+            for number, (conversation, turn_s) in enumerate(_conversations(predictor, trajectory)):
                 if number < trajectory.num_context:
                     continue
                 began = time.perf_counter()
                 scores.append(checked_scores(conversation.score_buttons(predictor.collator.button_tokens)))
-                latency_s["scored"].append(said_s + time.perf_counter() - began)
+                latency_s["scored"].append(turn_s + time.perf_counter() - began)
                 if generate:
                     began = time.perf_counter()
                     tokenizer = predictor.collator.processor.tokenizer
                     stops = stop_tokens(tokenizer)
                     written = conversation.generate(stops=stops, max_new_tokens=predictor.max_new_tokens)
                     answers.append(read_answer(written, tokenizer))
-                    latency_s["generated"].append(said_s + time.perf_counter() - began)
+                    latency_s["generated"].append(turn_s + time.perf_counter() - began)
                 progress.update()
-    return TrajectoryPredictions(answers if generate else None, np.stack(scores), latency_s)
+    return Predictions(answers if generate else None, np.stack(scores), latency_s)
 
 
-def _hold(predictor: Predictor, trajectory: Trajectory) -> Iterator[tuple[Conversation, float]]:
+def _conversations(predictor: Predictor, trajectory: Trajectory) -> Iterator[tuple[Conversation, float]]:
     """Yield the conversation before every answer of a trajectory, and the seconds that the new turn took."""
     collator, conversation = predictor.collator, Conversation(predictor.model)
     row = collator.tokenize(trajectory)

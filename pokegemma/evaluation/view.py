@@ -1,4 +1,4 @@
-"""How a model is shown its samples: as it was trained, unless the user says otherwise."""
+"""How samples are shown to a model: as in its training, unless the user chooses otherwise."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.data.prompts import LAYOUTS, Layout
+from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import read_run_record
 
 
 @dataclass(frozen=True)
 class View:
-    """A layout; the other two are those of trajectories, see `cut_trajectories`."""
+    """A layout, and the length and overlap of trajectories, see `cut_trajectories`."""
 
     layout: Layout
     max_decisions: int
@@ -26,18 +27,18 @@ def resolve_view(
     max_decisions: int | None = None,
     overlap_decisions: int | None = None,
 ) -> View:
-    """Return the view, None filled in from the model's run.json, or by training's own defaults where it has none.
+    """Return the view. Values that are None are taken from the model's run.json, else they are training's defaults.
 
     Raises:
-        PokegemmaError: run.json is damaged, or the overlap leaves nothing of a trajectory.
+        PokegemmaError: run.json is damaged, or the overlap is not smaller than a trajectory.
     """
     trained = _training_options(Path(model_path))
     layout = layout or (trained.get("layout") if trained.get("layout") in LAYOUTS else "grid")
-    max_decisions = max_decisions or trained.get("max_decisions") or 16
+    max_decisions = max_decisions or trained.get("max_decisions") or DEFAULT_MAX_DECISIONS
     if overlap_decisions is None:
-        overlap_decisions = min(trained.get("overlap_decisions", 2), max_decisions - 1)
+        overlap_decisions = min(trained.get("overlap_decisions", DEFAULT_OVERLAP), max_decisions - 1)
     if not 0 <= overlap_decisions < max_decisions:
-        raise PokegemmaError(f"--overlap_decisions: {overlap_decisions} is not between 0 and {max_decisions - 1}")
+        raise PokegemmaError(f"--overlap_decisions {overlap_decisions}: must be between 0 and {max_decisions - 1}")
     return View(layout, max_decisions, overlap_decisions)
 
 

@@ -123,7 +123,7 @@ def merge(
         processor = checkpoint.processor
         model: Any = checkpoint.load_model(device=device)
         require_weights(base, weight_names(model))
-        logger.info("image size: %s", describe_image_size(model.config))
+        logger.info("image size: %s", describe_image_size(**picture_facts(model.config)))
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
         require_space(output, int(1.02 * num_bytes) + 64 * 2**20, remedy=_REMEDY)
         logits: dict[str, torch.Tensor] = {}

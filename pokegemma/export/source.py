@@ -115,8 +115,6 @@ def open_exportable(path: Path, *, target: str) -> Checkpoint:
     """
     if not path.is_dir():
         raise PokegemmaError(f"--model_path {path}: no such folder")
-    if (path / "adapter_config.json").is_file():
-        raise PokegemmaError(f"{path} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {path}")
     checkpoint = open_checkpoint(path)
     if checkpoint.family is not FAMILIES["gemma3"]:
         raise PokegemmaError(f"{path} is a {checkpoint.family.name}; only Gemma 3 is converted to {target} here")

@@ -1,10 +1,10 @@
-"""Attention masks of Gemma 3 for rows that transformers builds wrong ones for: several samples or answers in a row.
+"""Attention masks of Gemma 3 for rows of several samples or answers, for which those of transformers are wrong.
 
-For samples packed one after the other, transformers (5.23) remaps places to positions within the sample before it asks
-which picture a token belongs to, but in sliding layers only, and looks pictures up by place: from the second sample on
-it finds the first one's pictures. https://github.com/huggingface/transformers/pull/46850 made it so; we know of no
-report (TRL refuses to pack pictures: https://github.com/huggingface/trl/issues/4339). And a beginning that several
-samples share cannot be said there at all.
+For samples packed one after the other, transformers (5.23) looks up a token's picture by its place in the row. In
+sliding layers it has replaced the place by the position within the sample, so every sample after the first one gets the
+pictures of the first. This came with https://github.com/huggingface/transformers/pull/46850; we know of no report (TRL
+refuses to pack pictures: https://github.com/huggingface/trl/issues/4339). A beginning that several samples share cannot
+be expressed there at all.
 """
 
 import torch
@@ -14,7 +14,7 @@ from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_fo
 from pokegemma.errors import PokegemmaError
 
 TRUNK = 0
-"""The branch that all others continue."""
+"""Number of the branch that all other branches continue."""
 
 
 def attention_masks(
@@ -29,17 +29,17 @@ def attention_masks(
 ) -> dict[str, torch.Tensor]:
     """Return masks (batch, 1, queries, length) for both kinds of text layer.
 
-    A token sees what stands before it by position, on the trunk or its own branch, and all of its own picture; a
-    sliding layer only the last `window` positions of that. For a plain row, where all is trunk and a token's position
-    is its place, this is what transformers builds.
+    A token sees all tokens with lower positions on the trunk or its own branch, and all of its own picture. In a
+    sliding layer it sees the last `window` positions of these. For a plain row, which is all trunk, these are the masks
+    of transformers.
 
     Args:
         positions: (batch, length) int64, within the sample.
-        branches: (batch, length) int64, `TRUNK` or which continuation of it a token belongs to.
+        branches: (batch, length) int64, `TRUNK` or the number of the branch that a token belongs to.
         token_type_ids: (batch, length), 1 at the soft tokens of pictures.
         valid: (batch, length), 0 at padding.
-        dtype: bool for masks that say where to look, a floating type for masks to add; see `mask_dtype`.
-        num_queries: masks for the last so many tokens of the row only; the others are in a cache.
+        dtype: bool for masks that are True where a token sees, a floating type for masks to add; see `mask_dtype`.
+        num_queries: number of tokens at the end of the row that get masks; the others are in a cache.
     """
     length = positions.shape[1]
     queries = slice(length - (num_queries or length), length)
@@ -65,7 +65,7 @@ def number_pictures(token_type_ids: torch.Tensor) -> torch.Tensor:
 def visible_keys(
     queries: dict[str, torch.Tensor], keys: dict[str, torch.Tensor], *, window: int | None
 ) -> torch.Tensor:
-    """Return (..., queries, keys) bool: which keys a query sees, in a layer that looks back `window` positions, or all.
+    """Return (..., queries, keys) bool: which keys a query sees in a layer with a window of positions, or without one.
 
     Args:
         queries: `positions`, `branches` and `pictures`, each (..., queries).
@@ -89,5 +89,5 @@ def mask_dtype(model: PreTrainedModel) -> torch.dtype:
     if attention in ("sdpa", "blockwise"):
         return torch.bool
     if attention != "eager":
-        raise PokegemmaError(f"attention {attention!r} takes no masks of ours; use --attn_implementation sdpa or eager")
+        raise PokegemmaError(f"attention {attention!r} takes no custom masks; use --attn_implementation sdpa or eager")
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype

@@ -1,8 +1,8 @@
 """Attention over long rows of Gemma 3 in blocks of queries, each with the keys that it can see at all.
 
-A trajectory has thousands of tokens, of which five layers of six look back 1,024, and samples that share a row see
-nothing of each other: one dense mask would compute mostly what it then hides, and take the square of the row in memory.
-What a block computes is plain scaled dot-product attention on slices, so the result is the same.
+A trajectory has thousands of tokens, of which five layers of six see 1,024, and samples that share a row do not see
+each other. With one dense mask, most of what is computed would be hidden again, and the mask would take the square of
+the row's length in memory. A block is plain scaled dot-product attention on slices, so the result is the same.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from pokegemma.gemma.attention_masks import TRUNK, number_pictures, visible_keys
 
-NAME = "blockwise"
-"""What `_attn_implementation` is called: sdpa, which also takes `BlockMasks`."""
+BLOCK_ATTENTION = "blockwise"
+"""Value of `_attn_implementation`: sdpa that also takes `BlockMasks`."""
 
 QUERIES_PER_BLOCK = 512
 
@@ -27,7 +27,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Block:
-    """Queries [start, end) of a row, the ranges of keys that they look at, and which of these each sees (bool)."""
+    """Queries [start, end) of a row, the ranges of keys that they need, and which of these each query sees (bool)."""
 
     start: int
     end: int
@@ -151,5 +151,5 @@ def blockwise_attention(
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, blockwise_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(BLOCK_ATTENTION, blockwise_attention)
+AttentionMaskInterface.register(BLOCK_ATTENTION, sdpa_mask)

@@ -15,8 +15,8 @@ from pokegemma.gemma.vision_tower import encode_pictures
 def place_branches(tokens: ButtonTokens) -> tuple[list[int], list[int], list[int]]:
     """Return (tokens, branch, depth) to append to a prompt so that one pass scores all buttons.
 
-    The common beginning of all answers, on the trunk, then every branch that is longer than one token, without its
-    last: a tree, `depth` counting from the end of the prompt.
+    The common beginning of all answers is on the trunk. Every branch of more than one token follows, without its last
+    token. `depth` counts from the end of the prompt.
     """
     tails = [branch[:-1] for branch in tokens.branches]
     start = len(tokens.prefix)
@@ -29,7 +29,7 @@ def place_branches(tokens: ButtonTokens) -> tuple[list[int], list[int], list[int
 def read_branches(logits: torch.Tensor, tokens: ButtonTokens) -> torch.Tensor:
     """Return the probabilities (batch, 8) of the buttons, normalised over the eight.
 
-    A score is the product of the branch's token probabilities, as if the answer had stood in a row of its own.
+    A score is the product of the branch's token probabilities, as if the answer were in a row of its own.
 
     Args:
         logits: (batch, places, vocabulary) at the last token of the trunk, then tail after tail of `place_branches`.
@@ -46,7 +46,7 @@ def read_branches(logits: torch.Tensor, tokens: ButtonTokens) -> torch.Tensor:
 def encoded_pictures(
     model: Gemma3ForConditionalGeneration, batch: dict[str, torch.Tensor]
 ) -> BaseModelOutputWithPooling:
-    """Return the soft tokens of every picture in a batch's text: encoded here, or taken from the feature cache."""
+    """Return the soft tokens of every picture in a batch's text, encoded here or taken from the feature cache."""
     features = batch.get("image_features")
     if features is None:
         features = encode_pictures(model.model, batch["pixel_values"].to(model.dtype))
@@ -90,19 +90,19 @@ def checked_scores(scores: torch.Tensor) -> np.ndarray:
     """Return probabilities as float64.
 
     Raises:
-        CheckFailedError: there are NaNs among them.
+        CheckFailedError: they contain NaN.
     """
     values = scores.double().cpu().numpy()
     if not np.isfinite(values).all():
-        raise CheckFailedError("the model gives NaN instead of probabilities: its training diverged, or overflowed")
+        raise CheckFailedError("the model returns NaN instead of probabilities: its training diverged or overflowed")
     return values
 
 
 @torch.inference_mode()
 def score_by_rows(model: PreTrainedModel, batch: dict[str, torch.Tensor], tokens: ButtonTokens) -> torch.Tensor:
-    """Return the probability (batch, 8) of each of `BUTTONS`, normalised over the eight, in a pass for each beginning.
+    """Return the probability (batch, 8) of each of `BUTTONS`, normalised over the eight, in up to eight passes.
 
-    Buttons that differ in their last token alone share a pass, so that there are between one and eight.
+    Buttons that differ in their last token only share a pass.
 
     Args:
         batch: left-padded prompts, as `ProcessorCollator.prompts` makes them, on the model's device.

@@ -1,4 +1,4 @@
-"""How a tokenizer writes the eight buttons, which is how a button is scored and found in an answer."""
+"""The tokens of the eight buttons, by which a button is scored and found in an answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ from pokegemma.data import prompts
 
 @dataclass(frozen=True)
 class ButtonTokens:
-    """How a tokenizer writes the eight buttons at the beginning of an answer.
+    """The tokens of the eight buttons at the beginning of an answer.
 
-    `prefix`: the tokens that all answers begin with. `branches`: for each of `prompts.BUTTONS`, in order, the
-    tokens that follow until no other button is possible; no branch is the beginning of another.
+    Attributes:
+        prefix: tokens that all answers begin with.
+        branches: for each of `prompts.BUTTONS`, in order, the tokens that follow until no other button is possible; no
+            branch is the beginning of another.
     """
 
     prefix: tuple[int, ...]
@@ -36,7 +38,7 @@ class ButtonTokens:
         """Return (button index, start, end): which button the tokens of an answer name, and where in them.
 
         Raises:
-            ValueError: the answer does not begin as all do, or names none of the buttons.
+            ValueError: the answer does not begin with `prefix`, or names none of the buttons.
         """
         start = len(self.prefix)
         if tuple(answer[:start]) == self.prefix:

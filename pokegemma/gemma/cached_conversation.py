@@ -1,4 +1,4 @@
-"""A conversation of which the model has read a beginning, kept in its cache."""
+"""A conversation whose beginning is in the model's cache of keys and values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from pokegemma.gemma.button_tokens import ButtonTokens
 
 @dataclass
 class Conversation:
-    """A conversation of one row with a model: what was said is in the cache, and asking leaves it as it was."""
+    """A conversation with a model: `say` appends to the cache; scores and answers leave it as it was."""
 
     model: Gemma3ForConditionalGeneration
-    # No config: with one, sliding layers forget what a question asked aside would have pushed out, and could not be
-    # cut back. The masks say how far they look.
+    # Without a config: with one, sliding layers drop old keys, so that scoring could not be undone. The masks limit how
+    # far these layers see.
     _cache: DynamicCache = field(default_factory=DynamicCache)
     _token_types: torch.Tensor | None = None  # (1, length) of all that is in the cache
     _logits: torch.Tensor | None = None  # (vocabulary,) after the last of it
@@ -31,7 +31,7 @@ class Conversation:
     def say(
         self, ids: Sequence[int], token_type_ids: torch.Tensor, pictures: BaseModelOutputWithPooling | None
     ) -> None:
-        """Append tokens, of one length with `token_type_ids` (length,), and the soft tokens of their pictures."""
+        """Append tokens with their `token_type_ids` (length,), and the soft tokens of their pictures."""
         self._logits = self._forward(list(ids), token_type_ids[None], pictures=pictures)[0, -1]
 
     @torch.inference_mode()
@@ -47,7 +47,7 @@ class Conversation:
         pictures: BaseModelOutputWithPooling | None,
         tokens: ButtonTokens,
     ) -> torch.Tensor:
-        """Do what `say` and then `score_buttons` do, in one pass; afterwards `generate` lacks where to begin."""
+        """Do what `say` and then `score_buttons` do, in one pass; `generate` cannot follow."""
         self._logits = None
         return self._score(list(ids), token_type_ids.tolist(), pictures, tokens)
 
@@ -89,8 +89,8 @@ class Conversation:
         return written
 
     def forget_after(self, num_tokens: int) -> None:
-        """Forget what was said after the first `num_tokens` tokens."""
-        self._cache.crop(num_tokens - self.num_tokens)  # a negative number says how many to remove
+        """Remove all tokens after the first `num_tokens` from the cache."""
+        self._cache.crop(num_tokens - self.num_tokens)  # a negative number is the number of tokens to remove
         self._token_types = self._token_types[:, :num_tokens]
 
     def _forward(

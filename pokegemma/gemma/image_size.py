@@ -32,11 +32,9 @@ def picture_facts(config: PreTrainedConfig) -> dict[str, int | None]:
     }
 
 
-def describe_image_size(config: Gemma3Config) -> str:
-    """Return the size of a model's pictures, for people."""
-    if config.model_type != "gemma3":
-        return "the model's own size"
-    return f"{config.vision_config.image_size} px ({config.mm_tokens_per_image} tokens a picture)"
+def describe_image_size(image_size_px: int | None, image_tokens: int | None) -> str:
+    """Return what `picture_facts` returned, for people."""
+    return f"{image_size_px} px ({image_tokens} tokens a picture)" if image_tokens else "the model's own size"
 
 
 def resize_config(config: Gemma3Config, image_size_px: int) -> None:

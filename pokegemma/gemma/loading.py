@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 
 from pokegemma.data.prompts import Layout
 from pokegemma.errors import PokegemmaError
@@ -201,9 +201,11 @@ def open_checkpoint(
         image_attention: inside pictures; None: its own.
 
     Raises:
-        PokegemmaError: there is no config at `path`, it is of another architecture or needs packages that are missing,
-            the size does not fit, or the attention contradicts its own.
+        PokegemmaError: `path` is an adapter or has no config, the architecture is another one or needs packages that
+            are missing, the size does not fit, or the attention contradicts the checkpoint's own.
     """
+    if (Path(path) / ADAPTER_CONFIG_NAME).is_file():
+        raise PokegemmaError(f"{path} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {path}")
     path = str(path)
     settings = load_part("config", path, PreTrainedConfig.get_config_dict)[0]
     if not settings:

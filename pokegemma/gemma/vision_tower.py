@@ -1,7 +1,7 @@
-"""Run the vision tower as little as can be: each distinct picture once, without gradients where nothing there learns.
+"""Run Gemma 3's vision tower once for each distinct picture, and without gradients where it is frozen.
 
-TRL (1.16) with gradient checkpointing differentiates even a frozen tower, since `enable_input_require_grads` hooks
-SigLIP's patch embedding, too: twice forward and once backward for every picture of every sample.
+TRL (1.16) with gradient checkpointing differentiates even a frozen tower, since `enable_input_require_grads` also hooks
+SigLIP's patch embedding: every picture of every sample goes forward twice and backward once.
 """
 
 from typing import Any
@@ -12,9 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pokegemma.gemma import block_attention
 from pokegemma.gemma.attention_masks import attention_masks, mask_dtype
+from pokegemma.gemma.families import FAMILIES, TOWER
 
-TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
-"""Where a Gemma 3 keeps what turns pixels into soft tokens."""
+PROJECTOR = FAMILIES["gemma3"].projector
 
 
 def is_trained(model: Gemma3Model) -> bool:
@@ -47,7 +47,7 @@ def _prepare(model: Gemma3Model, args: tuple, kwargs: dict[str, Any]) -> tuple[t
             "valid": kwargs["attention_mask"],
             "window": text.sliding_window,
         }
-        if text._attn_implementation == block_attention.NAME:
+        if text._attn_implementation == block_attention.BLOCK_ATTENTION:
             kwargs["attention_mask"] = block_attention.block_masks(**row)
         else:
             kwargs["attention_mask"] = attention_masks(**row, dtype=mask_dtype(model))
@@ -55,16 +55,16 @@ def _prepare(model: Gemma3Model, args: tuple, kwargs: dict[str, Any]) -> tuple[t
 
 
 def accept_compact_batches(model: Gemma3ForConditionalGeneration) -> None:
-    """Let a model take the batches of `Gemma3Collator` beside its own inputs.
+    """Let a model take the batches of `Gemma3Collator` in addition to its own inputs.
 
     - `image_index` (slots,) int64: which of `pixel_values` each picture of the text is;
-    - `image_features` (pictures, tokens, width): soft tokens in the place of `pixel_values`;
+    - `image_features` (pictures, tokens, width): soft tokens instead of `pixel_values`;
     - `branches` (batch, length) int64, with `position_ids`: rows of several samples, see `attention_masks`.
 
-    A hook within the forward pass and not a step before it: so DDP, FSDP2, ZeRO-3 and PEFT see one forward pass, and
-    have gathered their weights.
+    This is a hook within the forward pass and not a step before it, so that DDP, FSDP2, ZeRO-3 and PEFT run one forward
+    pass, in which they have gathered their weights.
     """
     text = model.config.get_text_config()
     if text._attn_implementation == "sdpa":
-        text._attn_implementation = block_attention.NAME
+        text._attn_implementation = block_attention.BLOCK_ATTENTION
     model.model.register_forward_pre_hook(_prepare, with_kwargs=True)

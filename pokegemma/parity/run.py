@@ -9,7 +9,6 @@ from typing import Any
 from tqdm import tqdm
 
 from pokegemma.data.samples import read_samples
-from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.view import View
 from pokegemma.gemma.button_tokens import ButtonTokens
 from pokegemma.gemma.families import require_exact
@@ -70,10 +69,6 @@ class Comparison:
         Raises:
             PokegemmaError: the reference is not a Gemma 3 checkpoint, or is an adapter; or samples cannot be read.
         """
-        if (reference.path / "adapter_config.json").is_file():
-            raise PokegemmaError(
-                f"{reference.path} is an adapter; merge it first: scripts/merge_qlora.py --lora_path {reference.path}"
-            )
         checkpoint = open_checkpoint(reference.path)
         config, tokenizer = checkpoint.config, checkpoint.processor.tokenizer
         require_exact(config, "--model_path")

@@ -22,22 +22,22 @@ _UNSEEN = "unseen"
 
 
 @dataclass(frozen=True)
-class Decision:
+class ButtonChoice:
     """The likeliest of `prompts.BUTTONS`, and the probabilities (8,) of all, normalised over the eight."""
 
     button: str
     probabilities: np.ndarray
 
 
-class Decider:
+class Player:
     """Decide in one session of play, as fast as the last decision's work allows, and exactly as from whole prompts.
 
-        decider = Decider(predictor, goal="leave the house")
+        player = Player(predictor, goal="leave the house")
         while playing:
-            decision = decider.decide(frame)  # a PIL picture just grabbed, or a file
+            decision = player.decide(frame)  # a PIL picture just grabbed, or a file
             press(decision.button)
-            decider.pressed(decision.button)
-            decider.prepare()  # while the game moves: the next decision then waits for its own frame alone
+            player.pressed(decision.button)
+            player.prepare()  # while the game moves: the next decision then waits for its own frame alone
 
     The layout is the collator's. What is shown is what `data.convert` makes of a recorded session: the last
     `num_frames` frames as grid or pictures, or as trajectory conversations of at most `max_decisions` decisions, where
@@ -72,7 +72,7 @@ class Decider:
         self._num_seen = 0
         self._written: tuple[str, list[int]] = ("", [])  # the conversation's text up to its last answer, and its tokens
 
-    def decide(self, frame: Image.Image | str | Path) -> Decision:
+    def decide(self, frame: Image.Image | str | Path) -> ButtonChoice:
         """Return the button for the screen that the player sees now.
 
         Raises:
@@ -88,7 +88,7 @@ class Decider:
         self._asked = self._sample(list(self._window))
         _, ids = self._prompt(self._asked)
         probabilities = self.cache.score(ids, [self._picture(one) for one in self._names(self._asked)])
-        return Decision(prompts.BUTTONS[int(probabilities.argmax())], probabilities)
+        return ButtonChoice(prompts.BUTTONS[int(probabilities.argmax())], probabilities)
 
     def pressed(self, *buttons: str, answer: str | None = None) -> None:
         """Say what was pressed after the last decision: its button, or others, or nothing.

@@ -121,7 +121,7 @@ def check_modes(modes: dict[str, Any], options: ModelOptions, *, checkpointing: 
             f"--finetuning {options.finetuning}: 4 bits are in force in {_joined(quantised) or 'no layer'}"
         )
     attention, expected = modes["attention"][LANGUAGE_MODEL], options.attn_implementation
-    if attention != expected and (attention, expected) != (block_attention.NAME, "sdpa"):
+    if attention != expected and (attention, expected) != (block_attention.BLOCK_ATTENTION, "sdpa"):
         raise PokegemmaError(f"--attn_implementation {expected}: {attention} is in force in the language model")
     found = modes["gradient_checkpointing"].get(LANGUAGE_MODEL, OFF)
     # With every_n_layers some layers are off.

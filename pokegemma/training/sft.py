@@ -12,8 +12,8 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.adapters.attachment import check_tensors
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
 from pokegemma.gemma.checkpoint_files import write_converter_files
-from pokegemma.gemma.families import check_checkpointing, set_fsdp_layers
-from pokegemma.gemma.vision_tower import PROJECTOR, TOWER
+from pokegemma.gemma.families import TOWER, check_checkpointing, set_fsdp_layers
+from pokegemma.gemma.vision_tower import PROJECTOR
 from pokegemma.training.callbacks import EvaluateAtEnd, StopOnSignal
 from pokegemma.training.inputs import Inputs, RunFiles, find_files, load_dataset, read_inputs
 from pokegemma.training.loss_curve import CurvePlotter

@@ -7,9 +7,8 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.families import FAMILIES, Family
+from pokegemma.gemma.families import FAMILIES, TOWER, Family
 from pokegemma.gemma.loading import Checkpoint
-from pokegemma.gemma.vision_tower import TOWER
 from pokegemma.training.options import ModelOptions, TrainingOptions
 
 

@@ -262,9 +262,9 @@ def test_a_diverged_model_fails_the_check(checkpoint, dataset):
 
 def test_missing_pictures_are_named_before_a_model_is_loaded(dataset):
     folder, samples = dataset
-    predict.check_pictures(samples, layout="grid", dataset_folder=folder)
+    predict.require_pictures(samples, layout="grid", dataset_folder=folder)
     gone = dataclasses.replace(samples[0], frames=("3.png", "gone.png"))
     with pytest.raises(PokegemmaError, match=r"1 of 4 pictures not found: gone\.png"):
-        predict.check_pictures([gone, *samples[1:]], layout="frames", dataset_folder=folder)
+        predict.require_pictures([gone, *samples[1:]], layout="frames", dataset_folder=folder)
     with pytest.raises(PokegemmaError, match="s/0 has no grid picture"):
-        predict.check_pictures([dataclasses.replace(samples[0], image=None)], layout="grid", dataset_folder=folder)
+        predict.require_pictures([dataclasses.replace(samples[0], image=None)], layout="grid", dataset_folder=folder)

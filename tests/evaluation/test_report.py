@@ -1,10 +1,7 @@
 import dataclasses
-import importlib.util
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,14 +9,12 @@ from PIL import Image
 
 from pokegemma.data import prompts
 from pokegemma.data.samples import Sample
-from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation import metrics, report
-from pokegemma.evaluation.predict import GeneratedAnswer
+from pokegemma.evaluation.predict import GeneratedAnswer, Predictions
 from pokegemma.evaluation.view import View, resolve_view
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
-from pokegemma.provenance import PROJECT_ROOT
+from tests.processes import call_script
 
-SCRIPT = PROJECT_ROOT / "scripts" / "evaluate.py"
 HOSTILE_GOAL = '<script>alert("x")</script> \ud83d'
 
 
@@ -57,9 +52,7 @@ def build(samples=EVAL, train=TRAIN, answers=ANSWERS, latency_s=None):
     return report.build_metrics(
         metrics.read_decisions(samples),
         metrics.read_decisions(train),
-        answers=answers,
-        scores=SCORES,
-        latency_s=latency_s or {"generated": [0.2], "scored": [0.01]},
+        Predictions(answers, SCORES, latency_s or {"generated": [0.2], "scored": [0.01]}),
     )
 
 
@@ -71,7 +64,7 @@ def folder(tmp_path):
 
 def render(folder, answers=ANSWERS, samples=EVAL):
     result = build(samples, answers=answers)
-    lines = report.prediction_lines(samples, metrics.read_decisions(samples), answers, SCORES)
+    lines = report.prediction_lines(samples, metrics.read_decisions(samples), Predictions(answers, SCORES, {}))
     examples = report.pick_examples(samples, lines, layout="grid", folder=folder)
     return result, lines, report.render_html(result, facts={"model": "a & b"}, examples=examples)
 
@@ -157,7 +150,7 @@ def test_headline_sentence():
 
 
 def test_table_is_aligned_and_short():
-    lines = report.format_table(build()).splitlines()
+    lines = report.metrics_table(build()).splitlines()
     assert lines[0].split() == ["accuracy", "95", "%", "interval", "macro-F1", "on", "changes", "NLL"]
     assert lines[1] == "model (generated)      75.0 %     50.0–100.0     0.667      50.0 %      –"
     assert lines[4] == "repeat previous        50.0 %      0.0–100.0     0.267       0.0 %      –"
@@ -250,9 +243,8 @@ def workspace(tmp_path_factory):
 
 def test_script_evaluates_with_the_layout_of_the_model(workspace, tmp_path):
     output = tmp_path / "evaluation"
-    command = [sys.executable, SCRIPT, "--model_path", workspace / "model", "--dataset_path", workspace]
-    options = ["--output_dir", output, "--max_new_tokens", "4", "--max_samples", "3", "--device", "cpu", "--json"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    paths = ["--model_path", workspace / "model", "--dataset_path", workspace, "--output_dir", output]
+    done = call_script("evaluate", *paths, "--max_new_tokens", 4, "--max_samples", 3, "--device", "cpu", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((output / "metrics.json").read_text())
     result = json.loads(done.stdout)
@@ -276,13 +268,13 @@ def test_script_evaluates_with_the_layout_of_the_model(workspace, tmp_path):
     [
         ({"--dataset_path": "missing"}, r"eval\.jsonl not found"),
         ({"--layout": "grid"}, r"e1/1 has no grid picture .* use --layout frames"),
-        ({"--batch_size": "0"}, "--batch_size: 0 is not at least 1"),
+        ({"--batch_size": "0"}, "--batch_size 0"),
         ({"--model_path": "./nothing", "--layout": "frames"}, "nothing: no such folder"),
         ({"--output_dir": "."}, "exists; choose another path or pass --overwrite"),
-        ({"--output_dir": "{workspace}", "--overwrite": "true"}, "--output_dir .* holds the dataset"),
-        ({"--output_dir": "{workspace}/model", "--overwrite": "true"}, "--output_dir .* holds the model"),
-        ({"--output_dir": "{workspace}/..", "--overwrite": "true"}, "--output_dir .* holds the dataset"),
-        ({"--vision_features": "out/features"}, "--output_dir out holds the feature cache"),
+        ({"--output_dir": "{workspace}", "--overwrite": "true"}, "--output_dir .* contains the input"),
+        ({"--output_dir": "{workspace}/model", "--overwrite": "true"}, "--output_dir .* contains the input .*model"),
+        ({"--output_dir": "{workspace}/..", "--overwrite": "true"}, "--output_dir .* contains the input"),
+        ({"--vision_features": "out/features"}, "--output_dir out contains the input out/features"),
     ],
 )
 def test_mistake_of_the_user_is_one_line(workspace, tmp_path, monkeypatch, options, message):
@@ -294,14 +286,10 @@ def test_mistake_of_the_user_is_one_line(workspace, tmp_path, monkeypatch, optio
         "--output_dir": "out",
         **{name: value.replace("{workspace}", str(workspace)) for name, value in options.items()},
     }
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *(word for pair in given.items() for word in pair)])
-    specification = importlib.util.spec_from_file_location("evaluate", SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "evaluate", script)
-    specification.loader.exec_module(script)
-    with pytest.raises(PokegemmaError, match=message) as raised:
-        script.main()
-    assert "\n" not in str(raised.value)
+    done = call_script("evaluate", *(word for pair in given.items() for word in pair))
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(message, line)
     assert not (tmp_path / "out").exists()
     assert (workspace / "eval.jsonl").is_file() and (workspace / "model" / "run.json").is_file()
 
@@ -316,10 +304,9 @@ def test_a_merged_model_is_shown_what_its_training_was(tmp_path):
 
 def test_a_dataset_of_one_session_has_nothing_to_evaluate_on_and_says_so(workspace, tmp_path):
     shutil.copy(workspace / "train.jsonl", tmp_path / "train.jsonl")
-    command = [sys.executable, SCRIPT, "--model_path", workspace / "model", "--dataset_path", tmp_path]
-    done = subprocess.run([*command, "--output_dir", tmp_path / "out"], capture_output=True, text=True, check=False)
+    paths = ["--model_path", workspace / "model", "--dataset_path", tmp_path, "--output_dir", tmp_path / "out"]
+    done = call_script("evaluate", *paths)
     assert done.returncode == 2
-    assert done.stderr == (
-        f"error: {tmp_path}/eval.jsonl not found: a dataset has one if it has at least two sessions; "
-        f"to measure what was learned by heart, pass --dataset_path {tmp_path}/train.jsonl\n"
-    )
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/eval.jsonl not found")
+    assert line.endswith(f"--dataset_path {tmp_path}/train.jsonl")

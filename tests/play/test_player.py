@@ -19,7 +19,7 @@ from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import score_buttons
 from pokegemma.gemma.image_attention import change_processor
 from pokegemma.gemma.loading import open_checkpoint
-from pokegemma.play.player import Decider
+from pokegemma.play.player import Player
 from pokegemma.play.prompt_cache import PromptCache
 
 MAX_DECISIONS, OVERLAP = 5, 2
@@ -64,23 +64,23 @@ def expected_scores(predictor: Predictor, session: list[Sample]) -> np.ndarray:
     return np.stack([score_buttons(predictor.model, row, tokens)[0].numpy() for row in rows])
 
 
-def play(decider: Decider, session: list[Sample], folder: Path, *, prepare: bool) -> np.ndarray:
+def play(player: Player, session: list[Sample], folder: Path, *, prepare: bool) -> np.ndarray:
     """Show a recorded session's frames, by turns as files and as grabbed pictures, and press what was pressed."""
     scores = []
     for number, sample in enumerate(session):
         path = folder / sample.frames[-1]
         if prepare:
-            decider.prepare()
-        decision = decider.decide(path if number % 2 else Image.open(path))
+            player.prepare()
+        decision = player.decide(path if number % 2 else Image.open(path))
         assert decision.button == BUTTONS[int(decision.probabilities.argmax())]
         scores.append(decision.probabilities)
-        decider.pressed(*sample.metadata["buttons"], answer=sample.output)
+        player.pressed(*sample.metadata["buttons"], answer=sample.output)
     return np.stack(scores)
 
 
-def new_decider(predictor: Predictor, session: list[Sample]) -> Decider:
+def new_player(predictor: Predictor, session: list[Sample]) -> Player:
     goal = session[0].metadata["goal"]
-    return Decider(predictor, goal=goal, max_decisions=MAX_DECISIONS, overlap_decisions=OVERLAP)
+    return Player(predictor, goal=goal, max_decisions=MAX_DECISIONS, overlap_decisions=OVERLAP)
 
 
 @pytest.mark.parametrize("prepare", [False, True])
@@ -92,9 +92,9 @@ def test_decisions_in_play_are_those_of_the_recorded_samples(
     expected = expected_scores(predictor, session)
     assert len(expected) == len(session) > MAX_DECISIONS + 1  # a second conversation begins
     assert np.ptp(expected, axis=0).max() > 1e-3  # decisions that differ: else any of them would do
-    decider = new_decider(predictor, session)
-    assert play(decider, session, toy_dataset, prepare=prepare) == pytest.approx(expected, abs=1e-5)
-    assert (decider.cache._said[0], decider.cache._said.count(2)) == (2, 1)  # the last prompt's only BOS
+    player = new_player(predictor, session)
+    assert play(player, session, toy_dataset, prepare=prepare) == pytest.approx(expected, abs=1e-5)
+    assert (player.cache._said[0], player.cache._said.count(2)) == (2, 1)  # the last prompt's only BOS
 
 
 def test_a_grabbed_picture_with_transparency_is_seen_as_its_file_is(
@@ -102,7 +102,7 @@ def test_a_grabbed_picture_with_transparency_is_seen_as_its_file_is(
 ) -> None:
     half = Image.new("RGBA", (240, 160), (200, 10, 20, 90))
     half.save(tmp_path / "half.png")
-    scores = [new_decider(trained, session).decide(frame).probabilities for frame in (half, tmp_path / "half.png")]
+    scores = [new_player(trained, session).decide(frame).probabilities for frame in (half, tmp_path / "half.png")]
     assert np.array_equal(*scores)
 
 
@@ -114,7 +114,7 @@ def test_a_model_that_is_causal_inside_pictures_is_asked_so(
     causal = replace(trained, collator=replace(trained.collator, processor=processor, layout="frames"))
     expected = expected_scores(causal, session)
     assert np.abs(expected - expected_scores(in_layout(trained, "frames"), session)).max() > 1e-4
-    scores = play(new_decider(causal, session), session, toy_dataset, prepare=True)
+    scores = play(new_player(causal, session), session, toy_dataset, prepare=True)
     assert scores == pytest.approx(expected, abs=1e-5)
 
 
@@ -123,28 +123,28 @@ def test_a_frame_is_encoded_once_and_a_prepared_decision_computes_its_own_frame_
     layout: Layout, trained: Predictor, session: list[Sample], toy_dataset: Path
 ) -> None:
     predictor = in_layout(trained, layout)
-    decider = new_decider(predictor, session)
+    player = new_player(predictor, session)
     frames = {(toy_dataset / sample.frames[-1]).read_bytes() for sample in session}
     for sample in session:
-        decider.prepare()
-        before = decider.cache.num_computed
-        decider.decide(toy_dataset / sample.frames[-1])
-        decider.pressed(*sample.metadata["buttons"], answer=sample.output)
+        player.prepare()
+        before = player.cache.num_computed
+        player.decide(toy_dataset / sample.frames[-1])
+        player.pressed(*sample.metadata["buttons"], answer=sample.output)
         if sample is not session[0]:  # its frame fills the window
-            own = decider.cache.num_computed - before
+            own = player.cache.num_computed - before
             assert own < 4 + predictor.collator.count_tokens(session[-1]) / 2
-    assert decider.cache.num_encoded == len(frames)
+    assert player.cache.num_encoded == len(frames)
 
 
 def test_what_is_fixed_in_a_session_is_computed_once(
     trained: Predictor, session: list[Sample], toy_dataset: Path
 ) -> None:
-    decider = new_decider(trained, session)
-    play(decider, session, toy_dataset, prepare=False)
+    player = new_player(trained, session)
+    play(player, session, toy_dataset, prepare=False)
     prompts_of = [trained.collator.tokenize(sample) for sample in session]
     before_picture = prompts_of[0].ids.index(trained.collator.processor.tokenizer.image_token_id)
     total = sum(row.num_prompt for row in prompts_of)
-    assert decider.cache.num_computed == total - before_picture * (len(session) - 1)
+    assert player.cache.num_computed == total - before_picture * (len(session) - 1)
 
 
 def test_the_next_prompt_tells_what_was_pressed_and_not_what_was_decided(
@@ -152,10 +152,10 @@ def test_the_next_prompt_tells_what_was_pressed_and_not_what_was_decided(
 ) -> None:
     frame = toy_dataset / session[0].frames[-1]
     for pressed, told in (((), "none"), (("select",), "select"), (("b", "start"), "b, start")):
-        decider = new_decider(in_layout(trained, "frames"), session)
-        decider.decide(frame)
-        decider.pressed(*pressed)
-        text, _ = decider._prompt(decider._sample(list(decider._window)))
+        player = new_player(in_layout(trained, "frames"), session)
+        player.decide(frame)
+        player.pressed(*pressed)
+        text, _ = player._prompt(player._sample(list(player._window)))
         assert f"Buttons pressed so far: {told}\n" in text
 
 
@@ -163,10 +163,10 @@ def test_a_turn_without_a_press_is_no_turn_of_the_conversation(
     trained: Predictor, session: list[Sample], toy_dataset: Path
 ) -> None:
     predictor = in_layout(trained, "trajectory")
-    decider, skipped = new_decider(predictor, session), new_decider(predictor, session)
+    player, skipped = new_player(predictor, session), new_player(predictor, session)
     skipped.decide(toy_dataset / session[4].frames[-1])
     skipped.pressed()
-    scores = play(decider, session[:3], toy_dataset, prepare=False)
+    scores = play(player, session[:3], toy_dataset, prepare=False)
     others = play(skipped, session[:3], toy_dataset, prepare=True)
     text, _ = skipped._prompt(skipped._sample(list(skipped._window)))
     assert text.count("<start_of_turn>model") == 4  # three answered, one open
@@ -176,10 +176,10 @@ def test_a_turn_without_a_press_is_no_turn_of_the_conversation(
 def test_frames_that_no_prompt_shows_again_are_forgotten_also_where_nothing_is_pressed(
     trained: Predictor, session: list[Sample], toy_dataset: Path
 ) -> None:
-    decider = new_decider(trained, session)
+    player = new_player(trained, session)
     for sample in session:
-        decider.decide(toy_dataset / sample.frames[-1])
-    assert len(decider._frames) == 4
+        player.decide(toy_dataset / sample.frames[-1])
+    assert len(player._frames) == 4
 
 
 @pytest.mark.parametrize(
@@ -191,16 +191,16 @@ def test_frames_that_no_prompt_shows_again_are_forgotten_also_where_nothing_is_p
 )
 def test_numbers_that_leave_nothing_are_refused(trained: Predictor, options: dict, message: str) -> None:
     with pytest.raises(PokegemmaError, match=message):
-        Decider(trained, **options)
+        Player(trained, **options)
 
 
 def test_a_goal_with_control_symbols_and_a_damaged_frame_are_one_line(trained: Predictor, tmp_path: Path) -> None:
     frame = Image.new("RGB", (240, 160))
     with pytest.raises(PokegemmaError, match="control symbols"):
-        Decider(trained, goal="<start_of_image>").decide(frame)
+        Player(trained, goal="<start_of_image>").decide(frame)
     (tmp_path / "frame.png").write_bytes(b"")
     with pytest.raises(PokegemmaError, match="cannot be read as a picture"):
-        Decider(trained, goal="leave").decide(tmp_path / "frame.png")
+        Player(trained, goal="leave").decide(tmp_path / "frame.png")
 
 
 def test_a_prompt_may_begin_as_the_last_did_end_before_it_or_be_the_same(
@@ -234,7 +234,7 @@ def test_a_decision_that_was_interrupted_leaves_nothing_in_the_next(
     part: str, trained: Predictor, session: list[Sample], toy_dataset: Path
 ) -> None:
     predictor = in_layout(trained, "trajectory")
-    whole, broken = new_decider(predictor, session), new_decider(predictor, session)
+    whole, broken = new_player(predictor, session), new_player(predictor, session)
     expected = play(whole, session[:3], toy_dataset, prepare=False)
     play(broken, session[:2], toy_dataset, prepare=False)
 

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from pokegemma.evaluation import metrics, report
+from pokegemma.evaluation.predict import Predictions
 from pokegemma.provenance import write_run_record
 from pokegemma.release.model_card import choose_license, public_name, render_card
 
@@ -31,7 +32,7 @@ def card(tmp_path: Path) -> Callable[..., str]:
     decisions = metrics.Decisions(truth, np.roll(truth, 1), sessions, sessions)
     scores = np.full((40, 8), 0.01)
     scores[np.arange(40), np.where(np.arange(40) < 4, (truth + 1) % 8, truth)] = 0.93
-    result = report.build_metrics(decisions, decisions, answers=None, scores=scores, latency_s={"scored": [0.01]})
+    result = report.build_metrics(decisions, decisions, Predictions(None, scores, {"scored": [0.01]}))
     report.write_report(evaluation, result, [], "")
     engine = {
         "name": "model-q8_0.gguf",

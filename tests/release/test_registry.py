@@ -18,6 +18,7 @@ import pytest
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation import metrics, report
+from pokegemma.evaluation.predict import Predictions
 from pokegemma.fingerprints import FileHashes, content_hash, hash_folder
 from pokegemma.provenance import PROJECT_ROOT, write_run_record
 from pokegemma.release import version_tables
@@ -57,7 +58,7 @@ def write_evaluation(folder: Path, model: Path, *, num_wrong: int, dataset: str 
     scores = np.full((len(TRUTH), 8), 0.01)
     scores[np.arange(len(TRUTH)), answers] = 0.93
     fitted = metrics.Decisions(TRUTH[:8], TRUTH[:8], sessions[:8], sessions[:8])
-    result = report.build_metrics(decisions, fitted, answers=None, scores=scores, latency_s={"scored": [0.01]})
+    result = report.build_metrics(decisions, fitted, Predictions(None, scores, {"scored": [0.01]}))
     lines = [
         {
             "id": f"{session}/{number}",

@@ -21,8 +21,8 @@ from pokegemma.export.gguf import convert
 from pokegemma.export.llama_cpp_converter import find_converter
 from pokegemma.export.merge import merge
 from pokegemma.export.mlx import convert_to_mlx
+from pokegemma.gemma.families import TOWER
 from pokegemma.gemma.loading import open_checkpoint
-from pokegemma.gemma.vision_tower import TOWER
 from pokegemma.play.toy_recorder import record_sessions
 from pokegemma.provenance import PROJECT_ROOT
 from tests.processes import call_script, free_port

@@ -59,6 +59,11 @@ class FeatureCache:
     def bytes_per_frame(self) -> int:
         return self.key["tokens"] * self.key["width"] * getattr(torch, self.key["dtype"]).itemsize
 
+    def describe(self) -> str:
+        """Return how many pictures the cache contains for the known paths, and their size."""
+        number, size = len(set(self.digests.values())), self.bytes_per_frame
+        return f"{self.folder}: {number} frames, {size / 2**20:.2f} MiB each, {number * size / 2**30:.2f} GiB"
+
     def refresh(self) -> None:
         """Read which frames the chunks on disk hold.
 

@@ -1,11 +1,11 @@
-"""Encode frames with the frozen vision tower into a feature cache, alone or with other processes."""
+"""Encode pictures with the frozen vision tower into a feature cache, alone or with other processes."""
 
 import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,16 @@ from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from pokegemma.data.prompts import Layout
 from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.batches.collator import Example, Gemma3Collator
 from pokegemma.gemma.batches.feature_cache import Chunk, FeatureCache, hash_frames, open_cache
 from pokegemma.gemma.batches.pixels import read_pictures
 from pokegemma.gemma.batches.shared_memory import PREFETCH_FACTOR, SEMAPHORE_BYTES, check_free, share
-from pokegemma.gemma.families import require_exact
+from pokegemma.gemma.families import TOWER, require_exact
 from pokegemma.gemma.loading import Dtype, default_device, open_checkpoint
-from pokegemma.gemma.vision_tower import PROJECTOR, TOWER, encode_pictures
+from pokegemma.gemma.vision_tower import PROJECTOR, encode_pictures
+from pokegemma.parallel.workers import map_items
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +118,7 @@ def load_encoder(
     base: str,
     folder: Path,
     *,
-    image_size: int | None,
+    image_size: int | None = None,
     dtype: Dtype,
     batch_size: int,
     num_workers: int,
@@ -124,10 +127,10 @@ def load_encoder(
     """Return an encoder on this process's device, with the cache of `folder`.
 
     Args:
-        num_threads: on a CPU; sums come out differently with another number, and so would the bytes.
+        num_threads: on a CPU; another number gives other sums, and so other bytes.
 
     Raises:
-        PokegemmaError: the model is none of Gemma 3's, or the cache is another model's.
+        PokegemmaError: the model is not a Gemma 3, or the cache is another model's.
     """
     torch.set_num_threads(num_threads)
     checkpoint = open_checkpoint(base, image_size)
@@ -137,15 +140,59 @@ def load_encoder(
     return Encoder(cache, model, checkpoint.processor, batch_size, num_workers)
 
 
-def fill_chunk(chunk: Chunk, encoder: Encoder) -> None:
-    """Encode a chunk, as work for `workers.map_items`."""
+def _find_work(cache: FeatureCache, paths: Iterable[str], *, progress: bool = True) -> list[Chunk]:
+    """Read which pictures `paths` are, and return those without features in chunks."""
+    cache.digests = hash_frames((os.path.normpath(path) for path in paths), progress=progress)
+    chunks = cache.missing_chunks()
+    if chunks and progress:
+        number = sum(len(chunk.paths) for chunk in chunks)
+        size_gib = number * cache.bytes_per_frame / 2**30
+        logger.info("%d pictures to encode into %s: %.2f GiB", number, cache.folder, size_gib)
+    return chunks
+
+
+def fill_cache(
+    examples: Iterable[Example],
+    load: Callable[[], Encoder],
+    *,
+    layout: Layout,
+    num_workers: int,
+    ray_address: str | None,
+    folders: Iterable[Path],
+) -> FeatureCache:
+    """Encode every distinct picture that a layout shows of samples, and return the filled cache.
+
+    Args:
+        examples: with absolute paths.
+        load: returns an encoder; each worker of a Ray cluster calls it.
+        num_workers: workers of a Ray cluster, 0 for one on each GPU (or CPU); without Ray this process encodes.
+        folders: folders that the machines of a Ray cluster must share, besides the cache's.
+
+    Raises:
+        PokegemmaError: a picture cannot be read, or the cluster cannot be used.
+    """
+    encoder = load()
+    collator = Gemma3Collator(processor=encoder.processor, layout=layout, dataset_folder=Path())
+    chunks = _find_work(encoder.cache, (path for example in examples for path in collator.picture_paths(example)))
+    if chunks:
+        encoder.check_shared_memory(flag="--num_workers")
+    for _ in map_items(
+        _fill_chunk,
+        chunks,
+        num_workers=num_workers if ray_address else 1,
+        initialize=load if ray_address else lambda: encoder,
+        ray_address=ray_address,
+        num_gpus=int(torch.cuda.is_available()),
+        folders=sorted({encoder.cache.folder, *folders}),
+        label="encode frames",
+        unit="chunk",
+    ):
+        pass
+    return encoder.cache
+
+
+def _fill_chunk(chunk: Chunk, encoder: Encoder) -> None:
     encoder.fill(chunk)
-
-
-def describe_work(cache: FeatureCache, chunks: Sequence[Chunk]) -> str:
-    """Return how many frames are to be encoded, and what they take on the disk."""
-    num_frames = sum(len(chunk.paths) for chunk in chunks)
-    return f"{num_frames} frames to encode into {cache.folder}: {num_frames * cache.bytes_per_frame / 2**30:.2f} GiB"
 
 
 def prepare_cache(
@@ -168,11 +215,8 @@ def prepare_cache(
     """
     state = PartialState()
     cache = open_cache(folder, feature_key(model, processor))
-    cache.digests = hash_frames((os.path.normpath(path) for path in paths), progress=state.is_main_process)
-    chunks = cache.missing_chunks()
+    chunks = _find_work(cache, paths, progress=state.is_main_process)
     state.wait_for_everyone()  # all must share out the same chunks, before one of them writes the first
-    if chunks and state.is_main_process:
-        logger.info("%s", describe_work(cache, chunks))
     mine = chunks[state.process_index :: state.num_processes]
     encoder = Encoder(cache, model, processor, batch_size, num_workers)
     if chunks:

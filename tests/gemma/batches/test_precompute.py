@@ -13,9 +13,9 @@ from transformers import SiglipVisionModel
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
+from pokegemma.gemma.batches import feature_encoder
 from pokegemma.parallel.workers import map_items
 from pokegemma.play.toy_recorder import record_sessions
-from scripts import precompute_features
 from tests.parallel.test_ray_cluster import assert_done_by_ray
 from tests.processes import call_script
 from tests.toy_work import note_ray_worker
@@ -73,7 +73,7 @@ def test_a_ray_of_two_workers_writes_the_same_bytes(
     note = lambda work, chunks, **options: map_items(  # noqa: E731
         functools.partial(note_ray_worker, work=work, folder=workers), chunks, **options
     )
-    monkeypatch.setattr(precompute_features, "map_items", note)
+    monkeypatch.setattr(feature_encoder, "map_items", note)
     ray = ("--ray_address", "local", "--num_workers", "2")
     done = call_script("precompute_features", *flags(dataset, tiny_model, tmp_path / "ray"), *ray)
     assert done.returncode == 0, done.stderr
