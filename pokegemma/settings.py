@@ -93,7 +93,8 @@ def write_settings(path: Path, values: Mapping[str, str]) -> None:
         raise PokegemmaError(f"{path} could not be written: {error.strerror}") from error
 
 
-def main() -> None:
+def run_command() -> None:
+    """Replace this process by the command in sys.argv, with the settings of .env in its environment."""
     try:
         environ = read_settings(Path(".env"), os.environ)
     except PokegemmaError as error:
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command()

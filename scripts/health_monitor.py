@@ -20,7 +20,7 @@ from pokegemma.data.samples import Sample, dataset_files, evenly_spread, read_sa
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.engines.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError, check_ranges
-from pokegemma.serving.monitor import Limits, Monitor, ServerCheck, format_summary, watch
+from pokegemma.serving.monitor import Monitor, ServerCheck, ServerLimits, format_summary, watch
 from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook
 from pokegemma.serving.processes import ServerProcesses
 
@@ -142,7 +142,7 @@ def main() -> int:
     monitor = Monitor(
         options.server_url,
         read_questions(options),
-        Limits(**{name: getattr(options, name) for name in Limits.__dataclass_fields__}),
+        ServerLimits(**{name: getattr(options, name) for name in ServerLimits.__dataclass_fields__}),
         model=options.model,
         api_key=api_key(options),
         max_new_tokens=options.max_new_tokens,

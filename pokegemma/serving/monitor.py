@@ -29,7 +29,7 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """The limits that a server must keep; None: no such limit.
 
     Rates and percentiles are over the last `window` checks, and judged once there are `max_consecutive_failures`
@@ -82,11 +82,11 @@ class Window:
     worst_state: ServerState
 
 
-Results = Sequence[tuple[ServerState, float | None]]
+CheckResults = Sequence[tuple[ServerState, float | None]]
 """State and latency of checks, the oldest first."""
 
 
-def summarise_window(results: Results) -> Window:
+def summarise_window(results: CheckResults) -> Window:
     """Return the figures of some checks."""
     seconds = [latency for _, latency in results if latency is not None]
     p50, p95, p99 = np.percentile(seconds, (50, 95, 99)).tolist() if seconds else (None,) * 3
@@ -101,7 +101,7 @@ def summarise_window(results: Results) -> Window:
     )
 
 
-def find_breaches(limits: Limits, results: Results, usage: Usage, *, restarts: int) -> tuple[str, ...]:
+def find_breaches(limits: ServerLimits, results: CheckResults, usage: Usage, *, restarts: int) -> tuple[str, ...]:
     """Return the names of the limits that do not hold, each once; see ServerCheck.breaches."""
     breaches: list[str] = []
     if len(results) >= limits.max_consecutive_failures:
@@ -134,7 +134,7 @@ class Monitor:
         self,
         server_url: str,
         questions: Sequence[Question],
-        limits: Limits,
+        limits: ServerLimits,
         *,
         model: str | None = None,
         max_new_tokens: int = 256,

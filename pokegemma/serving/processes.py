@@ -1,4 +1,4 @@
-"""Which processes a server on this machine consists of, and what they use."""
+"""The processes of a server on this machine, and the memory that they use."""
 
 import ipaddress
 import shutil
@@ -18,11 +18,11 @@ _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,n
 
 @dataclass(frozen=True)
 class Usage:
-    """What a server uses; None: unknown, as for one on another machine.
+    """Memory and process of a server; None: unknown, as for a server on another machine.
 
-    `memory_bytes`: resident, of its process with those that it started. `gpu_memory_bytes`: used on all GPUs of this
-    machine, by whomever (in a container the driver does not tell whose it is). `listener`: the listening process,
-    which is equal to none of before when the server is started again.
+    `memory_bytes`: resident, of its process and those that it started. `gpu_memory_bytes`: used on all GPUs of this
+    machine by all processes (in a container the driver does not report them by process). `listener`: the listening
+    process; after a restart of the server it is another one.
     """
 
     memory_bytes: int | None = None
@@ -36,14 +36,14 @@ def find_addresses(host: str) -> frozenset[str]:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):  # no such name, or not a name
         return frozenset()
-    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-    return frozenset(one for one in found if ipaddress.ip_address(one).is_loopback or one in own)
+    local = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    return frozenset(address for address in found if ipaddress.ip_address(address).is_loopback or address in local)
 
 
 def find_listener(port: int, addresses: Set[str]) -> psutil.Process | None:
     """Return the process that listens on a TCP port at one of this machine's addresses, or at all of them.
 
-    None where there is none, or it is not ours.
+    None where there is none, or it belongs to another user.
     """
     try:
         for connection in psutil.net_connections(kind="tcp"):
@@ -51,7 +51,7 @@ def find_listener(port: int, addresses: Set[str]) -> psutil.Process | None:
                 return psutil.Process(connection.pid)
     except psutil.NoSuchProcess:
         return None
-    except psutil.AccessDenied:  # macOS tells it of one's own processes only, one at a time
+    except psutil.AccessDenied:  # macOS lists only the connections of one's own processes, one process at a time
         return _find_own_listener(port, addresses)
     return None
 
@@ -79,16 +79,16 @@ def _memory_bytes(process: psutil.Process) -> int | None:
         family = [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return None
-    for one in family:
+    for member in family:
         try:
-            total += one.memory_info().rss
+            total += member.memory_info().rss
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return total or None
 
 
 def gpu_memory_bytes() -> int | None:
-    """Return the memory in use on this machine's NVIDIA GPUs; None without any, or where the driver does not tell."""
+    """Return the memory in use on this machine's NVIDIA GPUs; None without a GPU or an answer of the driver."""
     if shutil.which(_NVIDIA_SMI[0]) is None:
         return None
     try:
@@ -102,13 +102,13 @@ class ServerProcesses:
     """The processes of one server."""
 
     def __init__(self, server_url: str, pid: int | None = None) -> None:
-        """Find out whether they can be seen.
+        """Find out whether the server is on this machine.
 
         Args:
-            pid: whose memory counts, with what it started; None: the process that listens on the server's port.
+            pid: the process whose memory counts, with those that it started; None: the one that listens on the port.
 
         Raises:
-            PokegemmaError: there is no process `pid`, or the URL is none.
+            PokegemmaError: there is no process `pid`, or the URL is not an http or https URL.
         """
         parts = split_url(server_url, shown=f"--server_url {server_url}")
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -121,7 +121,7 @@ class ServerProcesses:
                 raise PokegemmaError(f"--pid {pid}: no such process") from error
 
     def usage(self) -> Usage:
-        """Return what they use now."""
+        """Return what the processes use now."""
         listener = find_listener(self._port, self._addresses) if self._addresses else None
         process = self._process or listener
         return Usage(

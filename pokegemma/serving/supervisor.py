@@ -132,34 +132,34 @@ def _watch_over(process: subprocess.Popen) -> Iterator[None]:
 def _end(process: subprocess.Popen, *, stop: _Stop, stop_timeout_s: float) -> None:
     """Send SIGTERM to a child and all that it started, wait, then kill; a second signal kills at once."""
     try:
-        everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:
-        everyone = []
+        family = []
     # The group also contains processes whose parent has ended.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGTERM)
-    asked, end = stop.count, time.monotonic() + stop_timeout_s
-    while time.monotonic() < end and stop.count <= asked:
+    num_signals, end = stop.count, time.monotonic() + stop_timeout_s
+    while time.monotonic() < end and stop.count <= num_signals:
         process.poll()  # collects it; otherwise it stays a zombie
-        if not _alive(everyone):
+        if not _alive(family):
             break
         time.sleep(_POLL_S / 2)
     else:
         logger.warning("the server did not stop in time and is killed")
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    for one in _alive(everyone):
+    for survivor in _alive(family):
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            survivor.kill()
     process.wait()
 
 
 def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     alive = []
-    for one in processes:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if one.status() != psutil.STATUS_ZOMBIE:
-                alive.append(one)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
     return alive
 
 

@@ -21,9 +21,9 @@ from pokegemma.engines.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.serving.monitor import (
-    Limits,
     Monitor,
     ServerCheck,
+    ServerLimits,
     find_breaches,
     format_summary,
     summarise_window,
@@ -35,7 +35,7 @@ from tests.processes import WAIT_S, call_script, free_port, killed_after, wait_u
 from tests.serving.served import write_colour_dataset
 
 SCRIPT = PROJECT_ROOT / "scripts" / "health_monitor.py"
-LIMITS = Limits(timeout_s=100, max_latency_p95_s=90, max_consecutive_failures=2, window=4)
+LIMITS = ServerLimits(timeout_s=100, max_latency_p95_s=90, max_consecutive_failures=2, window=4)
 """A valid answer is in time, however busy the machine is."""
 
 
@@ -70,7 +70,7 @@ def make_monitor(questions: list[Question]) -> Callable[..., Monitor]:
 def test_each_failure_has_its_state(
     kind: str, state: str, adversary: Callable[[str], str], make_monitor: Callable[..., Monitor]
 ) -> None:
-    limits = Limits(
+    limits = ServerLimits(
         timeout_s=0.2 if state == "timeout" else 100,
         max_latency_p95_s=0.1 if state == "slow" else 90,
         max_consecutive_failures=2,
@@ -118,7 +118,7 @@ def test_a_server_that_fails_now_and_then_breaches_the_rate(
 @pytest.mark.parametrize("bad", [("refused", None), ("slow", 9.0)])
 def test_two_bad_checks_of_twenty_are_a_breach_and_one_is_not(bad: tuple[str, float | None]) -> None:
     results = [bad, *[("ok", 0.1)] * 18, bad]
-    breaches = [find_breaches(Limits(), results[:count], Usage(), restarts=0) for count in range(1, 21)]
+    breaches = [find_breaches(ServerLimits(), results[:count], Usage(), restarts=0) for count in range(1, 21)]
     assert breaches == [()] * 19 + [(bad[0],)]
 
 
@@ -133,13 +133,13 @@ def test_percentiles_are_those_of_the_window() -> None:
 @pytest.mark.parametrize(
     ("limits", "usage", "breaches"),
     [
-        (Limits(max_memory_gib=1), Usage(memory_bytes=2**30 + 1), ("memory",)),
-        (Limits(max_memory_gib=1), Usage(memory_bytes=2**30), ()),
-        (Limits(max_memory_gib=1), Usage(), ()),
-        (Limits(max_gpu_memory_gib=2), Usage(gpu_memory_bytes=3 * 2**30), ("gpu_memory",)),
+        (ServerLimits(max_memory_gib=1), Usage(memory_bytes=2**30 + 1), ("memory",)),
+        (ServerLimits(max_memory_gib=1), Usage(memory_bytes=2**30), ()),
+        (ServerLimits(max_memory_gib=1), Usage(), ()),
+        (ServerLimits(max_gpu_memory_gib=2), Usage(gpu_memory_bytes=3 * 2**30), ("gpu_memory",)),
     ],
 )
-def test_memory_above_its_limit_is_a_breach_at_once(limits: Limits, usage: Usage, breaches: tuple[str, ...]) -> None:
+def test_memory_above_its_limit_is_a_breach(limits: ServerLimits, usage: Usage, breaches: tuple[str, ...]) -> None:
     assert find_breaches(limits, [("ok", 0.1)], usage, restarts=0) == breaches
 
 
@@ -149,7 +149,7 @@ def test_a_restart_is_another_process_at_the_port(make_monitor: Callable[..., Mo
         listeners = [None if pid is None else psutil.Process(pid) for pid in pids]
         other.communicate(b"\n")
     usages = iter([Usage(listener=listener) for listener in listeners])
-    monitor = make_monitor(closed_url, Limits(max_restarts=0), lambda: next(usages))
+    monitor = make_monitor(closed_url, ServerLimits(max_restarts=0), lambda: next(usages))
     checks = [monitor.run_check() for _ in range(5)]
     assert [check.restarts for check in checks] == [0, 0, 0, 1, 1]
     assert ["restarts" in check.breaches for check in checks] == [False, False, False, True, True]
