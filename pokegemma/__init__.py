@@ -1,4 +1,4 @@
-"""Recorded Pokémon play in, a Gemma 3 vision-language model that plays out."""
+"""Fine-tune Gemma 3 on recorded Pokémon play; measure, export and serve it."""
 
 import os
 

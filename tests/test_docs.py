@@ -1,6 +1,7 @@
 """README.md and the pages of docs/: their commands, flags, variables, files and links exist."""
 
 import functools
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -132,6 +133,13 @@ def test_a_wrong_command_is_found(command: str, wrong: str) -> None:
 def test_other_shell_blocks_name_no_program_of_ours() -> None:
     blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", read(page), re.DOTALL)]
     assert [block for block in blocks if re.search(r"\.py|\.sh", block)] == []
+
+
+@by_page
+def test_imports_of_python_blocks_exist(page: Path) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", read(page), re.DOTALL))
+    for module, names in re.findall(r"^from (pokegemma\S+) import (.+)$", code, re.MULTILINE):
+        assert [name for name in names.split(", ") if not hasattr(importlib.import_module(module), name)] == []
 
 
 # --- names in the text
