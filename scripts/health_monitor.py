@@ -20,8 +20,8 @@ from pokegemma.data.samples import Sample, dataset_files, evenly_spread, read_sa
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.engines.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError, check_ranges
-from pokegemma.serving.monitor import Monitor, ServerCheck, ServerLimits, format_summary, watch
-from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook
+from pokegemma.serving.monitor import Monitor, ServerCheck, ServerLimits, watch
+from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook, format_summary
 from pokegemma.serving.processes import ServerProcesses
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from pokegemma.data.prompts import AnswerError, parse_answer
 from pokegemma.engines.questions import Question
 from pokegemma.serving.client import ServerError, ask, list_models
 from pokegemma.serving.processes import Usage
-from pokegemma.tables import format_table
 
 ServerState = Literal["ok", "slow", "invalid", "timeout", "refused"]
 """The result of a check.
@@ -255,29 +254,3 @@ def watch(
             return
         if num_checks is None or monitor.num_checks < num_checks:
             time.sleep(max(due - time.monotonic(), 0))
-
-
-def format_summary(summary: dict[str, Any]) -> str:
-    """Return a summary as a table for people."""
-
-    def seconds(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f} s"
-
-    def size(value: int | None) -> str:
-        return "unknown" if value is None else f"{value / _GIB:.2f} GiB"
-
-    window, last = summary["window"], summary["last_check"] or {}
-    states = ", ".join(f"{count} {state}" for state, count in summary["states"].items() if count)
-    latencies = ", ".join(f"{name} {seconds(window[f'latency_{name}_s'])}" for name in ("p50", "p95", "p99"))
-    breaches = ", ".join(f"{name} ({count} checks)" for name, count in summary["breaches"].items())
-    in_window = f"(last {window['num_checks']} checks)"
-    rows = {
-        "server": summary["server"],
-        "checks": f"{summary['num_checks']} ({states or 'none'})",
-        "latency": f"{latencies} {in_window}",
-        "valid answers": f"{100 * window['valid_rate']:.1f} % {in_window}",
-        "memory": f"{size(last.get('memory_bytes'))}, GPUs {size(last.get('gpu_memory_bytes'))}",
-        "restarts": str(last.get("restarts", 0)),
-        "breaches": breaches or "none",
-    }
-    return format_table(list(rows.items()), num_left=2)

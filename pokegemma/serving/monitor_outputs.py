@@ -1,4 +1,4 @@
-"""Outputs of a monitor: a log of JSON lines, metrics for Prometheus, and a webhook."""
+"""Outputs of a monitor: a log of JSON lines, metrics for Prometheus, a webhook, and a summary."""
 
 import importlib.util
 import json
@@ -7,14 +7,16 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.serving.client import ServerError, request, split_url
 from pokegemma.serving.monitor import STATES, Monitor, ServerCheck
+from pokegemma.tables import format_table
 
 logger = logging.getLogger(__name__)
 
+_GIB = 2**30
 _WEBHOOK_TIMEOUT_S = 10.0
 _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _GAUGES = {
@@ -144,3 +146,29 @@ class Webhook:
             logger.error("the webhook at %s did not get the %s: %s", self._host, event, error.failure)
             return  # sent again after the next check
         self._breaches = frozenset(check.breaches)
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """Return a summary as a table for people."""
+
+    def seconds(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f} s"
+
+    def size(value: int | None) -> str:
+        return "unknown" if value is None else f"{value / _GIB:.2f} GiB"
+
+    window, last = summary["window"], summary["last_check"] or {}
+    states = ", ".join(f"{count} {state}" for state, count in summary["states"].items() if count)
+    latencies = ", ".join(f"{name} {seconds(window[f'latency_{name}_s'])}" for name in ("p50", "p95", "p99"))
+    breaches = ", ".join(f"{name} ({count} checks)" for name, count in summary["breaches"].items())
+    in_window = f"(last {window['num_checks']} checks)"
+    rows = {
+        "server": summary["server"],
+        "checks": f"{summary['num_checks']} ({states or 'none'})",
+        "latency": f"{latencies} {in_window}",
+        "valid answers": f"{100 * window['valid_rate']:.1f} % {in_window}",
+        "memory": f"{size(last.get('memory_bytes'))}, GPUs {size(last.get('gpu_memory_bytes'))}",
+        "restarts": str(last.get("restarts", 0)),
+        "breaches": breaches or "none",
+    }
+    return format_table(list(rows.items()), num_left=2)

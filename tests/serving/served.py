@@ -1,4 +1,4 @@
-"""A model that can be seen to see: it answers "up" to a red picture and "down" to a blue one."""
+"""A tiny model that answers "up" to a red picture and "down" to a blue one, so its use of pictures shows."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ BUTTON_OF = {"red": "up", "blue": "down"}
 
 
 def write_colour_dataset(folder: Path) -> Path:
-    """Write a dataset of one decision a colour, and return its folder."""
+    """Write a dataset of one decision for each colour, and return its folder."""
     folder.mkdir()
     lines = []
     for colour, button in BUTTON_OF.items():
@@ -38,7 +38,7 @@ def write_colour_dataset(folder: Path) -> Path:
 
 
 def write_colour_model(folder: Path, dataset: Path) -> None:
-    """Write a tiny Gemma 3 that learned `dataset` by heart: two seconds, some forty steps."""
+    """Write a tiny Gemma 3 trained until it reproduces `dataset`: about forty steps, two seconds."""
     make_tiny_gemma3(folder, image_size_px=SIZE_PX, num_image_tokens=64, sliding_window=128)
     model, processor = open_checkpoint(folder).load_model().train(), open_checkpoint(folder).processor
     collator = make_collator(processor, layout="grid", dataset_folder=dataset)

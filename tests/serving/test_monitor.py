@@ -25,11 +25,10 @@ from pokegemma.serving.monitor import (
     ServerCheck,
     ServerLimits,
     find_breaches,
-    format_summary,
     summarise_window,
     watch,
 )
-from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook
+from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook, format_summary
 from pokegemma.serving.processes import ServerProcesses, Usage, gpu_memory_bytes
 from tests.processes import WAIT_S, call_script, free_port, killed_after, wait_until
 from tests.serving.served import write_colour_dataset
