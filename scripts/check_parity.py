@@ -21,7 +21,7 @@ from pokegemma.data.samples import dataset_hash
 from pokegemma.errors import CheckFailedError, PokegemmaError, check_range, check_ranges
 from pokegemma.evaluation.view import resolve_view
 from pokegemma.outputs import atomic_folder, refuse_to_replace
-from pokegemma.parity.limits import MAX_INVALID_JSON, MIN_AGREEMENT, Limits
+from pokegemma.parity.limits import MAX_INVALID_JSON, MIN_AGREEMENT, ParityLimits
 from pokegemma.provenance import write_run_record
 
 
@@ -127,7 +127,9 @@ def main() -> None:
             reference,
             held_out,
             view,
-            limits=Limits(options.min_agreement, options.max_log_probability_difference, options.max_invalid_json),
+            limits=ParityLimits(
+                options.min_agreement, options.max_log_probability_difference, options.max_invalid_json
+            ),
             num_samples=options.num_samples,
             max_new_tokens=options.max_new_tokens,
             timeout_s=options.timeout_s,

@@ -26,7 +26,7 @@ Pairs = Sequence[tuple[Reading, Reading]]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ParityLimits:
     """The limits for an engine.
 
     Attributes:
@@ -68,7 +68,7 @@ def find_failures(
     reference: Measured,
     measured: Measured,
     *,
-    limits: Limits,
+    limits: ParityLimits,
     reference_rate: float,
     examples: Sequence[Sample | Trajectory],
 ) -> list[dict[str, Any]]:

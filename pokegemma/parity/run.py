@@ -16,7 +16,7 @@ from pokegemma.gemma.image_attention import trained_attention
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.parity.compare import choose_examples, compare, find_worst, summarize_engine
 from pokegemma.parity.engine_spec import EngineFailedError, EngineSpec, check_loaded
-from pokegemma.parity.limits import Limits, difference_limit, find_failures
+from pokegemma.parity.limits import ParityLimits, difference_limit, find_failures
 from pokegemma.parity.remote import ask_server, choose_model
 from pokegemma.parity.resume import FinishedEngines
 from pokegemma.parity.task import Measured, Task, context_for
@@ -43,7 +43,7 @@ class Comparison:
 
     reference: EngineSpec
     task: Task
-    limits: Limits
+    limits: ParityLimits
     tokenizer: Any
     image_attention: str
     timeout_s: float
@@ -58,7 +58,7 @@ class Comparison:
         held_out: Path,
         view: View,
         *,
-        limits: Limits,
+        limits: ParityLimits,
         num_samples: int,
         max_new_tokens: int,
         timeout_s: float,

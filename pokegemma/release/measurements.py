@@ -15,7 +15,7 @@ METRICS_FILE, PARITY_FILE = "metrics.json", "parity.json"
 
 
 @dataclass(frozen=True)
-class Results:
+class ModelResults:
     """Results by kind ("evaluation", "parity"): their folders, their summaries, and the numbers of all summaries."""
 
     folders: dict[str, Path]
@@ -42,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_results(
     model_path: Path, record: Mapping[str, Any], *, evaluation: Path | None, parity: Path | None
-) -> Results:
+) -> ModelResults:
     """Read the outputs of scripts/evaluate.py and scripts/check_parity.py for a model whose run.json is `record`.
 
     Raises:
@@ -61,7 +61,7 @@ def read_results(
         _check_belongs(parity, model_path, record, made_by="scripts/check_parity.py")
         folders["parity"] = parity
         summaries["parity"] = summarize_parity(read_json(parity / PARITY_FILE))
-    return Results(folders, summaries, numbers)
+    return ModelResults(folders, summaries, numbers)
 
 
 def _check_belongs(folder: Path, model_path: Path, record: Mapping[str, Any], *, made_by: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def run_pipeline(plan: ReleasePlan) -> dict[str, Any]:
         if plan.options.register:
             steps.append(run_if_changed("register", plan, record, lock=lock))
         record.write()  # with the hashes of unchanged files
-        pushed = push(plan)
+        pushed = upload(plan)
     version = read_json(plan.registration)["version"] if plan.options.register else None
     return {"steps": steps, "version": version, "pushed": pushed, "seconds": time.monotonic() - started}
 
@@ -102,7 +102,7 @@ def write_cards(plan: ReleasePlan) -> None:
         write_if_changed(folder / CARD_FILE, text)
 
 
-def push(plan: ReleasePlan) -> str | None:
+def upload(plan: ReleasePlan) -> str | None:
     """Upload to the Hub if --push_to_hub is given; return the address."""
     if not plan.options.push_to_hub:
         return None

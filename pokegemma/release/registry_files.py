@@ -22,7 +22,7 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.fingerprints import CARD_FILE, FileHashes, content_hash, hash_folder, require_unchanged
 from pokegemma.outputs import RUN_FILE
 from pokegemma.provenance import read_run_record
-from pokegemma.release.measurements import Results, failures, read_results
+from pokegemma.release.measurements import ModelResults, failures, read_results
 
 MANIFEST_FILE = "manifest.json"
 COPIES = "files"
@@ -30,7 +30,7 @@ _EXPERIMENT = "pokegemma"
 _MARK = "pokegemma.registers"
 """Tag of the runs that are made here, with the content's hash; others may keep runs in the same experiment."""
 
-Part = Mapping[str, Any]
+VersionPart = Mapping[str, Any]
 """The model or an export: "path" of its folder, "copied", and "files": {name: {"sha256", "size"}}."""
 
 
@@ -39,9 +39,9 @@ class Submission:
     """A model to register: its parts, the tags of its version, and its results."""
 
     model_path: Path
-    parts: Mapping[str, Part]
+    parts: Mapping[str, VersionPart]
     tags: Mapping[str, str]
-    results: Results
+    results: ModelResults
     copy: bool
 
 
@@ -149,7 +149,7 @@ def drop_killed_runs(client: MlflowClient) -> None:
             settle_run(client, run.info.run_id, local=True)
 
 
-def write_manifest(client: MlflowClient, run_id: str, parts: Mapping[str, Part]) -> None:
+def write_manifest(client: MlflowClient, run_id: str, parts: Mapping[str, VersionPart]) -> None:
     """Write which files the parts of a version consist of; replaces the earlier manifest."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder, MANIFEST_FILE)
@@ -157,7 +157,7 @@ def write_manifest(client: MlflowClient, run_id: str, parts: Mapping[str, Part])
         client.log_artifact(run_id, str(manifest))
 
 
-def read_manifest(client: MlflowClient, version: ModelVersion) -> dict[str, Part] | None:
+def read_manifest(client: MlflowClient, version: ModelVersion) -> dict[str, VersionPart] | None:
     """Return the parts of a version, None for a version without a manifest."""
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(client, version, MANIFEST_FILE, Path(folder))
@@ -175,7 +175,7 @@ def fetch(client: MlflowClient, version: ModelVersion, name: str, folder: Path) 
     return Path(client.download_artifacts(version.run_id, name, str(folder)))
 
 
-def copy_parts(client: MlflowClient, run_id: str, parts: Mapping[str, Part]) -> None:
+def copy_parts(client: MlflowClient, run_id: str, parts: Mapping[str, VersionPart]) -> None:
     """Copy the files of parts into the run."""
     for name, part in parts.items():
         for file in part["files"]:
@@ -191,7 +191,7 @@ def write_records(
             client.log_artifact(run_id, str(model_path / name))
 
 
-def write_results(client: MlflowClient, run_id: str, results: Results) -> None:
+def write_results(client: MlflowClient, run_id: str, results: ModelResults) -> None:
     """Write the files of an evaluation and a comparison into the run, and their figures."""
     for name, folder in results.folders.items():
         for path in sorted(folder.iterdir()):
@@ -201,13 +201,13 @@ def write_results(client: MlflowClient, run_id: str, results: Results) -> None:
         client.log_metric(run_id, key, value)
 
 
-def is_present(part: Part) -> bool:
+def is_present(part: VersionPart) -> bool:
     """Return whether every file of a part is in its folder, with its size, or was copied."""
     files = {Path(part["path"], name): file["size"] for name, file in part["files"].items()}
     return part["copied"] or all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
 
-def write_part(part: Part, folder: Path, *, copies: Path | None) -> None:
+def write_part(part: VersionPart, folder: Path, *, copies: Path | None) -> None:
     """Write the files of a part into a folder, and compare them with their registered hashes.
 
     `copies`: where the copied files were fetched; they are moved.

@@ -24,7 +24,7 @@ from pokegemma.evaluation.predict import load_predictor
 from pokegemma.evaluation.view import View
 from pokegemma.parity.compare import asked_sample, choose_examples, compare, summarize_engine
 from pokegemma.parity.engine_spec import EngineFailedError, EngineSpec, check_loaded, weights_type
-from pokegemma.parity.limits import Limits, find_failures
+from pokegemma.parity.limits import ParityLimits, find_failures
 from pokegemma.parity.remote import read_reply
 from pokegemma.parity.task import Measured, Reading, Task, context_for
 from pokegemma.parity.worker import measure
@@ -339,7 +339,7 @@ def reading(**changes: Any) -> Reading:
     return Reading(**{**values, **changes})
 
 
-LIMITS = Limits(min_agreement=0.98, max_difference=0.1, max_invalid_json=0.02)
+LIMITS = ParityLimits(min_agreement=0.98, max_difference=0.1, max_invalid_json=0.02)
 
 
 @pytest.mark.parametrize(
