@@ -1,4 +1,4 @@
-"""What every engine can be asked, so that one can be compared with another."""
+"""The interface of all engines, so that they can be compared with each other."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,22 +8,21 @@ import numpy as np
 from pokegemma.engines.questions import Question
 
 SOFT_TOKEN = -1
-"""Stands for a token of a picture in a prompt: engines number them differently, or not at all."""
+"""Number of a picture's token in a prompt: engines number these differently, or not at all."""
 
 
 class Engine(Protocol):
-    """A loaded model under one of the programs that can run it; made from its files alone.
+    """A model loaded from its files by one of the programs that can run it.
 
-    Its prompts come from its own files as well: the chat template and the tokenizer in them, not those of the
-    checkpoint that they were made from.
+    Chat template and tokenizer come from these files, too, and not from the checkpoint that they were made from.
     """
 
     name: str
     weights: str
-    """The type of most weights as they were loaded: "f32", "bf16", "4 bits", or as llama.cpp says, such as "Q4_K_M"."""
+    """Type of most weights as loaded: "f32", "bf16", "4 bits", or llama.cpp's name, such as "Q4_K_M"."""
 
     def prompt_tokens(self, question: Question) -> list[int]:
-        """Return the prompt's tokens, `SOFT_TOKEN` for each of a picture's (not for the marks around it)."""
+        """Return the prompt's tokens, with `SOFT_TOKEN` for each token of a picture (not for the marks around it)."""
         ...
 
     def read(self, question: Question, continuations: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -35,7 +34,7 @@ class Engine(Protocol):
         ...
 
     def write(self, question: Question, *, max_new_tokens: int) -> list[int]:
-        """Return the tokens of the greedy answer, without the one that ends it."""
+        """Return the tokens of the greedy answer, without the end-of-turn token."""
         ...
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""A GGUF file and its mmproj under llama.cpp, as an engine: what llama-server computes, without a server."""
+"""A GGUF file and its mmproj as an engine: llama.cpp computes the same as in llama-server, without a server."""
 
 import ctypes
 import os
@@ -22,9 +22,9 @@ _MARKER = mtmd_cpp.mtmd_default_marker().decode()
 
 
 def _num_threads() -> int | None:
-    """Return OMP_NUM_THREADS, which llama.cpp itself does not read; None: as many as it likes.
+    """Return OMP_NUM_THREADS, which llama.cpp itself does not read; None leaves the number to llama.cpp.
 
-    Its threads wait for each other by spinning: with more of them than free cores it is many times slower.
+    Its threads spin while they wait for each other: with more threads than free cores it is many times slower.
     """
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdecimal() and int(value) else None
@@ -33,7 +33,7 @@ def _num_threads() -> int | None:
 class LlamaCppEngine:
     """A loaded language model and its mmproj; on a GPU where llama.cpp was built for one.
 
-    Call `close`, or use it in a `with` statement: the memory is llama.cpp's, Python does not see it.
+    Call `close`, or use it in a `with` statement: Python does not free the memory of llama.cpp.
     """
 
     name = "llama.cpp"
@@ -42,8 +42,8 @@ class LlamaCppEngine:
         """Load both files.
 
         Args:
-            num_context: tokens that a prompt and its answer may have.
-            batch_tokens: tokens processed at once; all of a picture's have to fit, since they attend to each other.
+            num_context: largest number of tokens of a prompt and its answer.
+            batch_tokens: tokens processed at once; those of a picture must fit, since they attend to each other.
 
         Raises:
             PokegemmaError: a file is missing or damaged, or they do not belong together.
@@ -52,13 +52,13 @@ class LlamaCppEngine:
         self._llama: Any = None
         for file, what in (
             (model, "the language model"),
-            (mmproj, "mmproj, without which the model sees nothing,"),
+            (mmproj, "the vision part (mmproj)"),
         ):
             if not Path(file).is_file():
-                raise PokegemmaError(f"{file} not found: {what} is what scripts/convert_to_gguf.py writes")
+                raise PokegemmaError(f"{file} not found: {what} is written by scripts/convert_to_gguf.py")
         with captured_log() as said:
             try:
-                # swa_full: only a whole cache of the sliding-window layers can go back to the end of the prompt.
+                # swa_full: a sliding-window cache that drops old tokens could not be cut back to the end of the prompt.
                 self._llama = llama_cpp.Llama(
                     str(model),
                     n_ctx=num_context,
@@ -81,7 +81,7 @@ class LlamaCppEngine:
 
     @property
     def weights(self) -> str:
-        """The type that the file says its weights have, such as "Q4_K_M"; "" where it says none."""
+        """The type of the weights by the file's metadata, such as "Q4_K_M"; "" where it is missing."""
         stored = self._llama.metadata.get("general.file_type")
         names = [name for name, value in vars(llama_cpp).items() if "_FTYPE_" in name and str(value) == stored]
         return names[0].rpartition("MOSTLY_")[2].removeprefix("LLAMA_FTYPE_ALL_") if names else ""
@@ -93,7 +93,7 @@ class LlamaCppEngine:
         self.close()
 
     def close(self) -> None:
-        """Free the memory of both; the engine is of no use afterwards."""
+        """Free the memory of both; the engine cannot be used afterwards."""
         if self._vision is not None:
             mtmd_cpp.mtmd_free(self._vision)
             self._vision = None
@@ -122,12 +122,12 @@ class LlamaCppEngine:
             raise PokegemmaError(f"{mmproj}: llama.cpp cannot load it for this language model: {said.last}")
         if not mtmd_cpp.mtmd_support_vision(vision):
             mtmd_cpp.mtmd_free(vision)
-            raise PokegemmaError(f"{mmproj}: it holds no vision tower")
+            raise PokegemmaError(f"{mmproj}: contains no vision tower")
         return vision
 
     def _prompt(self, question: Question) -> str:
         token = self._llama.token_bos()
-        # As llama.cpp's servers show a picture to the template; the marks of its begin and end come with the marker.
+        # llama.cpp's servers also write a marker into the template; it adds the marks around the picture.
         picture = {"type": "text", "text": _MARKER}
         messages = [
             {**message, "content": [picture if part["type"] == "image" else part for part in message["content"]]}
@@ -136,14 +136,14 @@ class LlamaCppEngine:
         bos_token = self._llama.detokenize([token], special=True).decode()
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, bos_token=bos_token)
-        except (TemplateError, TypeError) as error:  # written for other messages, such as without pictures
+        except (TemplateError, TypeError) as error:  # a template for other messages, such as those without pictures
             raise PokegemmaError(f"{question.id}: the chat template in the GGUF file fails: {error}") from error
 
     def _tokenize(self, question: Question) -> "_Chunks":
         return _Chunks(self._vision, self._prompt(question), question.pictures)
 
     def prompt_tokens(self, question: Question) -> list[int]:
-        """Return the prompt's tokens, `SOFT_TOKEN` for each of a picture's."""
+        """Return the prompt's tokens, with `SOFT_TOKEN` for each token of a picture."""
         with self._tokenize(question) as chunks:
             return chunks.tokens()
 
@@ -180,7 +180,7 @@ class LlamaCppEngine:
         return rows
 
     def _append_batch(self, tokens: Sequence[int], position: int) -> list[np.ndarray]:
-        """Do the same for as many tokens as a batch takes: with more, llama.cpp ends the process."""
+        """Do the same for the tokens of one batch; with more tokens llama.cpp ends the process."""
         batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
@@ -207,7 +207,7 @@ class LlamaCppEngine:
         return rows
 
     def write(self, question: Question, *, max_new_tokens: int) -> list[int]:
-        """Return the tokens of the greedy answer, without the one that ends it."""
+        """Return the tokens of the greedy answer, without the end-of-turn token."""
         position, logits = self._read_prompt(question, num_more=max_new_tokens)
         vocabulary = llama_cpp.llama_model_get_vocab(self._llama.model)
         answer: list[int] = []
@@ -226,7 +226,7 @@ class LlamaCppEngine:
 
 
 class _Chunks:
-    """A prompt cut into stretches of text and pictures, as llama.cpp keeps it; freed at the end of a `with` block."""
+    """A prompt as llama.cpp's list of texts and pictures; it is freed at the end of a `with` block."""
 
     def __init__(self, vision: int, prompt: str, pictures: Sequence[Image.Image]) -> None:
         self.pointer = mtmd_cpp.mtmd_input_chunks_init()

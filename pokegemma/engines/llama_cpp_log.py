@@ -1,4 +1,4 @@
-"""What llama.cpp says: to our log, and the last error to whoever waits for it."""
+"""Send llama.cpp's messages to our log, and keep its last error for the code that is running."""
 
 import contextlib
 import ctypes
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
-@dataclass(eq=False)  # two that waited for nothing are still two
+@dataclass(eq=False)  # two instances without an error are not the same
 class LastError:
-    """The last line that was an error; empty: none was."""
+    """The last error line, empty where there was none."""
 
     last: str = ""
 

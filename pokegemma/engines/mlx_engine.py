@@ -58,7 +58,7 @@ def open_model(folder: Path, *, lazy: bool = False) -> Any:
     """Return the model in a folder, its weights left on disk until needed where `lazy`.
 
     Raises:
-        PokegemmaError: there is none, it is damaged, or it is no Gemma 3 that sees.
+        PokegemmaError: there is none, it is damaged, or it is not a Gemma 3 with vision.
     """
     if not folder.is_dir():
         raise PokegemmaError(f"{folder}: no such folder")
@@ -69,8 +69,8 @@ def open_model(folder: Path, *, lazy: bool = False) -> Any:
         model = load_model(folder, lazy=lazy)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise PokegemmaError(f"{folder}: mlx-vlm cannot load it, is it whole? {reason}") from error
-    # mlx-vlm goes on without a part that has no weights at all, with a warning.
+        raise PokegemmaError(f"{folder}: mlx-vlm cannot load it, is it complete? {reason}") from error
+    # mlx-vlm only warns where a part has no weights at all.
     if model.model_type != "gemma3" or model.vision_tower is None or model.multi_modal_projector is None:
         raise PokegemmaError(f"{folder}: not a Gemma 3 with its vision tower and projector")
     return model
@@ -88,7 +88,7 @@ def prepare(processor: Any, question: Question) -> tuple[mx.array, mx.array | No
 class MlxEngine:
     """A folder for MLX under mlx-vlm; an `Engine`.
 
-    It computes in the type of the stored weights, as mlx-vlm's own programs do, and takes the prompt in the same steps.
+    It computes in the type of the stored weights and processes the prompt in steps, as mlx-vlm's own programs do.
 
     Raises:
         PokegemmaError: mlx-vlm is missing, or the folder is not one that it can run.
@@ -149,18 +149,18 @@ class MlxEngine:
         last = tokens.shape[1] - 1
         for start in range(0, last, DEFAULT_PREFILL_STEP_SIZE):
             stop = min(start + DEFAULT_PREFILL_STEP_SIZE, last)
-            # The logits of this step are never asked for, so MLX does not compute them.
+            # The logits of this step are not used, so MLX does not compute them.
             self._model.language_model(tokens[:, start:stop], inputs_embeds=embeddings[:, start:stop], cache=cache)
             mx.eval([layer.state for layer in cache])
         return self._logits(tokens[:, last:], cache, embeddings[:, last:]), cache
 
     def _logits(self, tokens: mx.array, cache: list[Any], embeddings: mx.array | None = None) -> mx.array:
-        """Return the logits (length, vocabulary) at tokens (1, length) that follow what is in `cache`, and add them."""
+        """Append tokens (1, length) to `cache`, and return the logits (length, vocabulary) at them."""
         return self._model.language_model(tokens, inputs_embeds=embeddings, cache=cache).logits[0]
 
 
 def _fork(cache: list[Any]) -> list[Any]:
-    """Return a copy to go on from. Trimming the original would not do: sliding layers forget what they slide over."""
+    """Return a copy of a cache to continue from. The original cannot be trimmed: sliding layers drop old tokens."""
     return copy.deepcopy(cache)
 
 

@@ -1,4 +1,4 @@
-"""Decisions as every engine is asked them: the prompt that training made, and pictures that need no resizing."""
+"""Decisions as questions to an engine: the prompt of training, and pictures that need no resizing."""
 
 import base64
 import io
@@ -22,8 +22,8 @@ class Question:
     """A decision to make.
 
     `messages` is the conversation up to the answer, for a chat template, with a slot {"type": "image"} for each of
-    `pictures`. These are RGB and already as large as the model sees them, so that every engine sees the same
-    pixels: llama.cpp would keep the proportions of a frame with black bars where transformers stretches it.
+    `pictures`. Pictures are RGB and have the size of the model's input, so that every engine gets the same pixels:
+    transformers stretches a frame, while llama.cpp would keep its proportions and add black bars.
     """
 
     id: str
@@ -52,7 +52,7 @@ def _data_url(picture: Image.Image) -> str:
 
 
 def read_picture(path: Path, *, size_px: int) -> Image.Image:
-    """Return a picture as a model of `size_px` sees it: stretched to a square, as Gemma 3's processor does it.
+    """Return a picture stretched to a square of `size_px`, as Gemma 3's processor does it.
 
     Raises:
         PokegemmaError: it cannot be read.
@@ -77,7 +77,7 @@ def shown(example: Sample | Trajectory, layout: Layout) -> tuple[list[dict[str, 
 def build_questions(
     examples: Iterable[Sample | Trajectory], *, layout: Layout, dataset_folder: Path, size_px: int
 ) -> list[Question]:
-    """Return a question for each sample; of a trajectory the last decision, with the recorded ones before it.
+    """Return a question for each sample; for a trajectory its last decision, after the recorded ones before it.
 
     Raises:
         PokegemmaError: a picture is missing or damaged, or a sample has none for this layout.

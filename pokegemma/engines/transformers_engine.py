@@ -1,4 +1,4 @@
-"""A checkpoint under transformers: what exports are compared with."""
+"""A checkpoint under transformers, the reference of all exports."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ class TransformersEngine:
     """A merged checkpoint of Gemma 3, by the code that training and evaluation load it with; see `Engine`.
 
     Raises:
-        PokegemmaError: it could not be loaded, is an adapter, or of another family.
+        PokegemmaError: it cannot be loaded, is an adapter, or belongs to another family.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class TransformersEngine:
         """Load the checkpoint.
 
         Args:
-            dtype: float32, bfloat16, or auto for the type that it is stored in.
-            image_attention: "causal" or "bidirectional"; None: what config.json says, else bidirectional.
+            dtype: float32, bfloat16, or auto for the stored type.
+            image_attention: "causal" or "bidirectional"; None: the one in config.json, else bidirectional.
         """
         checkpoint = open_checkpoint(folder)
         config = checkpoint.config
@@ -67,8 +67,8 @@ class TransformersEngine:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def pixels(self, question: Question) -> torch.Tensor:
-        """Return what the vision tower is given, (pictures, 3, height, width) float32."""
-        # Pan-and-scan would add crops that the prompt has no tokens for.
+        """Return the input of the vision tower, (pictures, 3, height, width) float32."""
+        # Pan-and-scan would add crops, for which the prompt has no tokens.
         return self._processor.image_processor(list(question.pictures), return_tensors="pt", do_pan_and_scan=False)[
             "pixel_values"
         ]
@@ -80,7 +80,7 @@ class TransformersEngine:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written the BOS already
 
     def _begin(self, question: Question) -> Conversation:
-        """Return the conversation after the prompt; that of the last question is kept, to be asked again."""
+        """Return the conversation after the prompt; the one of the last question is kept for the next call."""
         if self._last is None or self._last[0] is not question:
             tokens = self._tokenize(question)
             is_soft = torch.tensor([token == self._tokenizer.image_token_id for token in tokens]).long()

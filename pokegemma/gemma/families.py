@@ -1,4 +1,4 @@
-"""The model families that can be trained, and what differs between them."""
+"""The model families that can be trained, and their differences."""
 
 import logging
 import os
@@ -21,25 +21,26 @@ _FSDP_LAYERS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # where `accelerate launch` puts 
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between families; names of modules and classes are those of transformers.
+    """The properties of a family; names of modules and classes are those of transformers.
 
     Attributes:
         name: for messages.
-        checkpoints: published ones with vision, for messages.
-        processor: the class that published checkpoints name.
-        projector: the module between vision tower and language model.
-        tower_linears: linear layers of the tower that an adapter may have; none: it has none that LoRA knows.
-        tower_suffix: what follows those names, as a regex, where the linear layer is wrapped.
-        untrained: modules that neither text nor pictures reach (audio): never trained, never quantised.
-        unquantised: regexes of further modules that nf4 would break.
-        token_types: the model's argument that tells soft tokens of pictures from text.
-        end_of_turn: what ends an answer.
-        attention: the implementation of parts that do not know all of them, by the name of their config.
-        empty_thought: what the template may put before an answer that is asked for, but not before one that is given.
-        layer_classes: what FSDP shards one by one.
-        has_tokenizer_model: whether published checkpoints hold SentencePiece's tokenizer.model.
-        no_flash: why flash attention is wrong; None: it is not.
-        inexact: why the paths that rely on Gemma 3's forward are not exact; None: they are.
+        checkpoints: published checkpoints with vision, for messages.
+        processor: class of the processor in published checkpoints.
+        projector: module between vision tower and language model.
+        tower_linears: linear layers of the tower that an adapter may have; empty where LoRA supports none of them.
+        tower_suffix: regex of the end of those names, where the linear layer is wrapped.
+        untrained: modules that neither text nor pictures reach (audio), which are never trained or quantised.
+        unquantised: regexes of further modules that cannot be stored in nf4.
+        token_types: argument of the model that marks the soft tokens of pictures.
+        end_of_turn: token at the end of an answer.
+        attention: implementation for the parts that do not support all of them, by the name of their config.
+        empty_thought: text that the template may write before an answer that is to be generated, but not before a
+            given answer.
+        layer_classes: layers that FSDP shards one by one.
+        has_tokenizer_model: whether published checkpoints contain SentencePiece's tokenizer.model.
+        no_flash: why flash attention is wrong, or None.
+        inexact: why the fast paths, which rely on Gemma 3's forward pass, are not exact, or None.
     """
 
     name: str
@@ -66,15 +67,15 @@ class Family:
 
     @property
     def not_quantised(self) -> list[str]:
-        """What QLoRA keeps in full precision: a frozen tower saves little memory in 4 bits and loses sight."""
+        """Modules that QLoRA keeps in full precision: a tower in 4 bits saves little memory and encodes worse."""
         parts = (TOWER, self.projector, *self.untrained)
         return ["lm_head", *(f"model.{part}" for part in parts), *self.unquantised]
 
     def adapted(self, *, named: Sequence[str], train_vision_tower: bool) -> str:
-        """Return a regex of the layers that get an adapter: `named` ones, or all linear ones, of the trained parts.
+        """Return a regex of the layers that get an adapter: in the trained parts, the `named` or all linear layers.
 
         Raises:
-            PokegemmaError: the tower has none.
+            PokegemmaError: the tower is to be trained and has no layers that LoRA supports.
         """
         patterns = [rf".*language_model\..*\.({'|'.join(named or self.text_linears)})"]
         if train_vision_tower:
@@ -143,14 +144,14 @@ def find_family(model_type: str | None, *, where: str) -> Family:
         where: the checkpoint, for the message.
 
     Raises:
-        PokegemmaError: it is none of ours; the message names what to take.
+        PokegemmaError: it is not a supported family; the message names checkpoints that are supported.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     if model_type in _TEXT_ONLY:
         family = FAMILIES[_TEXT_ONLY[model_type]]
         raise PokegemmaError(
-            f"{where}: a {family.name} for text alone ({model_type!r}), which sees no pictures; "
+            f"{where}: a {family.name} for text alone ({model_type!r}), without a vision tower; "
             f"take {family.checkpoints}"
         )
     known = "; ".join(family.checkpoints for family in FAMILIES.values())
@@ -163,7 +164,7 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def require_exact(config: PreTrainedConfig, option: str) -> None:
-    """Refuse an option whose fast path is exact for Gemma 3 alone.
+    """Refuse an option whose fast path is exact for Gemma 3 only.
 
     Args:
         option: as the user writes it, such as "--samples_per_row".
@@ -190,9 +191,9 @@ def require_packages(family: Family, *, where: str) -> None:
 
 
 def attention_of_parts(config: PreTrainedConfig, attn_implementation: str) -> str | dict[str, str]:
-    """Return what `from_pretrained` is to be told: the implementation, and others for parts that do not know it.
+    """Return `attn_implementation` for `from_pretrained`, with other values for parts that do not support it.
 
-    transformers refuses to load a model of which one part, say the audio tower, which is not even used here, does not.
+    transformers refuses to load a model if one part does not support the implementation, even an unused audio tower.
 
     Raises:
         PokegemmaError: the implementation is wrong for the family.
@@ -213,11 +214,11 @@ def attention_of_parts(config: PreTrainedConfig, attn_implementation: str) -> st
 def check_checkpointing(config: PreTrainedConfig, *, reentrant: bool) -> None:
     """Refuse reentrant gradient checkpointing of a model whose layers share keys and values.
 
-    It cuts the gradient from a layer to the one whose keys it uses, in silence: gradients of tiny models were off by
+    It silently drops the gradient from a layer to the layer whose keys it uses: gradients of tiny models were wrong by
     40 %.
 
     Raises:
-        PokegemmaError: it is reentrant, and the model shares them.
+        PokegemmaError: checkpointing is reentrant, and layers of the model share keys and values.
     """
     if reentrant and getattr(config.get_text_config(), "num_kv_shared_layers", 0):
         raise PokegemmaError(
@@ -228,9 +229,9 @@ def check_checkpointing(config: PreTrainedConfig, *, reentrant: bool) -> None:
 
 
 def set_fsdp_layers(model: torch.nn.Module, family: Family) -> None:
-    """Tell FSDP the layer classes of this model, since accelerate refuses to start when one it is told is absent.
+    """Set the layer classes that FSDP shards to those of this model: accelerate refuses classes that it does not have.
 
-    accelerate_configs/fsdp2.yaml names Gemma 3's; names that are all in the model are left as they are.
+    accelerate_configs/fsdp2.yaml names the classes of Gemma 3. A setting whose classes are all in the model stays.
     """
     named = os.environ.get(_FSDP_LAYERS)
     if not named:
@@ -244,7 +245,7 @@ def set_fsdp_layers(model: torch.nn.Module, family: Family) -> None:
 
 
 def head_width(config: PreTrainedConfig) -> int:
-    """Return the width of an attention head of the language model: the widest, where layers differ."""
+    """Return the width of an attention head of the language model, the largest one where layers differ."""
     text: Any = config.get_text_config()
     if config.model_type == "gemma4":
         return max(text.per_layer_config[layer].head_dim for layer in range(text.num_hidden_layers))
@@ -252,9 +253,9 @@ def head_width(config: PreTrainedConfig) -> int:
 
 
 def tower_shape(config: PreTrainedConfig) -> dict[str, int]:
-    """Return positions a picture, width, inner width and layers of the vision tower, for the memory estimate.
+    """Return positions per picture, width, inner width and layers of the vision tower, for the memory estimate.
 
-    MobileNet V5's are those of its third stage at 768 px, where most of its 84 blocks are.
+    Those of MobileNet V5 describe its third stage at 768 px, which has most of its 84 blocks.
     """
     vision: Any = config.vision_config
     if config.model_type == "gemma3n":

@@ -1,9 +1,9 @@
-"""Whether the tokens of a picture see all of it, as Gemma 3 was trained, or only what comes before them.
+"""Attention inside pictures: bidirectional, as Gemma 3 was trained, or causal.
 
-mlx-vlm computes the second, whatever the model was trained on: a model for it is trained that way from the start. What
-a model was trained on is its own property. A checkpoint says it in config.json, an adapter in the tokenizer's config
-beside it, by the switch that keeps transformers' own processor from making `token_type_ids`: without these,
-transformers is causal, too, so that its `generate` and `transformers serve` need not be told.
+mlx-vlm always computes causal attention there, so a model for mlx-vlm is trained with it from the start. The attention
+is recorded with the model: in config.json of a checkpoint, and in tokenizer_config.json of an adapter. The second is a
+switch by which transformers' own processor leaves out `token_type_ids`. Without them transformers is causal inside
+pictures, too, also in its `generate` and in `transformers serve`.
 """
 
 import json
@@ -20,33 +20,33 @@ _SWITCH = "return_mm_token_type_ids"  # of a processor's call; read from the tok
 
 
 def trained_attention(config: PreTrainedConfig) -> ImageAttention:
-    """Return what a Gemma 3 was trained on, by its config; published checkpoints say nothing, and are bidirectional."""
+    """Return the attention inside pictures that a config records; published checkpoints record none: bidirectional."""
     return getattr(config, "image_attention", "bidirectional")
 
 
 def attention_facts(config: PreTrainedConfig) -> dict[str, ImageAttention]:
-    """Return what records say of a model's attention inside pictures: nothing where it is as published."""
+    """Return the entry of a model's attention in run.json and metrics.json; there is none where it is bidirectional."""
     return {"image_attention": "causal"} if trained_attention(config) == "causal" else {}
 
 
-def change_config(config: PreTrainedConfig, asked: ImageAttention) -> None:
-    """Make the config of a Gemma 3 say `asked`.
+def change_config(config: PreTrainedConfig, attention: ImageAttention) -> None:
+    """Record another attention inside pictures in the config of a Gemma 3.
 
     Raises:
-        PokegemmaError: there is no such attention, or the model was trained to be causal and is asked for more.
+        PokegemmaError: there is no such attention, or a causal model is to become bidirectional.
     """
-    if asked not in get_args(ImageAttention):  # values from YAML bypass the options' own check
-        raise PokegemmaError(f"--image_attention {asked}: not one of {', '.join(get_args(ImageAttention))}")
-    if asked == "causal":
-        config.image_attention = asked
-    elif trained_attention(config) != asked:
+    if attention not in get_args(ImageAttention):  # values from YAML bypass the options' own check
+        raise PokegemmaError(f"--image_attention {attention}: not one of {', '.join(get_args(ImageAttention))}")
+    if attention == "causal":
+        config.image_attention = attention
+    elif trained_attention(config) != attention:
         raise PokegemmaError(
-            f"--image_attention {asked}: {config.name_or_path or 'the model'} was trained to be causal; leave it out"
+            f"--image_attention {attention}: {config.name_or_path or 'the model'} was trained as causal; leave it out"
         )
 
 
 def change_processor(processor: ProcessorMixin, attention: ImageAttention) -> None:
-    """Make the processor of a Gemma 3 tell the model nothing, or again, of where pictures are, also once saved."""
+    """Make the processor of a Gemma 3 leave out `token_type_ids`, or write them again, also after it is saved."""
     if attention == "causal":
         processor.tokenizer.init_kwargs[_SWITCH] = False
     else:
@@ -54,12 +54,12 @@ def change_processor(processor: ProcessorMixin, attention: ImageAttention) -> No
 
 
 def is_causal(processor: ProcessorMixin) -> bool:
-    """Return whether a processor is that of a model which is causal inside pictures."""
+    """Return whether a processor belongs to a model that is causal inside pictures."""
     return processor.tokenizer.init_kwargs.get(_SWITCH) is False
 
 
 def adapter_image_attention(adapter: Path) -> ImageAttention | None:
-    """Return "causal" if an adapter was trained so, else None: as its base is."""
+    """Return "causal" if an adapter was trained with it, else None: its base decides."""
     path = adapter / "tokenizer_config.json"
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")).get(_SWITCH) is not False:
         return None

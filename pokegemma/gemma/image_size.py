@@ -1,7 +1,7 @@
-"""Run SigLIP at another picture size: interpolated position embeddings; config, projector and processor follow.
+"""Run SigLIP at another picture size: interpolate the position embeddings, and adapt config, projector and processor.
 
-The projector pools the same square of patches into a token as before, so that a token is made of as much as the
-language model has learned to read. Pictures of 448 px instead of 896 px have 64 tokens instead of 256.
+The projector pools the same square of patches into a token as before, so that a token describes as many pixels as the
+language model has learned to read. Pictures of 448 px have 64 tokens, those of 896 px have 256.
 """
 
 import contextlib
@@ -38,10 +38,10 @@ def describe_image_size(image_size_px: int | None, image_tokens: int | None) -> 
 
 
 def resize_config(config: Gemma3Config, image_size_px: int) -> None:
-    """Make a config say another picture size.
+    """Change the picture size in a config.
 
     Raises:
-        PokegemmaError: patches, or the squares of them that become a token, do not fill a picture of that size.
+        PokegemmaError: the size is not a multiple of the square of pixels that becomes a token.
     """
     vision = config.vision_config
     patches_per_side = vision.image_size // vision.patch_size
@@ -60,12 +60,12 @@ def resize_config(config: Gemma3Config, image_size_px: int) -> None:
 def interpolate_positions(weight: torch.Tensor, patches_per_side: int) -> torch.Tensor:
     """Return position embeddings (patches, width) of a square picture for another number of patches.
 
-    Bicubic, computed in float32 on the CPU: training and merging get the same from any machine.
+    It is bicubic and computed in float32 on the CPU, so that training and merging get the same on every machine.
     """
     side = math.isqrt(len(weight))
     grid = weight.detach().float().cpu().T.reshape(1, -1, side, side)
-    # A patch of a smaller picture covers several of the larger one's, and antialiasing lets all of them have a say;
-    # without it bicubic reads the same 4 x 4 neighbours however far apart the new places are.
+    # A patch of a smaller picture covers several of the larger one, and with antialiasing all of them count. Without it
+    # bicubic reads 4 x 4 neighbours, however far apart the new places are.
     shrinks = patches_per_side < side
     grid = torch.nn.functional.interpolate(
         grid, size=(patches_per_side, patches_per_side), mode="bicubic", antialias=shrinks
@@ -74,7 +74,7 @@ def interpolate_positions(weight: torch.Tensor, patches_per_side: int) -> torch.
 
 
 def _gathered(weight: torch.nn.Parameter) -> contextlib.AbstractContextManager:
-    """Return a context in which a weight is whole: under DeepSpeed ZeRO-3 each process holds a share of it."""
+    """Return a context in which a weight is whole: under DeepSpeed ZeRO-3 each process has a part of it."""
     if not hasattr(weight, "ds_id"):
         return contextlib.nullcontext()
     import deepspeed
@@ -89,13 +89,13 @@ def _resize_embeddings(embeddings: SiglipVisionEmbeddings, image_size_px: int) -
         resized = interpolate_positions(old, patches_per_side)
     embeddings.image_size = image_size_px
     embeddings.num_patches = embeddings.num_positions = patches_per_side**2
-    # A new parameter: ZeRO-3 shares it out in deepspeed.initialize, as it does an adapter's.
+    # A new parameter, which ZeRO-3 partitions in deepspeed.initialize, as those of an adapter.
     embeddings.position_embedding = torch.nn.Embedding.from_pretrained(resized, freeze=not old.requires_grad)
     embeddings.position_ids = torch.arange(patches_per_side**2, device=embeddings.position_ids.device)[None]
 
 
 def resize_model(model: Gemma3ForConditionalGeneration, image_size_px: int) -> None:
-    """Make a loaded model take pictures of another size; its own size changes nothing.
+    """Make a loaded model take pictures of another size.
 
     Raises:
         PokegemmaError: the size does not fit.
@@ -112,19 +112,19 @@ def resize_model(model: Gemma3ForConditionalGeneration, image_size_px: int) -> N
 
 
 def resize_processor(processor: Gemma3Processor, config: Gemma3Config) -> None:
-    """Make a processor write the tokens, and cut pictures to the size, that `config` says."""
+    """Make a processor write as many tokens, and resize pictures to the size, as in `config`."""
     tokenizer, num_tokens, size = processor.tokenizer, config.mm_tokens_per_image, config.vision_config.image_size
     processor.image_seq_length = num_tokens
     processor.full_image_sequence = (
         f"\n\n{tokenizer.boi_token}{tokenizer.image_token * num_tokens}{tokenizer.eoi_token}\n\n"
     )
     processor.image_processor.size = SizeDict(height=size, width=size)
-    # Published checkpoints say it here, too, and llama.cpp's converter believes this one.
+    # Published checkpoints have the number here, too, and llama.cpp's converter reads this one.
     processor.image_processor.image_seq_length = num_tokens
 
 
 def adapter_image_size(adapter: Path) -> int | None:
-    """Return the picture size that an adapter was trained at, None where its folder has no processor of Gemma 3."""
+    """Return the picture size of an adapter's training, None where its folder has no processor of Gemma 3."""
     path = adapter / "processor_config.json"
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")).get("processor_class") != "Gemma3Processor":
         return None

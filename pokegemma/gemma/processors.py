@@ -28,9 +28,9 @@ _FILES = (
 
 
 class Gemma4PictureProcessor(Gemma4Processor):
-    """A Gemma4Processor for text and pictures alone: its processor of videos needs torchvision.
+    """A Gemma4Processor for text and pictures only: its processor of videos needs torchvision.
 
-    Saving copies the files it was loaded from, so that what it leaves out, audio and video, is not lost.
+    Saving copies the files that it was loaded from, so that the settings of audio and video are not lost.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Gemma4PictureProcessor(Gemma4Processor):
         self.image_token, self.image_token_id = tokenizer.image_token, tokenizer.image_token_id
         self.boi_token, self.eoi_token = tokenizer.boi_token, tokenizer.eoi_token
         self.video_token = self.audio_token = None
-        self.boa_token = self.eoa_token = ""  # None would be refused, even without audio
-        # Not Gemma4Processor's, which insists on the processors of audio and video.
+        self.boa_token = self.eoa_token = ""  # None is refused, even without audio
+        # Not that of Gemma4Processor, which requires the processors of audio and video.
         ProcessorMixin.__init__(self, image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template)
 
     @classmethod

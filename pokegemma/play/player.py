@@ -1,4 +1,4 @@
-"""Button after button of one session, asked as the model was trained: frame in, button out."""
+"""Play one session: a frame goes in, a button comes out, with prompts as in the model's training."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from PIL import Image
 from pokegemma.data import prompts
 from pokegemma.data.grids import compose_grid, fit_tile, open_picture, to_rgb
 from pokegemma.data.samples import Sample
-from pokegemma.data.trajectories import Trajectory
-from pokegemma.errors import PokegemmaError
+from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP, Trajectory
+from pokegemma.errors import check_range
 from pokegemma.evaluation.predict import Predictor
 from pokegemma.play.prompt_cache import PromptCache
 
 _UNSEEN = "unseen"
-"""Stands for the frame of the next decision."""
+"""Name of the frame of the next decision, which does not exist yet."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class ButtonChoice:
 
 
 class Player:
-    """Decide in one session of play, as fast as the last decision's work allows, and exactly as from whole prompts.
+    """Choose the buttons of one session: the work of earlier decisions is reused, with the results of whole prompts.
 
         player = Player(predictor, goal="leave the house")
         while playing:
             decision = player.decide(frame)  # a PIL picture just grabbed, or a file
             press(decision.button)
             player.pressed(decision.button)
-            player.prepare()  # while the game moves: the next decision then waits for its own frame alone
+            player.prepare()  # while the game moves: the next decision then computes its own frame only
 
-    The layout is the collator's. What is shown is what `data.convert` makes of a recorded session: the last
-    `num_frames` frames as grid or pictures, or as trajectory conversations of at most `max_decisions` decisions, where
-    a new one begins with the last `overlap_decisions` of the one before (take training's values from run.json).
+    The layout is that of the collator. The model is shown what `data.convert` makes of a recorded session: the last
+    `num_frames` frames as grid or pictures, or trajectory conversations of at most `max_decisions` decisions. A new
+    conversation begins with the last `overlap_decisions` of the one before (take the values of training from run.json).
 
     Raises:
         PokegemmaError: the model's family has no exact cache, or the numbers leave nothing to show.
@@ -53,11 +53,11 @@ class Player:
         *,
         goal: str | None,
         num_frames: int = 4,
-        max_decisions: int = 16,
-        overlap_decisions: int = 2,
+        max_decisions: int = DEFAULT_MAX_DECISIONS,
+        overlap_decisions: int = DEFAULT_OVERLAP,
     ) -> None:
-        if num_frames < 1 or not 0 <= overlap_decisions < max_decisions:
-            raise PokegemmaError(f"{num_frames} frames, {overlap_decisions} of {max_decisions} decisions: nothing left")
+        check_range("num_frames", num_frames, at_least=1)
+        check_range("overlap_decisions", overlap_decisions, at_least=0, below=max_decisions)
         self.collator = predictor.collator
         self.cache = PromptCache(predictor)
         self.context = prompts.build_context(goal)
@@ -76,8 +76,8 @@ class Player:
         """Return the button for the screen that the player sees now.
 
         Raises:
-            PokegemmaError: the frame is a file that cannot be read, or the goal holds control symbols.
-            CheckFailedError: the model gives NaN.
+            PokegemmaError: the frame is a file that cannot be read, or the goal contains control symbols.
+            CheckFailedError: the model returns NaN.
         """
         picture = to_rgb(frame) if isinstance(frame, Image.Image) else open_picture(frame)
         self._num_seen += 1
@@ -91,10 +91,10 @@ class Player:
         return ButtonChoice(prompts.BUTTONS[int(probabilities.argmax())], probabilities)
 
     def pressed(self, *buttons: str, answer: str | None = None) -> None:
-        """Say what was pressed after the last decision: its button, or others, or nothing.
+        """Record which buttons were pressed after the last decision: its own, others, or none.
 
         Args:
-            answer: what a conversation says that the model answered, as `prompts.build_output` writes it; None: the
+            answer: the answer to record in a trajectory conversation, as `prompts.build_output` writes it; None: the
                 first of `buttons`, without reasons.
         """
         if self._asked is not None and buttons and self.collator.layout == "trajectory":
@@ -104,7 +104,7 @@ class Player:
         self._asked = None
 
     def prepare(self) -> None:
-        """Compute now what the next prompt begins with, up to the frame that nobody has seen yet."""
+        """Compute the beginning of the next prompt now, up to the frame that does not exist yet."""
         sample = self._sample([*self._window, _UNSEEN][-self.num_frames :])
         _, ids = self._prompt(sample)
         names, processor = self._names(sample), self.collator.processor
@@ -114,7 +114,7 @@ class Player:
         self.cache.prepare(ids[: soft[num_known * processor.image_seq_length]], known)
 
     def _sample(self, window: list[str], output: str = "{}") -> Sample:
-        """Return the decision as the converter would write it, with names in the place of paths."""
+        """Return the sample that the converter would write, with names of frames instead of paths."""
         frames = (window[0],) * (self.num_frames - len(window)) + tuple(window)
         return Sample(
             id=f"decision {self._num_seen}",

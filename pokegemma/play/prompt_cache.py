@@ -1,4 +1,4 @@
-"""Prompt after prompt of one player: what a prompt begins with as the one before did is not computed again."""
+"""A prefix cache for the prompts of one player: a beginning shared with the last prompt is not computed again."""
 
 import contextlib
 import hashlib
@@ -26,8 +26,8 @@ MAX_PICTURES = 64
 class PromptCache:
     """Score the buttons after prompts, with the keys and values of the last prompt (prefix caching).
 
-    Soft tokens of the last `MAX_PICTURES` distinct pictures are kept as well: a frame that the next window shows again,
-    or a screen that did not change, does not go through the tower twice. Pictures are told apart by their pixels.
+    Soft tokens of the last `MAX_PICTURES` distinct pictures are kept as well, so that the tower does not encode a frame
+    again that the next window repeats, or a screen that did not change. Pictures are compared by their pixels.
 
     Attributes:
         num_encoded: pictures that went through the tower so far.
@@ -59,7 +59,7 @@ class PromptCache:
 
         Raises:
             CheckFailedError: they are NaN.
-            ValueError: the prompt has other pictures.
+            ValueError: the prompt has another number of pictures.
         """
         with self._all_or_nothing():
             rest = self._keep_common(self._name_tokens(ids, pictures))
@@ -74,9 +74,9 @@ class PromptCache:
         return checked_scores(said)
 
     def prepare(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> None:
-        """Compute what the next prompts will begin with, while nobody waits.
+        """Compute the beginning of the next prompts.
 
-        Args: as in `score`; no picture is cut off.
+        Args: as in `score`; the beginning does not end inside a picture.
         """
         names = self._name_tokens(ids, pictures)
         if names == self._said[: len(names)]:
@@ -89,7 +89,7 @@ class PromptCache:
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Forget everything where a block is interrupted: then some layers hold the new tokens, and others do not."""
+        """Empty the cache where a block is interrupted, since only some of its layers contain the new tokens then."""
         try:
             yield
         except BaseException:  # Ctrl-C, memory
@@ -97,7 +97,7 @@ class PromptCache:
             raise
 
     def _name_tokens(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> list[int | bytes]:
-        """Return what tells tokens from others: their number, or for a soft token its picture."""
+        """Return the identity of each token: its number, or for a soft token its picture."""
         processor = self.predictor.collator.processor
         image_token, per_picture = processor.tokenizer.image_token_id, processor.image_seq_length
         if ids.count(image_token) != len(pictures) * per_picture:
@@ -106,9 +106,9 @@ class PromptCache:
         return [next(soft) if token == image_token else token for token in ids]
 
     def _keep_common(self, names: list[int | bytes]) -> list[int | bytes]:
-        """Forget what the prompt does not begin with, and return what it goes on with.
+        """Remove from the cache all that the prompt does not begin with, and return the rest of the prompt.
 
-        A picture's tokens see each other, also the later ones: but they have one name, so it is kept whole or not.
+        The tokens of a picture see each other, also later ones; they share one name, so a picture is kept whole or not.
         """
         pairs = enumerate(zip(names, self._said, strict=False))
         common = next((at for at, (new, old) in pairs if new != old), min(len(names), len(self._said)))

@@ -185,8 +185,8 @@ def test_frames_that_no_prompt_shows_again_are_forgotten_also_where_nothing_is_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"goal": "x", "num_frames": 0}, "0 frames"),
-        ({"goal": "x", "max_decisions": 3, "overlap_decisions": 3}, "3 of 3 decisions"),
+        ({"goal": "x", "num_frames": 0}, "num_frames 0"),
+        ({"goal": "x", "max_decisions": 3, "overlap_decisions": 3}, "overlap_decisions 3"),
     ],
 )
 def test_numbers_that_leave_nothing_are_refused(trained: Predictor, options: dict, message: str) -> None:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def attach_adapter(model: PreTrainedModel, adapter: Adapter, base: str) -> PeftModel:
     """Return a loaded base with its adapter, ready for inference; `model` itself is changed.
 
-    PEFT alone adapts what adapter_config.json matches, and passes over tensors whose names fit no layer.
+    PEFT itself adapts all layers that adapter_config.json matches, and ignores tensors whose names fit no layer.
 
     Raises:
         PokegemmaError: a tensor has no layer, a layer has no tensors, or a shape differs.
@@ -70,15 +70,15 @@ def _is_of_adapter(name: str) -> bool:
 
 
 def saved_name(name: str) -> str:
-    """Return what PEFT calls a weight of an attached adapter in its file."""
+    """Return the name that a weight of an attached adapter has in PEFT's file."""
     parts = [part for part in name.split(".") if part not in ("default", "modules_to_save")]
     return ".".join(parts).replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def check_tensors(folder: Path, model: torch.nn.Module) -> None:
-    """Refuse an adapter that training would continue, in `folder`, unless it has exactly the tensors of the model's.
+    """Refuse to continue training from an adapter in `folder` whose tensors are not exactly those of the model.
 
-    `Trainer` passes over the others with a warning. A folder that contains no adapter is left to it.
+    `Trainer` ignores the others with a warning. It also handles a folder that contains no adapter.
 
     Raises:
         PokegemmaError: they differ.
@@ -156,7 +156,7 @@ def _check_complete(adapter: Adapter, model: PreTrainedModel, modules: dict[str,
 
 
 def _differing_prefixes(name: str, other: str) -> tuple[str, str]:
-    """Return what two spellings of a layer's name have before the part that they share."""
+    """Return the beginnings of two spellings of a layer's name, before the part that they share."""
     parts, others = name.split("."), other.split(".")
     while parts and others and parts[-1] == others[-1]:
         parts.pop(), others.pop()
@@ -164,10 +164,10 @@ def _differing_prefixes(name: str, other: str) -> tuple[str, str]:
 
 
 def _untie(model: PreTrainedModel, adapted: list[str]) -> None:
-    """Give the LM head weights of its own where an adapter changes embeddings or head: merging would change both."""
+    """Untie the LM head where an adapter changes embeddings or head: otherwise merging would change both."""
     if not {"embed_tokens", "lm_head"} & set(adapted) or not model.config.tie_word_embeddings:
         return
-    logger.warning("the adapter changes embeddings or LM head, which are tied: they are kept apart from now on")
+    logger.warning("the adapter changes embeddings or LM head, which are tied: they are untied")
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False

@@ -39,7 +39,7 @@ class LoraLayer:
     Attributes:
         name: of the layer in the model that was trained.
         parts: the tensors, by what follows the layer's name, such as lora_A.weight.
-        alpha: over the rank, or over its root (`use_rslora`), it is the factor of B A.
+        alpha: divided by the rank, or by its root (`use_rslora`), it is the factor of B A.
     """
 
     name: str
@@ -94,10 +94,10 @@ def name_some(names: Sequence[str]) -> str:
 
 
 def read_adapter(path: Path) -> Adapter:
-    """Return the adapter in a folder. A checkpoint-N folder of a run that has not finished will do, when it is named.
+    """Return the adapter in a folder, which may be a checkpoint-N of an unfinished run.
 
     Raises:
-        PokegemmaError: there is no whole LoRA adapter at `path`.
+        PokegemmaError: `path` does not contain a complete LoRA adapter.
     """
     run = _check_folder(path)
     config = _read_config(path)
@@ -128,7 +128,7 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def _without_peft(name: str) -> str:
-    """Return a tensor's name without what it has in the state_dict of a PeftModel and, as a rule, not in a file."""
+    """Return a tensor's name without the parts that PEFT adds in the state_dict of a PeftModel."""
     return ".".join(part for part in name.split(".") if part not in ("default", "modules_to_save", "base_layer"))
 
 
@@ -154,7 +154,7 @@ def _check_folder(path: Path) -> dict[str, Any]:
             "--resume_from_checkpoint, or name one of its checkpoints"
         )
     if not (path / CONFIG_FILE).is_file():
-        raise PokegemmaError(f"{path}: holds no adapter ({CONFIG_FILE} not found)")
+        raise PokegemmaError(f"{path}: contains no adapter ({CONFIG_FILE} not found)")
     old = path / "adapter_model.bin"
     if old.is_file() and not (path / WEIGHTS_FILE).is_file():
         raise PokegemmaError(
@@ -184,14 +184,14 @@ def _read_config(path: Path) -> LoraConfig:
         raise PokegemmaError(f"{path}: {CONFIG_FILE} sets {used[0]}, which is not supported; merge it with PEFT itself")
     if str(config.init_lora_weights).lower().startswith(_CHANGE_THE_BASE):
         raise PokegemmaError(
-            f"{path}: it began with init_lora_weights={config.init_lora_weights!r}, which changes the base; save it "
-            "with PEFT's path_initial_model_for_weight_conversion"
+            f"{path}: its training began with init_lora_weights={config.init_lora_weights!r}, which changes the base; "
+            "save it with PEFT's path_initial_model_for_weight_conversion"
         )
     return config
 
 
 def _find_damage(config: LoraConfig) -> str | None:
-    """Return what PEFT would stumble over later: a value of the wrong kind, or a regex that is none."""
+    """Return which value would fail in PEFT later: one of a wrong type, or an invalid regular expression."""
     for name, kind in (("r", int), ("lora_alpha", int | float), ("rank_pattern", dict), ("alpha_pattern", dict)):
         if not isinstance(getattr(config, name), kind):
             return f"{name} is {getattr(config, name)!r}"

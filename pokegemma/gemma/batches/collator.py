@@ -1,4 +1,4 @@
-"""Samples to Gemma 3 batches: text and pictures in, padded tensors with answer-only labels out."""
+"""Make batches of samples for Gemma 3: padded tensors, with labels on the answers only."""
 
 import functools
 import os
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 class TokenRow:
     """A tokenized conversation: `labelled` says which of `ids` are answers to learn.
 
-    `answer_starts`: where answers begin, also those that are not to be learned, the context of a trajectory.
+    `answer_starts`: where answers begin, also those in the context of a trajectory, which are not learned.
     """
 
     ids: list[int]
@@ -58,7 +58,7 @@ def read_example(example: Example | Row) -> Example:
 
 @dataclass
 class Gemma3Collator:
-    """Make batches for a `Gemma3ForConditionalGeneration` that `vision.accept_compact_batches` has prepared.
+    """Make batches for a `Gemma3ForConditionalGeneration` that `accept_compact_batches` has prepared.
 
     Called with a list of samples, of trajectories, or of rows of the training dataset, it returns, padded on the right:
 
@@ -66,8 +66,8 @@ class Gemma3Collator:
       <start_of_image>, `processor.image_seq_length` soft tokens, <end_of_image>;
     - `attention_mask` (rows, length) int64: 0 at padding;
     - `token_type_ids` (rows, length) int64: 1 at soft tokens, which makes attention inside a picture
-      bidirectional (without it transformers trains causal attention there); 0 everywhere for a model that is to be
-      causal there, see `image_attention`;
+      bidirectional (without it transformers trains causal attention there); 0 everywhere for a model that is causal
+      there, see `image_attention`;
     - `pixel_values` (distinct pictures of the batch, 3, height, width) float32, or with a feature cache
       `image_features` (distinct pictures, tokens, width);
     - `image_index` (pictures in the text) int64: which of these each is;

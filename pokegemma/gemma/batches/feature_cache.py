@@ -1,6 +1,6 @@
-"""A cache on disk of what the frozen vision tower makes of each frame: encoded once, memory-mapped ever after.
+"""A cache on disk of the soft tokens that the frozen vision tower makes of each frame, read by memory mapping.
 
-    DIR/key.json                     what the features depend on
+    DIR/key.json                     all that the features depend on
     DIR/chunks/<name>.safetensors    `features` (frames, tokens, width), and the SHA-256 of each frame's file
 
 A frame costs tokens x width x bytes of a number: 1.25 MiB for google/gemma-3-4b-it in bfloat16, 0.31 MiB at 448 px.
@@ -24,7 +24,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
 
 FRAMES_PER_CHUNK = 128
-"""The unit of work that a killed precompute loses at most, and that workers share out."""
+"""The unit of work of a worker; a killed run loses one of them at most."""
 
 _KEY_FILE, _CHUNKS, _TENSOR = "key.json", "chunks", "features"
 _NUM_HASHING_THREADS = 8
@@ -45,9 +45,9 @@ class Chunk:
 
 @dataclass
 class FeatureCache:
-    """The features of one model in a folder; see `open_cache` and `vision_features.prepare_cache`.
+    """The features of one model in a folder; see `open_cache` and `feature_encoder.prepare_cache`.
 
-    `digests`: the SHA-256 of each known frame's file, by path. It goes to the workers of a DataLoader by value.
+    `digests`: the SHA-256 of each known frame's file, by path. The workers of a DataLoader get a copy of it.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class FeatureCache:
         return f"{self.folder}: {number} frames, {size / 2**20:.2f} MiB each, {number * size / 2**30:.2f} GiB"
 
     def refresh(self) -> None:
-        """Read which frames the chunks on disk hold.
+        """Read which frames the chunks on disk contain.
 
         Raises:
             PokegemmaError: a chunk is damaged.
@@ -78,13 +78,13 @@ class FeatureCache:
                 with safe_open(path, framework="pt") as chunk:
                     digests, shape = chunk.metadata()["frames"].split(), chunk.get_slice(_TENSOR).get_shape()
             except (OSError, SafetensorError, KeyError, TypeError) as error:
-                raise PokegemmaError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+                raise PokegemmaError(f"{path} is damaged ({error}); delete it, and it is written again") from error
             if shape != [len(digests), self.key["tokens"], self.key["width"]]:
-                raise PokegemmaError(f"{path} is damaged (shape {shape}); delete it, and it is made again")
+                raise PokegemmaError(f"{path} is damaged (shape {shape}); delete it, and it is written again")
             self._places |= {digest: (path.stem, row) for row, digest in enumerate(digests)}
 
     def missing_chunks(self) -> list[Chunk]:
-        """Return the frames without features in chunks: the same for every process that asks."""
+        """Return the frames without features in chunks; the result is the same in every process."""
         paths = {digest: path for path, digest in sorted(self.digests.items(), reverse=True)}
         missing = sorted(digest for digest in paths if digest not in self._places)
         parts = (missing[start : start + FRAMES_PER_CHUNK] for start in range(0, len(missing), FRAMES_PER_CHUNK))
@@ -113,9 +113,7 @@ class FeatureCache:
             try:
                 rows.append(_open_chunk(chunk).get_slice(_TENSOR)[place[1]])
             except (OSError, SafetensorError) as error:
-                raise PokegemmaError(
-                    f"{chunk} is damaged or missing ({error}); run again, and it is made again"
-                ) from error
+                raise PokegemmaError(f"{chunk} is damaged or missing ({error}); run again to write it again") from error
         return torch.stack(rows)
 
     def _chunk_path(self, name: str) -> Path:
@@ -128,10 +126,10 @@ def _open_chunk(path: Path) -> Any:
 
 
 def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
-    """Return the cache in `folder`, made if there is none.
+    """Return the cache in `folder`, which is created if it does not exist.
 
     Raises:
-        PokegemmaError: it was made with another model, size or processor, or the folder holds something else.
+        PokegemmaError: the cache is of another model, size or processor, or the folder contains other files.
     """
     path = folder / _KEY_FILE
     try:
@@ -141,11 +139,11 @@ def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
             if different:
                 raise PokegemmaError(
                     f"--vision_features {folder} is of another model or size ({', '.join(different)} differ from "
-                    f"those in {path.name}); name another"
+                    f"those in {path.name}); choose another folder"
                 )
         elif folder.is_dir() and any(entry.name != _CHUNKS and entry.suffix != ".part" for entry in folder.iterdir()):
             raise PokegemmaError(
-                f"--vision_features {folder} holds something else (no {_KEY_FILE}); name another folder"
+                f"--vision_features {folder} contains other files (no {_KEY_FILE}); choose another folder"
             )
         else:
             (folder / _CHUNKS).mkdir(parents=True, exist_ok=True)
@@ -159,7 +157,7 @@ def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
 
 
 def hash_frames(paths: Iterable[str], *, progress: bool = True) -> dict[str, str]:
-    """Return the SHA-256 of each frame's file, by path: a frame is known by its content, not by its name.
+    """Return the SHA-256 of each frame's file, by path: frames are identified by their content, not by their name.
 
     Raises:
         PokegemmaError: a file cannot be read.
@@ -179,6 +177,6 @@ def hash_frames(paths: Iterable[str], *, progress: bool = True) -> dict[str, str
 
 
 def missing_feature_bytes(folder: Path, *, num_frames: int, bytes_per_frame: int) -> int:
-    """Return the bytes that a feature cache for `num_frames` will grow by: what is in it counts as theirs."""
+    """Return the bytes that a feature cache for `num_frames` will grow by, if its features are all of these frames."""
     written = sum(path.stat().st_size for path in (folder / _CHUNKS).glob("*.safetensors"))
     return max(0, num_frames * bytes_per_frame - written)

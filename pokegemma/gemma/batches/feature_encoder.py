@@ -38,7 +38,7 @@ def _vision_parameters(model: Gemma3ForConditionalGeneration) -> list[tuple[str,
 
 
 def _gathered(model: Gemma3ForConditionalGeneration) -> AbstractContextManager:
-    """Return a context in which tower and projector are whole, also where ZeRO-3 has cut them into shards."""
+    """Return a context in which tower and projector are whole, also where ZeRO-3 has partitioned them."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     import deepspeed
@@ -47,7 +47,7 @@ def _gathered(model: Gemma3ForConditionalGeneration) -> AbstractContextManager:
 
 
 def feature_key(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor) -> dict[str, Any]:
-    """Return what soft tokens depend on: every weight of tower and projector, type, size, processor settings."""
+    """Return all that soft tokens depend on: every weight of tower and projector, type, size, processor settings."""
     digest = hashlib.sha256()
     with _gathered(model):
         for name, weight in sorted(_vision_parameters(model), key=lambda pair: pair[0]):
@@ -67,7 +67,7 @@ def feature_key(model: Gemma3ForConditionalGeneration, processor: Gemma3Processo
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns frames into features and puts them into a cache."""
+    """Vision tower and processor that turn frames into features and write them to a cache."""
 
     cache: FeatureCache
     model: Gemma3ForConditionalGeneration
@@ -76,15 +76,15 @@ class Encoder:
     num_workers: int = 0
 
     def fill(self, chunk: Chunk) -> None:
-        """Encode a chunk, unless another process has done so since: the same bytes for the same chunk."""
+        """Encode a chunk, unless another process has written it in the meantime: its bytes would be the same."""
         if not self.cache.has(chunk):
             self.cache.write(chunk, self._encode(chunk.paths))
 
     def check_shared_memory(self, *, flag: str) -> None:
-        """Refuse more workers than /dev/shm has room for; `flag` sets their number.
+        """Refuse more workers than /dev/shm has space for; `flag` sets their number.
 
         Raises:
-            SharedMemoryError: it has not.
+            SharedMemoryError: it has less space.
         """
         size = self.processor.image_processor.size
         batch_bytes = self.batch_size * 3 * size["height"] * size["width"] * 4
@@ -205,10 +205,10 @@ def prepare_cache(
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> FeatureCache:
-    """Return a cache that holds all of `paths`; several processes of one run share the work and wait for each other.
+    """Return a cache that contains all of `paths`; the processes of a run share the work and wait for each other.
 
-    One that was killed continues with the next call. Only tower and projector go to `device`, for as long as they
-    work: the rest may not fit it whole.
+    Work that was interrupted continues with the next call. Only tower and projector are moved to `device`, while they
+    encode: the whole model may not fit.
 
     Raises:
         PokegemmaError: see `open_cache` and `hash_frames`.
@@ -216,7 +216,7 @@ def prepare_cache(
     state = PartialState()
     cache = open_cache(folder, feature_key(model, processor))
     chunks = _find_work(cache, paths, progress=state.is_main_process)
-    state.wait_for_everyone()  # all must share out the same chunks, before one of them writes the first
+    state.wait_for_everyone()  # every process must have the same list of chunks before one of them writes a chunk
     mine = chunks[state.process_index :: state.num_processes]
     encoder = Encoder(cache, model, processor, batch_size, num_workers)
     if chunks:

@@ -1,4 +1,4 @@
-"""Samples to batches of Gemma 3n and Gemma 4, with the expansion of pictures that their own processors do."""
+"""Make batches of samples for Gemma 3n and Gemma 4, whose own processors expand the pictures."""
 
 import functools
 import itertools
@@ -54,13 +54,13 @@ class ProcessorCollator:
         return share({**batch, **self.pictures(samples), "labels": labels})
 
     def prompts(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Return a row a sample without answer and labels, padded on the left, for generation."""
+        """Return a row for each sample, without answer and labels and padded on the left, for generation."""
         rows = [self.tokenize(sample) for sample in samples]
         batch = self._batch([prompt for prompt, _ in rows], side="left")
         return {**batch, **self.pictures(samples)}
 
     def count_tokens(self, sample: Sample) -> int:
-        """Return the length of a conversation in tokens; of its pictures, reads the sizes alone."""
+        """Return the length of a conversation in tokens; only the sizes of its pictures are read."""
         return sum(map(len, self.tokenize(sample)))
 
     @functools.cached_property
@@ -84,11 +84,11 @@ class ProcessorCollator:
             raise PokegemmaError(str(error)) from error
 
     def tokenize(self, sample: Sample) -> tuple[list[int], list[int]]:
-        """Return the tokens of what generation starts from, and of the answer with its end of turn.
+        """Return the tokens of the prompt, and of the answer with its end of turn.
 
         Raises:
-            PokegemmaError: its text holds control symbols, a picture cannot be read, or the chat template is not one
-                of the family's.
+            PokegemmaError: its text contains control symbols, a picture cannot be read, or the chat template does not
+                belong to the family.
         """
         tokenizer = self.processor.tokenizer
         counts = self._count_soft_tokens(sample)
@@ -103,23 +103,23 @@ class ProcessorCollator:
         return prompt, answer
 
     def _split(self, sample: Sample) -> tuple[str, str]:
-        """Return the text that generation starts from, and that of the answer with its end of turn."""
+        """Return the text of the prompt, and of the answer with its end of turn."""
         messages = prompts.build_messages(sample, self.layout)
         prompt = self.processor.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
         whole, given = self.processor.apply_chat_template(messages, tokenize=False), prompt
         if not whole.startswith(given):
-            # Large Gemma 4 are asked for an answer after an empty thought, which their template leaves out once the
-            # answer is given: it is learned where generation will write it.
+            # The prompt of a large Gemma 4 ends with an empty thought, which the template leaves out before a given
+            # answer. The answer is trained after the thought, since generation writes it there.
             given = prompt.removesuffix(self.family.empty_thought)
         if not whole.startswith(given):
             raise PokegemmaError("the chat template writes a prompt differently when an answer follows")
         return prompt, whole[len(given) :]
 
     def _expand(self, pieces: Sequence[str], counts: list[int], *, name: str) -> list[str]:
-        """Replace the one token that the template writes for a picture by what the processor makes of it."""
+        """Replace the token that the template writes for a picture by the picture's soft tokens."""
         processor = self.processor
         if sum(piece.count(processor.image_token) for piece in pieces) != len(counts):
-            raise PokegemmaError(f"{name}: its text holds one of the model's control symbols")
+            raise PokegemmaError(f"{name}: its text contains one of the model's control symbols")
         sizes, number = {"num_soft_tokens_per_image": counts}, itertools.count()
         token = re.compile(re.escape(processor.image_token))
         return [token.sub(lambda _: processor.replace_image_token(sizes, image_idx=next(number)), p) for p in pieces]
@@ -137,7 +137,7 @@ class ProcessorCollator:
         return {**batch, self.family.token_types: soft.long()}
 
     def pictures(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Return what the image processor makes of every picture of the text of a batch's conversations."""
+        """Return the image processor's tensors for every picture in the text of a batch."""
         paths = [path for sample in samples for path in self.picture_paths(sample)]
         distinct = list(dict.fromkeys(paths))  # neighbouring windows share frames
         images = []
@@ -163,14 +163,14 @@ Collator = Gemma3Collator | ProcessorCollator
 def make_collator(processor: ProcessorMixin, *, layout: Layout, dataset_folder: Path, **options: Any) -> Collator:
     """Return the collator of the processor's family.
 
-    `options` are `Gemma3Collator`'s own; other families have none.
+    `options` are those of `Gemma3Collator`; other families have none.
 
     Raises:
-        PokegemmaError: the layout is a trajectory, whose evaluation keeps a cache by Gemma 3's rules.
+        PokegemmaError: the layout is trajectory, whose masks are those of Gemma 3, and the family is another one.
     """
     if isinstance(processor, Gemma3Processor):
         return Gemma3Collator(processor=processor, layout=layout, dataset_folder=dataset_folder, **options)
     collator = ProcessorCollator(processor=processor, layout=layout, dataset_folder=dataset_folder)
     if layout == "trajectory":
-        raise PokegemmaError(f"--layout trajectory is for Gemma 3 alone, not {collator.family.name}; take grid, frames")
+        raise PokegemmaError(f"--layout trajectory is for Gemma 3 only, not {collator.family.name}; use grid or frames")
     return collator

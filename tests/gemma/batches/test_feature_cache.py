@@ -175,7 +175,7 @@ def test_what_a_killed_process_left_of_the_key_is_not_something_else(model, proc
 
 def test_a_folder_with_something_else_is_refused(model, processor, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(PokegemmaError, match="holds something else"):
+    with pytest.raises(PokegemmaError, match=r"--vision_features .*no key\.json"):
         open_cache(tmp_path, feature_key(model, processor))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -239,7 +239,7 @@ def test_a_collator_with_features_opens_no_picture_and_goes_to_workers(
 def test_features_of_weights_that_are_trained_are_refused(options, tiny_model, toy_dataset, tmp_path) -> None:
     data = DataOptions(dataset_path=str(toy_dataset), vision_features=str(tmp_path / "cache"))
     training = TrainingOptions(output_dir=str(tmp_path / "a"), use_cpu=True)
-    with pytest.raises(PokegemmaError, match=f"--vision_features: --{next(iter(options))} trains what makes"):
+    with pytest.raises(PokegemmaError, match=f"--vision_features: --{next(iter(options))} "):
         sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora", **options))
     assert not (tmp_path / "cache").exists()
 

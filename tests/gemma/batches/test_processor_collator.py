@@ -163,7 +163,7 @@ def test_transparency_is_composited_as_the_image_processor_does(name, mixed, loa
 )
 def test_a_control_symbol_in_a_sample_is_refused(name, symbol, mixed: list[Sample], load_processor) -> None:
     sample = replace(mixed[0], question=f"{mixed[0].question} {symbol}")
-    with pytest.raises(PokegemmaError, match=f"{sample.id}: its text holds .*, one of the model's control symbols"):
+    with pytest.raises(PokegemmaError, match=f"{sample.id}: its text .*, one of the model's control symbols"):
         collator_of(load_processor(name))([sample])
 
 
@@ -175,6 +175,6 @@ def test_a_picture_that_cannot_be_read_is_named(mixed: list[Sample], load_proces
 
 
 def test_trajectories_are_for_gemma_3(load_processor, processor) -> None:
-    with pytest.raises(PokegemmaError, match="--layout trajectory is for Gemma 3 alone, not Gemma 4"):
+    with pytest.raises(PokegemmaError, match=r"--layout trajectory .* not Gemma 4"):
         collator_of(load_processor("gemma4"), "trajectory")
     assert isinstance(make_collator(processor, layout="trajectory", dataset_folder=Path()), Gemma3Collator)
