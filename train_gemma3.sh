@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Recorded play in, a trained, merged and evaluated Gemma 3 out. Makes its environment first (./init.sh).
+# Train Gemma 3 on recorded play, merge the adapter and evaluate the model. Makes its environment first (./init.sh).
 #
-#   ./train_gemma3.sh                               nothing configured: a demonstration, minutes on a CPU
+#   ./train_gemma3.sh                               without settings: a demonstration of minutes on a CPU
 #   DATASET_PATH=training_data ./train_gemma3.sh    google/gemma-3-4b-it on your data
 #   ./train_gemma3.sh --lora_r 32                   arguments go to scripts/sft_pokemon_gemma3.py
 #   ./train_gemma3.sh --resume_from_checkpoint      continue a run that was stopped
@@ -9,7 +9,8 @@
 # Variables, from the environment or .env (.env.example explains each; the environment wins): MODEL_NAME DATASET_PATH
 # EVAL_DATASET_PATH OUTPUT_DIR MAX_STEPS BATCH_SIZE GRAD_ACCUM LEARNING_RATE LAYOUT ACCELERATE_CONFIG
 # CUDA_VISIBLE_DEVICES HUGGINGFACE_TOKEN WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY
-# Relative paths start at this folder. Ctrl-C or SIGTERM: training saves a checkpoint and stops; once more: at once.
+# Relative paths start at this folder. On Ctrl-C or SIGTERM training saves a checkpoint and stops. A second one stops it
+# at once, without saving.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -23,7 +24,7 @@ fail() {
 }
 
 # First pass: make the environment, then run this script again with the settings of .env in its environment. So no token
-# is ever a word of this script, not even under `bash -x`.
+# is ever printed, not even under `bash -x`.
 if [[ -z ${POKEGEMMA_PYTHON:-} ]]; then
     ./init.sh --quiet
     POKEGEMMA_PYTHON=$(./init.sh --print-python)
@@ -43,7 +44,7 @@ for argument in "$@"; do
     case ${argument//-/_} in __finetuning=full) full=true ;; esac
     previous=$argument
     case ${name//-/_} in
-        __output_dir) fail "$name: set OUTPUT_DIR instead; merging and evaluation must know it, too" ;;
+        __output_dir) fail "$name: set OUTPUT_DIR instead; merging and evaluation read it, too" ;;
         __dataset_path | __eval_dataset_path) fail "$name: set DATASET_PATH, EVAL_DATASET_PATH instead; other steps read them" ;;
         __model_name_or_path | __model_name) fail "$name: set MODEL_NAME instead; the check before training reads it, too" ;;
         __layout) fail "$name: set LAYOUT instead; evaluation must use the same" ;;
@@ -73,7 +74,7 @@ else
     if [[ ! -e $dataset/train.jsonl ]]; then
         for sessions in "$dataset/runs" "$dataset"; do
             if compgen -G "$sessions/session_*" >/dev/null; then
-                echo "error: DATASET_PATH=$dataset holds recorded sessions, not samples. Convert them first:" >&2
+                echo "error: DATASET_PATH=$dataset contains recorded sessions, not samples. Convert them first:" >&2
                 echo "    $python scripts/convert_eevee_data_v2.py --eevee_data_dir $sessions --output_dir training_data" >&2
                 echo "    DATASET_PATH=training_data $launcher" >&2
                 exit 2
@@ -120,13 +121,13 @@ if $demonstration; then
     export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}  # it needs nothing from the network
     mark=$output_dir/.pokegemma_demonstration
     if [[ ! -e $mark && -n $(ls -A "$output_dir" 2>/dev/null || true) ]]; then
-        fail "OUTPUT_DIR=$output_dir holds files that are not the demonstration's; choose a new folder"
+        fail "OUTPUT_DIR=$output_dir contains files that are not from the demonstration; choose a new folder"
     fi
     mkdir -p "$output_dir"
     : >"$mark"
     replace=(--overwrite)
 elif [[ -e $adapter || -e $merged || -e $evaluation ]]; then
-    $resume || $overwrite || fail "$output_dir holds an earlier run: continue with $launcher --resume_from_checkpoint," \
+    $resume || $overwrite || fail "$output_dir contains an earlier run: continue with $launcher --resume_from_checkpoint," \
         "start over with --overwrite, or set OUTPUT_DIR to a new folder"
     replace=(--overwrite)
 fi
@@ -140,15 +141,15 @@ trap 'rm -rf "$work"' EXIT
 number=0 child="" step_name="" stop_status=""
 
 # Each step runs in the background, since bash would handle a signal only after a step in the foreground had ended.
-stop() {  # stop EXIT_STATUS: the first time ask, then insist
+stop() {  # stop EXIT_STATUS: send SIGTERM to the step, the second time SIGKILL
     local signal=KILL
     if [[ -z $stop_status ]]; then
         signal=TERM stop_status=$1
-        echo "stopping ... (once more: at once, saving nothing)" >&2 || true  # the terminal may be gone
+        echo "stopping ... (press Ctrl-C again to stop now without saving)" >&2 || true  # the terminal may be gone
     fi
     [[ -n $child ]] || return 0
-    # In training the processes that `accelerate launch` started are asked, not it: it would die and leave them behind,
-    # or give them 30 s to save a checkpoint.
+    # In training the signal goes to the processes that `accelerate launch` started, and not to it: it would end without
+    # them, or give them only 30 s to save a checkpoint.
     "$python" - "$child" "$signal" "$step_name" <<'PYTHON' || true
 import signal, sys, psutil
 pid, name, is_training = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "train"
@@ -212,7 +213,7 @@ run_step() {  # run_step NAME "what it does" RESULT command...
         exit "$stop_status"
     fi
     if [[ $status -ne 0 ]]; then
-        echo "error: step $number ($step_name) failed with exit status $status; what it printed: $log" >&2
+        echo "error: step $number ($step_name) failed with exit status $status; its output: $log" >&2
         exit "$status"
     fi
     echo "[$number/$num_steps] took $((SECONDS - started)) s; result: $result"
@@ -229,8 +230,9 @@ fi
 train_options=()
 if $demonstration && ! $own_config; then
     train_options+=(--config training_configs/toy.yaml)
-    # A batch counts conversations: one has as many decisions as toy.yaml's batch has samples.
+    # A batch counts conversations, and one has up to 16 decisions.
     if [[ ${LAYOUT:-} == trajectory ]]; then BATCH_SIZE=${BATCH_SIZE:-1}; fi
+    evaluate_options+=(--batch_size 32)  # a tiny model has room for more decisions at once
 fi
 if [[ -n ${MAX_STEPS:-} ]]; then train_options+=(--max_steps "$MAX_STEPS"); fi
 if [[ -n ${BATCH_SIZE:-} ]]; then train_options+=(--per_device_train_batch_size "$BATCH_SIZE"); fi
@@ -244,7 +246,7 @@ if $full; then num_steps=3 merged=$adapter; fi  # a whole model: nothing to merg
 if $demonstration; then
     recorded=$output_dir/recorded
     if $resume && [[ -e $dataset/train.jsonl && -e $model/config.json ]]; then
-        echo "continuing the demonstration in $output_dir: game, dataset and base model are there"
+        echo "continuing the demonstration in $output_dir: game, dataset and base model exist"
     else
         num_steps=$((num_steps + 3))
         echo "MODEL_NAME and DATASET_PATH are not set: running the demonstration, a tiny Gemma 3 that learns a small game"
@@ -253,7 +255,7 @@ if $demonstration; then
         run_step convert "Converting the recorded sessions to samples" "$dataset" \
             "$python" scripts/convert_eevee_data_v2.py --eevee_data_dir "$recorded/runs" --output_dir "$dataset" "${replace[@]}"
         run_step base_model "Making a tiny Gemma 3 with random weights" "$model" \
-            "$python" scripts/make_tiny_model.py --output_dir "$model" "${replace[@]}"
+            "$python" scripts/make_tiny_model.py --output_dir "$model" --num_image_tokens 64 "${replace[@]}"
     fi
 else
     echo "training $model on $dataset, under $config_file"
@@ -267,7 +269,7 @@ run_step train "Training" "$adapter" \
     ${train_options[@]+"${train_options[@]}"}
 $full || run_step merge "Merging the adapter into the base model" "$merged" \
     "$python" scripts/merge_qlora.py --lora_path "$adapter" --output_path "$merged" --verify ${replace[@]+"${replace[@]}"}
-run_step evaluate "Evaluating the merged model beside the baselines" "$evaluation" \
+run_step evaluate "Evaluating the merged model next to the baselines" "$evaluation" \
     "$python" scripts/evaluate.py --model_path "$merged" "${evaluate_options[@]}" --output_dir "$evaluation" \
     ${replace[@]+"${replace[@]}"}
 

@@ -1,13 +1,16 @@
 """Make a tiny random Gemma that loads wherever the published ones do, to try the pipeline without a GPU.
 
 python scripts/make_tiny_model.py --output_dir outputs/tiny_gemma3
+python scripts/make_tiny_model.py --num_image_tokens 64 --output_dir outputs/quick_gemma3
 python scripts/make_tiny_model.py --family gemma4 --output_dir outputs/tiny_gemma4
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pokegemma.cli import parse_options, run
+from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import write_run_record
 
@@ -19,8 +22,16 @@ class TinyModelOptions:
         default="gemma3",
         metadata={"help": "gemma3, gemma3n (needs timm) or gemma4.", "choices": ["gemma3", "gemma3n", "gemma4"]},
     )
+    num_image_tokens: Literal[64, 256] = field(
+        default=256,
+        metadata={"help": "Tokens of a picture of a gemma3. 64 trains faster; mlx-vlm reads models with 256 only."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the weights and of the tokenizer's corpus."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing folder."})
+
+    def __post_init__(self) -> None:
+        if self.num_image_tokens != 256 and self.family != "gemma3":
+            raise PokegemmaError(f"--num_image_tokens {self.num_image_tokens}: only for --family gemma3")
 
 
 def main() -> None:
@@ -29,7 +40,8 @@ def main() -> None:
         from pokegemma.gemma.families import FAMILIES
         from pokegemma.gemma.tiny.gemma3n_gemma4 import make_tiny
 
-        make_tiny(options.family, folder, seed=options.seed)
+        sizes = {"num_image_tokens": options.num_image_tokens} if options.family == "gemma3" else {}
+        make_tiny(options.family, folder, seed=options.seed, **sizes)
         write_run_record(folder, stage="tiny model", options=vars(options), seed=options.seed)
     print(f"tiny {FAMILIES[options.family].name} checkpoint in {options.output_dir}")
 

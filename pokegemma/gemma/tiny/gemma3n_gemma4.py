@@ -58,9 +58,10 @@ _SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 _LAYERS = ["sliding_attention", "full_attention"] * 2
 
 
-def make_tiny(family: FamilyName, folder: Path, *, seed: int = 0) -> None:
-    """Write a tiny random checkpoint of a family to an existing folder, with its default sizes."""
-    {"gemma3": make_tiny_gemma3, "gemma3n": make_tiny_gemma3n, "gemma4": make_tiny_gemma4}[family](folder, seed=seed)
+def make_tiny(family: FamilyName, folder: Path, *, seed: int = 0, **sizes: int) -> None:
+    """Write a tiny random checkpoint of a family to an existing folder; `sizes` replace its default sizes."""
+    makers = {"gemma3": make_tiny_gemma3, "gemma3n": make_tiny_gemma3n, "gemma4": make_tiny_gemma4}
+    makers[family](folder, seed=seed, **sizes)
 
 
 def _write_model(folder: Path, config: PreTrainedConfig, *, end_of_turn: int) -> None:
