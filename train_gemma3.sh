@@ -249,11 +249,13 @@ if $demonstration; then
         echo "continuing the demonstration in $output_dir: game, dataset and base model exist"
     else
         num_steps=$((num_steps + 3))
-        echo "MODEL_NAME and DATASET_PATH are not set: running the demonstration, a tiny Gemma 3 that learns a small game"
+        echo "MODEL_NAME and DATASET_PATH are not set: running the demonstration."
+        echo "A tiny Gemma 3 learns a small game, in which one frame is enough to choose the button."
         run_step record "Recording a scripted player in the toy game" "$recorded/runs" \
             "$python" scripts/record_toy_game.py --output_dir "$recorded" --seed 0 "${replace[@]}"
         run_step convert "Converting the recorded sessions to samples" "$dataset" \
-            "$python" scripts/convert_eevee_data_v2.py --eevee_data_dir "$recorded/runs" --output_dir "$dataset" "${replace[@]}"
+            "$python" scripts/convert_eevee_data_v2.py --eevee_data_dir "$recorded/runs" --output_dir "$dataset" \
+            --num_frames 1 "${replace[@]}"
         run_step base_model "Making a tiny Gemma 3 with random weights" "$model" \
             "$python" scripts/make_tiny_model.py --output_dir "$model" --num_image_tokens 64 "${replace[@]}"
     fi

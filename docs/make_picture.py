@@ -36,7 +36,8 @@ class PictureOptions:
 def play(options: PictureOptions) -> list[Image.Image]:
     """Return one picture for each turn, and the screen after the last."""
     world = ToyWorld(options.seed)
-    player = Player(load_predictor(options.model_path, dataset_folder=".", layout="grid"), goal=world.goal)
+    predictor = load_predictor(options.model_path, dataset_folder=".", layout="grid")
+    player = Player(predictor, goal=world.goal, num_frames=1)
     pictures = []
     while not world.is_done and len(pictures) < options.num_turns:
         screen = world.render()

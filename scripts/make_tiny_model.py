@@ -5,6 +5,7 @@ python scripts/make_tiny_model.py --num_image_tokens 64 --output_dir outputs/qui
 python scripts/make_tiny_model.py --family gemma4 --output_dir outputs/tiny_gemma4
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,8 @@ from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import write_run_record
+
+PATCH_SIZE_PX = 14
 
 
 @dataclass
@@ -24,7 +27,10 @@ class TinyModelOptions:
     )
     num_image_tokens: Literal[64, 256] = field(
         default=256,
-        metadata={"help": "Tokens of a picture of a gemma3. 64 trains faster; mlx-vlm reads models with 256 only."},
+        metadata={
+            "help": "Tokens of a gemma3's picture, one for each patch of 14 px. 64 (112 px) are faster; mlx-vlm reads "
+            "models with 256 (224 px) only."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the weights and of the tokenizer's corpus."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing folder."})
@@ -40,7 +46,10 @@ def main() -> None:
         from pokegemma.gemma.families import FAMILIES
         from pokegemma.gemma.tiny.gemma3n_gemma4 import make_tiny
 
-        sizes = {"num_image_tokens": options.num_image_tokens} if options.family == "gemma3" else {}
+        sizes: dict[str, int] = {}
+        if options.family == "gemma3":
+            side = math.isqrt(options.num_image_tokens)
+            sizes = {"num_image_tokens": options.num_image_tokens, "image_size_px": side * PATCH_SIZE_PX}
         make_tiny(options.family, folder, seed=options.seed, **sizes)
         write_run_record(folder, stage="tiny model", options=vars(options), seed=options.seed)
     print(f"tiny {FAMILIES[options.family].name} checkpoint in {options.output_dir}")

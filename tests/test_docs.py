@@ -73,7 +73,8 @@ def flags_of(program: str) -> frozenset[str]:
         parsers = [make_options.parser_of(program.removesuffix(".py").replace("/", "."))]
     else:
         return frozenset(re.findall(r"(?<![\w-])--[a-z][\w-]*", read(program)))
-    return frozenset(flag for parser in parsers for action in parser._actions for flag in action.option_strings)
+    flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    return frozenset({*flags, "--config"})  # which TRL's parser reads before its other options
 
 
 @functools.cache
