@@ -570,7 +570,7 @@ def check_losses(options: BenchmarkOptions, results: list[dict[str, Any]]) -> fl
     return worst
 
 
-def format_table(results: list[dict[str, Any]]) -> str:
+def throughput_table(results: list[dict[str, Any]]) -> str:
     lines = [
         "| | decisions/s | ratio | peak MiB of a step | tokens a decision | tower calls a step | pictures a decision | "
         "teraFLOP a decision | waiting for data |",
@@ -599,7 +599,7 @@ def main() -> None:
             linked.symlink_to(Path(options.dataset_path).resolve())
             options = replace(options, dataset_path=str(linked))
         results = measure(options)
-        print(format_table(results), file=sys.stderr)  # not lost if the losses differ
+        print(throughput_table(results), file=sys.stderr)  # not lost if the losses differ
         worst = check_losses(options, results)
         rate = call(options, "matrix rate")
     record = {
@@ -615,7 +615,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(record, indent=2))
         return
-    print(format_table(results))
+    print(throughput_table(results))
     print(f"\nlosses equal stock TRL's on the same samples, largest difference {worst:.1e}")
     checkpointed = [one for one in results if one["row"]["checkpointing"] and not one["row"]["stock"]]
     most = max(checkpointed, key=lambda one: one["peak_mib"])

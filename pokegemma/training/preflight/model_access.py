@@ -1,6 +1,5 @@
-"""Is the model there, whole, and may it be used? A folder, the local cache, or the Hugging Face Hub."""
+"""Whether the model can be loaded from a folder, the local cache or the Hugging Face Hub, complete and permitted."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -15,35 +14,27 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from pokegemma.data.checks.records import Check
+from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.loading import open_checkpoint
-
-_GIB = 2**30
-_INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+from pokegemma.gemma.weight_files import weight_files
 
 
 def _folder_problems(folder: Path) -> list[str]:
-    """Return what a checkpoint folder lacks: the config, whole weights, tokenizer, image processor, chat template."""
+    """Return problems of a checkpoint folder: of its config, weights, tokenizer, image processor or chat template."""
     if not (folder / "config.json").is_file():
         return ["config.json is missing"]
-    problems = []
-    index = folder / _INDEX
-    if index.is_file() and not (folder / _WEIGHTS).is_file():  # transformers prefers the one file
+    problems, files = [], []
+    try:
+        files = weight_files(folder)
+    except PokegemmaError as error:
+        problems.append(str(error).removeprefix(f"{folder}: "))
+    for path in files:
         try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            return [f"{index.name} cannot be read: {error}"]
-    else:
-        shards = [_WEIGHTS]
-    for shard in shards:
-        if not (folder / shard).is_file():
-            problems.append(f"{shard} is missing")
-            continue
-        try:
-            with safe_open(folder / shard, framework="pt"):
+            with safe_open(path, framework="pt"):
                 pass  # compares the header with the file's size
         except (SafetensorError, OSError) as error:
-            problems.append(f"{shard} is damaged: {error}")
+            problems.append(f"{path.name} is damaged: {error}")
     try:
         _ = open_checkpoint(folder).processor
     except PokegemmaError as error:
@@ -72,11 +63,11 @@ def _check_hub_access(model: str) -> Check:
     except ValueError:
         return Check(name, "FAIL", f"{model} is neither a folder nor a model id like google/gemma-3-4b-it")
     size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
-    return Check(name, "PASS", f"{model} can be downloaded ({size / _GIB:.1f} GiB)")
+    return Check(name, "PASS", f"{model} can be downloaded ({size / GIB:.1f} GiB)")
 
 
 def is_on_this_machine(model: str) -> bool:
-    """Return whether `model` is a folder, or whole in the local cache of the Hub."""
+    """Return whether `model` is a folder, or complete in the local cache of the Hub."""
     if Path(model).is_dir():
         return True
     try:

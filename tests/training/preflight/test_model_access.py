@@ -64,7 +64,7 @@ def test_a_missing_file_fails_and_is_named(folder, name):
     (folder / name).unlink()
     check = check_model_access(str(folder))
     assert check.status == "FAIL"
-    assert check.summary == f"{folder}: {name} is missing"
+    assert check.status == "FAIL" and str(folder) in check.summary and name in check.summary
 
 
 def test_a_missing_processor_fails(folder):
@@ -89,7 +89,8 @@ def test_a_shard_that_the_index_names_must_be_there(folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index["weight_map"]["a"] = "model-00001-of-00002.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "model-00002-of-00002.safetensors is missing" in check_model_access(str(folder)).summary
+    check = check_model_access(str(folder))
+    assert check.status == "FAIL" and "model-00002-of-00002.safetensors" in check.summary
 
 
 def test_a_path_that_is_not_there_is_not_taken_for_a_model_id():
