@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,10 +23,12 @@ from pokegemma.export.mlx import convert_to_mlx
 from pokegemma.gemma.families import TOWER
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.play.toy_recorder import record_sessions
-from pokegemma.provenance import PROJECT_ROOT
-from tests.processes import call_script, free_port
-from tests.training.fsdp_on_cpu import FSDP_ON_CPU
+from pokegemma.provenance import PROJECT_ROOT, read_run_record
+from tests.conftest import MakeOnce
+from tests.processes import call_script, free_port, killed_after
+from tests.training.launched_runs import LaunchedRun, write_runs
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a launch trains seven times, also on a busy machine
 KEYS = ("loss", "grad_norm", "eval_loss", "eval_button_accuracy")
 BATCH, NUM_STEPS = 4, 6  # samples (or trajectories) an optimizer step, over all processes
 FULL = {"finetuning": "full", "learning_rate": 1e-4}
@@ -48,18 +49,11 @@ MODES = {  # engine, class of the wrapped LoRA model, whether parameters are sha
     "fsdp2": ("fsdp2", "FSDPPeftModel", True),
 }
 TWO_PROCESSES = ("multi_gpu", "deepspeed_zero3", "fsdp2")
+WITH_FEATURES = {"multi_gpu": "shared_rows", "deepspeed_zero3": "trajectory", "fsdp2": "trajectory"}
+"""The variant that is trained from cached features under a config."""
+
 Launch = tuple[dict[str, list[float]], Path]
 """What a run logged, and its output folder."""
-
-
-WITHOUT_COMPILER = f"""
-import runpy
-import deepspeed
-
-deepspeed.ops.__compatible_ops__ = {{}}
-runpy.run_path({str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
-"""
-"""DeepSpeed would try a compiler on all its parts, then compile what only processes of a CPU exchange tensors by."""
 
 
 def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:
@@ -71,25 +65,24 @@ def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:
     return path
 
 
-def launcher(name: str, folder: Path, *, num_processes: int) -> list[str]:
-    """Return the command that trains under accelerate_configs/`name`.yaml on a CPU, to which options are added."""
-    script = PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py"
-    if name in ("deepspeed_zero3", "fsdp2"):
-        script = folder / "train.py"
-        script.write_text(WITHOUT_COMPILER if name == "deepspeed_zero3" else FSDP_ON_CPU)
-    port = str(free_port())
+def launch(name: str, runs: list[LaunchedRun], folder: Path) -> str:
+    """Have the runs trained under accelerate_configs/`name`.yaml on a CPU; return what the launcher printed."""
+    write_runs(folder / "runs.json", runs)
+    num_processes, port = 2 if name in TWO_PROCESSES else 1, str(free_port())
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PROJECT_ROOT)}
     if name == "multi_gpu":  # accelerate has no launcher for DDP on CPUs without MPI; torchrun starts the same
-        start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-        return [*start, "--master_port", port, str(script)]
-    config = config_for_cpu(name, folder, num_processes=num_processes)
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    return [*start, "--main_process_port", port, str(script)]
+        launcher = ["torch.distributed.run", "--nproc_per_node", str(num_processes), "--master_port", port]
+        environment["ACCELERATE_USE_CPU"] = "true"  # not for the others: they would put DDP in DeepSpeed's place
+    else:
+        config = config_for_cpu(name, folder, num_processes=num_processes)
+        launcher = ["accelerate.commands.launch", "--config_file", str(config), "--main_process_port", port]
+    command = [sys.executable, "-m", *launcher, str(Path(__file__).with_name("launched_runs.py")), folder / "runs.json"]
+    with killed_after(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)) as process:
+        return process.communicate()[1]
 
 
-def start_training(
-    launch: list[str] | None, output: Path, *, num_processes: int, **changes: Any
-) -> subprocess.CompletedProcess[str]:
-    """Train by a launcher's command, or in this process (None); `changes` are options."""
+def flags(output: Path, *, num_processes: int, **changes: Any) -> list[str]:
+    """Return the training script's arguments; `changes` are options."""
     # Samples that share a row must be in one forward pass; otherwise gradients of several passes are summed.
     batch_size = 2 if "samples_per_row" in changes else BATCH // num_processes // 2
     options = {
@@ -110,21 +103,7 @@ def start_training(
         "output_dir": output,
         **changes,
     }
-    flags = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    if launch is None:
-        return call_script("sft_pokemon_gemma3", *flags)
-    if "torch.distributed.run" in launch:  # not for `accelerate launch`: it would put DDP in DeepSpeed's place
-        environment["ACCELERATE_USE_CPU"] = "true"
-    return subprocess.run([*launch, *flags], env=environment, capture_output=True, text=True)
-
-
-def train(launch: list[str] | None, output: Path, **options: Any) -> Launch:
-    """Train as `start_training`, to the end."""
-    result = start_training(launch, output, **options)
-    assert result.returncode == 0, result.stderr[-3000:]
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return {key: [entry[key] for entry in history if key in entry] for key in KEYS}, output
+    return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
 
 
 def assert_mode(output: Path, name: str, *, num_processes: int) -> None:
@@ -141,33 +120,102 @@ def assert_mode(output: Path, name: str, *, num_processes: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(make_once: MakeOnce) -> Path:
     """Return a dataset with more frames than a chunk of features, and 21 decisions of two sessions held out."""
-    folder = tmp_path_factory.mktemp("toy")
-    record_sessions(folder / "recorded", num_sessions=15, seed=3, num_turns=11)
-    convert_corpus(
-        folder / "recorded" / "runs", folder / "dataset", window=WindowOptions(), eval_fraction=0.14, num_workers=1
-    )
-    return folder / "dataset"
+
+    def make(folder: Path) -> None:
+        runs = folder / "recorded" / "runs"
+        record_sessions(folder / "recorded", num_sessions=15, seed=3, num_turns=11)
+        convert_corpus(runs, folder / "dataset", window=WindowOptions(), eval_fraction=0.14, num_workers=1)
+
+    return make_once("toy_with_many_frames", make) / "dataset"
+
+
+def plan_runs(name: str, folder: Path, dataset: Path, model: Path, gemma4: Path) -> list[LaunchedRun]:
+    """Return the runs of a config: the variants, those with a feature cache, and those that it alone allows."""
+    if name not in TWO_PROCESSES:
+        return [plan_run(folder / "lora", dataset, model, num_processes=1)]
+    on_cpu = {"fsdp_on_cpu": name == "fsdp2"}
+    runs = [
+        plan_run(folder / variant, dataset, model, changes, **on_cpu)
+        for variant, changes in VARIANTS.items()
+        if variant not in ("shared_rows", "trajectory")
+    ]
+    cached = {"vision_features": folder / "features", **VARIANTS[WITH_FEATURES[name]]}
+    runs.append(plan_run(folder / "cached", dataset, model, cached, **on_cpu))
+    if name != "multi_gpu":
+        continued = {"resume_from_checkpoint": "last"}
+        continues = str(folder / "lora")
+        runs.append(plan_run(folder / "continued", dataset, model, continued, continues=continues, **on_cpu))
+    if name == "multi_gpu":
+        alone = {"num_processes": 1, "environment": {"WORLD_SIZE": "1"}}
+        runs.append(plan_run(folder / "one_process", dataset, model, {"max_steps": 1}, **alone))
+    elif name == "deepspeed_zero3":
+        runs.append(plan_run(folder / "gemma4", dataset, gemma4, {"max_steps": 3}))
+    else:
+        runs.append(plan_run(folder / "refused", dataset, model, status=2))
+    return runs
+
+
+def plan_run(
+    output: Path,
+    dataset: Path,
+    model: Path,
+    changes: dict[str, Any] | None = None,
+    *,
+    num_processes: int = 2,
+    **options: Any,
+) -> LaunchedRun:
+    where = {"dataset_path": dataset, "model_name_or_path": model, **(changes or {})}
+    arguments = flags(output, num_processes=num_processes, **where)
+    return LaunchedRun(str(output), arguments, free_port(), num_processes=num_processes, **options)
 
 
 @pytest.fixture(scope="module")
-def run(dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Launch]:
+def run(
+    dataset: Path, tiny_model: Path, other_models: Callable[[str], Path], make_once: MakeOnce
+) -> Callable[[str | None, str], Launch]:
     """Return a function that trains a variant under a config, once each; None: in this process, by itself."""
-    where = {"dataset_path": dataset, "model_name_or_path": tiny_model}
 
-    @functools.cache
+    def train_under(name: str, folder: Path) -> None:
+        printed = launch(name, plan_runs(name, folder, dataset, tiny_model, other_models("gemma4")), folder)
+        (folder / "launcher.log").write_text(printed)
+
+    def train_alone(folder: Path, *, variant: str) -> None:
+        model, changes = tiny_model, VARIANTS.get(variant, {})
+        if variant == "gemma4":
+            # transformers gives each pass of Gemma 4 the same weight, however many tokens it has: the passes must be
+            # the same.
+            model, changes = other_models("gemma4"), {"max_steps": 3, "per_device_train_batch_size": 1}
+            changes["gradient_accumulation_steps"] = BATCH
+        where = {"dataset_path": dataset, "model_name_or_path": model}
+        result = call_script("sft_pokemon_gemma3", *flags(folder / variant, num_processes=1, **where, **changes))
+        assert result.returncode == 0, result.stderr[-3000:]
+
     def train_once(name: str | None, variant: str) -> Launch:
         if name == "deepspeed_zero3":
             pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
-        folder = tmp_path_factory.mktemp(f"{name}_{variant}")
-        num_processes = 2 if name in TWO_PROCESSES else 1
-        launch = None if name is None else launcher(name, folder, num_processes=num_processes)
-        done = train(launch, folder / "trained", num_processes=num_processes, **where, **VARIANTS[variant])
-        assert_mode(folder / "trained", name or "cpu_mps", num_processes=num_processes)
-        return done
+        if name is None:
+            output = make_once(f"alone_{variant}", functools.partial(train_alone, variant=variant)) / variant
+        else:
+            output = make_once(f"trained_{name}", functools.partial(train_under, name)) / variant
+            assert read_status(output) == "completed", read_logs(output)
+        num_processes = 2 if name in TWO_PROCESSES and variant != "one_process" else 1
+        assert_mode(output, name or "cpu_mps", num_processes=num_processes)
+        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+        return {key: [entry[key] for entry in history if key in entry] for key in KEYS}, output
 
     return train_once
+
+
+def read_status(output: Path) -> str | None:
+    return read_run_record(output)["status"] if (output / "run.json").is_file() else None
+
+
+def read_logs(output: Path) -> str:
+    """Return the ends of what the launcher and the processes of a run printed."""
+    logs = [output.with_name("launcher.log"), *sorted(output.parent.glob(f"{output.name}.*.log"))]
+    return "\n".join(f"{path.name}: {path.read_text()[-3000:]}" for path in logs)
 
 
 def assert_same(ours: Launch, expected: Launch) -> None:
@@ -183,7 +231,6 @@ def assert_same(ours: Launch, expected: Launch) -> None:
         torch.testing.assert_close(weights[key].float(), theirs[key], atol=1e-3, rtol=1e-2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MODES)
 def test_a_config_trains_in_its_mode_to_the_same_losses_and_weights_as_one_process(
     name: str, run: Callable[..., Launch]
@@ -191,82 +238,46 @@ def test_a_config_trains_in_its_mode_to_the_same_losses_and_weights_as_one_proce
     assert_same(run(name, "lora"), run(None, "lora"))
 
 
-@pytest.mark.slow
-def test_one_process_of_torchrun_trains(dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_one_process_of_torchrun_trains(run: Callable[..., Launch]) -> None:
     """accelerate wraps its model in DistributedDataParallel, too."""
-    where = {"dataset_path": dataset, "model_name_or_path": tiny_model, "max_steps": 1}
-    train(launcher("multi_gpu", tmp_path, num_processes=1), tmp_path / "trained", num_processes=1, **where)
-    assert json.loads((tmp_path / "trained" / "run.json").read_text())["parallel_mode"]["engine"] == "ddp"
+    run("multi_gpu", "one_process")
 
 
-@pytest.mark.slow
-def test_a_config_whose_mode_is_not_in_force_is_refused(dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_config_whose_mode_is_not_in_force_is_refused(run: Callable[..., Launch]) -> None:
     """accelerate itself replaces FSDP by DDP on CPUs, without a message."""
-    config = config_for_cpu("fsdp2", tmp_path, num_processes=2)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    launch += ["--main_process_port", str(free_port()), str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py")]
-    where = {"dataset_path": dataset, "model_name_or_path": tiny_model}
-    result = start_training(launch, tmp_path / "trained", num_processes=2, **where)
-    assert result.returncode != 0
-    assert "error: the accelerate config asks for fsdp2 with 2 processes" in result.stderr
-    assert not (tmp_path / "trained").exists()
+    _, trained = run("fsdp2", "lora")
+    refused = trained.with_name("refused")
+    for rank in range(2):
+        assert "the accelerate config asks for fsdp2 with 2 processes" in Path(f"{refused}.{rank}.log").read_text()
+    assert not refused.exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "variant"), [("multi_gpu", "shared_rows"), ("deepspeed_zero3", "trajectory"), ("fsdp2", "trajectory")]
-)
+@pytest.mark.parametrize(("name", "variant"), WITH_FEATURES.items())
 def test_two_processes_that_share_a_feature_cache_train_as_one_that_decodes_every_picture(
-    name: str, variant: str, run: Callable[..., Launch], dataset: Path, tiny_model: Path, tmp_path: Path
+    name: str, variant: str, run: Callable[..., Launch]
 ) -> None:
-    if name == "deepspeed_zero3":
-        pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
-    features, launch = tmp_path / "features", launcher(name, tmp_path, num_processes=2)
-    where = {"dataset_path": dataset, "model_name_or_path": tiny_model, "vision_features": features}
-    ours = train(launch, tmp_path / "adapter", num_processes=2, **where, **VARIANTS[variant])
-    assert_mode(tmp_path / "adapter", name, num_processes=2)
-    assert len(list((features / "chunks").iterdir())) == 2  # one each
+    ours = run(name, "cached")
+    assert len(list((ours[1].parent / "features" / "chunks").iterdir())) == 2  # one each
     assert_same(ours, run(None, variant))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepspeed_zero3", "fsdp2"])
-def test_a_sharded_run_that_is_continued_ends_with_the_same_weights(
-    name: str, run: Callable[..., Launch], dataset: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    _, through = run(name, "lora")
-    stopped = Path(shutil.copytree(through, tmp_path / "stopped"))
-    shutil.rmtree(stopped / f"checkpoint-{NUM_STEPS}")
-    (stopped / "adapter_model.safetensors").unlink()
-    launch = launcher(name, tmp_path, num_processes=2)
-    where = {"dataset_path": dataset, "model_name_or_path": tiny_model, "resume_from_checkpoint": "last"}
-    train(launch, stopped, num_processes=2, **where)
-    assert_mode(stopped, name, num_processes=2)
-    ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (stopped, through))
+def test_a_sharded_run_that_is_continued_ends_with_the_same_weights(name: str, run: Callable[..., Launch]) -> None:
+    (_, continued), (_, through) = run(name, "continued"), run(name, "lora")
+    assert Path(f"{continued}.0.log").read_text().count("'loss'") == NUM_STEPS - 3
+    ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (continued, through))
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
-@pytest.mark.slow
-def test_an_adapter_of_shared_keys_trains_under_zero3_as_in_one_process(
-    dataset: Path, other_models: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_an_adapter_of_shared_keys_trains_under_zero3_as_in_one_process(run: Callable[..., Launch]) -> None:
     """Gemma 4's layers share keys and values, whose gradients reentrant checkpointing would cut."""
-    pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
-    where = {"dataset_path": dataset, "model_name_or_path": other_models("gemma4"), "max_steps": 3}
-    # transformers gives each pass of Gemma 4 the same weight, however many tokens it has: the passes must be the same.
-    alone = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": BATCH}
-    expected, _ = train(None, tmp_path / "alone", num_processes=1, **where, **alone)
-    ours, folder = train(
-        launcher("deepspeed_zero3", tmp_path, num_processes=2), tmp_path / "ours", num_processes=2, **where
-    )
-    assert_mode(folder, "deepspeed_zero3", num_processes=2)
-    modes = json.loads((folder / "run.json").read_text())["modes"]
+    (ours, folder), (expected, _) = run("deepspeed_zero3", "gemma4"), run(None, "gemma4")
+    modes = read_run_record(folder)["modes"]
     assert modes["gradient_checkpointing"]["language_model"] == "not reentrant"
     assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert ours["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepspeed_zero3", "fsdp2"])
 def test_a_sharded_model_trains_at_another_picture_size(
     name: str, run: Callable[..., Launch], tiny_model: Path
@@ -284,25 +295,44 @@ def test_a_sharded_model_trains_at_another_picture_size(
     assert not torch.equal(ours[place], start)
 
 
-@pytest.mark.slow
+def assert_frozen(folder: Path, variant: str, base: Path) -> None:
+    """Assert that a checkpoint has the published names, and frozen weights bit for bit."""
+    ours, published = (load_file(path / "model.safetensors") for path in (folder, base))
+    assert ours.keys() == published.keys()
+    if not variant.endswith("all_parts"):
+        frozen = [key for key in published if TOWER in key]
+        assert len(frozen) > 0
+        assert all(torch.equal(ours[key], published[key].to(ours[key].dtype)) for key in frozen)
+
+
 @pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
-@pytest.mark.parametrize("name", [None, *TWO_PROCESSES])
-def test_what_any_mode_trains_has_the_published_names_and_converts(
-    name: str | None, variant: str, run: Callable[..., Launch], tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("name", TWO_PROCESSES)
+def test_what_several_processes_train_has_the_files_names_and_shapes_of_one_process(
+    name: str, variant: str, run: Callable[..., Launch], tiny_model: Path
 ) -> None:
+    """What merges and converts from one process does so from several."""
     (_, trained), (_, alone) = run(name, variant), run(None, variant)
+    weights = "adapter_model.safetensors" if variant.startswith("lora") else "model.safetensors"
+    ours, expected = (load_file(folder / weights) for folder in (trained, alone))
+    assert {key: (w.shape, w.dtype) for key, w in ours.items()} == {
+        key: (w.shape, w.dtype) for key, w in expected.items()
+    }
+    names, others = ({path.name for path in folder.iterdir() if path.is_file()} for folder in (trained, alone))
+    assert names == others
+    for path in alone.glob("*config.json"):
+        assert json.loads((trained / path.name).read_text()) == json.loads(path.read_text())
+    if variant.startswith("full"):
+        assert_frozen(trained, variant, tiny_model)
+
+
+@pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
+def test_what_is_trained_has_the_published_names_and_converts(
+    variant: str, run: Callable[..., Launch], tiny_model: Path, tmp_path: Path
+) -> None:
+    _, trained = run(None, variant)
     if variant.startswith("lora"):
-        ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (trained, alone))
-        assert {key: (w.shape, w.dtype) for key, w in ours.items()} == {
-            key: (w.shape, w.dtype) for key, w in expected.items()
-        }
         merge(trained, tmp_path / "merged", dtype="float32")
         trained = tmp_path / "merged"
-    ours, base = load_file(trained / "model.safetensors"), load_file(tiny_model / "model.safetensors")
-    assert ours.keys() == base.keys()
-    if not variant.endswith("all_parts"):  # frozen weights: bit for bit the base's
-        frozen = [key for key in base if TOWER in key]
-        assert len(frozen) > 0
-        assert all(torch.equal(ours[key], base[key].to(ours[key].dtype)) for key in frozen)
+    assert_frozen(trained, variant, tiny_model)
     convert(trained, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
     convert_to_mlx(trained, tmp_path / "mlx")

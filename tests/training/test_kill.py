@@ -1,5 +1,6 @@
-"""kill -9 at any moment of training, then resume: the weights are those of a run that was left alone."""
+"""Training is killed or stopped at any moment, then resumed: the weights are those of an undisturbed run."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import runpy
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
+from tests.conftest import MakeOnce
 
 OPTIONS = {
     "finetuning": "lora",
@@ -25,7 +28,7 @@ OPTIONS = {
     "save_steps": 3,
     "eval_steps": 3,
     "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 1,
+    "gradient_accumulation_steps": 2,  # 10 steps are an epoch
     "learning_rate": 1e-2,
     "warmup_steps": 0,
     "dataloader_num_workers": 0,
@@ -77,18 +80,30 @@ def die_at(folder: Path, pattern: str | None, num_events: int) -> None:
     register_optimizer_step_post_hook(count)
 
 
-def run_script(arguments: list[str], log: Path, death: tuple | None) -> None:
+def stop_in_the_second_step() -> None:
+    """Have this process get a SIGTERM in the second step of its optimizer."""
+    steps = []
+
+    def count(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    register_optimizer_step_post_hook(count)
+
+
+def run_script(arguments: list[str], log: Path, disturb: Callable[[], None] | None) -> None:
     """Be the training script."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    if death:
-        die_at(*death)
+    if disturb:
+        disturb()
     sys.argv = ["sft_pokemon_gemma3.py", *arguments]
     runpy.run_path(str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py"), run_name="__main__")
 
 
-def start(folder: Path, dataset: Path, model: Path, death: tuple | None = None) -> BaseProcess:
+def start(folder: Path, dataset: Path, model: Path, disturb: Callable[[], None] | None = None) -> BaseProcess:
     """Start training in `folder`/adapter as a requeued job would: from the beginning, or where the last one was.
 
     Processes are forked from a server that has imported everything, which takes seconds and writes nothing.
@@ -101,7 +116,7 @@ def start(folder: Path, dataset: Path, model: Path, death: tuple | None = None) 
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pokegemma.training.sft"])
-    process = context.Process(target=run_script, args=(arguments, folder / "log.txt", death), daemon=True)
+    process = context.Process(target=run_script, args=(arguments, folder / "log.txt", disturb), daemon=True)
     process.start()
     return process
 
@@ -117,23 +132,53 @@ def kill(process: BaseProcess, folder: Path, pattern: str | None, num_events: in
     assert process.exitcode == -9, f"ended before {pattern}: {(folder / 'log.txt').read_text()[-3000:]}"
 
 
+def wait(process: BaseProcess, folder: Path) -> None:
+    process.join()
+    assert process.exitcode == 0, (folder / "log.txt").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def through(toy_dataset: Path, tiny_model: Path, make_once: MakeOnce) -> Path:
+    """Return the folder of an undisturbed run."""
+
+    def make(folder: Path) -> None:
+        wait(start(folder, toy_dataset, tiny_model), folder)
+
+    return make_once("undisturbed", make)
+
+
+def assert_same_result(folder: Path, through: Path) -> None:
+    assert read_run_record(folder / "adapter")["status"] == "completed"
+    ours, expected = (load_file(path / "adapter/adapter_model.safetensors") for path in (folder, through))
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_sigterm_and_resumed_ends_with_the_same_weights(
+    through: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    wait(start(tmp_path, toy_dataset, tiny_model, stop_in_the_second_step), tmp_path)
+    assert "training interrupted" in (tmp_path / "log.txt").read_text()
+    record = read_run_record(tmp_path / "adapter")
+    assert (record["status"], record["global_step"]) == ("interrupted", 2)
+    assert not (tmp_path / "adapter/adapter_model.safetensors").exists()
+    wait(start(tmp_path, toy_dataset, tiny_model), tmp_path)
+    assert_same_result(tmp_path, through)
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_every_stage_and_resumed_ends_with_the_same_weights(
-    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+    through: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    through, killed = tmp_path / "through", tmp_path / "killed"
-    undisturbed = start(through, toy_dataset, tiny_model)
-    chance = random.Random(0)
+    killed, chance = tmp_path / "killed", random.Random(0)
     for pattern, num_events in KILLS:
         death = (killed, pattern, chance.randrange(num_events))
-        kill(start(killed, toy_dataset, tiny_model, death), *death)
-    last = start(killed, toy_dataset, tiny_model)
-    for process, folder in ((last, killed), (undisturbed, through)):
-        process.join()
-        assert process.exitcode == 0, (folder / "log.txt").read_text()[-3000:]
+        kill(start(killed, toy_dataset, tiny_model, functools.partial(die_at, *death)), *death)
+    wait(start(killed, toy_dataset, tiny_model), killed)
+    assert_same_result(killed, through)
 
     records = [read_run_record(folder / "adapter") for folder in (killed, through)]
-    assert [record["status"] for record in records] == ["completed", "completed"]
     assert Path(records[0]["best_checkpoint"]).name == Path(records[1]["best_checkpoint"]).name
     histories = [
         json.loads((folder / "adapter/trainer_state.json").read_text())["log_history"] for folder in (killed, through)
@@ -141,8 +186,5 @@ def test_a_run_killed_at_every_stage_and_resumed_ends_with_the_same_weights(
     for key in ("loss", "eval_loss", "eval_button_accuracy"):
         ours, expected = ([(entry["step"], entry[key]) for entry in history if key in entry] for history in histories)
         assert ours == expected
-    ours, expected = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (killed, through))
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[key], expected[key]) for key in expected)
     names = {path.name for path in (killed / "adapter").iterdir()}
     assert names == {path.name for path in (through / "adapter").iterdir()}

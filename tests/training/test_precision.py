@@ -5,20 +5,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.provenance import PROJECT_ROOT
+from pokegemma.provenance import PROJECT_ROOT, read_run_record
 from pokegemma.training.options import TrainingOptions
 from pokegemma.training.precision import LAUNCHED, choose_bf16, deepspeed_precision
+from tests.processes import call_script
 
 CONFIG = """compute_environment: LOCAL_MACHINE
 distributed_type: "NO"
 num_machines: 1
 num_processes: 1
-mixed_precision: "{precision}"
+mixed_precision: bf16
 use_cpu: true
 """
 # Runs the training script, then prints the types in which its linear layers computed.
@@ -148,55 +150,69 @@ def test_a_deepspeed_file_that_enables_bf16_is_seen_by_the_options(
         TrainingOptions(output_dir=str(tmp_path), bf16=False)
 
 
-@pytest.mark.slow
+STEP = {
+    "finetuning": "lora",
+    "max_steps": 1,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+    "dataloader_num_workers": 0,
+}
+
+
+def assert_precision(output: Path, expected: str) -> None:
+    options = read_run_record(output)["options"]
+    assert (options["mixed_precision"], options["bf16"]) == (expected, expected == "bf16")
+
+
 @pytest.mark.parametrize(
-    ("precision", "flags", "expected"),
+    ("launched", "flags", "expected"),
     [("bf16", ["--bf16", "false"], "no"), ("bf16", [], "bf16"), ("no", ["--bf16", "true"], "bf16")],
 )
-def test_training_computes_in_the_precision_that_the_flag_or_else_the_config_names(
-    precision: str, flags: list[str], expected: str, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+def test_training_computes_in_the_precision_that_the_flag_or_else_the_launcher_names(
+    launched: str,
+    flags: list[str],
+    expected: str,
+    toy_dataset: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(LAUNCHED, launched)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    types: set[torch.dtype] = set()
+
+    def look(module: torch.nn.Module, inputs: tuple, output: Any) -> None:
+        if isinstance(module, torch.nn.Linear):
+            types.add(output.dtype)
+
+    paths = {"dataset_path": toy_dataset, "model_name_or_path": tiny_model, "output_dir": tmp_path / "adapter"}
+    words = [word for name, value in {**STEP, **paths}.items() for word in (f"--{name}", value)]
+    handle = torch.nn.modules.module.register_module_forward_hook(look)
+    try:
+        result = call_script("sft_pokemon_gemma3", *words, *flags)
+    finally:
+        handle.remove()
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert types == {{"bf16": torch.bfloat16, "no": torch.float32}[expected]}
+    assert_precision(tmp_path / "adapter", expected)
+
+
+@pytest.mark.slow
+def test_training_computes_in_the_precision_of_the_accelerate_config(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     config, observer, output = tmp_path / "config.yaml", tmp_path / "observer.py", tmp_path / "adapter"
-    config.write_text(CONFIG.format(precision=precision))
+    config.write_text(CONFIG)
     observer.write_text(OBSERVER)
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--quiet",
-        "--config_file",
-        config,
-        observer,
-        PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py",
-        "--dataset_path",
-        toy_dataset,
-        "--model_name_or_path",
-        tiny_model,
-        "--output_dir",
-        output,
-        "--finetuning",
-        "lora",
-        "--max_steps",
-        "1",
-        "--per_device_train_batch_size",
-        "1",
-        "--gradient_accumulation_steps",
-        "1",
-        "--eval_strategy",
-        "no",
-        "--save_strategy",
-        "no",
-        "--report_to",
-        "none",
-        "--dataloader_num_workers",
-        "0",
-        *flags,
-    ]
-    result = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    launcher = ["accelerate.commands.launch", "--quiet", "--config_file", config, observer]
+    paths = {"dataset_path": toy_dataset, "model_name_or_path": tiny_model, "output_dir": output}
+    flags = [word for name, value in {**STEP, **paths}.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", *launcher, PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py", *flags]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
-    dtype = {"bf16": "torch.bfloat16", "no": "torch.float32"}[expected]
-    assert f"computed in {dtype}\n" in result.stdout
-    options = json.loads((output / "run.json").read_text())["options"]
-    assert (options["mixed_precision"], options["bf16"]) == (expected, expected == "bf16")
+    assert "computed in torch.bfloat16\n" in result.stdout
+    assert_precision(output, "bf16")

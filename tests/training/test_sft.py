@@ -4,8 +4,6 @@ import dataclasses
 import json
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +21,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.processor_collator import make_collator
 from pokegemma.gemma.loading import open_checkpoint
-from pokegemma.provenance import PROJECT_ROOT, read_run_record, write_run_record
+from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.training import sft
 from pokegemma.training.inputs import load_dataset
 from pokegemma.training.loss_curve import CURVE_FILE
@@ -442,51 +440,6 @@ def test_tracking_goes_to_wandb_when_a_key_is_set(tmp_path: Path, monkeypatch: p
     assert TrainingOptions(output_dir=str(tmp_path)).report_to == ["wandb"]
     monkeypatch.delenv("WANDB_API_KEY")
     assert TrainingOptions(output_dir=str(tmp_path)).report_to == ["tensorboard"]
-
-
-STOPPED = f"""
-import os, runpy, signal
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-steps = []
-
-
-def stop_in_the_second_step(*_):
-    steps.append(1)
-    if len(steps) == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-register_optimizer_step_post_hook(stop_in_the_second_step)
-runpy.run_path({str(PROJECT_ROOT / "scripts/sft_pokemon_gemma3.py")!r}, run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-def test_a_run_stopped_by_sigterm_and_resumed_ends_with_the_same_weights(
-    toy_dataset: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    """Of 12 steps 10 are an epoch."""
-    through, stopped = tmp_path / "through", tmp_path / "stopped"
-    steps = {"max_steps": 12, "save_steps": 100, "eval_steps": 100}
-    dropout = {"finetuning": "lora", "lora_dropout": 0.1}
-    assert run_training(toy_dataset, tiny_model, through, options=dropout, **steps)
-
-    paths = {"model_name_or_path": tiny_model, "dataset_path": toy_dataset, "output_dir": stopped}
-    flags = [
-        str(word) for name, value in {**QUICK, **steps, **dropout, **paths}.items() for word in (f"--{name}", value)
-    ]
-    done = subprocess.run([sys.executable, "-c", STOPPED, *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "training interrupted" in done.stdout
-    record = read_run_record(stopped)
-    assert (record["status"], record["global_step"]) == ("interrupted", 2)
-    assert not (stopped / "adapter_model.safetensors").exists()
-
-    assert run_training(toy_dataset, tiny_model, stopped, options=dropout, resume_from_checkpoint="last", **steps)
-    assert read_run_record(stopped)["status"] == "completed"
-    expected, weights = (load_file(folder / "adapter_model.safetensors") for folder in (through, stopped))
-    assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 def test_evaluation_has_the_batch_of_training_unless_told(tmp_path: Path) -> None:
