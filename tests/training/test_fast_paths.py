@@ -1,5 +1,6 @@
 """Each fast path against stock transformers and TRL in float32: the same loss (1e-5), the same gradients (1e-4)."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,7 +38,7 @@ Gradients = dict[str, torch.Tensor]
 LORA = ModelOptions(model_name_or_path="tiny", finetuning="lora", lora_dropout=0.0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mixed(samples: list[Sample]) -> list[Sample]:
     """Return six samples of two sessions with one to four pictures and texts of different lengths."""
     output = build_output(button="select", reasoning="a much longer reason than all the others", context="menu")
@@ -127,12 +128,13 @@ def count_tower(model: nn.Module) -> Iterator[dict[str, int]]:
         handle.remove()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def expected(
     mixed: list[Sample], processor: Gemma3Processor, toy_dataset: Path, tiny_model: Path
 ) -> Callable[..., tuple[float, Gradients]]:
     """Return a function that computes loss and gradients of the mixed samples with stock parts."""
 
+    @functools.cache
     def compute(layout: Layout, *, everything: bool = False) -> tuple[float, Gradients]:
         conversations = [(build_messages(one, layout), sample_images(one, layout)) for one in mixed]
         model = with_lora(stock_model(tiny_model), everything=everything)
