@@ -74,8 +74,10 @@ def project(tmp_path: Path) -> Path:
     (folder / "scripts").mkdir(parents=True)
     for name in ("accelerate_configs", "pokegemma"):
         (folder / name).symlink_to(PROJECT_ROOT / name)
-    for name in ("train_gemma3.sh", "train_gemma3n.sh", "scripts/describe_environment.py", ".env.example"):
+    for name in ("train_gemma3.sh", "train_gemma3n.sh", ".env.example"):
         shutil.copy(PROJECT_ROOT / name, folder / name)
+    facts = "fitting_config=cpu_mps num_gpus=0 num_cores=2"  # the real script takes half a second; `stub_gpus` uses it
+    (folder / "scripts" / "describe_environment.py").write_text(f"print({facts!r})\n")
     for name in [*STEPS, "sft_pokemon_gemma3"]:
         (folder / "scripts" / f"{name}.py").write_text(RECORDER)
     (folder / "init.sh").write_text(f'#!/bin/sh\n[ "$1" = --print-python ] && echo "{sys.executable}" || true\n')
@@ -471,6 +473,7 @@ def test_the_gemma_3n_launcher_has_no_demonstration(project):
 
 def stub_gpus(project: Path, count: int) -> str:
     """Put an nvidia-smi with `count` GPUs and a torch with CUDA in the project; return the PATH to use."""
+    shutil.copy(PROJECT_ROOT / "scripts/describe_environment.py", project / "scripts")
     tools = project / "tools"
     tools.mkdir()
     rows = "".join(f"{i}, GPU-{i}, NVIDIA H100, 81559\\n" for i in range(count))
