@@ -594,7 +594,7 @@ def bare_project(tmp_path: Path) -> Path:
         shutil.copy(PROJECT_ROOT / name, folder / name)
     shutil.copytree(PROJECT_ROOT / "pokegemma", folder / "pokegemma", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "scripts").mkdir()
-    shutil.copy(PROJECT_ROOT / "scripts/describe_environment.py", folder / "scripts")
+    (folder / "scripts" / "describe_environment.py").touch()
     (tmp_path / "bin").mkdir()
     return folder
 
@@ -677,12 +677,20 @@ def test_init_refuses_an_active_environment_that_is_too_old(bare_project, variab
     assert not (bare_project / ".venv").exists()
 
 
-@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
-def test_init_fills_the_active_environment_once(bare_project, variable):
+def test_init_fills_an_active_conda_environment(bare_project):
+    environment = make_environment(bare_project, pip=RECORD_PIP)
+    calls = bare_project.parent / "calls"
+    assert init(bare_project, CONDA_PREFIX=str(environment), PIP_CALLS=str(calls)).returncode == 0
+    assert "-r requirements.txt\n" in calls.read_text()
+    assert not (bare_project / ".venv").exists()
+
+
+def test_init_fills_the_active_environment_once(bare_project):
+    shutil.copy(PROJECT_ROOT / "scripts/describe_environment.py", bare_project / "scripts")
     environment = make_environment(bare_project, pip=RECORD_PIP)
     calls = bare_project.parent / "calls"
     calls.touch()
-    variables = {variable: str(environment), "PIP_CALLS": str(calls)}
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": str(calls)}
 
     first = init(bare_project, **variables)
     assert first.returncode == 0, first.stderr
@@ -838,7 +846,7 @@ def test_init_leaves_no_stamp_when_an_installation_fails(bare_project):
 
 
 def test_init_starts_again_after_a_failed_change_of_requirements_is_undone(bare_project):
-    pip = 'echo "$*" >>"$PIP_CALLS"; grep -q broken requirements.txt && exit 3; true'
+    pip = 'echo "$*" >>"$PIP_CALLS"; [ "$1" = install ] && grep -q broken requirements.txt && exit 3; true'
     environment, calls = make_environment(bare_project, pip=pip), bare_project.parent / "calls"
     variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": str(calls)}
     assert init(bare_project, **variables).returncode == 0
