@@ -60,7 +60,6 @@ class Hardware:
 def detect_hardware(environ: Mapping[str, str] = os.environ) -> Hardware:
     """Look at this machine; `environ` is asked for CUDA_VISIBLE_DEVICES."""
     physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
     try:
         torch_is_cpu_build = metadata.version("torch").endswith("+cpu")
     except metadata.PackageNotFoundError:
@@ -68,10 +67,15 @@ def detect_hardware(environ: Mapping[str, str] = os.environ) -> Hardware:
     return Hardware(
         gpus=visible_gpus(_list_gpus(), environ.get("CUDA_VISIBLE_DEVICES")),
         mps=platform.system() == "Darwin" and platform.machine() == "arm64",
-        num_cores=min(physical, allowed),
+        num_cores=min(physical, usable_cores()),
         memory_gib=psutil.virtual_memory().total / GIB,
         torch_is_cpu_build=torch_is_cpu_build,
     )
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use; macOS has no limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus(listing: str, cuda_visible_devices: str | None) -> tuple[Gpu, ...]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.samples import dataset_files
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, check_range
 from pokegemma.provenance import read_run_record
 
 
@@ -33,10 +33,8 @@ class MergeOptions:
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_path."})
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise PokegemmaError(f"--num_samples: {self.num_samples} is not at least 1")
-        if self.stored_tolerance is not None and not self.stored_tolerance > 0:
-            raise PokegemmaError(f"--stored_tolerance: {self.stored_tolerance} is not above 0")
+        check_range("--num_samples", self.num_samples, at_least=1)
+        check_range("--stored_tolerance", self.stored_tolerance, above=0)
 
 
 def verification_file(options: MergeOptions) -> Path:

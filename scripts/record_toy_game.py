@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import BUTTONS
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import check_range
 from pokegemma.outputs import atomic_folder
 from pokegemma.play.toy_recorder import blind_accuracies, record_sessions
 from pokegemma.provenance import write_run_record
@@ -24,10 +24,9 @@ class RecordOptions:
     overwrite: bool = field(default=False, metadata={"help": "Replace OUTPUT_DIR if it exists."})
 
     def __post_init__(self) -> None:
-        for name, low, high in (("num_sessions", 1, 2000), ("num_turns", 1, 10_000), ("seed", 0, 100_000)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise PokegemmaError(f"--{name}: {value} is not between {low} and {high}")
+        check_range("--num_sessions", self.num_sessions, at_least=1, at_most=2000)
+        check_range("--num_turns", self.num_turns, at_least=1, at_most=10_000)
+        check_range("--seed", self.seed, at_least=0, at_most=100_000)
 
 
 def main() -> None:

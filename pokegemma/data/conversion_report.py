@@ -10,6 +10,7 @@ from pokegemma.data.convert import SessionResult
 from pokegemma.data.decisions import REASONS, clean_text
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.data.sessions import CONVERSION_REPORT, SessionError
+from pokegemma.tables import format_table
 
 logger = logging.getLogger(__name__)
 
@@ -126,3 +127,24 @@ def explain_nothing(data_dir: Path, outcomes: Sequence[SessionResult | SessionEr
     causes = (unreadable + found)[:_MAX_PROBLEMS_NAMED]
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no turn"
     return f"{data_dir}: nothing to convert in {len(outcomes)} sessions ({counts}): {'; '.join(causes)}"
+
+
+def format_report(report: dict[str, Any], output_dir: Path) -> str:
+    """Return what `build_report` returned as a table for a terminal."""
+    sessions, splits = report["sessions"], report["splits"]
+    without = sessions["without_samples"]
+    reasons = ", ".join(f"{count} {name}" for name, count in report["turns_without_sample"].items() if count) or "none"
+    rows = [
+        ("sessions", f"{sessions['found']} ({without} without samples, {sessions['unreadable']} unreadable or copies)"),
+        ("turns", f"{report['turns']}"),
+        ("samples", f"{report['samples']}"),
+        ("turns without a sample", f"{report['turns'] - report['samples']} ({reasons})"),
+        ("frames stored", f"{report['frames']}"),
+        *((name, f"{part['samples']} samples of {part['sessions']} sessions") for name, part in splits.items()),
+    ]
+    for button, count in splits["train"]["buttons"].items():
+        rows.append((f"  {button}", f"{count} train, {splits['eval']['buttons'][button]} eval"))
+    if report["goals_shortened"]:
+        rows.append(("goals shortened", f"{report['goals_shortened']} sessions"))
+    rows.append(("written to", f"{clean_text(str(output_dir))} (details: {CONVERSION_REPORT})"))
+    return format_table(rows, num_left=2)

@@ -1,4 +1,4 @@
-"""Frames and the 2x2 pictures made of them."""
+"""Frames as they are recorded, and the 2x2 pictures that are made of them."""
 
 import collections
 import functools
@@ -22,9 +22,46 @@ MAX_FRAME_PIXELS = 4096 * 4096
 LABEL_SIZE_PX = (24, 12)
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for damaged files, such as SyntaxError for a broken PNG chunk."""
+
 
 class FrameError(ValueError):
     """A picture that does not decode."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB, what is transparent on white, as transformers' image processors do it.
+
+    Pillow alone would show the stored colour of a transparent pixel.
+    """
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Return a picture as RGB; see `to_rgb`.
+
+    Raises:
+        PokegemmaError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except UNREADABLE as error:
+        raise PokegemmaError(f"{path} cannot be read as a picture: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -144,41 +181,3 @@ class GridEncoder:
         band = compress_rows(left[LABEL_SIZE_PX[1] :], right[LABEL_SIZE_PX[1] :])
         self._halves.append((left, right, band))
         return band
-
-
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises for damaged files: SyntaxError for a broken PNG chunk, ValueError for impossible headers, ..."""
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture as RGB, what is transparent on white, as transformers' image processors do it.
-
-    Pillow alone would show the stored colour of a transparent pixel.
-    """
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Return a picture as RGB; see `to_rgb`.
-
-    Raises:
-        PokegemmaError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except UNREADABLE as error:
-        raise PokegemmaError(f"{path} cannot be read as a picture: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pokegemma.data.checks import leakage
+from pokegemma.data.checks import leakage, text_probe
 from pokegemma.data.checks.contact_sheet import write_contact_sheet
 from pokegemma.data.checks.pictures import check_grids, check_pictures, check_windows, scan_pictures
 from pokegemma.data.checks.records import (
@@ -80,7 +80,7 @@ def check_dataset(run: PlannedRun) -> Iterator[Check]:
     else:
         yield check_sessions(train, held_out)
         yield check_windows(train, held_out, scan)
-        yield leakage.check_text_probe(train, held_out, seed=run.options.training.seed)
+        yield text_probe.check_text_probe(train, held_out, seed=run.options.training.seed)
     yield leakage.check_target_text(splits)
     yield leakage.check_history(splits)
     yield _draw_contact_sheet(run)

@@ -5,15 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pokegemma.data.checks.leakage import (
-    advantage_p_value,
-    check_history,
-    check_prompts,
-    check_target_text,
-    check_text_probe,
-    leaked_words,
-)
+from pokegemma.data.checks.leakage import check_history, check_prompts, check_target_text, leaked_words
 from pokegemma.data.checks.records import find_splits
+from pokegemma.data.checks.text_probe import advantage_p_value, check_text_probe
 from pokegemma.data.prompts import build_context, build_output, parse_answer
 from tests.datasets import make_sample, play_session, put_leak_back, write_dataset, write_split
 
