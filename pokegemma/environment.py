@@ -1,4 +1,4 @@
-"""What this machine can train on, and which of accelerate_configs/ fits. Loads no torch, so that asking is quick."""
+"""What this machine can train on, and which of accelerate_configs/ fits. It loads no torch, so it is quick."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ _QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=cs
 @dataclass(frozen=True)
 class Gpu:
     name: str
-    memory_gib: float | None  # None where the driver does not say: a MIG slice, memory shared with the processor
+    memory_gib: float | None  # None if the driver does not report it: a MIG slice, memory shared with the CPU
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Hardware:
         return {0: "cpu_mps", 1: "single_gpu"}.get(len(self.usable_gpus), "multi_gpu")
 
     def describe(self) -> str:
-        """Say in one line what was found."""
+        """Return in one line what was found."""
         parts = [
             f"{gpu.name} ({gpu.memory_gib:.0f} GiB)" if gpu.memory_gib is not None else gpu.name for gpu in self.gpus
         ]
@@ -114,5 +114,5 @@ def _list_gpus() -> str:
 
 
 def default_finetuning() -> Literal["qlora", "lora"]:
-    """Return the way of fine-tuning that is possible here: QLoRA needs bitsandbytes, which macOS has not."""
+    """Return how to fine-tune by default: QLoRA needs bitsandbytes, which does not exist for macOS."""
     return "qlora" if util.find_spec("bitsandbytes") else "lora"

@@ -4,21 +4,21 @@ import errno
 from typing import Any
 
 _OF_A_WORKER = ".\nOriginal Traceback (most recent call last):"
-"""What torch puts into the message of an error that a DataLoader's worker raised, with the traceback behind it."""
+"""Where the traceback begins in the message of an error that a DataLoader's worker raised."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 _TORCH_SAVE_TEXTS = ("inline_container.cc", "PytorchStreamWriter", "iostream error")
-"""What torch.save raises where a write fails: without an errno, and without the file's name."""
+"""Parts of what torch.save raises where a write fails: without an errno and without the name of the file."""
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED", "by signal: Killed")
-"""What CUDA, MPS, CPU allocators, cuBLAS and cuDNN, and a data loader whose worker the kernel killed say."""
+"""Parts of the messages of CUDA, MPS, CPU allocators, cuBLAS, cuDNN, and of a data loader whose worker was killed."""
 
 _DEAD_WORKER = "DataLoader worker (pid"
 
 
 class PokegemmaError(Exception):
-    """What the user did wrong, in one line: what, where, the value, what to do. Scripts exit with `exit_code`."""
+    """A mistake of the user in one line: what is wrong, where, the value, what to do. Scripts exit with `exit_code`."""
 
     exit_code = 2
 
@@ -44,7 +44,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it was raised for, says that memory was short."""
+    """Return whether an error, or one of its causes, means that memory was short."""
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True

@@ -1,4 +1,4 @@
-"""What a folder holds, by the SHA-256 of its files: to recognise it, and to notice that it changed."""
+"""SHA-256 of files and folders: to recognise a model or an export, and to notice that it changed."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pokegemma.outputs import RUN_FILE
 
 CARD_FILE = "README.md"
 _ABOUT = (RUN_FILE, CARD_FILE)
-"""Files that tell of a model and are not part of it: they hold the time of day."""
+"""Files that describe a model and are not part of it; they contain the time of day."""
 
 
 class FileHashes:
@@ -21,7 +21,7 @@ class FileHashes:
     """
 
     def __init__(self, known: Mapping[str, list[Any]] | None = None) -> None:
-        self.known = dict(known or {})  # {path: [size, mtime in ns, inode, sha256]}, which JSON can hold
+        self.known = dict(known or {})  # {path: [size, mtime in ns, inode, sha256]}, as JSON has it
 
     def of(self, path: Path) -> str:
         """Return the SHA-256 of one file.
@@ -45,7 +45,7 @@ def content_files(folder: Path) -> list[Path]:
     """Return the files that make up a model or an export, sorted; not hidden ones, nor run.json and the model card.
 
     Raises:
-        PokegemmaError: `folder` is none, or has no such file.
+        PokegemmaError: `folder` does not exist, or has no such file.
     """
     if not folder.is_dir():
         raise PokegemmaError(f"{folder}: no such folder")
@@ -70,7 +70,7 @@ def hash_folder(folder: Path, hashes: FileHashes) -> dict[str, dict[str, Any]]:
 
 
 def hash_of(value: Any) -> str:
-    """Return the SHA-256 of anything that JSON can hold; the order of keys does not matter."""
+    """Return the SHA-256 of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -82,7 +82,7 @@ def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
 def require_unchanged(
     folder: Path, expected: Mapping[str, Mapping[str, Any]], hashes: FileHashes, *, called: Path
 ) -> None:
-    """Compare a folder with what `hash_folder` said of it earlier. Files that came later do not matter.
+    """Compare a folder with what `hash_folder` returned for it earlier. New files do not matter.
 
     `called` is what an error calls the folder: the place that its files were copied from.
 

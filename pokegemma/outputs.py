@@ -23,7 +23,7 @@ RUN_FILE = "run.json"
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` when the block ends, and is removed when it fails.
+    """Yield a temporary path next to `path`; it replaces `path` when the block ends, and is removed when it fails.
 
     Raises:
         OSError: as the system does; where the disk is full, it has the name of the file, whichever library wrote it.
@@ -43,7 +43,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, unless it holds this text already."""
+    """Write a file, whole or not at all, unless it already contains this text."""
     if path.is_file() and path.read_bytes() == text.encode():
         return
     with atomic_file(path) as temporary:
@@ -51,10 +51,10 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def require_space(path: Path, num_bytes: int, *, remedy: str) -> None:
-    """Refuse to begin what the disk has no room for; `path` need not exist yet.
+    """Check that the disk has room for a result; `path` need not exist yet.
 
     Raises:
-        PokegemmaError: fewer than `num_bytes` are free; `remedy` says what to do.
+        PokegemmaError: fewer than `num_bytes` are free; the message ends with `remedy`.
     """
     folder = path.absolute()
     while not folder.exists():
@@ -110,7 +110,7 @@ def atomic_folder(path: Path, *, stage: str, overwrite: bool = False, entries: S
 
     Args:
         path: the result. May be an empty folder.
-        stage: what makes the result, as its run.json will say.
+        stage: the `stage` in the result's run.json.
         overwrite: replace an earlier result of the same stage, and nothing else.
         entries: names of what the stage writes, where `path` may contain other files: these stay. By default all of
             `path` is the result.

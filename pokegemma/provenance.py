@@ -1,4 +1,4 @@
-"""run.json: how what lies beside it was made."""
+"""run.json: how the files next to it were made."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def write_record(path: Path, *, stage: str, options: dict[str, Any], **facts: An
 
 
 def read_run_record(folder: Path) -> dict[str, Any] | None:
-    """Return the run.json of `folder`, or None where there is none; a checkpoint-N folder has that of its run.
+    """Return the run.json of `folder`, or None if it does not exist. A checkpoint-N folder has that of its run.
 
     Raises:
         PokegemmaError: it is not a JSON object.

@@ -1,4 +1,4 @@
-"""Convert a merged checkpoint to GGUF, for llama.cpp and Ollama: the language model, and its eyes in their own file.
+"""Convert a merged checkpoint to GGUF, for llama.cpp and Ollama: the language model and its vision part (mmproj).
 
 python scripts/convert_to_gguf.py --model_path outputs/merged --output_dir outputs/gguf --quantization f16 q8_0
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError
+from pokegemma.tables import format_table
 
 QUANTIZATIONS = ("f16", "bf16", "q8_0", "q5_k_m", "q4_k_m")
 
@@ -41,24 +42,28 @@ def main() -> None:
     from pokegemma.export.llama_cpp_converter import find_converter
 
     converter = find_converter(Path(options.llama_cpp_dir) if options.llama_cpp_dir else None)
-    from pokegemma.export import gguf
+    from pokegemma.export.gguf import convert_to_gguf
+    from pokegemma.export.gguf_check import fallback_note
     from pokegemma.serving.commands import ServerOptions, llama_server_command
     from pokegemma.serving.model_folders import find_gguf, read_facts
 
     output = Path(options.output_dir)
-    done = gguf.convert(
+    done = convert_to_gguf(
         Path(options.model_path),
         output,
         quantizations=options.quantization,
         converter=converter,
         overwrite=options.overwrite,
     )
-    print(f"{'file':24}{'MiB':>10}  tensors by type")
-    for file in (*done.models.values(), done.mmproj):
+    written = (*done.models.values(), done.mmproj)
+    rows = [("file", "tensors by type", "MiB")]
+    for file in written:
         types = ", ".join(f"{count} {name.lower()}" for name, count in file.type_counts.items())
-        print(f"{file.path.name:24}{file.num_bytes / 2**20:10.1f}  {types}")
-        if note := gguf.fallback_note(file):
-            print(f"{'':34}  {note}")
+        rows.append((file.path.name, types, f"{file.num_bytes / 2**20:.1f}"))
+    print(format_table(rows, num_left=2))
+    for file in written:
+        if note := fallback_note(file):
+            print(f"{file.path.name}: {note}")
     smallest = min(done.models, key=lambda name: done.models[name].num_bytes)
     print("\nserve (another type: another --model):")
     files = find_gguf(str(output), smallest)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
+from pokegemma.tables import format_table
 
 
 @dataclass
@@ -32,11 +33,12 @@ def main() -> None:
     parts = convert_to_mlx(
         Path(options.model_path), output, bits=options.quantization_bits, overwrite=options.overwrite
     )
-    print("part            stored as       weights        MiB   changed by rounding")
+    rows = [("part", "stored as", "weights", "MiB", "changed by rounding")]
     for part in parts:
-        size = part.num_bytes / 2**20
-        print(f"{part.name:15} {part.stored:10} {part.num_weights:12,} {size:10,.1f}   {part.error:.2%}")
-    print(f"{'all':26} {'':12} {sum(part.num_bytes for part in parts) / 2**20:10,.1f}")
+        size = f"{part.num_bytes / 2**20:,.1f}"
+        rows.append((part.name, part.stored, f"{part.num_weights:,}", size, f"{part.error:.2%}"))
+    rows.append(("all", "", "", f"{sum(part.num_bytes for part in parts) / 2**20:,.1f}", ""))
+    print(format_table(rows, num_left=2))
     place = shlex.quote(str(output))
     print(f"MLX folder in {output}; serve it: python scripts/serve.py --engine mlx --model_path {place}")
 

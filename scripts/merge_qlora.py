@@ -45,9 +45,9 @@ def verification_file(options: MergeOptions) -> Path:
     record = read_run_record(Path(options.lora_path)) or {}
     source = record.get("eval_dataset") or record.get("dataset")
     if not source:
-        raise PokegemmaError(f"--verify: {options.lora_path} does not say what it was trained on; give --dataset_path")
+        raise PokegemmaError(f"--verify: the run.json of {options.lora_path} names no dataset; give --dataset_path")
     if not Path(source["path"]).is_file():
-        raise PokegemmaError(f"--verify: {source['path']} is gone; give --dataset_path")
+        raise PokegemmaError(f"--verify: {source['path']} does not exist; give --dataset_path")
     return Path(source["path"])
 
 

@@ -19,12 +19,12 @@ from tests.serving.served import write_colour_dataset, write_colour_model
 @pytest.fixture(scope="session")
 def gguf_folder(tiny_model: Path, make_once: MakeOnce) -> Path:
     """Return the tiny model as f16, q8_0 and q4_k_m, by the converter that ./init.sh --with gguf fetched."""
-    from pokegemma.export.gguf import convert
+    from pokegemma.export.gguf import convert_to_gguf
     from pokegemma.export.llama_cpp_converter import find_converter
 
     def make(folder: Path) -> None:
         quantizations = ["f16", "q8_0", "q4_k_m"]
-        convert(tiny_model, folder / "tiny", quantizations=quantizations, converter=find_converter(None))
+        convert_to_gguf(tiny_model, folder / "tiny", quantizations=quantizations, converter=find_converter(None))
 
     return make_once("gguf", make) / "tiny"
 
@@ -91,11 +91,11 @@ def colour_model(colour_dataset: Path, make_once: MakeOnce) -> Path:
 def colour_gguf(colour_model: Path, make_once: MakeOnce) -> Path:
     """Return it converted for llama.cpp, as f16."""
     pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
-    from pokegemma.export.gguf import convert
+    from pokegemma.export.gguf import convert_to_gguf
     from pokegemma.export.llama_cpp_converter import find_converter
 
     def make(folder: Path) -> None:
-        convert(colour_model, folder / "gguf", quantizations=["f16"], converter=find_converter(None))
+        convert_to_gguf(colour_model, folder / "gguf", quantizations=["f16"], converter=find_converter(None))
 
     return make_once("colour_gguf", make) / "gguf"
 

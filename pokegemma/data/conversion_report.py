@@ -96,8 +96,8 @@ def _picture_problems(results: Sequence[SessionResult], data_dir: Path) -> list[
         for path in result.outside_pictures:
             sessions_of.setdefault(path, []).append(result.folder)
     problems += [
-        f"{path.relative_to(data_dir)} is named by {len(folders)} sessions ({', '.join(folders[:3])}), and one of them "
-        "recorded it: what the others saw is unknown"
+        f"{path.relative_to(data_dir)} is named by {len(folders)} sessions ({', '.join(folders[:3])}), of which "
+        "only one recorded it; what the others show is unknown"
         for path, folders in sessions_of.items()
         if len(folders) > 1
     ]
@@ -107,15 +107,15 @@ def _picture_problems(results: Sequence[SessionResult], data_dir: Path) -> list[
 def _explain_session(result: SessionResult, data_dir: Path) -> str:
     num_missing, num_unreadable = (result.reasons.get(name, 0) for name in ("frame_missing", "frame_unreadable"))
     if num_spelled := result.reasons.get("control_token"):
-        return f"{result.folder}: {num_spelled} decisions whose text holds one of the model's control symbols"
+        return f"{result.folder}: {num_spelled} decisions whose text contains a control token of the model"
     if num_missing:
         return (
-            f"{result.folder}: {num_missing} decisions, no picture; looked for {result.missing_picture} in sshots/ of "
-            f"the session, in its folder and below {data_dir}; put the pictures into sshots/"
+            f"{result.folder}: {num_missing} decisions without a picture; {result.missing_picture} is not in sshots/ "
+            f"of the session, in its folder or below {data_dir}; put the pictures into sshots/"
         )
     if num_unreadable:
-        return f"{result.folder}: {num_unreadable} decisions, no picture of them can be read"
-    return f"{result.folder}: {result.num_turns} turns, none a decision"
+        return f"{result.folder}: {num_unreadable} decisions whose pictures cannot be read"
+    return f"{result.folder}: {result.num_turns} turns, and none of them is a decision"
 
 
 def explain_nothing(data_dir: Path, outcomes: Sequence[SessionResult | SessionError]) -> str:

@@ -1,4 +1,4 @@
-"""Recorded sessions in, samples out (docs/format_spec.md)."""
+"""Convert one recorded session into samples (docs/format_spec.md)."""
 
 import base64
 import collections
@@ -39,10 +39,10 @@ class WindowOptions:
 
 @dataclass
 class SessionResult:
-    """What became of one session: every turn is counted once, as a sample or under its reason.
+    """The result of one session: every turn is counted once, as a sample or under its reason.
 
-    `pictures`: each turn's frame, None without one. `missing_picture`: what the first decision without one should have.
-    `outside_pictures`: those that are not in the session's folder.
+    `pictures` are the turns' frames, None where there is none. `missing_picture` is the name of the picture that the
+    first decision without one should have. `outside_pictures` are those that are not in the session's folder.
     """
 
     session: str
@@ -73,7 +73,7 @@ class _Shown:
 
 
 class SessionConverter:
-    """Write one session's samples, frames and grid pictures under `output`; holds no more frames than a window."""
+    """Write one session's samples, frames and grid pictures under `output`, with one window of frames in memory."""
 
     def __init__(self, session: Session, session_id: str, *, output: Path, options: WindowOptions) -> None:
         self.session, self.id, self.output, self.options = session, session_id, output, options
@@ -93,7 +93,7 @@ class SessionConverter:
         if session.numbering == "ambiguous":
             self.result.problems.append(
                 f"{self.result.folder}: screenshots cannot be matched to all turns (some are missing, and turn numbers "
-                "have gaps); turns without a certain screenshot have none"
+                "have gaps); turns whose screenshot is uncertain have none"
             )
         self.previous: collections.deque[str] = collections.deque(maxlen=prompts.MAX_PREVIOUS_BUTTONS)
         self.window: collections.deque[_Shown] = collections.deque(maxlen=options.num_frames)
@@ -128,12 +128,12 @@ class SessionConverter:
 
     def _spells_control_token(self, turn: Turn) -> bool:
         if token := find_control_token(self.context):
-            problem = f"{self.result.folder}: its goal holds {token}, one of the model's control symbols"
+            problem = f"{self.result.folder}: its goal contains {token}, a control token of the model"
             if problem not in self.result.problems:
                 self.result.problems.append(problem)
         elif token := find_control_token(_write_output(turn)):
             self.result.problems.append(
-                f"{self.result.folder} turn {turn.number}: its answer holds {token}, one of the model's control symbols"
+                f"{self.result.folder} turn {turn.number}: its answer contains {token}, a control token of the model"
             )
         return token is not None
 
@@ -243,7 +243,7 @@ def _read_bytes(source: str | Path) -> bytes:
 
 
 def _is_gap(last: datetime | None, now: datetime | None, *, max_gap_s: float) -> bool:
-    """Tell whether two turns are known to lie further apart; of a naive and an aware time the clock's face counts."""
+    """Return whether more than `max_gap_s` passed; times with and without a time zone are compared without it."""
     if last is None or now is None:
         return False
     if (last.tzinfo is None) != (now.tzinfo is None):

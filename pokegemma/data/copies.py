@@ -11,11 +11,11 @@ _HASH_BYTES = 8  # compared within one corpus only
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells one recording from another.
+    """What distinguishes one recording from another.
 
-    `record` is a digest of the session's id, start and turns as recorded. `turns` holds a hash for each turn, of it and
-    all before: of when it was logged, what the model answered and the buttons; not of what a copy may well have
-    changed or lack, such as paths. `dated`: a turn says when it was logged.
+    `record` is a digest of the session's id, start and turns as recorded. `turns` has a hash for each turn, of
+    this turn and all before: the time, the answer and the buttons. What a copy may have changed or lack, such as
+    paths, is left out. `dated` is whether any turn has a time.
     """
 
     record: str
@@ -100,18 +100,18 @@ def find_copies(plays: Sequence[Play]) -> dict[int, int]:
     return copies
 
 
-def _is_same_play(one: Play, other: Play) -> bool:
-    """Tell whether the shorter of two plays is the beginning of the longer: the same turns at the same times.
+def _is_same_play(play: Play, other: Play) -> bool:
+    """Return whether the shorter of two plays is the beginning of the longer: the same turns at the same times.
 
     Times may have been made up, from one start for all sessions, and a player who stands still gives the same answers:
     a turn that shows another picture makes it another play. A copy may lack pictures, or only the raw ones: v1 wrote a
     turn first and its raw frame afterwards.
     """
-    num_shared = min(len(one.fingerprint.turns), len(other.fingerprint.turns))
-    if one.fingerprint.turns[num_shared - 1] != other.fingerprint.turns[num_shared - 1]:
+    num_shared = min(len(play.fingerprint.turns), len(other.fingerprint.turns))
+    if play.fingerprint.turns[num_shared - 1] != other.fingerprint.turns[num_shared - 1]:
         return False
-    pictures = zip(one.pictures, other.pictures, strict=False)
+    pictures = zip(play.pictures, other.pictures, strict=False)
     return all(
-        ours is None or theirs is None or ours.raw != theirs.raw or ours.digest == theirs.digest
-        for ours, theirs in pictures
+        first is None or second is None or first.raw != second.raw or first.digest == second.digest
+        for first, second in pictures
     )

@@ -11,17 +11,17 @@ from pokegemma.data.prompts import BUTTONS
 DECISION = "decision"
 REASONS = (
     "malformed_turn",  # not an object, no usable or a repeated turn number, an analysis that is no text and no object
-    "failed_answer",  # the model was not reached: "API Error:", "Exception:", "No game data"
+    "failed_answer",  # the model could not be asked: "API Error:", "Exception:", "No game data"
     "pathfinding",  # v1 walked up to 20 unrecorded steps
     "parse_failed",  # no JSON in the answer; v1 pressed its fallback "b"
     "no_button",  # an answer that asks for no button; v1 pressed "b"
     "invalid_button",  # none of the first three is a button; v1 pressed "b"
     "action_failed",  # the press did not arrive
-    "control_token",  # the goal or the answer spells a control token of the model
+    "control_token",  # the goal or the answer contains a control token of the model
     "frame_missing",  # no picture of what the player saw
     "frame_unreadable",  # there is one, but it does not decode
 )
-"""Why a turn is no sample, in the order in which they are tried: a turn counts under the first that holds."""
+"""Why a turn is not a sample. A turn counts under the first reason that applies."""
 
 FALLBACK_BUTTON = "b"
 MAX_PRESSED = 3
@@ -46,8 +46,8 @@ _NO_FAILURE = re.compile(
 class Decision:
     """One turn's answer: `status` is DECISION or one of REASONS, `pressed` what v1 pressed, lower-cased, three at most.
 
-    `pressed` holds v1's fallback "b" too, and is empty where it pressed nothing or nobody knows what.
-    `captured` is None where only the numbering of the screenshots can tell whether the screen was captured.
+    `pressed` includes v1's fallback "b". It is empty where nothing was pressed, or where that is unknown.
+    `captured` is None where only the numbers of the screenshots can show whether the screen was captured.
     """
 
     status: str
@@ -60,7 +60,7 @@ class Decision:
 
 
 def clean_text(value: object) -> str:
-    """Return `value` as text that UTF-8 can hold (a lone surrogate becomes "?"); "" for what is no text."""
+    """Return a text that UTF-8 can encode (a lone surrogate becomes "?"), "" for a value that is not text."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
@@ -103,9 +103,9 @@ def read_decision(turn: dict[str, Any]) -> Decision:
 
 
 def is_failed_action(result: object) -> bool:
-    """Tell whether an `action_result` says that the press failed: false, or (in old sessions) a sentence saying so.
+    """Return whether an `action_result` means that the press failed: false, or a sentence about it in old sessions.
 
-    Nothing recorded is no failure.
+    A missing result is not a failure.
     """
     if isinstance(result, str):
         return bool(_FAILED_ACTION.search(_NO_FAILURE.sub("", result))) or result.strip().lower() in (
@@ -119,7 +119,7 @@ def is_failed_action(result: object) -> bool:
 
 
 def _read_analysis(analysis: dict[str, Any] | str | None) -> tuple[list[str], dict[str, Any] | None, bool]:
-    """Return (texts that may begin with an error, the parsed answer or None, whether v1 says parsing failed)."""
+    """Return (texts that may begin with an error, the parsed answer or None, whether v1 could not parse it)."""
     if isinstance(analysis, dict):
         answer = analysis.get("parsed_json")
         answer = answer if isinstance(answer, dict) else None
@@ -150,7 +150,7 @@ def _read_buttons(turn: dict[str, Any], answer: dict[str, Any] | None) -> tuple[
 
 
 def _may_be_fallback(asked: list[Any]) -> bool:
-    """Tell whether recorded buttons may be v1's fallback: then an answer without JSON is no evidence of a decision."""
+    """Return whether recorded buttons may be v1's fallback; then an answer without JSON does not show a decision."""
     return not asked or asked in (["b"], ["B"])
 
 

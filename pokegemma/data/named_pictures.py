@@ -11,7 +11,7 @@ from typing import Any
 from pokegemma.outputs import is_unfinished
 
 SESSION_FILE = "session_data.json"
-CONVERSION_REPORT = "conversion_report.json"  # what tells a converted dataset
+CONVERSION_REPORT = "conversion_report.json"  # every converted dataset has it
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
@@ -61,7 +61,7 @@ class NamedPictures:
             if absolute.is_absolute() and absolute.resolve().is_relative_to(data_dir):
                 inside = self.data_dir / absolute.resolve().relative_to(data_dir)
                 return inside if inside.is_file() else None
-        except (OSError, ValueError):  # too long for a file name, a NUL byte, a lone surrogate
+        except (OSError, ValueError):  # too long a file name, a NUL byte, a lone surrogate
             return None
         if own is None or len(parts) == 1:  # v1's own "screenshot_3.png" was never written: another would be found
             return None

@@ -18,17 +18,17 @@ LAYOUTS: tuple[Layout, ...] = ("grid", "frames", "trajectory")
 session as one conversation."""
 
 ANSWER_PREFIX = '{"button": "'
-"""What every answer begins with; the button's name follows."""
+"""The beginning of every answer; the name of the button follows."""
 
 NEXT_QUESTION = "Next button?"
-"""What every question ends with, and the whole of it where a conversation has told the rest."""
+"""The end of every question, and the whole question where the conversation already contains the rest."""
 
 MAX_PREVIOUS_BUTTONS = 8
 MAX_GOAL_BYTES = 200
 """Longest goal in a prompt, in bytes of UTF-8; so it has at most as many tokens, whatever its text.
 
-A token of SentencePiece with byte fallback, as Gemma's, covers at least one byte. A tighter bound would not hold for
-any text: "gqgqgq" has one token a letter.
+A token of SentencePiece with byte fallback, as Gemma's, covers at least one byte. No tighter bound
+is valid for any text: "gqgqgq" has one token for each letter.
 """
 
 MAX_PROMPT_TOKENS = 310
@@ -131,7 +131,7 @@ def build_messages(sample: Sample, layout: Layout) -> list[dict[str, Any]]:
     """Return the conversation for a chat template: context, one image slot a picture, question, and the answer.
 
     Raises:
-        PokegemmaError: a text holds one of the model's control symbols.
+        PokegemmaError: a text contains a control token of the model.
     """
     _check_text(sample)
     content = [_text(sample.context), *({"type": "image"} for _ in sample_images(sample, layout))]
@@ -151,11 +151,11 @@ def trajectory_images(trajectory: Trajectory) -> tuple[str, ...]:
 def build_trajectory_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
     """Return a stretch as a conversation: context and frames so far, question, answer, then frame, answer, frame ...
 
-    Earlier answers are the history; a question repeats the buttons only where these answers do not tell them: after
-    turns that are no samples, and turns of several buttons.
+    Earlier answers are the history; a question repeats the buttons only where these answers do not contain them: after
+    turns that are not samples, and turns with several buttons.
 
     Raises:
-        PokegemmaError: a text holds one of the model's control symbols.
+        PokegemmaError: a text contains a control token of the model.
     """
     for sample in trajectory.samples:
         _check_text(sample)
@@ -164,8 +164,8 @@ def build_trajectory_messages(trajectory: Trajectory) -> list[dict[str, Any]]:
     images = [{"type": "image"}] * num_images
     messages = [_user(_text(first.context), *images, _text(first.question)), _answer(first)]
     for before, sample in zip(trajectory.samples, trajectory.samples[1:], strict=False):
-        told = (*before.previous_buttons, *filter(None, [answer_button(before.output)]))[-MAX_PREVIOUS_BUTTONS:]
-        question = NEXT_QUESTION if told == tuple(sample.previous_buttons) else sample.question
+        known = (*before.previous_buttons, *filter(None, [answer_button(before.output)]))[-MAX_PREVIOUS_BUTTONS:]
+        question = NEXT_QUESTION if known == tuple(sample.previous_buttons) else sample.question
         messages += [_user({"type": "image"}, _text(question)), _answer(sample)]
     return messages
 
@@ -181,7 +181,7 @@ def answer_button(text: str) -> str | None:
 def _check_text(sample: Sample) -> None:
     for text in (sample.context, sample.question, sample.output):
         if token := find_control_token(text):
-            raise PokegemmaError(f"{sample.id}: its text holds {token}, one of the model's control symbols")
+            raise PokegemmaError(f"{sample.id}: its text contains {token}, a control token of the model")
 
 
 def _text(text: str) -> dict[str, str]:

@@ -60,10 +60,10 @@ class Sample:
 
 
 def find_control_token(text: str) -> str | None:
-    """Return the first control token of Gemma 3, 3n or 4 that a text spells, or None.
+    """Return the first control token of Gemma 3, 3n or 4 in a text, or None.
 
     Tokenizers and engines would read it as the token itself: an end of turn in the middle of an answer, a second BOS, a
-    picture that is not there.
+    picture that does not exist.
     """
     match = _CONTROL_TOKEN.search(text)
     return match[0] if match else None
@@ -101,9 +101,9 @@ def check_record(record: object) -> list[str]:
         if name in record and not (isinstance(record[name], str) and record[name]):
             problems.append(f"{name!r} is not a text: {str(record[name])[:60]!r}")
         elif not _fits_utf8(record.get(name)):
-            problems.append(f"{name!r} holds text that UTF-8 cannot: {record[name][:60]!r}")
+            problems.append(f"{name!r} contains text that UTF-8 cannot encode: {record[name][:60]!r}")
         elif name in _SHOWN and name in record and (token := find_control_token(record[name])):
-            problems.append(f"{name!r} holds {token}, one of the model's control symbols")
+            problems.append(f"{name!r} contains {token}, a control token of the model")
     frames = record.get("frames", [None])
     if not isinstance(frames, list) or not frames:
         problems.append("'frames' is not a list of paths")
@@ -123,10 +123,12 @@ def check_record(record: object) -> list[str]:
         if not isinstance(previous, list) or not all(isinstance(button, str) for button in previous):
             problems.append("'metadata.previous_buttons' is not a list of buttons")
         pressed = metadata.get("buttons")
-        if pressed is not None and not (isinstance(pressed, list) and all(isinstance(one, str) for one in pressed)):
+        if pressed is not None and not (
+            isinstance(pressed, list) and all(isinstance(button, str) for button in pressed)
+        ):
             problems.append("'metadata.buttons' is not a list of buttons")
         if not _fits_utf8(metadata):
-            problems.append("'metadata' holds text that UTF-8 cannot")
+            problems.append("'metadata' contains text that UTF-8 cannot encode")
     return problems
 
 
@@ -174,7 +176,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
     if num_bad:
         raise PokegemmaError(f"{path}: {num_bad} of {num_lines} lines are not samples: {'; '.join(bad)}")
     if not num_lines:
-        raise PokegemmaError(f"{path}: no samples in it")
+        raise PokegemmaError(f"{path} contains no samples")
 
 
 def dataset_files(dataset_path: Path) -> tuple[Path, Path | None]:

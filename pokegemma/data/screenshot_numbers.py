@@ -8,7 +8,7 @@ _MISSING, _UNEXPLAINED, _CRASHED = 2, 2, 1
 
 @dataclass(frozen=True)
 class Numbering:
-    """`steps[i]` is the step number of turn i's screenshot, None without one; `rule` says how it was found.
+    """`steps[i]` is the step number of turn i's screenshot, None without one; `rule` is how it was found.
 
     rule: "turn" (step number = turn number), "ordinal" (step k is the k-th turn whose screen was captured),
     "ambiguous" (both are equally likely; only where they agree has a turn a step) or "none" (no step files).
@@ -26,7 +26,7 @@ def number_steps(
     v1's vision module numbered its screenshots itself. `turn` also advances while the game is paused, and a turn whose
     capture failed is logged without a screenshot: after either, step numbers fall behind turn numbers. A crash
     between capture and log leaves one step more than turns. Each candidate is charged for what it leaves unexplained
-    (a turn without its file, a file without its turn; half for one last file, the crash); the cheapest holds.
+    (a turn without its file, a file without its turn; half for one last file, the crash). The cheapest is taken.
 
     Args:
         turn_numbers: of all logged turns in order; None where the number is unusable.

@@ -28,7 +28,7 @@ class SessionError(PokegemmaError):
 class Turn:
     """One logged turn.
 
-    `number` is the turn as logged, None where that is unusable. `decision.status` says whether it can be a sample.
+    `number` is the turn as logged, None where that is unusable. `decision.status` is whether it can be a sample.
     `frames` are pictures of what the player saw when deciding, the best first: base64 text of the raw frame, or a file.
     """
 
@@ -43,8 +43,8 @@ class Turn:
 class Session:
     """One recording: every logged turn in order.
 
-    `numbering` says how step files were matched (`steps.Numbering`). `missing_picture` is the name of the picture that
-    the first decision without one should have.
+    `numbering` is how step files were matched (`screenshot_numbers.Numbering.rule`). `missing_picture` is the name of
+    the picture that the first decision without one should have.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ def find_sessions(data_dir: Path) -> list[Path]:
         raise PokegemmaError(f"--eevee_data_dir {data_dir} cannot be read: {error.strerror}") from error
     if not sessions:
         raise PokegemmaError(
-            f"--eevee_data_dir {data_dir}: no session in it; expected session_*/{SESSION_FILE} or runs/session_*/..."
+            f"--eevee_data_dir {data_dir}: no session found; expected session_*/{SESSION_FILE} or runs/session_*/..."
         )
     return sorted(sessions, key=lambda folder: (len(folder.parts), folder.parts))
 
@@ -123,7 +123,7 @@ def read_session(folder: Path, *, pictures: NamedPictures | None = None) -> Sess
     """Read a session folder; every logged turn comes back, with exactly one status.
 
     Args:
-        folder: holds session_data.json and the screenshots.
+        folder: with session_data.json and the screenshots.
         pictures: finds what a `screenshot_path` names (default: in `folder` only).
 
     Raises:

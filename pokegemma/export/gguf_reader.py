@@ -1,4 +1,4 @@
-"""What is in a GGUF file, read with llama.cpp's own reader."""
+"""Read the metadata of a GGUF file with llama.cpp's own reader."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 from pokegemma.errors import PokegemmaError
 
 _DEFAULT_SCALE_FACTOR = 4
-"""Patches a side that llama.cpp pools into a token of Gemma 3 where the file does not say."""
+"""Patches a side that llama.cpp pools into a token of Gemma 3, unless the file has a number."""
 
 _TOKENS = "tokenizer.ggml.tokens"
 _TOKEN_TYPES = "tokenizer.ggml.token_type"
@@ -28,7 +28,7 @@ class GgufFile:
     fields: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     types: dict[str, str]
-    control_tokens: frozenset[str] = frozenset()  # what the vocabulary holds that is no text
+    control_tokens: frozenset[str] = frozenset()  # entries of the vocabulary that are not text
 
     @property
     def type_counts(self) -> dict[str, int]:
@@ -50,13 +50,13 @@ class GgufFile:
 
 
 def read_gguf(path: Path, converter: Path) -> GgufFile:
-    """Read what a GGUF file says of itself, without the weights. Of its lists, only the control tokens.
+    """Read the metadata of a GGUF file, without the weights. Of its lists, only the control tokens are read.
 
     Args:
         converter: folder of llama.cpp's converter, whose reader is used.
 
     Raises:
-        PokegemmaError: it is no GGUF file, or is shorter than it says.
+        PokegemmaError: it is not a GGUF file, or it was cut off.
     """
     if str(converter / "gguf-py") not in sys.path:
         sys.path.insert(0, str(converter / "gguf-py"))
@@ -64,7 +64,7 @@ def read_gguf(path: Path, converter: Path) -> GgufFile:
     try:
         reader = gguf.GGUFReader(path)
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise PokegemmaError(f"{path}: no whole GGUF file: {' '.join(str(error).split())[:200]}") from error
+        raise PokegemmaError(f"{path} is not a whole GGUF file: {' '.join(str(error).split())[:200]}") from error
     scalar = {name: field.contents() for name, field in reader.fields.items() if len(field.types) == 1}
     lists = {name: reader.fields[name].contents() for name in (_TOKENS, _TOKEN_TYPES) if name in reader.fields}
     tokens = zip(lists.get(_TOKENS, []), lists.get(_TOKEN_TYPES, []), strict=True)

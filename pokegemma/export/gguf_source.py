@@ -1,4 +1,4 @@
-"""What a checkpoint holds, to be found again in the files it is converted to."""
+"""Read a checkpoint for the conversion to GGUF: what its files must contain, and a folder for the converter."""
 
 import contextlib
 import logging
@@ -35,7 +35,7 @@ def served_template(template: str) -> str:
 
 @dataclass(frozen=True)
 class GgufSource:
-    """What a checkpoint holds that its GGUF files must hold as well."""
+    """What a checkpoint contains, and what its GGUF files must contain as well."""
 
     path: Path
     num_text_tensors: int
@@ -59,10 +59,10 @@ class GgufSource:
 
 
 def read_gguf_source(path: Path) -> GgufSource:
-    """Return what a merged Gemma 3 holds, from its config and the headers of its weights.
+    """Return what a merged Gemma 3 contains, from its config and the headers of its weights.
 
     Raises:
-        PokegemmaError: it is something that cannot be converted.
+        PokegemmaError: it cannot be converted.
     """
     checkpoint = open_exportable(path, target="GGUF")
     config = checkpoint.config
@@ -72,14 +72,14 @@ def read_gguf_source(path: Path) -> GgufSource:
         )
     shapes = {name: tensor.shape for name, tensor in exported_tensors(path).items()}
     parts = (f"{TOWER}.", f"{FAMILIES['gemma3'].projector}.")
-    eyes = [name for name in shapes if any(part in name for part in parts)]
-    if not any(f"{TOWER}." in name for name in eyes):
-        raise PokegemmaError(f"{path}: its weights hold no vision tower; it would not see")
-    heads = [name for name in eyes if ".vision_model.head." in name]  # SigLIP's pooling, which Gemma does not use
+    vision = [name for name in shapes if any(part in name for part in parts)]
+    if not any(f"{TOWER}." in name for name in vision):
+        raise PokegemmaError(f"{path}: its weights contain no vision tower; take a checkpoint with vision")
+    heads = [name for name in vision if ".vision_model.head." in name]  # SigLIP's pooling, which Gemma does not use
     return GgufSource(
         path=path,
-        num_text_tensors=len(shapes) - len(eyes),
-        num_vision_tensors=len(eyes) - len(heads),
+        num_text_tensors=len(shapes) - len(vision),
+        num_vision_tensors=len(vision) - len(heads),
         num_weights=sum(math.prod(shape) for shape in shapes.values()),
         num_staged_bytes=staged_bytes(path),
         image_size_px=config.vision_config.image_size,
@@ -94,7 +94,7 @@ def staged(checkpoint: GgufSource, *, beside: Path) -> Iterator[Path]:
 
     Its weights have published names. `chat_template` and the files of the tokenizer and the image processor are
     written: merged checkpoints have them, others of transformers 5 do not. Without them <start_of_turn> becomes text,
-    and the converter says nothing. A checkpoint-N has no tokenizer.model: its base's is taken.
+    and the converter does not report it. A checkpoint-N has no tokenizer.model: its base's is taken.
 
     Args:
         beside: a folder on a disk with room for `checkpoint.num_staged_bytes`, in which the other one is made.

@@ -24,7 +24,7 @@ def find_converter(llama_cpp_dir: Path | None) -> Path:
     """Return the folder of llama.cpp's converter: a checkout that the user names, or what ./init.sh fetched.
 
     Raises:
-        PokegemmaError: there is none.
+        PokegemmaError: it does not exist.
     """
     folder = CONVERTER_FOLDER if llama_cpp_dir is None else llama_cpp_dir
     missing = [part for part in _PARTS[:3] if not (folder / part).exists()]
@@ -32,7 +32,7 @@ def find_converter(llama_cpp_dir: Path | None) -> Path:
         return folder.resolve()
     if llama_cpp_dir is None:
         raise PokegemmaError(f"llama.cpp's converter is not in {folder}; fetch it: ./init.sh --with gguf")
-    raise PokegemmaError(f"--llama_cpp_dir {folder}: no checkout of llama.cpp ({', '.join(missing)} not found)")
+    raise PokegemmaError(f"--llama_cpp_dir {folder}: not a checkout of llama.cpp ({', '.join(missing)} not found)")
 
 
 def _wanted(name: str) -> PurePosixPath | None:
@@ -45,7 +45,7 @@ def _wanted(name: str) -> PurePosixPath | None:
 
 
 def unpack_converter(package: Path, folder: Path) -> None:
-    """Write what converting takes to `folder`, replacing an earlier version; run.json there says which one it is.
+    """Write what converting takes to `folder`, replacing an earlier version; its run.json has the version.
 
     Only regular files are written (about 2 MB of the 76 MB), so that nothing in the package reaches outside `folder`.
 
@@ -62,10 +62,10 @@ def unpack_converter(package: Path, folder: Path) -> None:
                 (output / place).parent.mkdir(parents=True, exist_ok=True)
                 (output / place).write_bytes(archive.extractfile(member).read())
             if missing := [part for part in _PARTS if not (output / part).exists()]:
-                raise PokegemmaError(f"{package}: no {', '.join(missing)} of llama.cpp in it")
+                raise PokegemmaError(f"{package}: no {', '.join(missing)} of llama.cpp found")
             (output / RUN_FILE).write_text(json.dumps({"stage": _STAGE, "version": version}) + "\n", encoding="utf-8")
     except (tarfile.TarError, EOFError) as error:
-        raise PokegemmaError(f"{package}: no whole source package: {error}") from error
+        raise PokegemmaError(f"{package}: not a whole source package: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into full-precision weights, and show that the merged checkpoint says the same."""
+"""Merge a LoRA adapter into full-precision weights, and check that the logits stay the same."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pokegemma.data.samples import Sample, read_samples
+from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export.merged_weights import check_merged_weights, require_weights, weight_names
 from pokegemma.export.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
@@ -42,33 +42,54 @@ class Verification:
     dtype: Dtype
 
 
-@torch.no_grad()
-def _answer_logits(model: torch.nn.Module, collator: Collator, samples: list[Sample]) -> torch.Tensor:
-    """Return the logits of every answer token, (tokens, vocabulary) float32, on the CPU."""
-    rows = []
-    for sample in samples:
-        batch = {name: tensor.to(model.device) for name, tensor in collator([sample]).items()}
-        labels = batch.pop("labels")[0]
-        places = (labels != IGNORED_LABEL).nonzero().squeeze(1) - 1
-        rows.append(model(**batch, logits_to_keep=places).logits[0].float().cpu())
-    return torch.cat(rows)
-
-
 def _relative_rms(difference: torch.Tensor, reference: torch.Tensor) -> float:
     return (difference.square().mean() / reference.square().mean()).sqrt().item()
 
 
-def check(verification: Verification, *, stored_tolerance: float | None = None) -> None:
+class _AnswerLogits:
+    """Logits of the answers to real samples, before, while and after an adapter is merged."""
+
+    def __init__(self, collator: Collator, verify_on: Path | None, num_samples: int) -> None:
+        self.collator, self.samples = collator, []
+        self.logits: dict[str, torch.Tensor] = {}
+        if verify_on is not None:
+            collator.dataset_folder = verify_on.parent
+            self.samples = list(islice(read_samples(verify_on), num_samples))
+
+    @torch.no_grad()
+    def record(self, name: str, model: torch.nn.Module) -> None:
+        """Keep the logits of every answer token, (tokens, vocabulary) float32, on the CPU."""
+        rows = []
+        for sample in self.samples:
+            batch = {key: tensor.to(model.device) for key, tensor in self.collator([sample]).items()}
+            labels = batch.pop("labels")[0]
+            places = (labels != IGNORED_LABEL).nonzero().squeeze(1) - 1
+            rows.append(model(**batch, logits_to_keep=places).logits[0].float().cpu())
+        self.logits[name] = torch.cat(rows) if rows else torch.empty(0)
+
+    def verification(self, dtype: Dtype) -> Verification:
+        """Compare what was recorded as base, adapter, merged and stored."""
+        reference = self.logits["adapter"]
+        return Verification(
+            num_samples=len(self.samples),
+            adapter_effect=_relative_rms(self.logits["base"] - reference, reference),
+            merged_error=_relative_rms(self.logits["merged"] - reference, reference),
+            stored_error=_relative_rms(self.logits["stored"] - reference, reference),
+            dtype=dtype,
+        )
+
+
+def check_verification(verification: Verification, *, stored_tolerance: float | None = None) -> None:
     """Judge a verification; `stored_tolerance` replaces that of its type in `STORED_TOLERANCE`.
 
     Raises:
-        CheckFailedError: the adapter changes nothing, or the merged weights do not say what adapter + base say.
+        CheckFailedError: the adapter changes nothing, or the logits of the merged weights differ from adapter + base.
     """
     v = verification
     if stored_tolerance is None:
         stored_tolerance = STORED_TOLERANCE[v.dtype]
     if not v.adapter_effect > 0:
-        raise CheckFailedError("the adapter changes nothing: was it trained?")
+        raise CheckFailedError("the adapter changes nothing; was it trained?")
     for name, error, tolerance in (
         ("merged", v.merged_error, MERGE_TOLERANCE),
         (f"stored {v.dtype}", v.stored_error, stored_tolerance),
@@ -104,11 +125,11 @@ def merge(
 
     Args:
         base: folder or Hub id; None: the one that the adapter names.
-        verify_on: JSONL file whose first `num_samples` samples are put to base, adapter + base, merged and stored.
-        stored_tolerance: as in `check`.
+        verify_on: JSONL file whose first `num_samples` samples are shown to base, adapter + base, merged and stored.
+        stored_tolerance: as in `check_verification`.
 
     Raises:
-        PokegemmaError: the adapter, the base or the disk is at fault.
+        PokegemmaError: the adapter or the base cannot be read, or the disk is full.
         CheckFailedError: the verification failed; nothing is left at `output`.
     """
     source = read_adapter(adapter)
@@ -126,19 +147,12 @@ def merge(
         logger.info("image size: %s", describe_image_size(**picture_facts(model.config)))
         num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
         require_space(output, int(1.02 * num_bytes) + 64 * 2**20, remedy=_REMEDY)
-        logits: dict[str, torch.Tensor] = {}
-        samples: list[Sample] = []
-        collator = checkpoint.collator(layout=layout, dataset_folder=Path())
-        if verify_on is not None:
-            collator.dataset_folder = verify_on.parent
-            samples = list(islice(read_samples(verify_on), num_samples))
-            logits["base"] = _answer_logits(model, collator, samples)
+        logits = _AnswerLogits(checkpoint.collator(layout=layout, dataset_folder=Path()), verify_on, num_samples)
+        logits.record("base", model)
         model = attach_adapter(model, source, base)
-        if samples:
-            logits["adapter"] = _answer_logits(model, collator, samples)
+        logits.record("adapter", model)
         model = model.merge_and_unload()
-        if samples:
-            logits["merged"] = _answer_logits(model, collator, samples)
+        logits.record("merged", model)
         model = model.to(getattr(torch, dtype))
         model.config.use_cache = True
         try:
@@ -152,19 +166,12 @@ def merge(
         facts = {"image_size_px": picture_facts(model.config)["image_size_px"], **attention_facts(model.config)}
         del model
         weights = check_merged_weights(folder, base, source, names)
-        logger.info("weights compared: %d changed as the adapter says, %d as in the base", *vars(weights).values())
+        logger.info("weights compared: %d changed by the adapter, %d as in the base", *vars(weights).values())
         verification = None
-        if samples:
-            logits["stored"] = _answer_logits(open_checkpoint(folder).load_model(device=device), collator, samples)
-            reference = logits["adapter"]
-            verification = Verification(
-                num_samples=len(samples),
-                adapter_effect=_relative_rms(logits["base"] - reference, reference),
-                merged_error=_relative_rms(logits["merged"] - reference, reference),
-                stored_error=_relative_rms(logits["stored"] - reference, reference),
-                dtype=dtype,
-            )
-            check(verification, stored_tolerance=stored_tolerance)
+        if verify_on is not None:
+            logits.record("stored", open_checkpoint(folder).load_model(device=device))
+            verification = logits.verification(dtype)
+            check_verification(verification, stored_tolerance=stored_tolerance)
         options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
             folder,

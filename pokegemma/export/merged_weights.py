@@ -47,7 +47,7 @@ class WeightCounts:
 
 
 def check_merged_weights(folder: Path, base: str, adapter: Adapter, names: set[str]) -> WeightCounts:
-    """Check that a merged checkpoint contains the base's weights, changed exactly as the adapter says.
+    """Check that a merged checkpoint contains the base's weights, changed by the adapter and nothing else.
 
     What is expected of each tensor follows from the files of base and adapter alone, without PEFT. A tied LM head is
     compared, too: as its own weight, it is the base's unless the adapter changes it.
@@ -83,7 +83,7 @@ def check_merged_weights(folder: Path, base: str, adapter: Adapter, names: set[s
             f"merged weights: {len(different)} of {len(names)} tensors are not base + adapter: {name_some(different)}"
         )
     if not num_changed:
-        raise CheckFailedError("the adapter changes nothing: was it trained?")
+        raise CheckFailedError("the adapter changes nothing; was it trained?")
     return WeightCounts(num_changed, len(names) - num_changed)
 
 

@@ -49,7 +49,7 @@ def open_convertible(path: Path) -> Checkpoint:
     """Open a checkpoint that can be converted.
 
     Raises:
-        PokegemmaError: it is an adapter, quantised, another family's, blind, or for MLX already.
+        PokegemmaError: it is an adapter, quantised, of another family, without vision, or for MLX already.
     """
     checkpoint = open_exportable(path, target="MLX")
     tensors = exported_tensors(path)
@@ -57,7 +57,7 @@ def open_convertible(path: Path) -> Checkpoint:
         raise PokegemmaError(f"{path}: for MLX already")
     for part in (TOWER, FAMILIES["gemma3"].projector):
         if not any(name.startswith(f"{part}.") for name in tensors):
-            raise PokegemmaError(f"{path}: its weights hold no {part}; it would not see")
+            raise PokegemmaError(f"{path}: its weights contain no {part}; take a checkpoint with vision")
     if PUBLISHED_HEAD in tensors:  # mlx-vlm 0.7 replaces it with the embeddings whenever it loads a Gemma 3
         raise PokegemmaError(
             f"{path}: its LM head is not tied to its embeddings, and mlx-vlm computes with tied ones only; "
@@ -77,13 +77,13 @@ def mlx_config(path: Path, config: Gemma3Config) -> dict[str, Any]:
     What mlx-vlm 0.7 does not find it takes from its own defaults, in silence, and transformers 5 writes some of it
     elsewhere or not at all:
 
-    - hidden_size beside text_config: soft tokens of pictures are divided by its root. Default 2048; a 4B has 2560.
+    - hidden_size next to text_config: soft tokens of pictures are divided by its root. Default 2048; a 4B has 2560.
     - mm_tokens_per_image within text_config. Default 256; pictures of 448 px have 64.
     - rope_scaling: positions of the full-attention layers are divided by its factor. Default 1; a 4B has 8.
     - sliding_window_pattern, and the bases of both kinds of position: their defaults are those of Gemma 3.
 
     Raises:
-        PokegemmaError: mlx-vlm has no word for what the checkpoint has.
+        PokegemmaError: mlx-vlm has no setting for what the checkpoint has.
     """
     text: Any = config.get_text_config()
     rope = text.rope_parameters
@@ -173,8 +173,8 @@ def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool
         What was written, part by part.
 
     Raises:
-        PokegemmaError: the checkpoint cannot be converted, or the disk is at fault.
-        CheckFailedError: what was written is not what the checkpoint says; nothing is left at `output`.
+        PokegemmaError: the checkpoint cannot be converted, or the disk is full.
+        CheckFailedError: what was written differs from the checkpoint; nothing is left at `output`.
     """
     checkpoint = open_convertible(path)
     config, processor = checkpoint.config, checkpoint.processor

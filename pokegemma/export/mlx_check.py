@@ -23,7 +23,7 @@ _ERROR_LIMIT = {4: 0.2, 8: 0.02}
 class Part:
     """A part of a model as it was written.
 
-    `stored` says how, such as "bfloat16" or "4 bits". `error` is the root mean square of what rounding changed, as a
+    `stored` is how, such as "bfloat16" or "4 bits". `error` is the root mean square of what rounding changed, as a
     share of that of the weights.
     """
 
@@ -94,7 +94,7 @@ def check_mlx_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part
             sums[_part(target), stored] += tensor.numel(), num_bytes, error, square
             written.pop(target)  # frees it
     if left:
-        raise CheckFailedError(f"{folder}: holds {', '.join(sorted(left)[:3])}, which the checkpoint does not")
+        raise CheckFailedError(f"{folder}: {', '.join(sorted(left)[:3])} is not in the checkpoint")
     return [
         Part(
             name=name, stored=stored, num_weights=int(count), num_bytes=int(size), error=float((error / square) ** 0.5)

@@ -1,4 +1,4 @@
-"""Which checkpoints can be exported at all, and which files hold their weights."""
+"""Check that a checkpoint can be exported, and give its weights to converters under published names."""
 
 import json
 import struct
@@ -130,5 +130,5 @@ def open_exportable(path: Path, *, target: str) -> Checkpoint:
 
 
 def recorded_base(path: Path) -> str | None:
-    """Return the base of the training run that wrote a checkpoint, where its run.json is there."""
+    """Return the base of the training run that wrote a checkpoint, where its run.json exists."""
     return (read_run_record(path) or {}).get("base_model")

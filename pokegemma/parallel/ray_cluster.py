@@ -1,13 +1,10 @@
-"""Map a function over work items on a Ray cluster (Ray Data); `pokegemma.parallel.workers` is the way in.
+"""Map a function over work items on a Ray cluster (Ray Data); call it through `pokegemma.parallel.workers`.
 
 All machines must see the same files under the same paths (shared storage) and have the same pokegemma; each worker
-checks both before its first item. Items and results travel pickled; what is large belongs into files.
+checks both before its first item. Items and results are pickled; write what is large to files.
 """
 
 import contextlib
-import functools
-import hashlib
-import importlib.metadata
 import logging
 import os
 import pickle
@@ -16,90 +13,18 @@ import socket
 import tempfile
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.parallel.ray_worker import Failure, Job, Worker, code_versions, list_names
 
 LOCAL, AUTO, CLIENT = "local", "auto", "ray://"
 _CONNECT_TIMEOUT_S = 10
 _EXECUTOR_THREAD, _EXECUTOR_TIMEOUT_S = "StreamingExecutor-", 60.0
 _MAX_ATTEMPTS = 3  # at an item whose worker dies: of a lost machine, or of the item itself
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker does: `function(item, state)`, where `state` is what `initialize()` made once in each worker."""
-
-    function: Callable[[Any, Any], Any]
-    initialize: Callable[[], Any] | None
-    folders: dict[Path, frozenset[str]]
-    versions: dict[str, str]
-
-    def check_machine(self) -> None:
-        """Check that this machine has the same code and sees the same folders as the one that made the job.
-
-        Raises:
-            PokegemmaError: it does not.
-        """
-        for name, version in code_versions().items():
-            if version != self.versions[name]:
-                raise PokegemmaError(
-                    f"Ray worker on {socket.gethostname()}: {name} is {version} there and {self.versions[name]} here; "
-                    "the results would differ: install the same on all machines"
-                )
-        for folder, names in self.folders.items():
-            if not names <= list_names(folder):
-                raise PokegemmaError(
-                    f"Ray worker on {socket.gethostname()} does not see what {folder} holds here: all machines need "
-                    "the input and the output on shared storage, under the same paths"
-                )
-
-
-@dataclass(frozen=True)
-class _Failure:
-    error: PokegemmaError | OSError
-
-
-class _Worker:
-    def __init__(self, job: Job) -> None:
-        self.job, self.state, self.failure = job, None, None
-        try:
-            job.check_machine()
-            self.state = job.initialize() if job.initialize else None
-        except (PokegemmaError, OSError) as error:  # told with the first item: Ray would wrap it, and try again
-            self.failure = _Failure(error)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result: Any = self.failure
-        if result is None:
-            try:
-                result = self.job.function(pickle.loads(row["item"]), self.state)
-            except (PokegemmaError, OSError) as error:
-                result = _Failure(error)
-        return {"index": row["index"], "result": pickle.dumps(result)}
-
-
-def list_names(folder: Path) -> frozenset[str]:
-    """Return the names in a folder; none if it cannot be read."""
-    try:
-        return frozenset(path.name for path in folder.iterdir())
-    except OSError:
-        return frozenset()
-
-
-@functools.cache
-def code_versions() -> dict[str, str]:
-    """Return the versions of what the bytes of a result depend on; torch is not loaded for it."""
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    libraries = {name: importlib.metadata.version(name) for name in ("pillow", "numpy", "torch", "transformers")}
-    return {"pokegemma": digest.hexdigest()[:12], **libraries, "zlib": zlib.ZLIB_RUNTIME_VERSION}
 
 
 def map_on_cluster(
@@ -136,7 +61,7 @@ def map_on_cluster(
                 rows = _run(job, items, num_workers, num_gpus)
             with contextlib.closing(rows):  # before Ray is shut down: what is left of it would end this process
                 for index, result in rows:
-                    if isinstance(result, _Failure):
+                    if isinstance(result, Failure):
                         raise result.error
                     yield index, result
         except ray.exceptions.RayError as error:
@@ -154,7 +79,7 @@ def _run(job: Job, items: Sequence[tuple[int, Any]], num_workers: int, num_gpus:
         # Only so can the attempts be limited; Ray's default is no limit, and an item that kills its worker would go on.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker,
+            Worker,
             fn_constructor_args=(job,),
             num_cpus=1,
             num_gpus=num_gpus,
@@ -205,7 +130,7 @@ def _explained(error: Exception) -> Exception:
     text = str(error)
     if "No module named 'pokegemma'" in text:
         return PokegemmaError("a Ray worker cannot import pokegemma: install it in the Python of every machine")
-    if isinstance(error, ray.exceptions.RayTaskError):  # ours: its traceback is wanted
+    if isinstance(error, ray.exceptions.RayTaskError):  # raised in our code: show its traceback
         return error
     return PokegemmaError(f"a Ray worker died {_MAX_ATTEMPTS} times (out of memory?): {' '.join(text.split())[:200]}")
 
@@ -261,7 +186,7 @@ def _join_executors() -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuse an address where nobody listens: Ray would try for two minutes, and end this process."""
+    """Refuse an address that does not answer: Ray would try for two minutes, and end this process."""
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()

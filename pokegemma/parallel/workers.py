@@ -27,7 +27,7 @@ _failure: PokegemmaError | OSError | None = None
 
 
 def is_cancelled() -> bool:
-    """Tell a function that runs in a worker process whether its result is still wanted."""
+    """Return, in a worker process, whether the result is no longer wanted."""
     return _cancelled is not None and _cancelled.is_set()
 
 
@@ -137,12 +137,15 @@ def _start_worker(cancelled: multiprocessing.synchronize.Event, initialize: Call
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         _state = initialize() if initialize else None
-    except (PokegemmaError, OSError) as error:  # raised with the first item: the pool would only say that it is broken
+    except (
+        PokegemmaError,
+        OSError,
+    ) as error:  # raised with the first item: the pool would only report that it is broken
         _failure = error
 
 
 def _end_with_parent(parent_id: int) -> None:
-    """End this worker soon after a parent that was killed: an idle worker waits for work for ever.
+    """End this worker soon after its parent was killed: an idle worker would wait for work for ever.
 
     A forked worker's sentinel stays open in its siblings, so the parent's id counts too (forkserver: its server's).
     """

@@ -22,7 +22,7 @@ _FAILED_FRACTION = 0.015
 _PATHFINDING_FRACTION = 0.015
 _MAX_PATHFINDING_MOVES = 6
 _RAW_FRAMES_EVERY = 4
-"""Every fourth session also holds its frames as base64, in `enhanced_turns`."""
+"""Every fourth session also has its frames as base64, in `enhanced_turns`."""
 
 _REASONS = {"a": "a sign to read", "start": "the bell rings", "b": "the text is read", "select": "the menu was seen"}
 _CONFIDENCES = ("high", "high", "medium")
@@ -33,7 +33,7 @@ def record_sessions(
 ) -> list[list[str]]:
     """Write `output_dir`/runs/session_*/ as Eevee v1 did, each of `num_turns` turns; a done room leads to the next.
 
-    About 3 % of the turns hold no decision: failed answers, for which "b" was pressed, and pathfinding turns.
+    About 3 % of the turns have no decision: failed answers, for which "b" was pressed, and pathfinding turns.
 
     Returns:
         The expert's buttons of each session, oldest first, turns without a decision left out.

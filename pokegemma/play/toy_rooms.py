@@ -1,4 +1,4 @@
-"""Rooms of the toy game: a winding route from a start to a door, with signs beside it and bells hidden on it."""
+"""Rooms of the toy game: a winding route from a start to a door, with signs next to it and bells hidden on it."""
 
 import random
 from collections import deque
@@ -15,7 +15,7 @@ ROOM_SIZE = 22
 
 @dataclass(frozen=True)
 class Level:
-    """How hard a room is. `has_trail`: the way to go is drawn on the floor, so a single frame tells the next button."""
+    """How hard a room is. `has_trail`: the route is drawn on the floor, so a single frame shows the next button."""
 
     num_moves: int
     num_signs: int
@@ -35,7 +35,7 @@ LEVELS = {
 class Room:
     """What of a room never changes.
 
-    `floor` holds the cells to walk on, the door not among them; `signs` are in the order in which they are to be read;
+    `floor` has the cells to walk on, without the door; `signs` are in the order in which they are to be read;
     a bell rings when the player first steps on one of `bells`; `directions` is this room's order of preference among
     equally short ways.
     """
@@ -74,7 +74,7 @@ def _is_inside(cell: Cell) -> bool:
 def _grow_route(rng: random.Random, *, num_moves: int) -> list[Cell] | None:
     """Return a random walk that never touches itself, so that it is its own shortest way; None where it got stuck.
 
-    Straight on is no likelier than a turn: the previous buttons say little about the next one.
+    Going straight on is no likelier than a turn, so the previous buttons predict little of the next one.
     """
     route = [(ROOM_SIZE // 2, ROOM_SIZE // 2)]
     visited: set[Cell] = set()

@@ -51,14 +51,14 @@ def test_a_missing_key_is_named(key):
         ({"metadata": {**METADATA, "session": ""}}, "'metadata.session' is not a text"),
         ({"metadata": {**METADATA, "buttons": 5}}, "'metadata.buttons' is not a list of buttons"),
         ({"metadata": {**METADATA, "buttons": ["a", 5]}}, "'metadata.buttons' is not a list of buttons"),
-        ({"metadata": {**METADATA, "goal": "\ud800"}}, "'metadata' holds text that UTF-8 cannot"),
-        ({"id": "\ud800"}, "'id' holds text that UTF-8 cannot"),
-        ({"context": "\ud800"}, "'context' holds text that UTF-8 cannot"),
-        ({"question": "\ud800"}, "'question' holds text that UTF-8 cannot"),
-        ({"context": "Goal: <bos>"}, "'context' holds <bos>, one of the model's control symbols"),
-        ({"question": "a <unused12> b"}, "'question' holds <unused12>, "),
-        ({"output": "a <end_of_turn> b"}, "'output' holds <end_of_turn>, "),
-        ({"output": "\ud800"}, "'output' holds text that UTF-8 cannot"),
+        ({"metadata": {**METADATA, "goal": "\ud800"}}, "'metadata' contains text that UTF-8 cannot encode"),
+        ({"id": "\ud800"}, "'id' contains text that UTF-8 cannot encode"),
+        ({"context": "\ud800"}, "'context' contains text that UTF-8 cannot encode"),
+        ({"question": "\ud800"}, "'question' contains text that UTF-8 cannot encode"),
+        ({"context": "Goal: <bos>"}, "'context' contains <bos>"),
+        ({"question": "a <unused12> b"}, "'question' contains <unused12>"),
+        ({"output": "a <end_of_turn> b"}, "'output' contains <end_of_turn>"),
+        ({"output": "\ud800"}, "'output' contains text that UTF-8 cannot encode"),
         ({"frames": ["\ud800.png"]}, "'\\ud800.png' is not a path"),
         ({"image": "\udfff.png"}, "'\\udfff.png' is not a path"),
         ({"image": "."}, "'.' is not a path"),
@@ -113,7 +113,7 @@ def test_bad_lines_are_counted_and_named(tmp_path):
 
 def test_a_missing_and_an_empty_file_are_user_errors(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
-    for name, problem in (("nowhere.jsonl", "cannot be read"), ("empty.jsonl", "no samples in it")):
+    for name, problem in (("nowhere.jsonl", "cannot be read"), ("empty.jsonl", "contains no samples")):
         with pytest.raises(PokegemmaError, match=problem):
             list(read_samples(tmp_path / name))
 

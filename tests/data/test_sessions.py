@@ -411,7 +411,7 @@ def test_sessions_are_found_from_runs_its_parent_or_one_session(tmp_path):
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_a_folder_without_sessions_is_a_user_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PokegemmaError, match=r"no such folder|no session in it"):
+    with pytest.raises(PokegemmaError, match=r"no such folder|no session found"):
         find_sessions(tmp_path / name)
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.export.gguf import convert
+from pokegemma.export.gguf import convert_to_gguf
 from pokegemma.export.gguf_source import read_gguf_source, staged
 from pokegemma.export.llama_cpp_converter import find_converter
 from pokegemma.export.source import PUBLISHED_HEAD
@@ -116,7 +116,7 @@ def test_converters_are_shown_published_names_of_a_training_checkpoint(
 def test_a_training_checkpoint_becomes_the_gguf_files_of_the_same_merged_one(
     checkpoint_n: Path, gguf_folder: Path, tmp_path: Path
 ) -> None:
-    convert(checkpoint_n, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
+    convert_to_gguf(checkpoint_n, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
     for name in ("model-f16.gguf", "mmproj-f16.gguf"):
         ours, theirs = ((folder / name).read_bytes() for folder in (tmp_path / "gguf", gguf_folder))
         assert len(ours) == pytest.approx(len(theirs), abs=200)  # the model's name is in it
@@ -138,7 +138,7 @@ def test_a_training_checkpoint_becomes_the_mlx_folder_of_the_same_merged_one(
 def test_a_training_checkpoint_without_its_base_names_the_missing_file(checkpoint_n: Path, tmp_path: Path) -> None:
     (checkpoint_n.parent / "run.json").write_text(json.dumps({"stage": "train", "base_model": str(tmp_path / "gone")}))
     with pytest.raises(PokegemmaError, match=r"gone: no such folder"):
-        convert(checkpoint_n, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
+        convert_to_gguf(checkpoint_n, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
     assert not (tmp_path / "gguf").exists()
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export import merge as merging
-from pokegemma.export.merge import Verification, check, merge
+from pokegemma.export.merge import Verification, check_verification, merge
 from pokegemma.gemma.adapters.reading import read_adapter
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
@@ -148,13 +148,13 @@ def test_an_adapter_that_changes_nothing_fails_verification(tiny_model: Path, he
 @pytest.mark.parametrize("error", [1.0, float("nan")])
 def test_merged_weights_that_say_something_else_fail(error: float) -> None:
     good = {"num_samples": 1, "adapter_effect": 0.5, "merged_error": 1e-6, "stored_error": 1e-3, "dtype": "bfloat16"}
-    check(Verification(**good))
+    check_verification(Verification(**good))
     with pytest.raises(CheckFailedError, match="merged weights differ"):
-        check(Verification(**{**good, "merged_error": error}))
+        check_verification(Verification(**{**good, "merged_error": error}))
     with pytest.raises(CheckFailedError, match="stored bfloat16 weights differ"):
-        check(Verification(**{**good, "stored_error": error}))
+        check_verification(Verification(**{**good, "stored_error": error}))
     with pytest.raises(CheckFailedError, match=r"by 1\.00e-03 of the logits \(at most 0e\+00\)"):
-        check(Verification(**good), stored_tolerance=0)
+        check_verification(Verification(**good), stored_tolerance=0)
 
 
 def test_another_base_of_the_same_shape_is_refused(adapter: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pokegemma.data import corpus
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import OUTPUTS, convert_corpus
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.parallel import ray_cluster
+from pokegemma.parallel import ray_cluster, ray_worker
 from pokegemma.parallel.workers import map_items
 from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import failed_turn, raw_frame, turn_record, write_session
@@ -176,7 +176,7 @@ def test_no_thread_of_ray_data_outlives_the_connection(addresses, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 def test_a_folder_that_a_worker_does_not_see_is_one_line(sessions, tmp_path, addresses):
     with pytest.raises(
-        PokegemmaError, match=r"^Ray worker on .* does not see what /proc/self/fd/\d+ holds here: "
+        PokegemmaError, match=r"^Ray worker on .* does not see the files of /proc/self/fd/\d+; "
     ) as error:
         descriptor = os.open(sessions, os.O_RDONLY)  # a path that means this folder in this process only
         convert(Path(f"/proc/self/fd/{descriptor}"), tmp_path / "out", num_workers=2, ray_address=addresses[0])
@@ -185,9 +185,9 @@ def test_a_folder_that_a_worker_does_not_see_is_one_line(sessions, tmp_path, add
 
 
 def test_a_worker_with_other_code_is_refused():
-    versions = ray_cluster.code_versions() | {"pillow": "1.0"}
+    versions = ray_worker.code_versions() | {"pillow": "1.0"}
     with pytest.raises(PokegemmaError, match=r"^Ray worker on \S+: pillow is [\d.]+ there and 1\.0 here; "):
-        ray_cluster.Job(divide, None, {}, versions).check_machine()
+        ray_worker.Job(divide, None, {}, versions).check_machine()
 
 
 def test_a_ray_client_gets_the_same_bytes(sessions, tmp_path, addresses):

@@ -196,7 +196,7 @@ def test_numbers_that_leave_nothing_are_refused(trained: Predictor, options: dic
 
 def test_a_goal_with_control_symbols_and_a_damaged_frame_are_one_line(trained: Predictor, tmp_path: Path) -> None:
     frame = Image.new("RGB", (240, 160))
-    with pytest.raises(PokegemmaError, match="control symbols"):
+    with pytest.raises(PokegemmaError, match="control token"):
         Player(trained, goal="<start_of_image>").decide(frame)
     (tmp_path / "frame.png").write_bytes(b"")
     with pytest.raises(PokegemmaError, match="cannot be read as a picture"):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
-from pokegemma.export.gguf import convert
+from pokegemma.export.gguf import convert_to_gguf
 from pokegemma.export.llama_cpp_converter import find_converter
 from pokegemma.export.merge import merge
 from pokegemma.export.mlx import convert_to_mlx
@@ -334,5 +334,5 @@ def test_what_is_trained_has_the_published_names_and_converts(
         merge(trained, tmp_path / "merged", dtype="float32")
         trained = tmp_path / "merged"
     assert_frozen(trained, variant, tiny_model)
-    convert(trained, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
+    convert_to_gguf(trained, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
     convert_to_mlx(trained, tmp_path / "mlx")

@@ -28,7 +28,7 @@ _READS = (
 
 def describe_record(record: dict[str, Any]) -> str | None:
     """Return which other tool's dataset a record is of, with its keys; None if none is recognised."""
-    if "frames" in record:  # ours
+    if "frames" in record:  # a sample of this project
         return None
     for keys, kind in _KINDS:
         if keys <= set(record):
@@ -62,7 +62,7 @@ def _describe_folder(folder: Path) -> str | None:
         for path in sorted((folder / name).iterdir()) if (folder / name).is_dir() else ():
             if path.suffix in _SUFFIXES and path.name not in _OWN_FILES:
                 kind = _SUFFIXES[path.suffix]
-                return f"no train.jsonl in it, but {path.relative_to(folder)}, of a {kind} dataset of other tools"
+                return f"no train.jsonl, but {path.relative_to(folder)}, of a {kind} dataset of other tools"
     return None
 
 
@@ -71,7 +71,7 @@ def _describe_file(path: Path) -> str | None:
         with open(path, "rb") as file:
             line = file.readline(_MAX_LINE_BYTES).strip()
             more = file.read(_MAX_LINE_BYTES) if line.startswith(b"[") else b""
-    except OSError:  # whoever reads it names the reason
+    except OSError:  # the reader of the file reports it
         return None
     if line.startswith(b"PAR1"):
         return "a Parquet file, a dataset of other tools"

@@ -29,7 +29,7 @@ def _words(text: str) -> str:
 
 
 def allowed_prompt(sample: Sample, goal: str | None) -> str:
-    """Return what a prompt may say: the rules, the session's goal, the earlier buttons."""
+    """Return what a prompt may contain: the rules, the session's goal, the earlier buttons."""
     return f"{build_context(goal)}\n{build_question(sample.previous_buttons)}"
 
 
@@ -69,14 +69,14 @@ def check_prompts(splits: Iterable[Split]) -> Check:
     if not num_samples:
         return skipped("prompts", NO_SAMPLES)
     if not details:
-        return Check("prompts", "PASS", f"{num_samples} prompts say the goal and the earlier buttons, nothing else")
+        return Check("prompts", "PASS", f"{num_samples} prompts contain the goal and the earlier buttons, nothing else")
     status = "FAIL" if len(details) > MAX_LEAK_SHARE * num_samples else "WARN"
-    summary = f"{len(details)} of {num_samples} prompts say something else than goal and earlier buttons"
+    summary = f"{len(details)} of {num_samples} prompts contain something else than goal and earlier buttons"
     return Check("prompts", status, f"{summary} ({percent(len(details), num_samples)})", tuple(details))
 
 
 def leaked_words(sample: Sample, goal: str | None) -> str | None:
-    """Return words of the sample's own reasoning that its prompt holds and neither rules nor goal explain, or None."""
+    """Return words of the sample's reasoning that are in its prompt but not in the rules or the goal, or None."""
     try:
         reasoning = _words(parse_answer(sample.output).reasoning)
     except AnswerError:
@@ -95,14 +95,14 @@ def leaked_words(sample: Sample, goal: str | None) -> str | None:
 
 
 def check_target_text(splits: Iterable[Split]) -> Check:
-    """Fail if more than `MAX_LEAK_SHARE` of the prompts hold words of the reasoning to be written; warn at any."""
+    """Fail if more than `MAX_LEAK_SHARE` of the prompts contain words of the reasoning to be written; warn at any."""
     details, num_samples = [], 0
     for split in splits:
         for where, sample, goal in with_goals(split.located()):
             num_samples += 1
             if words := leaked_words(sample, goal):
-                details.append(f"{where} ({sample.id}): its prompt says {words!r}, as its own reasoning does")
-    summary = f"{len(details)} of {num_samples} prompts hold their own answer's reasoning"
+                details.append(f"{where} ({sample.id}): its prompt contains {words!r}, as its reasoning does")
+    summary = f"{len(details)} of {num_samples} prompts contain the reasoning of their answer"
     if not num_samples:
         return skipped("target text in prompt", NO_SAMPLES)
     if not details:
@@ -114,7 +114,7 @@ def check_target_text(splits: Iterable[Split]) -> Check:
 def check_history(splits: Iterable[Split]) -> Check:
     """Fail if a sample's earlier buttons do not end with what the turn before it pressed.
 
-    A list that is one turn ahead holds the answer. Only samples whose turn before is the preceding sample of the
+    A list that is one turn ahead contains the answer. Only samples whose turn before is the preceding sample of the
     file can be compared.
     """
     details, num_compared = [], 0
@@ -133,7 +133,7 @@ def check_history(splits: Iterable[Split]) -> Check:
             if button is not None and sample.previous_buttons != expected:
                 details.append(
                     f"{where} ({sample.id}): earlier buttons {', '.join(sample.previous_buttons) or 'none'}; "
-                    f"the samples before say {', '.join(expected)}"
+                    f"the samples before have {', '.join(expected)}"
                 )
     if not num_compared:
         return skipped("earlier buttons", "no sample follows the turn before it")

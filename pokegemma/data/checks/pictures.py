@@ -61,7 +61,7 @@ class PictureFacts:
 
 @dataclass
 class PictureScan:
-    """Results of `scan_pictures`, by full path. `digests` holds the pictures without a problem."""
+    """Results of `scan_pictures`, by full path. `digests` has the pictures without a problem."""
 
     digests: dict[str, bytes] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -84,10 +84,10 @@ def inspect_picture(path: str, folder: str) -> PictureFacts:
             width, height = image.size
             if min(image.size) < MIN_SIDE_PX or max(image.size) > MAX_SIDE_PX:
                 return PictureFacts(
-                    problem=f"{width}x{height} px is no screen ({MIN_SIDE_PX} to {MAX_SIDE_PX} px a side)"
+                    problem=f"{width}x{height} px is not a screen ({MIN_SIDE_PX} to {MAX_SIDE_PX} px a side)"
                 )
             if max(image.size) > MAX_ASPECT * min(image.size):
-                return PictureFacts(problem=f"{width}x{height} px is no screen (longer than {MAX_ASPECT}:1)")
+                return PictureFacts(problem=f"{width}x{height} px is not a screen (longer than {MAX_ASPECT}:1)")
             pixels = to_rgb(image)
     except UNREADABLE as error:
         return PictureFacts(problem=f"does not decode: {error}")
@@ -184,7 +184,7 @@ def _pixels(path: str) -> Image.Image:
 
 
 def grid_problem(job: tuple[str, list[str]]) -> str | None:
-    """Say what differs between a grid picture and its frames (oldest first) outside the labels, or None."""
+    """Return which tiles of a grid picture are not its frames (oldest first) outside the labels, or None."""
     path, frames = job
     grid = _pixels(path)
     if grid.size != GRID_SIZE_PX:

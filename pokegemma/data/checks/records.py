@@ -15,7 +15,7 @@ Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
 NO_SAMPLES = "no line is a sample"
 
 MAX_MAJORITY_SHARE = 0.7
-"""Above this share of one button, always pressing it looks like skill."""
+"""Above this share of one button, a model that always presses it seems to be good."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Split:
-    """One JSONL file of a dataset; may be read as often as needed, and is never held in memory."""
+    """One JSONL file of a dataset; it is read line by line, as often as needed."""
 
     name: str
     path: Path
@@ -57,7 +57,7 @@ def find_splits(dataset_path: Path, eval_dataset_path: Path | None = None) -> tu
     """Return train and eval (or None) of a dataset folder, or of a JSONL file and another folder or file.
 
     Raises:
-        PokegemmaError: a file that was named is not there.
+        PokegemmaError: a file that was named does not exist.
     """
     train, held_out = dataset_files(dataset_path)
     if eval_dataset_path is not None:
@@ -78,7 +78,7 @@ def percent(part: int, whole: int) -> str:
 
 
 def check_records(splits: Iterable[Split]) -> Check:
-    """Fail if a line of a file is not a sample, a file holds none, or two files share an id.
+    """Fail if a line of a file is not a sample, a file has no sample, or an id is used twice.
 
     Raises:
         PokegemmaError: a file cannot be read.
@@ -96,7 +96,7 @@ def check_records(splits: Iterable[Split]) -> Check:
                 details.append(f"{where}: id {sample.id!r} was used before")
             ids.add(sample.id)
         if not num_good:
-            details.append(f"{split.path.name}: no sample in it")
+            details.append(f"{split.path.name} contains no sample")
         counts.append(f"{num_good} {split.name}")
     summary = f"{' + '.join(counts)} samples"
     if details:
@@ -111,12 +111,12 @@ def _answer_problems(sample: Sample) -> list[str]:
         return [f"output: {error}"]
     problems = []
     if any("\ud800" <= letter <= "\udfff" for letter in answer.reasoning + answer.context):
-        problems.append("output: its reasoning or context holds text that UTF-8 cannot")
+        problems.append("output: its reasoning or context contains text that UTF-8 cannot encode")
     if not sample.output.startswith(f'{ANSWER_PREFIX}{answer.button}"'):
         problems.append(f'output does not begin with {ANSWER_PREFIX}{answer.button}": {sample.output[:40]!r}')
     pressed = sample.metadata.get("buttons")
     if pressed is not None and pressed[:1] != [answer.button]:
-        problems.append(f"output says {answer.button!r}, metadata.buttons {pressed!r}")
+        problems.append(f"output has {answer.button!r}, metadata.buttons {pressed!r}")
     unknown = [button for button in sample.previous_buttons if button not in BUTTONS]
     if unknown:
         problems.append(f"metadata.previous_buttons: {unknown[0]!r} is not one of {', '.join(BUTTONS)}")

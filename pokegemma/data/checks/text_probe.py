@@ -120,7 +120,7 @@ def check_text_probe(train: Split, held_out: Split, *, seed: int = 0) -> Check:
     small to tell 57 % from 45 %, so train is predicted as well, in five folds of whole sessions, and the verdict is
     about all of these predictions.
 
-    A prompt may say the goal and the earlier buttons, and these may predict a lot (after `start` comes `select`), so
+    A prompt may contain the goal and the earlier buttons. These alone may predict a lot (`select` follows `start`), so
     the dataset fails if the probe is better than the same probe on a prompt rewritten from these alone, by an exact
     one-sided McNemar test at 5 %. Repeat-previous and a first-order Markov chain are shown for comparison.
     """

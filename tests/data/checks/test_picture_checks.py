@@ -70,7 +70,7 @@ def test_a_link_out_of_the_dataset_fails_and_one_inside_does_not(split, tmp_path
 @pytest.mark.parametrize("size", [(16, 16), (5000, 100), (900, 100)])
 def test_a_picture_that_is_no_screen_fails(split, size):
     Image.effect_noise(size, 50).save(frame(split, 1))
-    assert f"{size[0]}x{size[1]} px is no screen" in scan_and_check(split).details[0]
+    assert f"{size[0]}x{size[1]} px is not a screen" in scan_and_check(split).details[0]
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128)])

@@ -57,7 +57,7 @@ def test_an_id_in_both_splits_fails(write):
 
 def test_a_file_without_samples_fails_and_what_needs_samples_is_skipped(write):
     empty = write([])
-    assert check_records([empty]).details == ("train.jsonl: no sample in it",)
+    assert check_records([empty]).details == ("train.jsonl contains no sample",)
     assert check_answers([empty]).status == "SKIP"
     assert check_buttons(empty, None).status == "SKIP"
     assert check_sessions(empty, empty).status == "SKIP"
@@ -69,7 +69,7 @@ def test_a_file_without_samples_fails_and_what_needs_samples_is_skipped(write):
         ("press up", "not JSON"),
         (build_output(button="jump", reasoning="", context=""), "button 'jump' is not one of"),
         ('{"reasoning": "go", "button": "up"}', "output does not begin with"),
-        (build_output(button="down", reasoning="", context=""), "output says 'down', metadata.buttons ['up']"),
+        (build_output(button="down", reasoning="", context=""), "metadata.buttons ['up']"),
     ],
 )
 def test_a_bad_answer_fails_and_is_named(write, output, message):

@@ -170,7 +170,7 @@ def test_control_symbols_in_a_text_are_refused(
 ) -> None:
     sample = replace(samples[0], **{field: f"{getattr(samples[0], field)} find {symbol}"})
     for layout, example in (("grid", sample), ("trajectory", Trajectory((samples[1], sample)))):
-        with pytest.raises(PokegemmaError, match=f"{sample.id}: its text holds {symbol}"):
+        with pytest.raises(PokegemmaError, match=f"{sample.id}: its text contains {symbol}"):
             make_collator(layout)([example])
 
 
