@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from importlib.util import resolve_name
 
@@ -98,3 +99,65 @@ def test_data_and_the_toy_game_load_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+def test_no_folder_has_more_than_fourteen_modules() -> None:
+    counts = Counter(path.parent for path in MODULES.values())
+    assert {str(folder): count for folder, count in counts.items() if count > 14} == {}
+
+
+def imported_at_start(source: str, module: str) -> set[str]:
+    """Return the modules of the package that are imported when `module` is, without those within its functions."""
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names = {name for _, name in imported_by(ast.unparse(tree), module)}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} & set(MODULES) - {module}
+
+
+def find_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Return modules each of which imports the next and the last the first; an empty list if there are none."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(module: str) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module not in done:
+            path.append(module)
+            for name in sorted(imports[module]):
+                if circle := visit(name):
+                    return circle
+            done.add(path.pop())
+        return []
+
+    return next(filter(None, map(visit, sorted(imports))), [])
+
+
+def test_no_modules_import_each_other() -> None:
+    imports = {name: imported_at_start(path.read_text(encoding="utf-8"), name) for name, path in MODULES.items()}
+    assert "pokegemma.data.samples" in imports["pokegemma.data.prompts"]
+    assert find_circle(imports) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d"]
+
+
+def public_names(source: str) -> set[str]:
+    """Return what a module defines at its top level, without private names and what every module may have."""
+    names = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return {name for name in names if not name.startswith("_")} - {"main", "logger"}
+
+
+def test_a_public_name_is_defined_once() -> None:
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for module, path in MODULES.items():
+        for name in public_names(path.read_text(encoding="utf-8")):
+            places[name].append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}

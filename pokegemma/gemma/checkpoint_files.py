@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import Gemma3Processor, ProcessorMixin
 
@@ -26,7 +27,7 @@ def load_part(what: str, path: str | Path, function: Any, **options: Any) -> Any
         )
     try:
         return function(str(path), **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         hint = "" if local else "; a gated model needs its licence accepted on the Hub and HUGGINGFACE_TOKEN in .env"
         raise PokegemmaError(
             f"{path}: the {what} could not be loaded: {' '.join(str(error).split())[:300]}{hint}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.parallel.ray_worker import Failure, Job, Worker, code_versions, list_names
+from pokegemma.parallel.ray_worker import Job, RayWorker, WorkerFailure, code_versions, list_names
 
 LOCAL, AUTO, CLIENT = "local", "auto", "ray://"
 _CONNECT_TIMEOUT_S = 10
@@ -61,7 +61,7 @@ def map_on_cluster(
                 rows = _run(job, items, num_workers, num_gpus)
             with contextlib.closing(rows):  # before Ray is shut down: what is left of it would end this process
                 for index, result in rows:
-                    if isinstance(result, Failure):
+                    if isinstance(result, WorkerFailure):
                         raise result.error
                     yield index, result
         except ray.exceptions.RayError as error:
@@ -79,7 +79,7 @@ def _run(job: Job, items: Sequence[tuple[int, Any]], num_workers: int, num_gpus:
         # Only so can the attempts be limited; Ray's default is no limit, and an item that kills its worker would go on.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            Worker,
+            RayWorker,
             fn_constructor_args=(job,),
             num_cpus=1,
             num_gpus=num_gpus,

@@ -44,13 +44,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Failure:
+class WorkerFailure:
     """An error as the result of an item: an error that was raised Ray would wrap, and try the item again."""
 
     error: PokegemmaError | OSError
 
 
-class Worker:
+class RayWorker:
     """A process of Ray that does a `Job`, item by item."""
 
     def __init__(self, job: Job) -> None:
@@ -59,7 +59,7 @@ class Worker:
             job.check_machine()
             self.state = job.initialize() if job.initialize else None
         except (PokegemmaError, OSError) as error:
-            self.failure = Failure(error)
+            self.failure = WorkerFailure(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         result: Any = self.failure
@@ -67,7 +67,7 @@ class Worker:
             try:
                 result = self.job.function(pickle.loads(row["item"]), self.state)
             except (PokegemmaError, OSError) as error:
-                result = Failure(error)
+                result = WorkerFailure(error)
         return {"index": row["index"], "result": pickle.dumps(result)}
 
 
