@@ -144,7 +144,7 @@ def main() -> None:
         print(json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False))
     else:
         print(report.format_parity_table(result))
-        print(f"report: {output_dir / report.REPORT_FILE}")
+        print(f"report: {output_dir / report.PARITY_REPORT}")
     if not result["passed"]:
         raise CheckFailedError(report.failure_line(result))
 

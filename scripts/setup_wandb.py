@@ -41,7 +41,7 @@ def main() -> None:
     (options,) = cli.parse_options(SetupOptions, description=__doc__)
     from pokegemma.training.tracking import settings, sweeps
 
-    path = Path(options.wandb_config) if options.wandb_config else settings.CONFIG_FILE
+    path = Path(options.wandb_config) if options.wandb_config else settings.WANDB_CONFIG_FILE
     tracking = settings.read_tracking(path)
     sweep = sweeps.read_sweep(tracking, fixed=options.fixed, source=str(path))
     project, entity = tracking.get("project") or "pokegemma", tracking.get("entity")

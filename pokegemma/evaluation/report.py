@@ -19,7 +19,7 @@ from pokegemma.evaluation.metrics import Decisions
 from pokegemma.evaluation.predict import Predictions
 from pokegemma.tables import format_table
 
-METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.jsonl", "report.html"
+_METRICS_FILE, _PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.jsonl", "report.html"
 MODEL_ROWS = {"generated": "model (generated)", "scored": "model (scored)"}
 """Rows of the model: the answer that it writes, and the button with the highest probability."""
 
@@ -229,7 +229,7 @@ def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples
 
 def write_report(folder: Path, result: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], page: str) -> None:
     """Write metrics.json, predictions.jsonl and report.html into `folder`."""
-    (folder / METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / _METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in predictions)
-    (folder / PREDICTIONS_FILE).write_text(lines, encoding="utf-8")
+    (folder / _PREDICTIONS_FILE).write_text(lines, encoding="utf-8")
     (folder / REPORT_FILE).write_text(page, encoding="utf-8")

@@ -18,7 +18,7 @@ from transformers import Gemma3Config
 
 from pokegemma.engines.mlx_engine import mlx_processors
 from pokegemma.errors import PokegemmaError
-from pokegemma.export.mlx_check import Part, check_config, check_mlx_weights, check_processor
+from pokegemma.export.mlx_check import MlxPart, check_config, check_mlx_weights, check_processor
 from pokegemma.export.source import PUBLISHED_HEAD, exported_tensors, open_exportable, stage_weights, staged_bytes
 from pokegemma.gemma.families import FAMILIES, TOWER
 from pokegemma.gemma.image_attention import attention_facts, trained_attention
@@ -163,7 +163,7 @@ def _leave_bos_to_template(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool = False) -> list[Part]:
+def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool = False) -> list[MlxPart]:
     """Write a checkpoint for MLX: bfloat16, or the language model in groups of quantised weights.
 
     Never float16, in which Gemma 3's activations overflow; mlx-vlm would clip them. Vision tower and projector stay in

@@ -20,7 +20,7 @@ _ERROR_LIMIT = {4: 0.2, 8: 0.02}
 
 
 @dataclass(frozen=True)
-class Part:
+class MlxPart:
     """A part of a model as it was written.
 
     `stored` is how, such as "bfloat16" or "4 bits". `error` is the root mean square of what rounding changed, as a
@@ -65,7 +65,7 @@ def _compare(name: str, tensor: torch.Tensor, restored: mx.array) -> tuple[bool,
     return exact, mx.square(restored - reference).sum().item(), mx.square(reference).sum().item()
 
 
-def check_mlx_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part]:
+def check_mlx_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[MlxPart]:
     """Compare each tensor with the checkpoint's.
 
     Raises:
@@ -96,7 +96,7 @@ def check_mlx_weights(checkpoint: Path, folder: Path, *, bits: int) -> list[Part
     if left:
         raise CheckFailedError(f"{folder}: {', '.join(sorted(left)[:3])} is not in the checkpoint")
     return [
-        Part(
+        MlxPart(
             name=name, stored=stored, num_weights=int(count), num_bytes=int(size), error=float((error / square) ** 0.5)
         )
         for (name, stored), (count, size, error, square) in sorted(sums.items())

@@ -14,7 +14,7 @@ from pokegemma.evaluation.report import format_percent
 from pokegemma.parity.task import Task
 from pokegemma.tables import format_table
 
-RESULT_FILE, REPORT_FILE = "parity.json", "report.html"
+RESULT_FILE, PARITY_REPORT = "parity.json", "report.html"
 _THUMBNAIL_PX = 448
 
 
@@ -160,4 +160,4 @@ def write_parity_report(folder: Path, result: Mapping[str, Any], task: Task) -> 
     """Write parity.json and report.html into `folder`."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     (folder / RESULT_FILE).write_text(text, encoding="utf-8")
-    (folder / REPORT_FILE).write_text(render_parity_page(result, task), encoding="utf-8")
+    (folder / PARITY_REPORT).write_text(render_parity_page(result, task), encoding="utf-8")

@@ -55,7 +55,7 @@ def train(
     inputs = read_inputs(options, files)
     record = check_resume(options, inputs)
     trainer = build_trainer(options, inputs, record, callbacks=[*callbacks, stop, observer])
-    run(trainer, inputs, record, stop, observer)
+    run_trainer(trainer, inputs, record, stop, observer)
     return not stop.stopped
 
 
@@ -191,7 +191,7 @@ def _prepare_features(options: RunOptions, inputs: Inputs, model: PreTrainedMode
     )
 
 
-def run(
+def run_trainer(
     trainer: PokemonTrainer, inputs: Inputs, record: RunRecord, stop: StopOnSignal, observer: ModesObserver
 ) -> None:
     """Train until the end or a signal, and write the result and the record.

@@ -15,12 +15,12 @@ from pokegemma.training.run_folder import last_checkpoint
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = PROJECT_ROOT / "wandb_config.yaml"
+WANDB_CONFIG_FILE = PROJECT_ROOT / "wandb_config.yaml"
 SUMMARY_FILE = "wandb-summary.json"
 _SETTINGS = ("project", "entity", "tags", "mode")
 
 
-def read_tracking(path: Path = CONFIG_FILE) -> dict[str, Any]:
+def read_tracking(path: Path = WANDB_CONFIG_FILE) -> dict[str, Any]:
     """Return the settings of wandb_config.yaml; WANDB_PROJECT, WANDB_ENTITY, WANDB_TAGS and WANDB_MODE override them.
 
     Raises:
@@ -52,7 +52,7 @@ def track(report_to: list[str]) -> None:
             "WANDB_WATCH=%s is ignored: an error of its backward hooks would end training", os.environ["WANDB_WATCH"]
         )
         os.environ["WANDB_WATCH"] = "false"
-    if not CONFIG_FILE.is_file():
+    if not WANDB_CONFIG_FILE.is_file():
         return
     settings = read_tracking()
     for name in _SETTINGS:
