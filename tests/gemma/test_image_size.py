@@ -15,7 +15,13 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.export.merge import merge
 from pokegemma.gemma.batches.collator import Gemma3Collator
-from pokegemma.gemma.image_size import adapter_image_size, describe_image_size, interpolate_positions, resize_config
+from pokegemma.gemma.image_size import (
+    adapter_image_size,
+    describe_image_size,
+    interpolate_positions,
+    picture_facts,
+    resize_config,
+)
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import read_run_record
@@ -92,7 +98,7 @@ def test_a_token_is_made_of_as_many_patches_as_before() -> None:
         config = published_config()
         resize_config(config, size)
         assert (config.vision_config.image_size, config.mm_tokens_per_image) == (size, num_tokens)
-    assert describe_image_size(config) == "56 px (1 tokens a picture)"
+    assert describe_image_size(**picture_facts(config)) == "56 px (1 tokens a picture)"
 
 
 @pytest.mark.parametrize(
@@ -323,7 +329,7 @@ def test_check_train_merge_and_evaluate_agree_on_the_size(
     )["checks"]
     summaries = {check["name"]: check["summary"] for check in checks if check["status"] != "FAIL"}
     assert "saved, reloaded" in summaries["one step"]
-    lengths = [batch["input_ids"].shape[1] for batch in all_batches(adapter, toy_dataset)]
+    lengths = [batch["input_ids"].shape[1] for batch in all_batches(base, toy_dataset, image_size=112)]
     assert f"longest sample {max(lengths)} of" in summaries["token lengths"]
     printed = run(
         "evaluate", "--model_path", merged, *dataset, "--output_dir", evaluation, "--max_samples", 3, "--no_generate"
@@ -341,6 +347,6 @@ def run(script: str, *arguments: object) -> str:
     return result.stdout
 
 
-def all_batches(folder: Path, dataset: Path) -> list[dict[str, torch.Tensor]]:
+def all_batches(base: Path, dataset: Path, *, image_size: int) -> list[dict[str, torch.Tensor]]:
     files = (dataset / "train.jsonl", dataset / "eval.jsonl")
-    return [batch_of(folder, sample, dataset) for file in files for sample in read_samples(file)]
+    return [batch_of(base, sample, dataset, image_size) for file in files for sample in read_samples(file)]
