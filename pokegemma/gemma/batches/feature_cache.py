@@ -133,6 +133,8 @@ def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
     """
     path = folder / _KEY_FILE
     try:
+        # First, since another process of the run may write the key between the two looks.
+        entries = list(folder.iterdir()) if folder.is_dir() else []
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             different = [name for name in key if found.get(name) != key[name]]
@@ -141,7 +143,7 @@ def open_cache(folder: Path, key: dict[str, Any]) -> FeatureCache:
                     f"--vision_features {folder} is of another model or size ({', '.join(different)} differ from "
                     f"those in {path.name}); choose another folder"
                 )
-        elif folder.is_dir() and any(entry.name != _CHUNKS and entry.suffix != ".part" for entry in folder.iterdir()):
+        elif any(entry.name != _CHUNKS and entry.suffix != ".part" for entry in entries):
             raise PokegemmaError(
                 f"--vision_features {folder} contains other files (no {_KEY_FILE}); choose another folder"
             )

@@ -173,6 +173,20 @@ def test_what_a_killed_process_left_of_the_key_is_not_something_else(model, proc
     assert (tmp_path / "key.json").is_file()
 
 
+def test_a_key_that_another_process_writes_at_the_same_moment_is_accepted(tmp_path, monkeypatch) -> None:
+    is_file = Path.is_file
+
+    def written_after_the_look(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == "key.json" and not found:
+            monkeypatch.undo()
+            open_cache(tmp_path, {"size": 1})  # the other process
+        return found
+
+    monkeypatch.setattr(Path, "is_file", written_after_the_look)
+    assert open_cache(tmp_path, {"size": 1}).key == {"size": 1}
+
+
 def test_a_folder_with_something_else_is_refused(model, processor, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(PokegemmaError, match=r"--vision_features .*no key\.json"):
