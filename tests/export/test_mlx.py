@@ -22,7 +22,7 @@ from pokegemma.engines.mlx_engine import MlxEngine, open_processor
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export import mlx as exporting
 from pokegemma.export.mlx import convert_to_mlx, mlx_config, open_convertible
-from pokegemma.export.mlx_check import check_config, check_mlx_weights, check_processor
+from pokegemma.export.mlx_check import MlxPart, check_config, check_mlx_weights, check_processor
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import read_run_record
 from tests.export import mlx_cases
@@ -119,11 +119,22 @@ def test_transformers_still_understands_its_config(mlx_checkpoint: Path, mlx_fol
     assert (ours.mm_tokens_per_image, ours.vision_config.image_size) == (16, 112)
 
 
+@pytest.fixture(scope="module")
+def folders(mlx_checkpoint: Path, mlx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Return the checkpoint converted for MLX, by bits."""
+    quantised = {bits: tmp_path_factory.mktemp("quantised") / f"{bits}bit" for bits in (4, 8)}
+    for bits, folder in quantised.items():
+        convert_to_mlx(mlx_checkpoint, folder, bits=bits)
+    return {16: mlx_folder, **quantised}
+
+
+def parts_of(folder: Path) -> list[MlxPart]:
+    return [MlxPart(**part) for part in read_run_record(folder)["parts"]]
+
+
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.01), (4, 0.1)])
-def test_quantising_leaves_the_vision_tower_whole(
-    bits: int, error: float, mlx_checkpoint: Path, mlx_folder: Path, tmp_path: Path
-) -> None:
-    parts = {(part.name, part.stored): part for part in convert_to_mlx(mlx_checkpoint, tmp_path / "mlx", bits=bits)}
+def test_quantising_leaves_the_vision_tower_whole(bits: int, error: float, folders: dict[int, Path]) -> None:
+    parts = {(part.name, part.stored): part for part in parts_of(folders[bits])}
     quantised = f"{bits} bits"
     assert set(parts) == {
         ("embeddings", quantised),
@@ -138,19 +149,18 @@ def test_quantising_leaves_the_vision_tower_whole(
         assert error / 3 < part.error < error if stored == quantised else part.error < 3e-3
         per_weight = 8 * part.num_bytes / part.num_weights
         assert per_weight == (bits + 0.5 if stored == quantised else 16)
-    weights = [path / "model.safetensors" for path in (tmp_path / "mlx", mlx_folder)]
+    weights = [folders[number] / "model.safetensors" for number in (bits, 16)]
     assert weights[0].stat().st_size < (0.55 if bits == 4 else 0.7) * weights[1].stat().st_size
-    engine = MlxEngine(tmp_path / "mlx")
+    engine = MlxEngine(folders[bits])
     assert engine.weights == quantised
     assert len(engine.write(mlx_cases.make_question(0), max_new_tokens=3)) <= 3
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_every_matrix_of_the_language_model_has_its_bits_in_groups_of_64(
-    bits: int, mlx_checkpoint: Path, tmp_path: Path
+    bits: int, mlx_checkpoint: Path, folders: dict[int, Path]
 ) -> None:
-    convert_to_mlx(mlx_checkpoint, tmp_path / "mlx", bits=bits)
-    written, stored = (load_file(path / "model.safetensors") for path in (tmp_path / "mlx", mlx_checkpoint))
+    written, stored = (load_file(path / "model.safetensors") for path in (folders[bits], mlx_checkpoint))
     stored["language_model.lm_head.weight"] = stored["language_model.model.embed_tokens.weight"]
     matrices = {name for name, w in stored.items() if name.startswith("language_model.") and w.dim() == 2}
     assert len(matrices) == 6 * 7 + 2
@@ -161,7 +171,7 @@ def test_every_matrix_of_the_language_model_has_its_bits_in_groups_of_64(
         for kind in ("scales", "biases"):
             assert written[f"{name.removesuffix('.weight')}.{kind}"].shape == (rows, columns // 64)
     assert {w.dtype for name, w in written.items() if name not in matrices} == {torch.bfloat16}
-    config = json.loads((tmp_path / "mlx" / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folders[bits] / "config.json").read_text(encoding="utf-8"))
     assert (config["quantization"]["bits"], config["quantization"]["group_size"]) == (bits, 64)
 
 
@@ -302,9 +312,8 @@ def test_a_full_disk_is_said_before_anything_is_written(
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_the_space_asked_for_is_what_is_written(bits: int, mlx_checkpoint: Path, tmp_path: Path) -> None:
-    parts = convert_to_mlx(mlx_checkpoint, tmp_path / "mlx", bits=bits)
-    assert exporting._size(mlx_checkpoint, bits) == sum(part.num_bytes for part in parts)
+def test_the_space_asked_for_is_what_is_written(bits: int, mlx_checkpoint: Path, folders: dict[int, Path]) -> None:
+    assert exporting._size(mlx_checkpoint, bits) == sum(part.num_bytes for part in parts_of(folders[bits]))
 
 
 def test_without_mlx_vlm_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,8 +338,10 @@ def test_two_swapped_rows_are_found(mlx_checkpoint: Path, folder: Path) -> None:
         check_mlx_weights(mlx_checkpoint, folder, bits=16)
 
 
-def test_two_swapped_rows_of_a_quantised_matrix_are_found(mlx_checkpoint: Path, tmp_path: Path) -> None:
-    convert_to_mlx(mlx_checkpoint, tmp_path / "mlx", bits=4)
+def test_two_swapped_rows_of_a_quantised_matrix_are_found(
+    mlx_checkpoint: Path, folders: dict[int, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folders[4], tmp_path / "mlx")
     name = "language_model.model.layers.0.self_attn.q_proj.weight"
     weights = mx.load(str(tmp_path / "mlx" / "model.safetensors"))
     half = weights[name].shape[0] // 2
