@@ -7,6 +7,8 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pokegemma.environment import usable_cores
+
 # Tiny models gain nothing from threads, and lose much when the cores are busy. Subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What ./run_tests.sh sees to, for a pytest without it: offline, and no run is logged to the caller's account.
@@ -38,4 +40,4 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """
     if config.option.keyword or any(".py" in argument for argument in config.args):
         return 0
-    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().total // (GIB_PER_WORKER * 2**30)))
+    return max(1, min(usable_cores(), psutil.virtual_memory().total // (GIB_PER_WORKER * 2**30)))
