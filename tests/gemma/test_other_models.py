@@ -166,7 +166,7 @@ def test_checks_before_training_know_the_family(name: str, other_models) -> None
     assert size.num_weights == sum(weight.numel() for weight in body.parameters())
     lengths = token_lengths.TokenLengths(200, 100, 40, 400, 2)
     estimate = memory.estimate_memory(
-        config, size, finetuning="lora", lengths=lengths, images_per_sample=1, batch_size=1, bytes_per_weight=4
+        config, size, finetuning="lora", lora_r=16, lengths=lengths, batch_size=1, bytes_per_weight=4
     )
     assert all(part > 0 for part in estimate.values())
 

@@ -225,10 +225,11 @@ def test_an_engine_that_ends_at_once_fails_with_its_last_line(broken_gguf: Path,
 def test_an_engine_that_is_not_ready_in_time_is_ended(broken_gguf: Path, tmp_path: Path) -> None:
     busy = write_engine(tmp_path, "exec sleep 600\n")
     flags = ("--ready_timeout_s", 0.05, "--log_file", tmp_path / "log")
+    before = set(psutil.Process().children())
     done = call_script("serve", *serve_options(broken_gguf, busy, *flags))
     assert done.returncode == 1
     assert "--ready_timeout_s" in done.stderr
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_server_does_not_outlive_a_script_that_is_killed(
