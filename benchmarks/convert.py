@@ -24,7 +24,8 @@ from tqdm import tqdm
 from pokegemma import cli
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
-from pokegemma.data.grids import FRAME_SIZE_PX, GRID_SIZE_PX, draw_label
+from pokegemma.data.frame_pictures import FRAME_SIZE_PX
+from pokegemma.data.grids import GRID_SIZE_PX, draw_label
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import git_commit, package_versions

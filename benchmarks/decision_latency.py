@@ -42,8 +42,8 @@ from pokegemma.evaluation.predict import Predictor
 from pokegemma.gemma import families, loading
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import checked_scores, place_branches, score_buttons
-from pokegemma.gemma.image_size import resize_config, resize_processor
 from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.gemma.model_image_size import resize_config, resize_processor
 from pokegemma.play.player import Player
 from pokegemma.provenance import git_commit, package_versions
 

@@ -206,8 +206,8 @@ def stock_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOption
     from datasets import Dataset, Image, Sequence
     from trl import SFTConfig, SFTTrainer
 
+    from pokegemma.training.lora_targets import lora_config
     from pokegemma.training.options import ModelOptions
-    from pokegemma.training.trainable import lora_config
 
     folder = Path(options.dataset_path)
     rows = []
@@ -232,8 +232,8 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
     from datasets import Dataset
 
     from pokegemma.gemma.vision_tower import accept_compact_batches
+    from pokegemma.training.lora_targets import lora_config
     from pokegemma.training.options import ModelOptions, TrainingOptions
-    from pokegemma.training.trainable import lora_config
     from pokegemma.training.trainer import PokemonTrainer
 
     accept_compact_batches(model)

@@ -44,7 +44,7 @@ def main() -> None:
     converter = find_converter(Path(options.llama_cpp_dir) if options.llama_cpp_dir else None)
     from pokegemma.export.gguf import convert_to_gguf
     from pokegemma.export.gguf_check import fallback_note
-    from pokegemma.serving.commands import ServerOptions, llama_server_command
+    from pokegemma.serving.engine_command_lines import ServerOptions, llama_server_command
     from pokegemma.serving.model_folders import find_gguf, read_facts
 
     output = Path(options.output_dir)

@@ -54,7 +54,7 @@ def verification_file(options: MergeOptions) -> Path:
 def main() -> None:
     (options,) = parse_options(MergeOptions, description=__doc__)
     from pokegemma.export.merge import merge
-    from pokegemma.export.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
+    from pokegemma.export.merge_limits import MERGE_TOLERANCE, STORED_TOLERANCE
 
     result = merge(
         Path(options.lora_path),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError, check_range
-from pokegemma.serving.commands import ServerOptions, build_launch
+from pokegemma.serving.engine_command_lines import ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError, check_ranges
-from pokegemma.serving.commands import Launch, ServerOptions, build_launch
+from pokegemma.serving.engine_command_lines import Launch, ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
 

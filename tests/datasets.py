@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from pokegemma.data.checks.records import Split
-from pokegemma.data.grids import compose_grid, read_frame
+from pokegemma.data.frame_pictures import read_frame
+from pokegemma.data.grids import compose_grid
 from pokegemma.data.prompts import MAX_PREVIOUS_BUTTONS, build_context, build_output, build_question
 from pokegemma.data.samples import Sample
 

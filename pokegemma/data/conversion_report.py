@@ -8,8 +8,8 @@ from typing import Any
 
 from pokegemma.data.convert import SessionResult
 from pokegemma.data.decisions import REASONS, clean_text
+from pokegemma.data.eevee_v1.sessions import CONVERSION_REPORT, SessionError
 from pokegemma.data.prompts import BUTTONS
-from pokegemma.data.sessions import CONVERSION_REPORT, SessionError
 from pokegemma.tables import format_table
 
 logger = logging.getLogger(__name__)

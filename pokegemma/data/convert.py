@@ -15,10 +15,11 @@ from pokegemma.data import prompts
 from pokegemma.data.checks.still_pictures import find_still
 from pokegemma.data.copies import Fingerprint, FrameHash
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
-from pokegemma.data.grids import FrameError, GridEncoder, read_frame
-from pokegemma.data.named_pictures import NamedPictures
+from pokegemma.data.eevee_v1.named_pictures import NamedPictures
+from pokegemma.data.eevee_v1.sessions import Session, Turn, read_session
+from pokegemma.data.frame_pictures import FrameError, read_frame
+from pokegemma.data.grids import GridEncoder
 from pokegemma.data.samples import Sample, find_control_token
-from pokegemma.data.sessions import Session, Turn, read_session
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 

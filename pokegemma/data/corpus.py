@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from pokegemma.data.conversion_report import CONVERSION_REPORT, build_report, ex
 from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
 from pokegemma.data.copies import Play, find_copies
 from pokegemma.data.decisions import clean_text
-from pokegemma.data.named_pictures import NamedPictures
+from pokegemma.data.eevee_v1.named_pictures import NamedPictures
+from pokegemma.data.eevee_v1.sessions import SESSION_FILE, SessionError, find_sessions
 from pokegemma.data.samples import dataset_hash
-from pokegemma.data.sessions import SESSION_FILE, SessionError, find_sessions
+from pokegemma.data.split import choose_eval_sessions
 from pokegemma.errors import CheckFailedError
 from pokegemma.outputs import RUN_FILE, atomic_folder, refuse_to_replace
 from pokegemma.parallel.workers import is_cancelled, map_items
@@ -26,9 +27,6 @@ from pokegemma.provenance import write_run_record
 
 OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", CONVERSION_REPORT, RUN_FILE)
 """What a conversion writes. Other files in the output folder stay."""
-
-_MAX_OVERSHOOT = 1.25
-"""A session is not held out if eval.jsonl would then have more than this times the samples that it shall have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,31 +122,6 @@ def session_ids(folders: Sequence[Path]) -> list[str]:
         taken.add(session_id.casefold())
         ids.append(session_id)
     return ids
-
-
-def choose_eval_sessions(num_samples: Mapping[str, int], *, eval_fraction: float) -> set[str]:
-    """Return the sessions to hold out: together about `eval_fraction` of all samples.
-
-    Sessions are taken in the order of a hash of their id until the target is reached, leaving out those that would
-    overshoot it by more than a quarter; so neither listing order nor names matter, and a new session moves few
-    others. Of two sessions or more, with a fraction above 0, neither side is empty.
-    """
-    sessions = sorted(
-        (session for session, count in num_samples.items() if count),
-        key=lambda session: hashlib.sha256(session.encode()).digest(),
-    )
-    if eval_fraction <= 0 or len(sessions) < 2:
-        return set()
-    target = eval_fraction * sum(num_samples.values())
-    chosen: list[str] = []
-    total = 0
-    for session in sessions:
-        if total < target and total + num_samples[session] <= _MAX_OVERSHOOT * target:
-            chosen.append(session)
-            total += num_samples[session]
-    if not chosen:
-        chosen = [min(sessions, key=num_samples.__getitem__)]
-    return set(chosen[: len(sessions) - 1])
 
 
 def _convert_one(task: _Task, pictures: NamedPictures) -> SessionResult | SessionError:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from pokegemma.data import prompts
-from pokegemma.data.grids import open_picture
+from pokegemma.data.frame_pictures import open_picture
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory

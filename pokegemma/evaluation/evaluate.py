@@ -14,7 +14,7 @@ from pokegemma.evaluation.predict import Predictions, Predictor, load_predictor,
 from pokegemma.evaluation.trajectories import predict_trajectories
 from pokegemma.evaluation.view import View
 from pokegemma.gemma.image_attention import attention_facts
-from pokegemma.gemma.image_size import describe_image_size, picture_facts
+from pokegemma.gemma.model_image_size import describe_image_size, picture_facts
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import write_run_record
 

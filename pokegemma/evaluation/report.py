@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from pokegemma.data.grids import open_picture
+from pokegemma.data.frame_pictures import open_picture
 from pokegemma.data.prompts import BUTTONS, Layout, sample_images
 from pokegemma.data.samples import Sample, evenly_spread
 from pokegemma.evaluation import metrics, plots

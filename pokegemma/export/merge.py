@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.export.merged_weights import check_merged_weights, require_weights, weight_names
-from pokegemma.export.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
+from pokegemma.export.merge_check import check_merged_weights, require_weights, weight_names
+from pokegemma.export.merge_limits import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.gemma.adapters.attachment import attach_adapter
 from pokegemma.gemma.adapters.base import open_base
 from pokegemma.gemma.adapters.reading import read_adapter
@@ -21,8 +21,8 @@ from pokegemma.gemma.batches.collator import IGNORED_LABEL
 from pokegemma.gemma.batches.processor_collator import Collator
 from pokegemma.gemma.checkpoint_files import write_converter_files
 from pokegemma.gemma.image_attention import attention_facts
-from pokegemma.gemma.image_size import describe_image_size, picture_facts
 from pokegemma.gemma.loading import Dtype, open_checkpoint
+from pokegemma.gemma.model_image_size import describe_image_size, picture_facts
 from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
 from pokegemma.provenance import write_run_record
 

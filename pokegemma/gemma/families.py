@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from pokegemma.errors import PokegemmaError
 logger = logging.getLogger(__name__)
 
 TOWER = "vision_tower"
-_TEXT_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of every language model of the families, and of the vision tower of Gemma 4."""
 _FSDP_LAYERS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # where `accelerate launch` puts fsdp_transformer_layer_cls_to_wrap
 
 
@@ -61,31 +62,10 @@ class Family:
     inexact: str | None = None
 
     @property
-    def text_linears(self) -> tuple[str, ...]:
-        """Linear layers of the language model that an adapter has."""
-        return _TEXT_LINEARS
-
-    @property
     def not_quantised(self) -> list[str]:
         """Modules that QLoRA keeps in full precision: a tower in 4 bits saves little memory and encodes worse."""
         parts = (TOWER, self.projector, *self.untrained)
         return ["lm_head", *(f"model.{part}" for part in parts), *self.unquantised]
-
-    def adapted(self, *, named: Sequence[str], train_vision_tower: bool) -> str:
-        """Return a regex of the layers that get an adapter: in the trained parts, the `named` or all linear layers.
-
-        Raises:
-            PokegemmaError: the tower is to be trained and has no layers that LoRA supports.
-        """
-        patterns = [rf".*language_model\..*\.({'|'.join(named or self.text_linears)})"]
-        if train_vision_tower:
-            if not self.tower_linears:
-                raise PokegemmaError(
-                    f"--train_vision_tower: the tower of {self.name} has no linear layers for LoRA; "
-                    "use --finetuning full, or leave it out"
-                )
-            patterns.append(rf".*{TOWER}\..*\.({'|'.join(named or self.tower_linears)}){self.tower_suffix}")
-        return "|".join(f"({pattern})" for pattern in patterns)
 
 
 FAMILIES = {
@@ -120,7 +100,7 @@ FAMILIES = {
         checkpoints="google/gemma-4-E2B-it, E4B, 26B-A4B or 31B",
         processor="Gemma4Processor",
         projector="embed_vision",
-        tower_linears=_TEXT_LINEARS,
+        tower_linears=LINEAR_LAYERS,
         tower_suffix=r"\.linear",
         token_types="mm_token_type_ids",
         end_of_turn="<turn|>",

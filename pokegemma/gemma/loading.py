@@ -24,7 +24,7 @@ from pokegemma.gemma.batches.processor_collator import Collator, make_collator
 from pokegemma.gemma.checkpoint_files import load_part
 from pokegemma.gemma.families import Family, attention_of_parts, find_family, require_exact, require_packages
 from pokegemma.gemma.image_attention import ImageAttention, change_config, change_processor, trained_attention
-from pokegemma.gemma.image_size import resize_config, resize_model, resize_processor
+from pokegemma.gemma.model_image_size import resize_config, resize_model, resize_processor
 from pokegemma.gemma.processors import Gemma4PictureProcessor, load_gemma3n_processor
 from pokegemma.gemma.vision_tower import accept_compact_batches
 from pokegemma.gemma.weight_files import FINGERPRINT_VERSION, hash_weights

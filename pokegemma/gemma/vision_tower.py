@@ -4,6 +4,8 @@ TRL (1.16) with gradient checkpointing differentiates even a frozen tower, since
 SigLIP's patch embedding: every picture of every sample goes forward twice and backward once.
 """
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -68,3 +70,13 @@ def accept_compact_batches(model: Gemma3ForConditionalGeneration) -> None:
     if text._attn_implementation == "sdpa":
         text._attn_implementation = block_attention.BLOCK_ATTENTION
     model.model.register_forward_pre_hook(_prepare, with_kwargs=True)
+
+
+def gathered(weights: Iterable[torch.nn.Parameter]) -> contextlib.AbstractContextManager:
+    """Return a context in which weights are whole: under DeepSpeed ZeRO-3 each process has a part of them."""
+    weights = list(weights)
+    if not any(hasattr(weight, "ds_id") for weight in weights):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(weights)

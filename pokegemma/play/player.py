@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from pokegemma.data import prompts
-from pokegemma.data.grids import compose_grid, fit_tile, open_picture, to_rgb
+from pokegemma.data.frame_pictures import fit_tile, open_picture, to_rgb
+from pokegemma.data.grids import compose_grid
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP, Trajectory
 from pokegemma.errors import check_range

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pokegemma.evaluation.predict import Predictor
-from pokegemma.gemma.batches.pixels import to_pixels
+from pokegemma.gemma.batches.picture_resize import to_pixels
 from pokegemma.gemma.button_scores import checked_scores
 from pokegemma.gemma.cached_conversation import Conversation
 from pokegemma.gemma.families import require_exact

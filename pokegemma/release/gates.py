@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma.errors import CheckFailedError
-from pokegemma.export.tolerances import MERGE_TOLERANCE, STORED_TOLERANCE
+from pokegemma.export.merge_limits import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.provenance import read_run_record
 from pokegemma.release.measurements import METRICS_FILE, PARITY_FILE, read_json, summarize_evaluation
 from pokegemma.release.plan import ReleasePlan

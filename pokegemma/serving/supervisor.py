@@ -19,7 +19,7 @@ import psutil
 
 from pokegemma.errors import CheckFailedError, PokegemmaError, check_range
 from pokegemma.serving.client import ServerError, list_models, request
-from pokegemma.serving.commands import Launch
+from pokegemma.serving.engine_command_lines import Launch
 
 logger = logging.getLogger(__name__)
 

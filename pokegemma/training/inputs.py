@@ -21,8 +21,8 @@ from pokegemma.gemma.batches.collator import Example, Row
 from pokegemma.gemma.batches.processor_collator import Collator
 from pokegemma.gemma.families import require_exact
 from pokegemma.gemma.image_attention import attention_facts
-from pokegemma.gemma.image_size import picture_facts
 from pokegemma.gemma.loading import Checkpoint
+from pokegemma.gemma.model_image_size import picture_facts
 from pokegemma.training.options import DataOptions, RunOptions
 from pokegemma.training.preflight.loader_memory import check_workers, feature_bytes
 from pokegemma.training.run_folder import check_output

@@ -14,18 +14,19 @@ from pokegemma.gemma.batches.feature_encoder import prepare_cache
 from pokegemma.gemma.checkpoint_files import write_converter_files
 from pokegemma.gemma.families import TOWER, check_checkpointing, set_fsdp_layers
 from pokegemma.gemma.vision_tower import PROJECTOR
-from pokegemma.training.callbacks import EvaluateAtEnd, StopOnSignal
 from pokegemma.training.inputs import Inputs, RunFiles, find_files, load_dataset, read_inputs
+from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.loss_curve import CurvePlotter
 from pokegemma.training.modes import ModesObserver
 from pokegemma.training.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
 from pokegemma.training.parallel_mode import check_requested_mode, require_mode
 from pokegemma.training.run_folder import DATASET_CACHE, clear_output, clear_unfinished, full_disk_explained
 from pokegemma.training.run_record import RunRecord, check_resumed
+from pokegemma.training.stop_on_signal import StopOnSignal
 from pokegemma.training.tracking.settings import earlier_run_id, make_run_id, track
 from pokegemma.training.tracking.trackers import guarded_trackers
-from pokegemma.training.trainable import describe_trainable, is_reentrant, load_trainable, lora_config
-from pokegemma.training.trainer import PokemonTrainer
+from pokegemma.training.trainable import describe_trainable, is_reentrant, load_trainable
+from pokegemma.training.trainer import EvaluateAtEnd, PokemonTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -1,37 +1,14 @@
-"""The base model as it is trained: quantised or frozen in parts, and the config of the adapter on it."""
+"""The base model as it is trained: quantised for QLoRA, with the right parts frozen for full fine-tuning."""
 
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.families import FAMILIES, TOWER, Family
 from pokegemma.gemma.loading import Checkpoint
 from pokegemma.training.options import ModelOptions, TrainingOptions
-
-
-def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> LoraConfig:
-    """Return the adapter's config: a regex, because bare names such as q_proj would also match SigLIP.
-
-    `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
-    """
-    given = options.lora_target_modules or []  # ModelConfig makes a list of one a string
-    named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
-    # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
-    in_full = [*(options.lora_modules_to_save or []), *([family.projector] if options.train_projector else [])]
-    return LoraConfig(
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
-        bias="none",
-        target_modules=family.adapted(named=named, train_vision_tower=options.train_vision_tower),
-        modules_to_save=in_full or None,
-        use_rslora=options.use_rslora,
-        use_dora=options.use_dora,
-        task_type="CAUSAL_LM",
-    )
 
 
 def load_trainable(checkpoint: Checkpoint, options: ModelOptions, training: TrainingOptions) -> PreTrainedModel:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 from trl import SFTTrainer
 
 from pokegemma.gemma.batches.collator import IGNORED_LABEL
@@ -176,3 +177,11 @@ class PokemonTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
         """Write no model card: TRL's does not describe the data, and needs the Hub. run.json is the record."""
+
+
+class EvaluateAtEnd(TrainerCallback):
+    """Also evaluate after the last step, so that a run shorter than `--eval_steps` is evaluated at all."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
+            control.should_evaluate = True

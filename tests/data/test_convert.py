@@ -17,9 +17,10 @@ from PIL import Image
 
 from pokegemma.data import corpus
 from pokegemma.data.convert import WindowOptions, convert_session
-from pokegemma.data.corpus import choose_eval_sessions, convert_corpus, session_ids
+from pokegemma.data.corpus import convert_corpus, session_ids
 from pokegemma.data.prompts import parse_answer
 from pokegemma.data.samples import read_samples, scan_samples
+from pokegemma.data.split import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import failed_turn, frame_png, raw_frame, red_of, turn_record, write_session

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.convert import convert_plainly
-from pokegemma.data.grids import FrameError, GridEncoder, compose_grid, read_frame
+from pokegemma.data.frame_pictures import FrameError, read_frame
+from pokegemma.data.grids import GridEncoder, compose_grid
 from pokegemma.data.png import encode_png
 from pokegemma.data.samples import Sample
 from tests.conftest import frame_png

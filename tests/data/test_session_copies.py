@@ -6,8 +6,8 @@ import pytest
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
+from pokegemma.data.eevee_v1.sessions import find_sessions
 from pokegemma.data.samples import read_samples
-from pokegemma.data.sessions import find_sessions
 from tests.conftest import turn_record, write_session
 from tests.data.test_convert import convert, folder_hashes
 

@@ -22,8 +22,9 @@ from pokegemma.gemma.adapters.reading import read_adapter
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import PROJECT_ROOT, read_run_record, write_run_record
+from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions, TrainingOptions
-from pokegemma.training.trainable import load_trainable, lora_config
+from pokegemma.training.trainable import load_trainable
 
 
 @pytest.fixture(scope="module")

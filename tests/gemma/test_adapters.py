@@ -16,8 +16,8 @@ from pokegemma.gemma.adapters.base import open_base
 from pokegemma.gemma.adapters.reading import read_adapter
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.weight_files import plain_name
+from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions
-from pokegemma.training.trainable import lora_config
 
 TEXT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OWN_REGEX = r".*language_model\..*\.(" + "|".join(TEXT) + ")"

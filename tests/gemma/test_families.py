@@ -12,6 +12,7 @@ from pokegemma.gemma import families
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.processors import Gemma4PictureProcessor
 from pokegemma.gemma.tiny import gemma3n_gemma4
+from pokegemma.training.lora_targets import lora_target_pattern
 
 FSDP = "FSDP_TRANSFORMER_CLS_TO_WRAP"
 GEMMA3_LAYERS = "Gemma3DecoderLayer,SiglipEncoderLayer"
@@ -90,7 +91,7 @@ def test_fsdp_shards_the_layers_of_the_model_at_hand(
 
 def test_an_adapter_on_the_tower_of_gemma_3n_is_refused() -> None:
     with pytest.raises(PokegemmaError, match="--train_vision_tower: the tower of Gemma 3n has no linear layers"):
-        families.FAMILIES["gemma3n"].adapted(named=(), train_vision_tower=True)
+        lora_target_pattern(families.FAMILIES["gemma3n"], named=(), train_vision_tower=True)
 
 
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4", "gemma4_large"])

@@ -29,7 +29,7 @@ from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import read_run_record
 from pokegemma.training import sft
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
-from tests.gemma.test_image_size import QUICK
+from tests.gemma.test_model_image_size import QUICK
 from tests.processes import call_script
 from tests.training.test_fast_paths import assert_same, loss_and_gradients, stock_batch, stock_model, with_lora
 

@@ -20,8 +20,8 @@ from pokegemma.release.pipeline import explain_steps, run_pipeline
 from pokegemma.release.plan import make_plan
 from pokegemma.release.step_commands import hash_adapter
 from pokegemma.release.step_runner import PipelineRecord
+from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions
-from pokegemma.training.trainable import lora_config
 from tests.processes import call_script
 
 pytest.importorskip("pokegemma.release.registry", exc_type=PokegemmaError)

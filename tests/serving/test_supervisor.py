@@ -249,7 +249,7 @@ PATIENT = """
 import sys
 from pathlib import Path
 
-from pokegemma.serving.commands import ServerOptions, build_launch
+from pokegemma.serving.engine_command_lines import ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
 model, port, engine = sys.argv[1:]

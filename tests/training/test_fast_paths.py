@@ -29,8 +29,8 @@ from pokegemma.gemma import block_attention
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
 from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions, TrainingOptions
-from pokegemma.training.trainable import lora_config
 from pokegemma.training.trainer import PokemonTrainer
 
 MakeCollator = Callable[[str], Gemma3Collator]

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pokegemma.data.checks.records import Split
-from pokegemma.data.grids import UNREADABLE, to_rgb
+from pokegemma.data.frame_pictures import UNREADABLE, to_rgb
 from pokegemma.data.prompts import AnswerError, Layout, parse_answer
 from pokegemma.data.samples import Sample
 from pokegemma.outputs import atomic_file

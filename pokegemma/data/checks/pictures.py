@@ -14,16 +14,8 @@ import numpy as np
 from PIL import Image
 
 from pokegemma.data.checks.records import NO_SAMPLES, Check, Split, percent, skipped
-from pokegemma.data.grids import (
-    FRAME_SIZE_PX,
-    GRID_SIZE_PX,
-    LABEL_SIZE_PX,
-    NUM_TILES,
-    UNREADABLE,
-    compose_grid,
-    fit_tile,
-    to_rgb,
-)
+from pokegemma.data.frame_pictures import FRAME_SIZE_PX, UNREADABLE, fit_tile, to_rgb
+from pokegemma.data.grids import GRID_SIZE_PX, LABEL_SIZE_PX, NUM_TILES, compose_grid
 from pokegemma.data.samples import Sample
 
 MIN_SIDE_PX, MAX_SIDE_PX, MAX_ASPECT = 64, 4096, 4

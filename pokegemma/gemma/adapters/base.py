@@ -5,8 +5,8 @@ import logging
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.adapters.reading import CONFIG_FILE, Adapter
 from pokegemma.gemma.image_attention import adapter_image_attention
-from pokegemma.gemma.image_size import adapter_image_size
 from pokegemma.gemma.loading import Checkpoint, open_checkpoint
+from pokegemma.gemma.model_image_size import adapter_image_size
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.attention_masks import TRUNK
 from pokegemma.gemma.batches.feature_cache import FeatureCache
-from pokegemma.gemma.batches.pixels import read_pictures
+from pokegemma.gemma.batches.picture_resize import read_pictures
 from pokegemma.gemma.batches.shared_memory import share
 from pokegemma.gemma.button_tokens import ButtonTokens
 from pokegemma.gemma.image_attention import is_causal

@@ -1,68 +1,31 @@
 """Encode pictures with the frozen vision tower into a feature cache, alone or with other processes."""
 
 import functools
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from pokegemma.data.prompts import Layout
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches.collator import Example, Gemma3Collator
 from pokegemma.gemma.batches.feature_cache import Chunk, FeatureCache, hash_frames, open_cache
-from pokegemma.gemma.batches.pixels import read_pictures
+from pokegemma.gemma.batches.feature_key import feature_key, vision_parameters
+from pokegemma.gemma.batches.picture_resize import read_pictures
 from pokegemma.gemma.batches.shared_memory import PREFETCH_FACTOR, SEMAPHORE_BYTES, check_free, share
 from pokegemma.gemma.families import TOWER, require_exact
 from pokegemma.gemma.loading import Dtype, default_device, open_checkpoint
-from pokegemma.gemma.vision_tower import PROJECTOR, encode_pictures
+from pokegemma.gemma.vision_tower import PROJECTOR, encode_pictures, gathered
 from pokegemma.parallel.workers import map_items
 
 logger = logging.getLogger(__name__)
-
-
-def _vision_parameters(model: Gemma3ForConditionalGeneration) -> list[tuple[str, torch.nn.Parameter]]:
-    parts = ((part, getattr(model.model, part)) for part in (TOWER, PROJECTOR))
-    return [(f"{part}.{name}", weight) for part, module in parts for name, weight in module.named_parameters()]
-
-
-def _gathered(model: Gemma3ForConditionalGeneration) -> AbstractContextManager:
-    """Return a context in which tower and projector are whole, also where ZeRO-3 has partitioned them."""
-    if not is_deepspeed_zero3_enabled():
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([weight for _, weight in _vision_parameters(model)])
-
-
-def feature_key(model: Gemma3ForConditionalGeneration, processor: Gemma3Processor) -> dict[str, Any]:
-    """Return all that soft tokens depend on: every weight of tower and projector, type, size, processor settings."""
-    digest = hashlib.sha256()
-    with _gathered(model):
-        for name, weight in sorted(_vision_parameters(model), key=lambda pair: pair[0]):
-            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    settings = processor.image_processor.to_dict()
-    names = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-    return {
-        "weights": digest.hexdigest(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "image_size": model.config.vision_config.image_size,
-        "tokens": processor.image_seq_length,
-        "width": model.config.get_text_config().hidden_size,
-        "processor": json.loads(json.dumps({name: settings.get(name) for name in names})),
-    }
 
 
 @dataclass(frozen=True)
@@ -101,7 +64,7 @@ class Encoder:
             num_workers=self.num_workers,
             collate_fn=functools.partial(_read_batch, self.processor),
         )
-        device = _vision_parameters(self.model)[0][1].device
+        device = vision_parameters(self.model)[0][1].device
         parts = []
         with torch.autocast(device.type, enabled=False):
             for batch in loader:
@@ -224,7 +187,7 @@ def prepare_cache(
     parts, before = [getattr(model.model, part) for part in (TOWER, PROJECTOR)], model.device
     for part in parts:
         part.to(device)
-    with _gathered(model):
+    with gathered(weight for _, weight in vision_parameters(model)):
         for chunk in tqdm(mine, desc="encode frames", unit="chunk", disable=not mine):
             encoder.fill(chunk)
     for part in parts:

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import Gemma3Processor, ProcessorMixin
 
 from pokegemma.data import prompts
-from pokegemma.data.grids import UNREADABLE, to_rgb
+from pokegemma.data.frame_pictures import UNREADABLE, to_rgb
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError

@@ -18,8 +18,9 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches import feature_cache
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.feature_cache import FeatureCache, hash_frames, open_cache
-from pokegemma.gemma.batches.feature_encoder import Encoder, feature_key
-from pokegemma.gemma.batches.pixels import read_pictures
+from pokegemma.gemma.batches.feature_encoder import Encoder
+from pokegemma.gemma.batches.feature_key import feature_key
+from pokegemma.gemma.batches.picture_resize import read_pictures
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.vision_tower import encode_pictures
 from pokegemma.training import sft

@@ -10,10 +10,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.image_transforms import convert_to_rgb
 
-from pokegemma.data.grids import fit_tile, read_frame, to_rgb
+from pokegemma.data.frame_pictures import fit_tile, read_frame, to_rgb
 from pokegemma.engines.questions import read_picture
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.batches.pixels import read_pictures
+from pokegemma.gemma.batches.picture_resize import read_pictures
 from pokegemma.gemma.loading import open_checkpoint
 
 

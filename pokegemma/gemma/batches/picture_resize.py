@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import Gemma3Processor
 
-from pokegemma.data.grids import open_picture
+from pokegemma.data.frame_pictures import open_picture
 
 
 def read_pictures(processor: Gemma3Processor, paths: Sequence[str | Path]) -> torch.Tensor:

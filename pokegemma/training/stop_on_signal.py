@@ -1,4 +1,4 @@
-"""Callbacks that stop a run on a signal and evaluate at its end."""
+"""The callback that stops a run on SIGTERM or SIGINT, with a checkpoint."""
 
 import logging
 import signal
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +49,3 @@ class StopOnSignal(TrainerCallback):
         if requested and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
             logger.warning("stopping after step %d of %d because of a signal", state.global_step, state.max_steps)
-
-
-class EvaluateAtEnd(TrainerCallback):
-    """Also evaluate after the last step, so that a run shorter than `--eval_steps` is evaluated at all."""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
-            control.should_evaluate = True

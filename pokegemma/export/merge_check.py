@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.export.tolerances import UNEXPLAINED_CHANGE, WEIGHT_NOISE
+from pokegemma.export.merge_limits import UNEXPLAINED_CHANGE, WEIGHT_NOISE
 from pokegemma.gemma.adapters.reading import Adapter, name_some
-from pokegemma.gemma.image_size import interpolate_positions
 from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.gemma.model_image_size import interpolate_positions
 from pokegemma.gemma.weight_files import EMBEDDINGS, HEAD, StoredTensor, plain_name, tensors_by_name
 
 

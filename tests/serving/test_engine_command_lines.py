@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import zeros
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.serving.commands import Launch, ServerOptions, build_launch
+from pokegemma.serving.engine_command_lines import Launch, ServerOptions, build_launch
 
 GGUF = b"GGUF" + bytes(20)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pokegemma.data.copies import Fingerprint, take_fingerprint
 from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
-from pokegemma.data.named_pictures import CONVERSION_REPORT, SESSION_FILE, NamedPictures, split_path
-from pokegemma.data.screenshot_numbers import number_steps
+from pokegemma.data.eevee_v1.named_pictures import CONVERSION_REPORT, SESSION_FILE, NamedPictures, split_path
+from pokegemma.data.eevee_v1.screenshot_numbers import number_steps
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import is_unfinished
 

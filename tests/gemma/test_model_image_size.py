@@ -15,14 +15,14 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.export.merge import merge
 from pokegemma.gemma.batches.collator import Gemma3Collator
-from pokegemma.gemma.image_size import (
+from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.gemma.model_image_size import (
     adapter_image_size,
     describe_image_size,
     interpolate_positions,
     picture_facts,
     resize_config,
 )
-from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import read_run_record
 from pokegemma.training import sft

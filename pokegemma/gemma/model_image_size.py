@@ -4,7 +4,6 @@ The projector pools the same square of patches into a token as before, so that a
 language model has learned to read. Pictures of 448 px have 64 tokens, those of 896 px have 256.
 """
 
-import contextlib
 import json
 import math
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.vision_tower import gathered
 
 
 def picture_facts(config: PreTrainedConfig) -> dict[str, int | None]:
@@ -73,19 +73,10 @@ def interpolate_positions(weight: torch.Tensor, patches_per_side: int) -> torch.
     return grid[0].flatten(1).T.to(device=weight.device, dtype=weight.dtype).contiguous()
 
 
-def _gathered(weight: torch.nn.Parameter) -> contextlib.AbstractContextManager:
-    """Return a context in which a weight is whole: under DeepSpeed ZeRO-3 each process has a part of it."""
-    if not hasattr(weight, "ds_id"):
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([weight])
-
-
 def _resize_embeddings(embeddings: SiglipVisionEmbeddings, image_size_px: int) -> None:
     old = embeddings.position_embedding.weight
     patches_per_side = image_size_px // embeddings.patch_size
-    with _gathered(old):
+    with gathered([old]):
         resized = interpolate_positions(old, patches_per_side)
     embeddings.image_size = image_size_px
     embeddings.num_patches = embeddings.num_positions = patches_per_side**2

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export.merge import merge
-from pokegemma.export.merged_weights import WeightCounts, check_merged_weights, weight_names
+from pokegemma.export.merge_check import WeightCounts, check_merged_weights, weight_names
 from pokegemma.gemma.adapters.reading import Adapter, read_adapter
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import write_run_record

@@ -8,8 +8,9 @@ import pytest
 from peft import PeftModel
 
 from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions, TrainingOptions
-from pokegemma.training.trainable import is_reentrant, load_trainable, lora_config
+from pokegemma.training.trainable import is_reentrant, load_trainable
 
 
 def trained_parts(options: ModelOptions) -> set[str]:

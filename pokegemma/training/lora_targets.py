@@ -1,0 +1,48 @@
+"""Which layers get an adapter, and its config."""
+
+from collections.abc import Sequence
+
+from peft import LoraConfig
+
+from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.families import FAMILIES, LINEAR_LAYERS, TOWER, Family
+from pokegemma.training.options import ModelOptions
+
+
+def lora_target_pattern(family: Family, *, named: Sequence[str], train_vision_tower: bool) -> str:
+    """Return a regex of the layers that get an adapter: in the trained parts, the `named` or all linear layers.
+
+    Raises:
+        PokegemmaError: the tower is to be trained and has no layers that LoRA supports.
+    """
+    patterns = [rf".*language_model\..*\.({'|'.join(named or LINEAR_LAYERS)})"]
+    if train_vision_tower:
+        if not family.tower_linears:
+            raise PokegemmaError(
+                f"--train_vision_tower: the tower of {family.name} has no linear layers for LoRA; "
+                "use --finetuning full, or leave it out"
+            )
+        patterns.append(rf".*{TOWER}\..*\.({'|'.join(named or family.tower_linears)}){family.tower_suffix}")
+    return "|".join(f"({pattern})" for pattern in patterns)
+
+
+def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> LoraConfig:
+    """Return the adapter's config: a regex, because bare names such as q_proj would also match SigLIP.
+
+    `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
+    """
+    given = options.lora_target_modules or []  # ModelConfig makes a list of one a string
+    named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
+    # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
+    in_full = [*(options.lora_modules_to_save or []), *([family.projector] if options.train_projector else [])]
+    return LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        bias="none",
+        target_modules=lora_target_pattern(family, named=named, train_vision_tower=options.train_vision_tower),
+        modules_to_save=in_full or None,
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+        task_type="CAUSAL_LM",
+    )
