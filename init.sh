@@ -180,7 +180,8 @@ install_torch() {  # install_torch REQUIREMENTS_FILE...
     local wheel version cpu_index=https://download.pytorch.org/whl/cpu wanted=() missing=()
     for wheel in $(sed -n 's/^\(torch[a-z]*==[^ ;]*\).*/\1/p' "$@"); do
         wanted+=("$wheel")
-        installed_version "${wheel%%==*}" >/dev/null || missing+=("$wheel")
+        version=$(installed_version "${wheel%%==*}") || version=""
+        [[ ${version%%+*} == "${wheel##*==}" ]] || missing+=("$wheel")
     done
     if [[ -n ${TORCH_INDEX_URL:-} ]]; then
         step "Installing ${wanted[*]} from TORCH_INDEX_URL" install --index-url "$TORCH_INDEX_URL" "${wanted[@]}"
@@ -188,10 +189,17 @@ install_torch() {  # install_torch REQUIREMENTS_FILE...
     fi
     version=$(installed_version torch) || version=""
     [[ $(uname -s) == Linux && ${#missing[@]} -gt 0 && ($version == "" || $version == *+cpu) ]] || return 0
-    ! command -v nvidia-smi >/dev/null || return 0
+    ! may_use_gpu || return 0
     echo "Installing ${missing[*]} for CPUs from $cpu_index (no NVIDIA GPU was found) ..."
     PIP_RETRIES=1 UV_HTTP_RETRIES=1 install --index-url "$cpu_index" "${missing[@]}" >/dev/null 2>&1 </dev/null ||
         echo "    that failed; PyPI's ${missing[*]} will be installed, which may bring gigabytes of CUDA libraries"
+}
+
+# Whether an NVIDIA GPU is here (a driver without tools and WSL included), or will be: on the nodes of a Slurm cluster, or
+# in a container that is made for one.
+may_use_gpu() {
+    command -v nvidia-smi >/dev/null || command -v sbatch >/dev/null || [[ -e /proc/driver/nvidia || -e /dev/dxg ]] ||
+        [[ -n ${NVIDIA_VISIBLE_DEVICES:-}${CUDA_HOME:-} ]]
 }
 
 installed_version() {  # installed_version PACKAGE

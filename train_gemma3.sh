@@ -262,8 +262,10 @@ if $demonstration; then
 else
     echo "training $model on $dataset, under $config_file"
 fi
+check_environment=()  # what accelerate launch sets for training, and --bf16 depends on
+if grep -q '^use_cpu: *true' "$config_file"; then check_environment=(env ACCELERATE_USE_CPU=true); fi
 run_step validate "Checking dataset, model and machine" "$output_dir/contact_sheet.png" \
-    "$python" scripts/validate_training.py --model_name_or_path "$model" "${data_options[@]}" \
+    ${check_environment[@]+"${check_environment[@]}"} "$python" scripts/validate_training.py --model_name_or_path "$model" "${data_options[@]}" \
     --output_dir "$output_dir" --contact_sheet "$output_dir/contact_sheet.png" \
     ${train_options[@]+"${train_options[@]}"}
 run_step train "Training" "$adapter" \

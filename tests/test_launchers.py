@@ -39,7 +39,7 @@ RECORDER = """
 import json, os, sys, time
 from pathlib import Path
 name = Path(sys.argv[0]).stem
-names = ("HF_TOKEN", "WANDB_API_KEY", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+names = ("HF_TOKEN", "WANDB_API_KEY", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU")
 with open("calls.jsonl", "a") as calls:
     calls.write(json.dumps([name, sys.argv[1:], {n: os.environ.get(n) for n in names}]) + "\\n")
 if "--output_dir" in sys.argv:
@@ -511,6 +511,15 @@ def test_training_runs_under_the_config_that_fits_or_was_named(project, variable
     assert int(environ["OMP_NUM_THREADS"]) >= 1
 
 
+@pytest.mark.parametrize("use_cpu", ["true", "false"])
+def test_the_check_knows_that_the_config_trains_on_the_cpu(project, use_cpu):
+    make_dataset(project)
+    (project / "mine.yaml").write_text(f"distributed_type: 'NO'\nnum_processes: 1\nuse_cpu: {use_cpu}\n")
+    assert launch(project, DATASET_PATH="data", ACCELERATE_CONFIG="mine.yaml").returncode == 0
+    environ = {name: environ for name, _, environ in calls_of(project)}["validate_training"]
+    assert environ["ACCELERATE_USE_CPU"] == ("true" if use_cpu == "true" else None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -885,6 +894,7 @@ CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
         (["gemma3n"], "", "torch==2.13.0 torchvision==0.28.0"),
         (["gemma3n"], "2.13.0+cpu", "torchvision==0.28.0"),
         ([], "2.13.0+cpu", None),
+        ([], "2.12.0+cpu", "torch==2.13.0"),
         (["gemma3n"], "2.13.0", None),
     ],
 )
@@ -912,10 +922,15 @@ def test_init_takes_torch_from_pypi_where_the_index_for_cpus_fails(bare_project)
     ]
 
 
-def test_init_takes_torch_from_pypi_where_there_is_a_gpu(bare_project):
+@pytest.mark.parametrize(
+    ("command", "variables"),
+    [("nvidia-smi", {}), ("sbatch", {}), (None, {"NVIDIA_VISIBLE_DEVICES": "all"}), (None, {"CUDA_HOME": "/cuda"})],
+)
+def test_init_takes_torch_from_pypi_where_a_gpu_is_or_will_be(bare_project, command, variables):
     environment, calls = make_environment(bare_project, pip=RECORD_PIP, torch=""), bare_project.parent / "calls"
-    write_command(bare_project.parent / "bin" / "nvidia-smi", "exit 0")
-    assert init(bare_project, VIRTUAL_ENV=str(environment), PIP_CALLS=str(calls)).returncode == 0
+    if command:
+        write_command(bare_project.parent / "bin" / command, "exit 0")
+    assert init(bare_project, VIRTUAL_ENV=str(environment), PIP_CALLS=str(calls), **variables).returncode == 0
     assert "--index-url" not in calls.read_text()
 
 
