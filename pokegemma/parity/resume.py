@@ -2,9 +2,11 @@
 
 import json
 import logging
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +78,16 @@ def _dependencies(spec: EngineSpec, task: Task, hashes: FileHashes) -> list[Any]
         texts,
         {name: hashes.of(task.dataset_folder / name) for names in pictures for name in names},
         [task.layout, task.size_px, task.prefix, task.branches, task.max_new_tokens, task.num_context, task.answers],
-        package_versions(),
+        [package_versions(), platform.machine(), _hash_llama_cpp_files() if spec.kind == "llama.cpp" else None],
     ]
+
+
+def _hash_llama_cpp_files() -> str | None:
+    """Hash llama-cpp-python's list of its files: the version does not show whether it was compiled for a GPU."""
+    try:
+        return hash_of(metadata.distribution("llama-cpp-python").read_text("RECORD"))
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _read(file: Path) -> Measured | None:

@@ -222,5 +222,5 @@ def write_part(part: VersionPart, folder: Path, *, copies: Path | None) -> None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (shutil.move if copies else shutil.copyfile)(source / file, folder / file)
     if copies:
-        shutil.rmtree(folder / copies.relative_to(folder).parts[0])
+        shutil.rmtree(folder / copies.resolve().relative_to(folder.resolve()).parts[0])  # MLflow made it absolute
     require_unchanged(folder, files, FileHashes(), called=source)

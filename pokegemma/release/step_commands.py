@@ -1,6 +1,7 @@
 """The script that each step of a release runs, with its flags, inputs and outputs."""
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from pokegemma.data.samples import read_samples
@@ -11,6 +12,9 @@ from pokegemma.provenance import read_run_record
 from pokegemma.release.measurements import PARITY_FILE, read_json
 from pokegemma.release.plan import ReleasePlan
 from pokegemma.release.step_runner import Step
+
+_NUM_VERIFIED = 8
+"""Samples that the logits of adapter + base and merged weights are compared on."""
 
 _NOT_WEIGHTS = (".png", ".pt", ".pth")  # a loss curve, states of the optimizer
 
@@ -41,6 +45,7 @@ def _merge(plan: ReleasePlan, hashes: FileHashes) -> Step:
             "base_model": options.base_model,
             "dtype": options.dtype,
             "verify": True,
+            "num_samples": _NUM_VERIFIED,
             "stored_tolerance": "inf",  # the gate has the limit, so that a new one needs no new merge
             "overwrite": True,
         },
@@ -48,6 +53,7 @@ def _merge(plan: ReleasePlan, hashes: FileHashes) -> Step:
             "adapter": hash_adapter(plan.checkpoint, hashes),
             # Of a model on the Hub, its name is enough: merging compares it with training's fingerprint.
             "base model": content_hash(hash_folder(Path(base), hashes)) if base and Path(base).is_dir() else base,
+            "samples to verify on": _hash_samples(plan.held_out, hashes, limit=_NUM_VERIFIED),
         },
         outputs=[plan.model],
     )
@@ -192,8 +198,9 @@ def _hash_model(plan: ReleasePlan, hashes: FileHashes) -> dict[str, str]:
     }
 
 
-def _hash_samples(path: Path, hashes: FileHashes) -> str:
-    """Hash a JSONL file of samples with the pictures that they name."""
-    names = {name for sample in read_samples(path) for name in (*sample.frames, sample.image) if name}
+def _hash_samples(path: Path, hashes: FileHashes, *, limit: int | None = None) -> str:
+    """Hash the samples of a JSONL file, or its first `limit`, with the pictures that they name."""
+    samples = list(islice(read_samples(path), limit))
+    names = {name for sample in samples for name in (*sample.frames, sample.image) if name}
     pictures = {name: hashes.of(path.parent / name) for name in sorted(names) if (path.parent / name).is_file()}
-    return hash_of([hashes.of(path), pictures])
+    return hash_of([hashes.of(path) if limit is None else [sample.to_json() for sample in samples], pictures])

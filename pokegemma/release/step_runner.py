@@ -66,8 +66,10 @@ class Step:
         files = {}
         for output in self.outputs:
             for path in sorted(output.rglob("*")) if output.is_dir() else [output]:
-                if path.is_file() and path.name != CARD_FILE:
-                    files[f"{output.name}/{path.relative_to(output)}"] = hashes.of(path)
+                inside = path.relative_to(output)
+                is_hidden = any(part.startswith(".") for part in inside.parts)  # .DS_Store of a file manager
+                if path.is_file() and path.name != CARD_FILE and not is_hidden:
+                    files[f"{output.name}/{inside}"] = hashes.of(path)
         return hash_of(files)
 
 
@@ -163,13 +165,12 @@ def run_step(step: Step, record: PipelineRecord, *, lock: int) -> None:
         for path in output.parent.glob(f".{output.name}.*"):
             if path.suffix in (".part", ".old"):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-    if step.measures is not None:
-        step.measures.unlink(missing_ok=True)  # a traceback also exits with 1, and writes no new one
     log = output_dir / "logs" / f"{step.name}.log"
     log.parent.mkdir(exist_ok=True)
-    started = time.monotonic()
+    started, before = time.monotonic(), _identify(step.measures)
     status = _run_script(step.command_line(), log, lock)
-    if status and not (status == 1 and step.measures is not None and step.measures.is_file()):
+    has_measured = _identify(step.measures) not in (None, before)  # a traceback also exits with 1, and writes nothing
+    if status and not (status == 1 and has_measured):
         kind = PokegemmaError if status == 2 else CheckFailedError
         raise kind(f"{step.name} failed: {_describe_failure(status, log)} (all of its output: {log})")
     record.steps[step.name] = {
@@ -179,6 +180,14 @@ def run_step(step: Step, record: PipelineRecord, *, lock: int) -> None:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     record.write()
+
+
+def _identify(file: Path | None) -> tuple[int, int] | None:
+    """Return what changes if a file is written again, None if there is no file."""
+    if file is None or not file.is_file():
+        return None
+    facts = file.stat()
+    return facts.st_ino, facts.st_mtime_ns
 
 
 def _describe_failure(status: int, log: Path) -> str:

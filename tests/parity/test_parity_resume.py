@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -220,6 +221,30 @@ def test_the_same_checkpoint_in_another_type_or_attention_is_another_engine(
     keep(FinishedEngines(tmp_path / "kept"), spec, task)
     assert is_asked(tmp_path / "kept", replace(spec, dtype="bfloat16"), task)
     assert is_asked(tmp_path / "kept", replace(spec, image_attention="causal"), task)
+
+
+def test_an_engine_is_asked_again_on_another_machine(
+    spec: EngineSpec, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(FinishedEngines(tmp_path / "kept"), spec, task)
+    monkeypatch.setattr(platform, "machine", lambda: "another")
+    assert is_asked(tmp_path / "kept", spec, task)
+
+
+def test_another_build_of_llama_cpp_of_the_same_version_is_another_engine(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site" / "llama_cpp_python-9.9.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 9.9\n")
+    (installed / "RECORD").write_text("llama_cpp/lib/libllama.so,sha256=cpu,5\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    (tmp_path / "model.gguf").touch()
+    spec = EngineSpec("llama.cpp", "llama.cpp", tmp_path / "model.gguf")
+    keep(FinishedEngines(tmp_path / "kept"), spec, task)
+    assert not is_asked(tmp_path / "kept", spec, task)
+    (installed / "RECORD").write_text("llama_cpp/lib/libllama.so,sha256=cuda,5\n")
+    assert is_asked(tmp_path / "kept", spec, task)
 
 
 def test_what_an_engine_does_not_depend_on_may_change(spec: EngineSpec, task: Task, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pokegemma.provenance import PROJECT_ROOT, write_run_record
 from pokegemma.release.options import PipelineOptions
 from pokegemma.release.pipeline import explain_steps, run_pipeline
 from pokegemma.release.plan import make_plan
-from pokegemma.release.step_commands import hash_adapter
+from pokegemma.release.step_commands import build_step, hash_adapter
 from pokegemma.release.step_runner import PipelineRecord
 from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions
@@ -220,6 +220,30 @@ def test_an_adapter_is_identified_by_its_weights_and_not_by_training_state(tmp_p
     assert len(seen) == 2
     (tmp_path / "training_args.bin").write_text("other")
     assert hash_adapter(tmp_path, FileHashes()) in seen
+
+
+def test_merging_depends_on_the_samples_that_it_is_verified_on(
+    adapter: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    dataset = Path(shutil.copytree(toy_dataset, tmp_path / "dataset"))
+    plan = make_plan(
+        PipelineOptions(
+            checkpoint=str(adapter), dataset_path=str(dataset), output_dir=str(tmp_path / "out"), exports=["none"]
+        )
+    )
+
+    def inputs() -> dict[str, str]:
+        return dict(build_step("merge", plan, FileHashes()).inputs)
+
+    first = inputs()
+    lines = (dataset / "eval.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (dataset / "eval.jsonl").write_text("".join(lines[:8]), encoding="utf-8")
+    assert inputs() == first  # only the first eight are read
+    (dataset / "eval.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
+    assert {name for name, digest in inputs().items() if digest != first[name]} == {"samples to verify on"}
+    (dataset / "eval.jsonl").write_text("".join(lines), encoding="utf-8")
+    shutil.copy(dataset / json.loads(lines[1])["image"], dataset / json.loads(lines[0])["image"])
+    assert inputs() != first
 
 
 def test_a_mistake_is_reported_before_any_work(adapter: Path, toy_dataset: Path, tmp_path: Path) -> None:

@@ -185,6 +185,16 @@ def test_known_content_is_copied_when_that_is_asked_for(registry: Any, tmp_path:
     assert (tmp_path / "out" / "model.safetensors").read_text() == "weights"
 
 
+def test_a_copied_version_is_exported_to_a_relative_path(
+    registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(write_model(tmp_path / "model"), copy=True)
+    monkeypatch.chdir(tmp_path)
+    registry.export("1", Path("outputs/served"))
+    assert not list(Path("outputs/served").glob(".*"))
+    assert hash_folder(Path("outputs/served"), FileHashes()) == hash_folder(tmp_path / "model", FileHashes())
+
+
 def test_a_part_that_was_never_copied_does_not_count_as_copied(registry: Any, tmp_path: Path) -> None:
     model, gguf = write_model(tmp_path / "model"), write_gguf(tmp_path / "gguf", "gguf")
     registry.register(model, exports=[gguf])

@@ -101,6 +101,17 @@ def test_a_missing_or_changed_result_is_made_again(chain: Callable[..., list[str
     assert (tmp_path / "out" / "c").read_text() == "1xxx"
 
 
+def test_a_hidden_file_is_not_a_change_of_a_result(tmp_path: Path) -> None:
+    out, step = tmp_path / "out", Step(name="merge", script=[], outputs=[tmp_path / "out" / "merged"])
+    (out / "merged").mkdir(parents=True)
+    (out / "merged" / "config.json").write_text("{}")
+    before = step.hash_outputs(FileHashes())
+    (out / "merged" / ".DS_Store").touch()  # from a file manager
+    assert step.hash_outputs(FileHashes()) == before
+    (out / "merged" / "config.json").write_text("[]")
+    assert step.hash_outputs(FileHashes()) != before
+
+
 def test_the_reason_names_what_changed(make_step: Callable[..., Step], tmp_path: Path) -> None:
     source, out = tmp_path / "input", tmp_path / "out"
     source.write_text("1")
@@ -174,6 +185,7 @@ def test_a_crash_is_not_taken_for_a_measurement_that_an_earlier_run_left(tmp_pat
     assert run_all(tmp_path / "out", lambda: step("unlike")) == ["parity"]  # its exit status 1 is for the gates
     with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
         run_all(tmp_path / "out", lambda: step("crash"))
+    assert target.read_text() == "unlike"  # the earlier measurement is kept
     assert PipelineRecord.read(tmp_path / "out").reason_to_run(step("unlike")) == "not done yet"
 
 
