@@ -168,7 +168,7 @@ def merge(
         weights = check_merged_weights(folder, base, source, names)
         logger.info("weights compared: %d changed by the adapter, %d as in the base", *vars(weights).values())
         verification = None
-        if verify_on is not None:
+        if logits.samples:
             logits.record("stored", open_checkpoint(folder).load_model(device=device))
             verification = logits.verification(dtype)
             check_verification(verification, stored_tolerance=stored_tolerance)

@@ -60,9 +60,10 @@ def split_url(url: str, *, shown: str) -> SplitResult:
         PokegemmaError: it is another kind of text.
     """
     try:
+        url.encode()  # a byte of the command line that is not UTF-8 became half of a surrogate pair
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port
+    except ValueError:  # also for the port
         valid = False
     if not valid:
         raise PokegemmaError(f"{shown}: not an http or https URL, such as http://127.0.0.1:8000")

@@ -146,6 +146,13 @@ def test_an_adapter_that_changes_nothing_fails_verification(tiny_model: Path, he
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_without_samples_nothing_is_verified(adapter: Path, held_out: Path, tmp_path: Path) -> None:
+    (tmp_path / "eval.jsonl").touch()
+    with pytest.raises(PokegemmaError, match=r"eval\.jsonl contains no samples"):
+        merge(adapter, tmp_path / "model", verify_on=tmp_path / "eval.jsonl")
+    assert merge(adapter, tmp_path / "model", verify_on=held_out, num_samples=0) is None
+
+
 @pytest.mark.parametrize("error", [1.0, float("nan")])
 def test_merged_weights_that_say_something_else_fail(error: float) -> None:
     good = {"num_samples": 1, "adapter_effect": 0.5, "merged_error": 1e-6, "stored_error": 1e-3, "dtype": "bfloat16"}

@@ -86,6 +86,7 @@ def test_a_closed_port_is_refused(closed_url: str) -> None:
         "http://127.0.0.1:99999",
         "http://[::1",
         "http:///x",
+        "http://127.0.0.1:8000/?q=\udc80",  # from a byte of the command line that is not UTF-8
     ],
 )
 def test_another_kind_of_url_is_the_users_mistake(url: str) -> None:
