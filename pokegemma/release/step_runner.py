@@ -97,7 +97,7 @@ class PipelineRecord:
             record = json.loads(path.read_text(encoding="utf-8"))
             return cls(path, dict(record["steps"]), FileHashes(record["file_hashes"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PokegemmaError(f"{path} is damaged ({error}); delete it to repeat every step") from error
+            raise PokegemmaError(f"{path} is damaged ({error}); choose another folder") from error
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
