@@ -106,7 +106,7 @@ def atomic_folder(path: Path, *, stage: str, overwrite: bool = False, entries: S
     """Yield a new folder that becomes `path` when the block ends, and is removed when it fails.
 
     Until then it is in a hidden folder, and an earlier result stays at `path`. A process that is killed leaves the
-    hidden folder, which the next call for the same path removes.
+    hidden folder, which the next call for the same path removes, unless it contains files of the earlier result.
 
     Args:
         path: the result. May be an empty folder.
@@ -119,8 +119,11 @@ def atomic_folder(path: Path, *, stage: str, overwrite: bool = False, entries: S
         PokegemmaError: there is something at `path` that may not be replaced, or the disk is full or not writable.
     """
     path, work = Path(path), None
+    if path.name in ("", ".."):
+        path = path.resolve()  # for its name
     try:
         root, _ = _find_place(path, entries, stage=stage, overwrite=overwrite)
+        _remove_stale_work(_find_work(path, entries, stage=stage))
         work = _make_work_folder(root, prefix=f".{path.name}.")
         new = work / "new" / path.name
         new.mkdir(parents=True)
@@ -137,7 +140,9 @@ def atomic_folder(path: Path, *, stage: str, overwrite: bool = False, entries: S
             raise PokegemmaError(f"{path} could not be written: {error}") from error
         raise
     finally:
-        if work is not None:
+        if work is not None and _has_earlier_files(work):
+            logger.error("%s: these earlier files could not be moved back to %s", work / _OLD, root)
+        elif work is not None:
             with contextlib.suppress(OSError):  # workers on other machines cannot write under a new name
                 work = work.rename(work.with_name(f"{work.stem}.gone.part"))
             shutil.rmtree(work, ignore_errors=True)
@@ -161,22 +166,53 @@ def _find_place(path: Path, entries: Sequence[str], *, stage: str, overwrite: bo
     except (OSError, ValueError, KeyError, TypeError):
         found = None
     if found != stage:
-        raise PokegemmaError(f"{path} was not created by this script, so it is not overwritten; choose another path")
+        message = f"{path} was not created by this script, so it is not overwritten; choose another path"
+        left = [str(work / _OLD) for work in _find_work(path, entries, stage=stage) if _has_earlier_files(work)]
+        if left:
+            message += f" (a process was killed while it replaced these earlier files: {', '.join(left)})"
+        raise PokegemmaError(message)
     return root, names
 
 
+def _find_work(path: Path, entries: Sequence[str], *, stage: str) -> list[Path]:
+    """Return the hidden folders for a path, of this process and others: next to it or, with `entries`, inside it."""
+    places = [(path.parent, (f".{path.name}.",))]
+    if entries:
+        places.append((path, (f".{path.name}.", f".{stage}.")))  # .convert.*.part: of earlier versions
+    found = []
+    for folder, prefixes in places:
+        with contextlib.suppress(OSError, ValueError):
+            found += [
+                work
+                for work in sorted(folder.iterdir())
+                if work.name.startswith(prefixes) and is_unfinished(work.name) and (work / _LOCK).is_file()
+            ]
+    return found
+
+
+def _has_earlier_files(work: Path) -> bool:
+    """Return whether a hidden folder contains what was being replaced; true if that cannot be read."""
+    try:
+        return any((work / _OLD).iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _remove_stale_work(folders: Sequence[Path]) -> None:
+    """Remove the hidden folders of killed processes: nobody holds their locks."""
+    for work in folders:
+        with contextlib.suppress(OSError), file_lock(work / _LOCK, wait=False):
+            if _has_earlier_files(work):
+                logger.warning("%s: a process was killed while it replaced these earlier files", work / _OLD)
+            else:
+                shutil.rmtree(work, ignore_errors=True)
+
+
 def _make_work_folder(root: Path, *, prefix: str) -> Path:
-    """Make a hidden folder in `root`, and remove those that killed processes left: nobody holds their locks."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for work in sorted(root.iterdir()):
-            if not (work.name.startswith(prefix) and is_unfinished(work.name) and (work / _LOCK).is_file()):
-                continue
-            with contextlib.suppress(OSError), file_lock(work / _LOCK, wait=False):
-                if (work / _OLD).exists():
-                    logger.warning("%s: a process was killed while it replaced these earlier files", work / _OLD)
-                else:
-                    shutil.rmtree(work, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=root))
     except ValueError as error:  # a NUL byte
         raise OSError(str(error)) from error

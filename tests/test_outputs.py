@@ -149,6 +149,47 @@ def test_a_failure_while_replacing_puts_the_old_result_back(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("entries", [(), ("old.txt", "run.json", "new.txt")])
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), KeyboardInterrupt()])
+def test_an_old_result_that_cannot_be_put_back_is_kept_and_named(
+    error: BaseException,
+    entries: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_result(tmp_path / "out", stage="s")
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if "old" in path.parts or ("new" in path.parts and path.name == ("new.txt" if entries else "out")):
+            raise error
+        return rename(path, target)
+
+    with (
+        pytest.raises((PokegemmaError, KeyboardInterrupt)),
+        atomic_folder(tmp_path / "out", stage="s", overwrite=True, entries=entries) as folder,
+    ):
+        (folder / "new.txt").touch()
+        monkeypatch.setattr(Path, "rename", fail)
+    (kept,) = tmp_path.rglob("old.txt")
+    (old,) = (parent for parent in kept.parents if parent.name == "old")
+    assert str(old) in caplog.text
+
+
+@pytest.mark.parametrize("path", ["..", "../inner/..", ".", "../inner"])
+def test_a_path_without_a_name_of_its_own_is_written(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    with atomic_folder(Path(path), stage="s", entries=ENTRIES) as folder:
+        (folder / "a.txt").touch()
+    assert [file.name for file in tmp_path.rglob("*.txt")] == ["a.txt"]
+    assert not list(tmp_path.rglob(".*"))
+    assert Path(path, "a.txt").exists()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -177,9 +218,38 @@ def test_what_a_killed_process_was_replacing_is_kept_and_named(
     make_result(work, stage="s")
     (work / "lock").touch()
     (work / "old").mkdir()
+    (work / "old" / "a.txt").touch()
     with atomic_folder(tmp_path / "out", stage="s"):
         pass
     assert work.is_dir() and str(work / "old") in caplog.text
+
+
+@pytest.mark.parametrize("name", [".out.x.part", "out/.out.x.part", "out/.convert.x.part"])
+def test_a_killed_processs_folder_is_found_next_to_the_result_and_inside(name: str, tmp_path: Path) -> None:
+    work = tmp_path / name
+    work.mkdir(parents=True)
+    (work / "lock").touch()
+    (work / "old").mkdir()  # nothing had been moved yet
+    (tmp_path / "out").mkdir(exist_ok=True)
+    with atomic_folder(tmp_path / "out", stage="convert", entries=ENTRIES) as folder:
+        (folder / "a.txt").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "a.txt"]
+
+
+@pytest.mark.parametrize("name", [".out.x.part", "out/.out.x.part", "out/.convert.x.part"])
+def test_earlier_files_of_a_killed_replacement_are_named_with_the_refusal(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.txt").write_text("new")  # run.json had not been moved yet
+    make_result(tmp_path / name, stage="s")
+    (tmp_path / name / "lock").touch()
+    (tmp_path / name / "old").mkdir()
+    (tmp_path / name / "old" / "a.txt").write_text("old")
+    with (
+        pytest.raises(PokegemmaError, match=f"not created by this script.*{name}/old"),
+        atomic_folder(tmp_path / "out", stage="convert", overwrite=True, entries=ENTRIES),
+    ):
+        pass
+    assert (tmp_path / name / "old" / "a.txt").read_text() == "old"
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
