@@ -1,7 +1,7 @@
 """The main job on the real sessions: convert, validate, train, merge with --verify, evaluate, each as users run it."""
 
+import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,22 +9,29 @@ from pathlib import Path
 import pytest
 
 from pokegemma.provenance import PROJECT_ROOT
+from tests.conftest import MakeOnce
+from tests.processes import call_script
 
 
-def run(script: str, *arguments: object) -> str:
+def run(script: str, *arguments: object, as_process: bool) -> str:
     """Run a script of the project; return what it printed to stdout."""
-    command = [sys.executable, str(PROJECT_ROOT / "scripts" / script), *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if as_process:
+        command = [sys.executable, str(PROJECT_ROOT / "scripts" / f"{script}.py"), *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True)
+    else:
+        result = call_script(script, *arguments)
     assert result.returncode == 0, f"{script}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}"
     return result.stdout
 
 
 @pytest.fixture(scope="module")
-def dataset(real_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("real") / "dataset"
-    run("convert_eevee_data_v2.py", "--eevee_data_dir", real_runs, "--output_dir", folder)
-    return folder
+def dataset(real_runs: Path, make_once: MakeOnce) -> Path:
+    def fill(folder: Path) -> None:
+        run(
+            "convert_eevee_data_v2", "--eevee_data_dir", real_runs, "--output_dir", folder / "dataset", as_process=False
+        )
+
+    return make_once("real_dataset_with_grids", fill) / "dataset"
 
 
 def test_the_real_sessions_give_503_samples_and_154_turns_without_a_decision(dataset: Path) -> None:
@@ -38,14 +45,15 @@ def test_the_real_sessions_give_503_samples_and_154_turns_without_a_decision(dat
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["grid", "frames", "trajectory"])
 def test_the_main_job_runs_on_the_real_sessions(layout: str, dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+    call = functools.partial(run, as_process=layout == "grid")  # the layouts differ within a process
     adapter, merged, evaluation = tmp_path / "adapter", tmp_path / "merged", tmp_path / "evaluation"
     view = {"layout": layout}
     if layout == "trajectory":
         view |= {"max_decisions": 5, "overlap_decisions": 1}
     common = ("--dataset_path", dataset, *(word for name, value in view.items() for word in (f"--{name}", value)))
     validation = json.loads(
-        run(
-            "validate_training.py",
+        call(
+            "validate_training",
             *common,
             "--model_name_or_path",
             tiny_model,
@@ -58,8 +66,8 @@ def test_the_main_job_runs_on_the_real_sessions(layout: str, dataset: Path, tiny
         )
     )
     assert "FAIL" not in {check["status"] for check in validation["checks"]}
-    run(
-        "sft_pokemon_gemma3.py",
+    call(
+        "sft_pokemon_gemma3",
         *common,
         "--model_name_or_path",
         tiny_model,
@@ -76,10 +84,10 @@ def test_the_main_job_runs_on_the_real_sessions(layout: str, dataset: Path, tiny
         "--dataloader_num_workers",
         2,
     )
-    printed = run("merge_qlora.py", "--lora_path", adapter, "--output_path", merged, "--verify", "--num_samples", 2)
+    printed = call("merge_qlora", "--lora_path", adapter, "--output_path", merged, "--verify", "--num_samples", 2)
     assert "merged against adapter + base" in printed
-    run(
-        "evaluate.py",
+    call(
+        "evaluate",
         "--model_path",
         merged,
         "--dataset_path",
