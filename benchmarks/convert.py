@@ -1,6 +1,6 @@
 """Time the conversion of recorded sessions against the plain loop, in one run.
 
-    python benchmarks/convert.py --eevee_data_dir ../shared/eevee_v1/runs
+    python benchmarks/convert.py --eevee_data_dir path/to/runs
 
 The plain loop, for each sample: open four files, paste them, write the time labels, save with Pillow's defaults, copy
 four files. It is given the windows; ours also reads the sessions, checks every frame, writes the JSONL and the report.

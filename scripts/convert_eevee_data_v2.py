@@ -1,6 +1,6 @@
 """Convert recorded Eevee v1 sessions into samples for training.
 
-python scripts/convert_eevee_data_v2.py --eevee_data_dir ../shared/eevee_v1/runs --output_dir training_data
+python scripts/convert_eevee_data_v2.py --eevee_data_dir path/to/runs --output_dir training_data
 
 Writes train.jsonl, eval.jsonl, frames/, grid_images/, conversion_report.json and run.json, which docs/format_spec.md
 describes.
