@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
-from pokegemma.errors import PokegemmaError
+from pokegemma.export.weight_types import QUANTIZATIONS, check_quantizations
 from pokegemma.tables import format_table
-
-QUANTIZATIONS = ("f16", "bf16", "q8_0", "q5_k_m", "q4_k_m")
 
 
 @dataclass
@@ -32,9 +30,7 @@ class ConvertOptions:
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_dir."})
 
     def __post_init__(self) -> None:
-        for name in self.quantization:
-            if name not in QUANTIZATIONS:
-                raise PokegemmaError(f"--quantization: {name!r} is not one of {', '.join(QUANTIZATIONS)}")
+        check_quantizations(self.quantization)
 
 
 def main() -> None:

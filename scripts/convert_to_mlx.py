@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
+from pokegemma.export.weight_types import MLX_BITS
 from pokegemma.tables import format_table
 
 
@@ -19,7 +20,7 @@ class MlxOptions:
         default=16,
         metadata={
             "help": "Bits a weight of the language model: 16 is bfloat16; the vision tower always has 16.",
-            "choices": [4, 8, 16],
+            "choices": [*MLX_BITS],
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_path."})

@@ -10,19 +10,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.export.gguf_check import check_gguf_files
 from pokegemma.export.gguf_reader import GgufFile, read_gguf
 from pokegemma.export.gguf_source import read_gguf_source, staged
 from pokegemma.export.llama_cpp_converter import CONVERTER
+from pokegemma.export.weight_types import Quantization
 from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
 from pokegemma.provenance import read_run_record, write_run_record
 
 logger = logging.getLogger(__name__)
 
-Quantization = Literal["f16", "bf16", "q8_0", "q5_k_m", "q4_k_m"]
 MMPROJ = "mmproj-f16.gguf"
 
 _CONVERTED = ("f16", "bf16")

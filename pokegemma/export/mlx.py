@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -20,6 +20,7 @@ from pokegemma.engines.mlx_engine import mlx_processors
 from pokegemma.errors import PokegemmaError
 from pokegemma.export.mlx_check import MlxPart, check_config, check_mlx_weights, check_processor
 from pokegemma.export.source import PUBLISHED_HEAD, exported_tensors, open_exportable, stage_weights, staged_bytes
+from pokegemma.export.weight_types import MlxBits
 from pokegemma.gemma.families import FAMILIES, TOWER
 from pokegemma.gemma.image_attention import attention_facts, trained_attention
 from pokegemma.gemma.loading import Checkpoint
@@ -35,8 +36,6 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 _REMEDY = "free some or choose another --output_path"
-
-Bits = Literal[4, 8, 16]
 
 _GROUP = 64
 """Weights that share a scale and an offset, 16 bits each, in a quantised layer; mlx-vlm's own default."""
@@ -138,7 +137,7 @@ def _staged(path: Path, config: dict[str, Any], *, beside: Path) -> Iterator[str
         yield folder
 
 
-def _size(path: Path, bits: Bits) -> int:
+def _size(path: Path, bits: MlxBits) -> int:
     """Return the bytes that a converted checkpoint takes, with a copy of the embeddings as LM head."""
     num_quantised = num_kept = 0
     for name, tensor in exported_tensors(path).items():
@@ -163,7 +162,7 @@ def _leave_bos_to_template(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def convert_to_mlx(path: Path, output: Path, *, bits: Bits = 16, overwrite: bool = False) -> list[MlxPart]:
+def convert_to_mlx(path: Path, output: Path, *, bits: MlxBits = 16, overwrite: bool = False) -> list[MlxPart]:
     """Write a checkpoint for MLX: bfloat16, or the language model in groups of quantised weights.
 
     Never float16, in which Gemma 3's activations overflow; mlx-vlm would clip them. Vision tower and projector stay in

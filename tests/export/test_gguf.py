@@ -23,9 +23,9 @@ from pokegemma.export.gguf import modelfile
 from pokegemma.export.gguf_reader import GgufFile, read_gguf
 from pokegemma.export.gguf_source import GgufSource, read_gguf_source, served_template
 from pokegemma.export.llama_cpp_converter import find_converter, unpack_converter
+from pokegemma.export.weight_types import QUANTIZATIONS
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.gemma.tiny.tokenizer import CHAT_TEMPLATE
-from scripts.convert_to_gguf import QUANTIZATIONS
 
 
 @pytest.fixture(scope="module")
