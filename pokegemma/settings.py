@@ -47,6 +47,21 @@ def read_settings(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     return merged
 
 
+def read_api_key(flag: str, variable: str | None) -> str | None:
+    """Return a server's API key from the environment variable that the option `flag` names; None without the option.
+
+    The key itself is not an option, since `ps` shows options.
+
+    Raises:
+        PokegemmaError: the variable is not set, or empty.
+    """
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise PokegemmaError(f"{flag} {variable}: this variable is not set")
+    return os.environ[variable]
+
+
 def check_settings(path: Path) -> None:
     """Refuse a file of settings that cannot be read or replaced.
 

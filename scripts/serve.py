@@ -12,15 +12,13 @@ from typing import Literal
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError, check_ranges
-from pokegemma.serving.engine_command_lines import Launch, ServerOptions, build_launch
+from pokegemma.serving.engine_command_lines import EngineName, Launch, ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
 
 @dataclass
 class ServeOptions:
-    engine: Literal["transformers", "vllm", "llama.cpp", "mlx"] = field(
-        metadata={"help": "Engine whose server to start."}
-    )
+    engine: EngineName = field(metadata={"help": "Engine whose server to start."})
     model_path: str = field(
         metadata={
             "help": "transformers, vllm: checkpoint folder or Hugging Face id; llama.cpp: a .gguf file next to its "

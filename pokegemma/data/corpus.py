@@ -18,14 +18,14 @@ from pokegemma.data.copies import Play, find_copies
 from pokegemma.data.decisions import clean_text
 from pokegemma.data.eevee_v1.named_pictures import NamedPictures
 from pokegemma.data.eevee_v1.sessions import SESSION_FILE, SessionError, find_sessions
-from pokegemma.data.samples import dataset_hash
+from pokegemma.data.samples import EVAL_FILE, TRAIN_FILE, dataset_hash
 from pokegemma.data.split import choose_eval_sessions
 from pokegemma.errors import CheckFailedError
 from pokegemma.outputs import RUN_FILE, atomic_folder, refuse_to_replace
 from pokegemma.parallel.workers import is_cancelled, map_items
 from pokegemma.provenance import write_run_record
 
-OUTPUTS = ("train.jsonl", "eval.jsonl", "frames", "grid_images", CONVERSION_REPORT, RUN_FILE)
+OUTPUTS = (TRAIN_FILE, EVAL_FILE, "frames", "grid_images", CONVERSION_REPORT, RUN_FILE)
 """What a conversion writes. Other files in the output folder stay."""
 
 
@@ -177,8 +177,8 @@ def _num_bytes(path: Path) -> int:
 
 def _join_shards(tasks: Sequence[_Task], held_out: set[str], part: Path) -> None:
     with contextlib.ExitStack() as stack:
-        train = stack.enter_context(open(part / "train.jsonl", "wb"))
-        evaluation = stack.enter_context(open(part / "eval.jsonl", "wb")) if held_out else None
+        train = stack.enter_context(open(part / TRAIN_FILE, "wb"))
+        evaluation = stack.enter_context(open(part / EVAL_FILE, "wb")) if held_out else None
         for task in tasks:
             if task.shard.exists():
                 with open(task.shard, "rb") as shard:

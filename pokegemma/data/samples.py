@@ -12,6 +12,9 @@ from typing import Any
 from pokegemma.data.checks.foreign_datasets import describe_record, refuse_foreign_dataset
 from pokegemma.errors import PokegemmaError
 
+TRAIN_FILE, EVAL_FILE = "train.jsonl", "eval.jsonl"
+"""The files of a dataset folder; the second contains the held-out sessions, if there are any."""
+
 _FIELDS = ("id", "frames", "image", "context", "question", "output", "metadata")
 _SHOWN = ("context", "question", "output")
 _MAX_PROBLEMS_NAMED = 5
@@ -187,14 +190,39 @@ def dataset_files(dataset_path: Path) -> tuple[Path, Path | None]:
     """
     path = Path(dataset_path)
     refuse_foreign_dataset(path)
-    train = path / "train.jsonl" if path.is_dir() else path
+    train = path / TRAIN_FILE if path.is_dir() else path
     if not train.is_file():
-        raise PokegemmaError(
-            f"{train} not found; convert sessions first: scripts/convert_eevee_data_v2.py --eevee_data_dir DIR "
-            f"--output_dir {path if path.suffix != '.jsonl' else path.parent}"
-        )
-    held_out = train.parent / "eval.jsonl"
+        raise _missing_file(train, path)
+    held_out = train.parent / EVAL_FILE
     return train, held_out if held_out.is_file() and held_out != train else None
+
+
+def held_out_file(dataset_path: Path) -> Path:
+    """Return the file to measure a model on: eval.jsonl of a dataset folder, or the JSONL file that was named.
+
+    Raises:
+        PokegemmaError: there is no such file, or it is the dataset of another tool.
+    """
+    path = Path(dataset_path)
+    refuse_foreign_dataset(path)
+    held_out = path if path.suffix == ".jsonl" else path / EVAL_FILE
+    train = held_out.parent / TRAIN_FILE
+    if held_out != path and not held_out.is_file() and train.is_file():
+        raise PokegemmaError(
+            f"{held_out} not found: a dataset has this file if it has at least two sessions; "
+            f"to measure accuracy on the training sessions, pass --dataset_path {train}"
+        )
+    if not held_out.is_file():
+        raise _missing_file(held_out, path)
+    return held_out
+
+
+def _missing_file(file: Path, dataset_path: Path) -> PokegemmaError:
+    folder = dataset_path if dataset_path.suffix != ".jsonl" else dataset_path.parent
+    return PokegemmaError(
+        f"{file} not found; convert sessions first: scripts/convert_eevee_data_v2.py --eevee_data_dir DIR "
+        f"--output_dir {folder}"
+    )
 
 
 def dataset_hash(path: Path) -> str:

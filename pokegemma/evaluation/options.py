@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pokegemma.data.checks.foreign_datasets import refuse_foreign_dataset
-from pokegemma.errors import PokegemmaError, check_ranges
+from pokegemma.data.prompts import Layout
+from pokegemma.data.samples import dataset_files, held_out_file
+from pokegemma.errors import check_ranges
 from pokegemma.evaluation.view import View, resolve_view
 from pokegemma.outputs import refuse_to_replace
 
@@ -17,7 +18,7 @@ class EvaluateOptions:
         metadata={"help": "Folder with eval.jsonl and train.jsonl, or a JSONL file next to a train.jsonl."}
     )
     output_dir: str = field(metadata={"help": "Folder to create for the report."})
-    layout: Literal["grid", "frames", "trajectory"] | None = field(
+    layout: Layout | None = field(
         default=None, metadata={"help": "How samples are shown. Default: that of the model's run.json, else grid."}
     )
     max_decisions: int | None = field(
@@ -82,20 +83,8 @@ class EvaluateOptions:
         Raises:
             PokegemmaError: one of them does not exist, the dataset has another format, or the output contains an input.
         """
-        path = Path(self.dataset_path)
-        refuse_foreign_dataset(path)
-        held_out = path if path.suffix == ".jsonl" else path / "eval.jsonl"
-        train = held_out.parent / "train.jsonl"
-        if held_out != path and not held_out.is_file() and train.is_file():
-            raise PokegemmaError(
-                f"{held_out} not found: a dataset has this file if it has at least two sessions; "
-                f"to measure accuracy on the training sessions, pass --dataset_path {train}"
-            )
-        for file in (held_out, train):
-            if not file.is_file():
-                raise PokegemmaError(
-                    f"{file} not found; create it with scripts/convert_eevee_data_v2.py --output_dir {path}"
-                )
+        held_out = held_out_file(Path(self.dataset_path))
+        train, _ = dataset_files(held_out.parent)
         features = [] if self.vision_features is None else [Path(self.vision_features)]
         refuse_to_replace(Path(self.output_dir), held_out.parent, self.model_path, *features)
         return held_out, train

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from pokegemma.data.samples import dataset_hash
+from pokegemma.data.samples import TRAIN_FILE, dataset_hash
 from pokegemma.provenance import read_run_record
 from pokegemma.release.measurements import METRICS_FILE, PARITY_FILE, read_json
 
@@ -148,7 +148,7 @@ def _sentence(result: Mapping[str, Any]) -> str:
 
 def _is_trained_on(dataset: Path, trained: Mapping[str, Any]) -> bool:
     """Return whether training read the train.jsonl next to the evaluated data."""
-    train = dataset.parent / "train.jsonl"
+    train = dataset.parent / TRAIN_FILE
     return train.is_file() and dataset_hash(train) == (trained.get("dataset") or {}).get("sha256")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.data.prompts import ANSWER_PREFIX, BUTTONS, AnswerError, answer_button, parse_answer
-from pokegemma.data.samples import Sample, dataset_files, scan_samples
+from pokegemma.data.samples import EVAL_FILE, Sample, dataset_files, scan_samples
 from pokegemma.errors import PokegemmaError
 
 Status = Literal["PASS", "WARN", "FAIL", "SKIP"]
@@ -61,7 +61,7 @@ def find_splits(dataset_path: Path, eval_dataset_path: Path | None = None) -> tu
     """
     train, held_out = dataset_files(dataset_path)
     if eval_dataset_path is not None:
-        held_out = eval_dataset_path / "eval.jsonl" if eval_dataset_path.is_dir() else eval_dataset_path
+        held_out = eval_dataset_path / EVAL_FILE if eval_dataset_path.is_dir() else eval_dataset_path
         if not held_out.is_file():
             raise PokegemmaError(f"--eval_dataset_path: {held_out} not found")
     return Split("train", train), held_out and Split("eval", held_out)

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 
+from pokegemma.data.samples import EVAL_FILE
 from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.batch_search.attempts import Trial
@@ -175,7 +176,7 @@ class TrialRunner:
             )
 
     def _command(self, folder: Path, batch_size: int, gradient_checkpointing: bool) -> list[str]:
-        evaluates = (self.dataset / "eval.jsonl").is_file()
+        evaluates = (self.dataset / EVAL_FILE).is_file()
         options = {
             "dataset_path": self.dataset,
             "output_dir": folder / "output",

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from pokegemma.data.checks.records import NO_SAMPLES, Check, Split, skipped
-from pokegemma.data.samples import Sample
+from pokegemma.data.samples import TRAIN_FILE, Sample
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.adapters.attachment import attach_adapter
@@ -62,9 +62,9 @@ def _write_step_dataset(split: Split, folder: Path, data: DataOptions) -> list[S
         samples = longest_samples(split)
     try:
         folder.mkdir()
-        (folder / "train.jsonl").write_text("".join(f"{sample.to_json()}\n" for sample in samples), encoding="utf-8")
+        (folder / TRAIN_FILE).write_text("".join(f"{sample.to_json()}\n" for sample in samples), encoding="utf-8")
         names = {name for sample in samples for name in (*sample.frames, sample.image) if name is not None}
-        for top in sorted({PurePosixPath(name).parts[0] for name in names} - {"train.jsonl"}):
+        for top in sorted({PurePosixPath(name).parts[0] for name in names} - {TRAIN_FILE}):
             (folder / top).symlink_to((split.folder / top).resolve())
     except OSError as error:
         raise _StepFailedError(f"the samples cannot be written out: {error.strerror}") from error
