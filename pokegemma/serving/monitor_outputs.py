@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.serving.client import ServerError, request, split_url
-from pokegemma.serving.monitor import STATES, Monitor, ServerCheck
+from pokegemma.serving.monitor import Monitor, ServerCheck
+from pokegemma.serving.monitor_limits import STATES
 from pokegemma.tables import format_table
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,13 @@ _GAUGES = {
     "process_memory_bytes": "Resident memory of the server's processes",
     "gpu_memory_bytes": "Memory in use on all GPUs of the server's machine",
 }
+
+
+def log_check(check: ServerCheck) -> None:
+    """Log a line about a check."""
+    latency = "-" if check.latency_s is None else f"{check.latency_s:.2f} s"
+    breaches = f"; BREACH: {', '.join(check.breaches)}" if check.breaches else ""
+    logger.info("%s %-8s %8s  %s%s", check.time, check.state, latency, check.detail[:200], breaches)
 
 
 class CheckLog:

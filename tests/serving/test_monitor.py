@@ -23,11 +23,9 @@ from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.serving.monitor import (
     Monitor,
     ServerCheck,
-    ServerLimits,
-    find_breaches,
-    summarise_window,
     watch,
 )
+from pokegemma.serving.monitor_limits import ServerLimits, find_breaches, summarize_window
 from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook, format_summary
 from pokegemma.serving.processes import ServerProcesses, Usage, gpu_memory_bytes
 from tests.processes import WAIT_S, call_script, free_port, killed_after, wait_until
@@ -122,7 +120,7 @@ def test_two_bad_checks_of_twenty_are_a_breach_and_one_is_not(bad: tuple[str, fl
 
 
 def test_percentiles_are_those_of_the_window() -> None:
-    window = summarise_window([("ok", 1.0), ("refused", None), ("slow", 2.0), ("invalid", 3.0), ("ok", 4.0)])
+    window = summarize_window([("ok", 1.0), ("refused", None), ("slow", 2.0), ("invalid", 3.0), ("ok", 4.0)])
     assert (window.latency_p50_s, window.num_checks) == (2.5, 5)
     assert window.latency_p95_s == pytest.approx(3.85)
     assert window.latency_p99_s == pytest.approx(3.97)
@@ -356,6 +354,7 @@ def test_a_breach_is_exit_status_1(dataset: Path, adversary: Callable[[str], str
     flags = ("--interval_s", 0, "--exit_on_breach", "--log_file", log, "--json", "--max_consecutive_failures", 2)
     bad = call_script("health_monitor", *monitor_options(adversary("prose"), dataset, *flags))
     assert bad.returncode == 1, bad.stderr
+    assert bad.stderr.splitlines()[-1] == "error: limits exceeded: invalid"
     summary = json.loads(bad.stdout)
     assert (summary["passed"], summary["num_checks"], summary["breaches"]) == (False, 2, {"invalid": 1})
     assert summary["states"] == {"ok": 0, "slow": 0, "invalid": 2, "timeout": 0, "refused": 0}
