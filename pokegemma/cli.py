@@ -63,9 +63,10 @@ def parse_options(*option_types: type, description: str, argv: Sequence[str] | N
 
 @dataclass(frozen=True)
 class Command:
-    """One of a script's commands: the dataclass of its options, and those that may be given by place."""
+    """One of a script's commands: the class of its options, its function, and options that may be given by place."""
 
     options: type
+    action: Callable[..., None]
     positional: tuple[str, ...] = ()
 
 

@@ -7,89 +7,34 @@
     python scripts/model_registry.py rollback --alias champion
     python scripts/model_registry.py export champion --output_dir outputs/served
 
-VERSION and OTHER are numbers or aliases. If results of a version failed, `check` exits with 1 and the other commands
-print a warning. The registry is MLflow's, in outputs/registry/registry.db unless --registry_uri names another file or a
-tracking server. Needs ./init.sh --with registry. Commands and their options:
+VERSION and OTHER are numbers, aliases or latest. If results of a version failed, `check` exits with 1 and the other
+commands print a warning. The registry is MLflow's, in outputs/registry/registry.db unless --registry_uri names another
+file or a tracking server. Needs ./init.sh --with registry. Commands and their options:
 """
 
 import json
 import sys
-import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pokegemma.cli import Command, parse_command, run
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.outputs import atomic_file
+from pokegemma.outputs import RUN_FILE, atomic_file
 from pokegemma.release import version_tables
+from pokegemma.release.options import (
+    CheckOptions,
+    CompareOptions,
+    ExportOptions,
+    ListOptions,
+    PromoteOptions,
+    RegisterOptions,
+    RollbackOptions,
+    ShowOptions,
+)
 
 if TYPE_CHECKING:
     from pokegemma.release.registry import Registry
-
-DEFAULT_REGISTRY = "outputs/registry/registry.db"
-
-
-@dataclass(kw_only=True)
-class _Options:
-    registry_uri: str = field(
-        default=DEFAULT_REGISTRY, metadata={"help": "SQLite file (or sqlite:///FILE), or http(s)://... of a server."}
-    )
-    name: str = field(default="pokegemma", metadata={"help": "Name of the model."})
-
-
-@dataclass(kw_only=True)
-class RegisterOptions(_Options):
-    model_path: str = field(metadata={"help": "Folder of the merged checkpoint."})
-    evaluation: str | None = field(default=None, metadata={"help": "Output of scripts/evaluate.py for it."})
-    parity: str | None = field(default=None, metadata={"help": "Output of scripts/check_parity.py for it."})
-    exports: list[str] = field(default_factory=list, metadata={"help": "Folders of its exports."})
-    copy: bool = field(
-        default=False, metadata={"help": "Keep a copy of the files. Default: only their paths and hashes."}
-    )
-    description: str | None = field(default=None, metadata={"help": "A sentence about this version."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write name and version to."})
-
-
-@dataclass(kw_only=True)
-class ListOptions(_Options):
-    json: bool = field(default=False, metadata={"help": "Print JSON instead of a table."})
-
-
-@dataclass(kw_only=True)
-class ShowOptions(ListOptions):
-    version: str = field(metadata={"help": "Number or alias."})
-
-
-@dataclass(kw_only=True)
-class CheckOptions(_Options):
-    version: str = field(metadata={"help": "Number or alias."})
-
-
-@dataclass(kw_only=True)
-class PromoteOptions(_Options):
-    version: str = field(metadata={"help": "Number or alias."})
-    alias: str = field(default="champion", metadata={"help": "The alias."})
-    force: bool = field(default=False, metadata={"help": "Promote it even if its evaluation or parity failed."})
-
-
-@dataclass(kw_only=True)
-class CompareOptions(ListOptions):
-    version: str = field(metadata={"help": "Number or alias."})
-    other: str = field(metadata={"help": "Number or alias; the table shows its figures minus those of VERSION."})
-
-
-@dataclass(kw_only=True)
-class RollbackOptions(_Options):
-    alias: str = field(default="champion", metadata={"help": "The alias."})
-
-
-@dataclass(kw_only=True)
-class ExportOptions(_Options):
-    version: str = field(metadata={"help": "Number or alias."})
-    output_dir: str = field(metadata={"help": "Folder to create."})
-    part: str = field(default="model", metadata={"help": "model, or the name of an export's folder."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output of an earlier export."})
 
 
 def register(registry: "Registry", options: RegisterOptions) -> None:
@@ -137,9 +82,8 @@ def list_versions(registry: "Registry", options: ListOptions) -> None:
 def show(registry: "Registry", options: ShowOptions) -> None:
     described = registry.describe(options.version)
     _warn(described)
-    with tempfile.TemporaryDirectory() as folder:
-        path = registry.fetch(options.version, "run.json", Path(folder))
-        run_record = json.loads(path.read_text(encoding="utf-8")) if path else None
+    text = registry.read_text(options.version, RUN_FILE)
+    run_record = None if text is None else json.loads(text)
     if options.json:
         print(json.dumps({**described, "run": run_record}, indent=2))
         return
@@ -159,12 +103,10 @@ def check(registry: "Registry", options: CheckOptions) -> None:
 def compare(registry: "Registry", options: CompareOptions) -> None:
     specs = (options.version, options.other)
     compared = version_tables.compare_versions(*(registry.describe(spec) for spec in specs))
-    file = f"evaluation/{version_tables.PREDICTIONS_FILE}"
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [registry.fetch(spec, file, Path(folder, str(number))) for number, spec in enumerate(specs)]
-        if all(paths):
-            predictions = map(version_tables.read_predictions, paths)
-            compared["accuracy_difference_interval"] = version_tables.paired_interval(*predictions)
+    texts = [registry.read_text(spec, f"evaluation/{version_tables.PREDICTIONS_FILE}") for spec in specs]
+    if None not in texts:
+        predictions = map(version_tables.parse_predictions, texts)
+        compared["accuracy_difference_interval"] = version_tables.paired_interval(*predictions)
     for warning in compared["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(json.dumps(compared, indent=2) if options.json else version_tables.format_comparison(compared))
@@ -190,24 +132,14 @@ def export(registry: "Registry", options: ExportOptions) -> None:
 
 
 COMMANDS = {
-    "register": Command(RegisterOptions),
-    "list": Command(ListOptions),
-    "show": Command(ShowOptions, ("version",)),
-    "check": Command(CheckOptions, ("version",)),
-    "promote": Command(PromoteOptions, ("version",)),
-    "compare": Command(CompareOptions, ("version", "other")),
-    "rollback": Command(RollbackOptions),
-    "export": Command(ExportOptions, ("version",)),
-}
-ACTIONS = {
-    "register": register,
-    "list": list_versions,
-    "show": show,
-    "check": check,
-    "promote": promote,
-    "compare": compare,
-    "rollback": rollback,
-    "export": export,
+    "register": Command(RegisterOptions, register),
+    "list": Command(ListOptions, list_versions),
+    "show": Command(ShowOptions, show, ("version",)),
+    "check": Command(CheckOptions, check, ("version",)),
+    "promote": Command(PromoteOptions, promote, ("version",)),
+    "compare": Command(CompareOptions, compare, ("version", "other")),
+    "rollback": Command(RollbackOptions, rollback),
+    "export": Command(ExportOptions, export, ("version",)),
 }
 
 
@@ -215,7 +147,7 @@ def main() -> None:
     name, options = parse_command(COMMANDS, description=__doc__)
     from pokegemma.release.registry import Registry
 
-    ACTIONS[name](Registry(options.registry_uri, options.name, create=name == "register"), options)
+    COMMANDS[name].action(Registry(options.registry_uri, options.name, create=name == "register"), options)
 
 
 if __name__ == "__main__":

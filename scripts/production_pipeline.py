@@ -3,8 +3,10 @@
     python scripts/production_pipeline.py --checkpoint outputs/adapter --dataset_path training_data \\
         --output_dir outputs/release --min_accuracy 0.6
 
-Each step has a gate, and a gate that fails stops the pipeline with exit status 1. The same command continues after the
-last finished step and skips steps whose inputs and options have not changed; --dry_run prints which steps would run.
+A gate is a limit on what a step measured. A gate that fails stops the pipeline with exit status 1. The same command
+continues after the last finished step and skips steps whose inputs and options have not changed; --dry_run prints which
+steps would run. --push_to_hub uploads the result.
+
 Writes merged/, evaluation/, gguf/, mlx/, parity/, registration.json, a model card (README.md), logs/ and pipeline.json.
 """
 
@@ -22,8 +24,8 @@ def main() -> None:
     (options,) = parse_options(PipelineOptions, description=__doc__)
     plan = make_plan(options)
     if options.dry_run:
-        for name, plans in explain_steps(plan):
-            print(f"{name:12}{plans}")
+        for name, action in explain_steps(plan):
+            print(f"{name:12}{action}")
         return
     result = run_pipeline(plan)
     if options.json:

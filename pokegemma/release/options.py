@@ -1,12 +1,15 @@
-"""Options of scripts/production_pipeline.py."""
+"""Options of scripts/production_pipeline.py and scripts/model_registry.py."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pokegemma.errors import PokegemmaError, check_ranges
+from pokegemma.export.weight_types import MLX_BITS, check_quantizations
 from pokegemma.parity.limits import MIN_AGREEMENT
 
 EXPORTS = ("gguf", "mlx")
+DEFAULT_REGISTRY = "outputs/registry/registry.db"
+DEFAULT_MODEL_NAME = "pokegemma"
 
 
 @dataclass
@@ -22,7 +25,7 @@ class PipelineOptions:
     quantization: list[str] = field(
         default_factory=lambda: ["f16", "q8_0"], metadata={"help": "Types of the GGUF files."}
     )
-    quantization_bits: int = field(default=16, metadata={"help": "Bits of the MLX weights: 4, 8 or 16."})
+    quantization_bits: int = field(default=16, metadata={"help": "Bits of the MLX weights.", "choices": [*MLX_BITS]})
     llama_cpp_dir: str | None = field(default=None, metadata={"help": "As of scripts/convert_to_gguf.py."})
     base_model: str | None = field(default=None, metadata={"help": "Base checkpoint; default: the adapter's."})
     dtype: Literal["bfloat16", "float32"] = field(default="bfloat16", metadata={"help": "Type of the merged weights."})
@@ -57,10 +60,8 @@ class PipelineOptions:
         metadata={"help": "Gate of parity: mean difference in log-probability. Default: by the type of the weights."},
     )
     register: bool = field(default=True, metadata={"help": "Register the model; --no_register leaves this out."})
-    registry_uri: str = field(
-        default="outputs/registry/registry.db", metadata={"help": "As of scripts/model_registry.py."}
-    )
-    name: str = field(default="pokegemma", metadata={"help": "Name of the model in the registry."})
+    registry_uri: str = field(default=DEFAULT_REGISTRY, metadata={"help": "As of scripts/model_registry.py."})
+    name: str = field(default=DEFAULT_MODEL_NAME, metadata={"help": "Name of the model in the registry."})
     copy: bool = field(default=False, metadata={"help": "Store a copy of the files in the registry."})
     license: str | None = field(
         default=None, metadata={"help": "Licence id for the model card. Default: that of the base's family."}
@@ -78,4 +79,74 @@ class PipelineOptions:
                 raise PokegemmaError(f"--exports: {kind!r} is not one of {', '.join(EXPORTS)}, none")
         if "none" in self.exports and len(self.exports) > 1:
             raise PokegemmaError(f"--exports: none and {', '.join(set(self.exports) - {'none'})} contradict each other")
+        check_quantizations(self.quantization)
         check_ranges(self, "parity_samples", "max_samples", at_least=1)
+        check_ranges(self, "min_accuracy", "min_agreement", at_least=0, at_most=1)
+        check_ranges(self, "min_gain_over_baseline", at_least=-1, at_most=1)
+        check_ranges(self, "max_stored_difference", "max_export_gib", "max_log_probability_difference", at_least=0)
+
+
+@dataclass(kw_only=True)
+class RegistryOptions:
+    """Options of every command of scripts/model_registry.py."""
+
+    registry_uri: str = field(
+        default=DEFAULT_REGISTRY, metadata={"help": "SQLite file (or sqlite:///FILE), or http(s)://... of a server."}
+    )
+    name: str = field(default=DEFAULT_MODEL_NAME, metadata={"help": "Name of the model."})
+
+
+@dataclass(kw_only=True)
+class RegisterOptions(RegistryOptions):
+    model_path: str = field(metadata={"help": "Folder of the merged checkpoint."})
+    evaluation: str | None = field(default=None, metadata={"help": "Output of scripts/evaluate.py for it."})
+    parity: str | None = field(default=None, metadata={"help": "Output of scripts/check_parity.py for it."})
+    exports: list[str] = field(default_factory=list, metadata={"help": "Folders of its exports."})
+    copy: bool = field(
+        default=False, metadata={"help": "Keep a copy of the files. Default: only their paths and hashes."}
+    )
+    description: str | None = field(default=None, metadata={"help": "A sentence about this version."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write name and version to."})
+
+
+@dataclass(kw_only=True)
+class ListOptions(RegistryOptions):
+    json: bool = field(default=False, metadata={"help": "Print JSON instead of a table."})
+
+
+@dataclass(kw_only=True)
+class ShowOptions(ListOptions):
+    version: str = field(metadata={"help": "Number, alias or latest."})
+
+
+@dataclass(kw_only=True)
+class CheckOptions(RegistryOptions):
+    version: str = field(metadata={"help": "Number, alias or latest."})
+
+
+@dataclass(kw_only=True)
+class PromoteOptions(RegistryOptions):
+    version: str = field(metadata={"help": "Number, alias or latest."})
+    alias: str = field(default="champion", metadata={"help": "The alias."})
+    force: bool = field(default=False, metadata={"help": "Promote it even if its evaluation or parity failed."})
+
+
+@dataclass(kw_only=True)
+class CompareOptions(ListOptions):
+    version: str = field(metadata={"help": "Number, alias or latest."})
+    other: str = field(
+        metadata={"help": "Number, alias or latest; the table shows its figures minus those of VERSION."}
+    )
+
+
+@dataclass(kw_only=True)
+class RollbackOptions(RegistryOptions):
+    alias: str = field(default="champion", metadata={"help": "The alias."})
+
+
+@dataclass(kw_only=True)
+class ExportOptions(RegistryOptions):
+    version: str = field(metadata={"help": "Number, alias or latest."})
+    output_dir: str = field(metadata={"help": "Folder to create."})
+    part: str = field(default="model", metadata={"help": "model, or the name of an export's folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output of an earlier export."})

@@ -12,38 +12,30 @@ from pokegemma.release.gates import check_gates, read_gates
 from pokegemma.release.measurements import read_json
 from pokegemma.release.model_card import render_card
 from pokegemma.release.plan import ReleasePlan
-from pokegemma.release.step_commands import build_step
-from pokegemma.release.step_runner import PipelineRecord, hold_folder, run_step
+from pokegemma.release.step_commands import EARLIER_STEPS_READ, build_step
+from pokegemma.release.step_runner import PipelineRecord, lock_folder, run_step
 
 logger = logging.getLogger(__name__)
-
-_READS_OUTPUT_OF = {
-    "evaluate": ("merge",),
-    "export_gguf": ("merge",),
-    "export_mlx": ("merge",),
-    "parity": ("merge", "export_gguf", "export_mlx"),
-    "register": ("merge", "evaluate", "export_gguf", "export_mlx", "parity"),
-}
 
 
 def explain_steps(plan: ReleasePlan) -> list[tuple[str, str]]:
     """Return what each step would do: "unchanged", or why it runs. Nothing is run or written."""
     record = PipelineRecord.read(plan.output_dir)
     explained, running = [], set[str]()
-    if not plan.merges:
+    if not plan.needs_merge:
         explained.append(("merge", f"left out: {plan.options.checkpoint} is a whole model"))
     for name in plan.steps:
-        upstream = [step for step in _READS_OUTPUT_OF.get(name, ()) if step in running]
+        upstream = [step for step in EARLIER_STEPS_READ[name] if step in running]
         if name not in record.steps:
-            plans = "runs: not done yet"
+            action = "runs: not done yet"
         elif upstream:
-            plans = f"runs if the output of {' or '.join(upstream)} differs"
+            action = f"runs if the output of {' or '.join(upstream)} differs"
         else:
             reason = record.reason_to_run(build_step(name, plan, record.hashes))
-            plans = f"runs: {reason}" if reason else "unchanged"
-        if plans != "unchanged":
+            action = f"runs: {reason}" if reason else "unchanged"
+        if action != "unchanged":
             running.add(name)
-        explained.append((name, plans))
+        explained.append((name, action))
     return explained
 
 
@@ -62,9 +54,9 @@ def run_pipeline(plan: ReleasePlan) -> dict[str, Any]:
     if plan.options.push_to_hub:
         hub.check_hub(plan.options.push_to_hub)
     PipelineRecord.read(plan.output_dir)  # refuses a folder of something else before a lock file is written there
-    with hold_folder(plan.output_dir) as lock:
+    with lock_folder(plan.output_dir) as lock:
         record = PipelineRecord.read(plan.output_dir)
-        if not plan.merges:
+        if not plan.needs_merge:
             logger.info("merge: left out, %s is a whole model", plan.options.checkpoint)
         steps = [run_if_changed(name, plan, record, lock=lock) for name in plan.steps if name != "register"]
         write_cards(plan)
@@ -98,7 +90,7 @@ def write_cards(plan: ReleasePlan) -> None:
         license_id=plan.options.license,
         name=plan.options.name,
     )
-    for folder in (plan.output_dir, *([plan.model] if plan.merges else [])):
+    for folder in (plan.output_dir, *([plan.model] if plan.needs_merge else [])):
         write_if_changed(folder / CARD_FILE, text)
 
 

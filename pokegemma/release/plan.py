@@ -14,12 +14,12 @@ _EXTRAS = {"gguf": ("gguf", "llama_cpp"), "mlx": ("mlx", "mlx_vlm"), "register":
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """A release. `merges`: whether the checkpoint is an adapter; `exports`: kind and folder of each export."""
+    """A release. `needs_merge`: whether the checkpoint is an adapter; `exports`: kind and folder of each export."""
 
     options: PipelineOptions
     output_dir: Path
     checkpoint: Path
-    merges: bool
+    needs_merge: bool
     model: Path
     train: Path
     held_out: Path
@@ -29,7 +29,7 @@ class ReleasePlan:
     def steps(self) -> tuple[str, ...]:
         """The names of the steps, in order."""
         return (
-            *(["merge"] if self.merges else []),
+            *(["merge"] if self.needs_merge else []),
             "evaluate",
             *(f"export_{kind}" for kind in self.exports),
             *(["parity"] if self.exports else []),
@@ -58,8 +58,8 @@ def make_plan(options: PipelineOptions) -> ReleasePlan:
     checkpoint, output_dir = Path(options.checkpoint).absolute(), Path(options.output_dir).absolute()
     if not checkpoint.is_dir():
         raise PokegemmaError(f"--checkpoint {options.checkpoint}: no such folder")
-    merges = not (checkpoint / "config.json").is_file()
-    if merges and not (checkpoint / "adapter_config.json").is_file():
+    needs_merge = not (checkpoint / "config.json").is_file()
+    if needs_merge and not (checkpoint / "adapter_config.json").is_file():
         raise PokegemmaError(
             f"--checkpoint {checkpoint}: neither an adapter (adapter_config.json) nor a model (config.json)"
         )
@@ -73,5 +73,5 @@ def make_plan(options: PipelineOptions) -> ReleasePlan:
             raise PokegemmaError(f"{part} needs {module}: run ./init.sh --with {extra}, or leave it out")
     if output_dir.exists() and not output_dir.is_dir():
         raise PokegemmaError(f"--output_dir {output_dir}: not a folder")
-    model = output_dir / "merged" if merges else checkpoint
-    return ReleasePlan(options, output_dir, checkpoint, merges, model, train, held_out, exports)
+    model = output_dir / "merged" if needs_merge else checkpoint
+    return ReleasePlan(options, output_dir, checkpoint, needs_merge, model, train, held_out, exports)

@@ -1,6 +1,7 @@
 """Versions of a model: registered with origin, measurements and the hash of every file; promoted; exported.
 
 A version is a model version of MLflow, with its facts as tags, and an MLflow run with its files (registry_files.py).
+registration.py makes versions.
 """
 
 import contextlib
@@ -8,8 +9,8 @@ import functools
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,10 @@ from pokegemma.fingerprints import CARD_FILE
 from pokegemma.outputs import RUN_FILE, atomic_folder, file_lock, refuse_to_replace
 from pokegemma.provenance import read_run_record, write_run_record
 from pokegemma.release import registry_files
-from pokegemma.release.registry_files import COPIES, Submission, describe_version, find_all, read_submission
+from pokegemma.release.registration import Registration, make_version, read_submission, update_version
+from pokegemma.release.registry_files import COPIES, describe_version, find_all
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-
-
-@dataclass(frozen=True)
-class Registration:
-    """A version. `created` is False if a version with this content existed; then `updated` names the results that were
-    replaced, and `refiled` the parts (the model, exports) whose files are now those of the given folders.
-    """
-
-    version: int
-    created: bool
-    updated: tuple[str, ...] = ()
-    refiled: tuple[str, ...] = ()
 
 
 class Registry:
@@ -137,6 +127,12 @@ class Registry:
         with self._plain_errors():
             return registry_files.fetch(self.client, self.find(spec), name, folder)
 
+    def read_text(self, spec: str, name: str) -> str | None:
+        """Return the text of a file of a version, such as "run.json"; None if the version has none."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.fetch(spec, name, Path(folder))
+            return None if path is None else path.read_text(encoding="utf-8")
+
     def missing_parts(self, spec: str) -> list[str]:
         """Return the parts of a version (the model, exports) that were not copied and whose files are missing."""
         with self._plain_errors():
@@ -173,59 +169,9 @@ class Registry:
                 registry_files.drop_killed_runs(client)
             query = f"name = '{self.name}' and tags.content_sha256 = '{submission.tags['content_sha256']}'"
             if known := find_all(client.search_model_versions, query):
-                return self._update_version(min(known, key=lambda one: int(one.version)), submission)
-            version = self._make_version(submission, description)
-        return Registration(int(version.version), created=True)
-
-    def _make_version(self, submission: Submission, description: str | None) -> ModelVersion:
-        client, artifacts, tags = self.client, self.file and self.file.parent / "artifacts", submission.tags
-        run_id = registry_files.start_run(client, self.name, tags["content_sha256"], artifacts=artifacts)
-        with contextlib.ExitStack() as undo:
-            undo.callback(registry_files.settle_run, client, run_id, local=self.file is not None)
-            registry_files.write_manifest(client, run_id, submission.parts)
-            registry_files.write_records(client, run_id, submission.model_path)
-            registry_files.write_results(client, run_id, submission.results)
-            if submission.copy:
-                registry_files.copy_parts(client, run_id, submission.parts)
-            source = client.get_run(run_id).info.artifact_uri
-            if not find_all(client.search_registered_models, f"name = '{self.name}'"):
-                client.create_registered_model(self.name)
-            version = client.create_model_version(self.name, source, run_id, tags=tags, description=description)
-            undo.pop_all()
-        client.set_terminated(run_id)
-        return version
-
-    def _update_version(self, version: ModelVersion, submission: Submission) -> Registration:
-        """Replace results that differ, and parts that differ, are missing, or are to be copied and were not."""
-        client, run_id = self.client, version.run_id
-        known = registry_files.read_manifest(client, version) or {}
-        copy = submission.copy or version.tags.get("copied") == "true"
-        parts = {
-            name: {**part, "copied": copy}
-            for name, part in submission.parts.items()
-            if name not in known
-            or known[name]["files"] != part["files"]
-            or (submission.copy and not known[name]["copied"])
-            or not registry_files.is_present(known[name])
-        }
-        results = submission.results.summaries
-        updated = tuple(key for key in results if version.tags.get(key) != submission.tags[key])
-        changed = {key: submission.tags[key] for key in updated}
-        if updated:
-            registry_files.write_results(client, run_id, submission.results)
-        if parts:
-            if copy:
-                registry_files.copy_parts(client, run_id, parts)
-            changed["copied"] = str(copy).lower()
-        if "model" in parts:
-            changed["model_path"] = submission.tags["model_path"]
-        for key, value in changed.items():
-            client.set_model_version_tag(self.name, version.version, key, value)
-        if changed:
-            registry_files.write_records(client, run_id, submission.model_path, names=(CARD_FILE,))
-        if parts:  # last: as long as the manifest is the old one, the next registration repeats all of this
-            registry_files.write_manifest(client, run_id, {**known, **parts})
-        return Registration(int(version.version), created=False, updated=updated, refiled=tuple(parts))
+                return update_version(client, min(known, key=lambda version: int(version.version)), submission)
+            artifacts = self.file and self.file.parent / "artifacts"
+            return make_version(client, self.name, submission, description=description, artifacts=artifacts)
 
     def _history(self, alias: str) -> list[int]:
         """Return the versions that an alias had before, the latest last."""

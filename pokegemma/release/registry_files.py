@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,11 +17,10 @@ from urllib.request import url2pathname
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.fingerprints import CARD_FILE, FileHashes, content_hash, hash_folder, require_unchanged
+from pokegemma.errors import CheckFailedError
+from pokegemma.fingerprints import CARD_FILE, FileHashes, require_unchanged
 from pokegemma.outputs import RUN_FILE
-from pokegemma.provenance import read_run_record
-from pokegemma.release.measurements import ModelResults, failures, read_results
+from pokegemma.release.measurements import ModelResults, failures
 
 MANIFEST_FILE = "manifest.json"
 COPIES = "files"
@@ -32,51 +30,6 @@ _MARK = "pokegemma.registers"
 
 VersionPart = Mapping[str, Any]
 """The model or an export: "path" of its folder, "copied", and "files": {name: {"sha256", "size"}}."""
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A model to register: its parts, the tags of its version, and its results."""
-
-    model_path: Path
-    parts: Mapping[str, VersionPart]
-    tags: Mapping[str, str]
-    results: ModelResults
-    copy: bool
-
-
-def read_submission(
-    model_path: Path, *, evaluation: Path | None, parity: Path | None, exports: Sequence[Path], copy: bool
-) -> Submission:
-    """Read and hash the folders of a model.
-
-    Raises:
-        PokegemmaError: a folder is not complete, or results are those of another model.
-    """
-    if not (model_path / "config.json").is_file() or not list(model_path.glob("*.safetensors")):
-        raise PokegemmaError(f"{model_path}: no model (config.json and *.safetensors); register a merged one")
-    record = read_run_record(model_path)
-    if record is None:
-        raise PokegemmaError(f"{model_path}/{RUN_FILE} not found, which describes how the model was made")
-    results = read_results(model_path, record, evaluation=evaluation, parity=parity)
-    folders = {"model": model_path, **{path.name: path for path in exports}}
-    if len(folders) != 1 + len(exports):
-        raise PokegemmaError("--exports: two folders have the same name, or a folder is named model")
-    hashes = FileHashes()
-    parts = {
-        name: {"path": str(path.resolve()), "files": hash_folder(path, hashes), "copied": copy}
-        for name, path in folders.items()
-    }
-    training = record.get("training") or record
-    tags = {
-        "content_sha256": content_hash(parts["model"]["files"]),
-        "dataset_sha256": (training.get("dataset") or {}).get("sha256", "unknown"),
-        "git_commit": record.get("git_commit") or "unknown",
-        "model_path": parts["model"]["path"],
-        "copied": str(copy).lower(),
-        **{key: json.dumps(summary) for key, summary in results.summaries.items()},
-    }
-    return Submission(model_path, parts, tags, results, copy)
 
 
 def find_all(search: Callable[..., Any], *query: Any) -> list[Any]:

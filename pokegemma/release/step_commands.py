@@ -18,6 +18,16 @@ _NUM_VERIFIED = 8
 
 _NOT_WEIGHTS = (".png", ".pt", ".pth")  # a loss curve, states of the optimizer
 
+EARLIER_STEPS_READ = {
+    "merge": (),
+    "evaluate": ("merge",),
+    "export_gguf": ("merge",),
+    "export_mlx": ("merge",),
+    "parity": ("merge", "export_gguf", "export_mlx"),
+    "register": ("merge", "evaluate", "export_gguf", "export_mlx", "parity"),
+}
+"""The earlier steps whose outputs each step reads; the functions below hash these outputs as its `inputs`."""
+
 
 def build_step(name: str, plan: ReleasePlan, hashes: FileHashes) -> Step:
     """Return a step with the hashes of its inputs, which the steps before it must have written."""
@@ -135,7 +145,7 @@ def _parity(plan: ReleasePlan, hashes: FileHashes) -> Step:
             "eval.jsonl": _hash_samples(plan.held_out, hashes),
         },
         outputs=[plan.parity],
-        measures=plan.parity / PARITY_FILE,
+        measurement=plan.parity / PARITY_FILE,
     )
 
 
@@ -155,13 +165,13 @@ def _register(plan: ReleasePlan, hashes: FileHashes) -> Step:
         },
         inputs={**_hash_model(plan, hashes), **_hash_folders({**results, **plan.exports}, hashes)},
         outputs=[plan.registration],
-        lost=lambda: _find_lost_version(plan, hashes),
+        why_result_is_missing=lambda: _find_lost_version(plan, hashes),
     )
 
 
 def _find_lost_version(plan: ReleasePlan, hashes: FileHashes) -> str | None:
     """Return why the registry no longer has the version that was registered, None if it has."""
-    from pokegemma.release.registry import Registry
+    from pokegemma.release.registry import Registry  # loads MLflow, which only this step needs
 
     version = str(read_json(plan.registration)["version"])
     try:

@@ -27,12 +27,13 @@ class Step:
 
     Attributes:
         script: its file in scripts/ and, where it has commands, the command.
-        flags: values by name, None for a flag that is left out. Where a file is does not change the result, so that
-            values that are paths do not count as settings.
+        flags: values by name, None for a flag that is left out. Values that are paths are not part of the settings:
+            moving a file does not change the result.
         inputs: a hash of each thing that the script reads, by name.
         outputs: the files and folders that it writes.
-        lost: returns why a result that is not among the outputs no longer exists.
-        measures: an output which, if the script wrote it, makes exit status 1 the result of a check, for the gates.
+        why_result_is_missing: returns why a result outside `outputs` (a version in the registry) is missing, or None.
+        measurement: the file with the result of a check. If the script wrote it, exit status 1 means that a limit was
+            exceeded, which the gates judge.
     """
 
     name: str
@@ -40,8 +41,8 @@ class Step:
     flags: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Sequence[Path] = ()
-    lost: Callable[[], str | None] = lambda: None
-    measures: Path | None = None
+    why_result_is_missing: Callable[[], str | None] = lambda: None
+    measurement: Path | None = None
 
     def command_line(self) -> list[str]:
         """Return the words of the command line."""
@@ -56,7 +57,7 @@ class Step:
         settings = {
             name: value
             for name, value in self.flags.items()
-            if not any(isinstance(one, Path) for one in (value if isinstance(value, list) else [value]))
+            if not any(isinstance(item, Path) for item in (value if isinstance(value, list) else [value]))
         }
         versions = hash_of(package_versions())
         return {**self.inputs, "settings": hash_of([self.script, settings]), "package versions": versions}
@@ -117,11 +118,11 @@ class PipelineRecord:
             return f"{missing[0]} is missing"
         if step.hash_outputs(self.hashes) != earlier["wrote"]:
             return f"{', '.join(output.name for output in step.outputs)} was changed"
-        return step.lost()
+        return step.why_result_is_missing()
 
 
 @contextlib.contextmanager
-def hold_folder(output_dir: Path) -> Iterator[int]:
+def lock_folder(output_dir: Path) -> Iterator[int]:
     """Lock a folder for this process and its steps; yield the lock's descriptor, which the steps inherit.
 
     So a step that outlives a killed pipeline still holds the lock.
@@ -167,12 +168,13 @@ def run_step(step: Step, record: PipelineRecord, *, lock: int) -> None:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     log = output_dir / "logs" / f"{step.name}.log"
     log.parent.mkdir(exist_ok=True)
-    started, before = time.monotonic(), _identify(step.measures)
+    started, before = time.monotonic(), _identify(step.measurement)
     status = _run_script(step.command_line(), log, lock)
-    has_measured = _identify(step.measures) not in (None, before)  # a traceback also exits with 1, and writes nothing
+    # A traceback also exits with 1, and writes nothing.
+    has_measured = _identify(step.measurement) not in (None, before)
     if status and not (status == 1 and has_measured):
-        kind = PokegemmaError if status == 2 else CheckFailedError
-        raise kind(f"{step.name} failed: {_describe_failure(status, log)} (all of its output: {log})")
+        error_type = PokegemmaError if status == 2 else CheckFailedError
+        raise error_type(f"{step.name} failed: {_describe_failure(status, log)} (all of its output: {log})")
     record.steps[step.name] = {
         "depends_on": step.dependencies(),
         "wrote": step.hash_outputs(record.hashes),

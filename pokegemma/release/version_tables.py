@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pokegemma.evaluation import metrics
@@ -83,9 +82,9 @@ def paired_interval(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping
     return metrics.interval(drawn["second"]["accuracy"] - drawn["first"]["accuracy"]) if drawn else None
 
 
-def read_predictions(path: Path) -> list[dict[str, Any]]:
+def parse_predictions(text: str) -> list[dict[str, Any]]:
     """Return the records of a predictions.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def format_comparison(compared: Mapping[str, Any]) -> str:

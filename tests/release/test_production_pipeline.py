@@ -11,14 +11,15 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from pokegemma.cli import parse_options
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.fingerprints import FileHashes
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import PROJECT_ROOT, write_run_record
 from pokegemma.release.options import PipelineOptions
 from pokegemma.release.pipeline import explain_steps, run_pipeline
-from pokegemma.release.plan import make_plan
-from pokegemma.release.step_commands import build_step, hash_adapter
+from pokegemma.release.plan import ReleasePlan, make_plan
+from pokegemma.release.step_commands import EARLIER_STEPS_READ, build_step, hash_adapter
 from pokegemma.release.step_runner import PipelineRecord
 from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions
@@ -137,7 +138,7 @@ def test_a_second_run_repeats_nothing(release: Release) -> None:
     ("step", "option", "tight"),
     [
         ("merge", "max_stored_difference", 0.0),
-        ("evaluate", "min_accuracy", 1.01),
+        ("evaluate", "min_accuracy", 1.0),
         ("evaluate", "min_gain_over_baseline", 1.0),
     ],
 )
@@ -256,10 +257,49 @@ def test_a_mistake_is_reported_before_any_work(adapter: Path, toy_dataset: Path,
         ({"exports": ["none", "mlx"]}, "^--exports: none and mlx"),
         ({"output_dir": str(adapter / "adapter_config.json")}, "adapter_config.json: not a folder"),
         ({"parity_samples": 0}, "^--parity_samples 0: "),
+        ({"quantization": ["f16", "q9"]}, "^--quantization: 'q9'"),
+        ({"min_accuracy": 60}, "^--min_accuracy 60: "),
+        ({"min_agreement": -0.1}, "^--min_agreement -0.1: "),
+        ({"min_gain_over_baseline": 5}, "^--min_gain_over_baseline 5: "),
+        ({"max_export_gib": -1}, "^--max_export_gib -1: "),
     ):
         with pytest.raises(PokegemmaError, match=message):
             make_plan(PipelineOptions(**{**good, **changes}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bits_that_mlx_does_not_store_are_refused_by_the_command_line() -> None:
+    words = ["--checkpoint", "c", "--dataset_path", "d", "--output_dir", "o", "--quantization_bits"]
+    with pytest.raises(PokegemmaError, match=r"--quantization_bits.*5"):
+        parse_options(PipelineOptions, description="", argv=[*words, "5"])
+    (options,) = parse_options(PipelineOptions, description="", argv=[*words, "8"])
+    assert options.quantization_bits == 8
+
+
+@pytest.mark.parametrize("earlier", ["merge", "evaluate", "export_gguf", "export_mlx", "parity"])
+def test_a_step_reads_the_outputs_that_it_is_listed_to_read(earlier: str, toy_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    paths = {"checkpoint": str(tmp_path / "adapter"), "dataset_path": str(toy_dataset), "output_dir": str(tmp_path)}
+    plan = ReleasePlan(
+        PipelineOptions(**paths),
+        output_dir=tmp_path,
+        checkpoint=tmp_path / "adapter",
+        needs_merge=True,
+        model=tmp_path / "merged",
+        train=toy_dataset / "train.jsonl",
+        held_out=toy_dataset / "eval.jsonl",
+        exports={"gguf": tmp_path / "gguf", "mlx": tmp_path / "mlx"},
+    )
+    for folder in (plan.model, plan.evaluation, plan.parity, *plan.exports.values()):
+        folder.mkdir()
+        (folder / "file").write_text("before")
+    before = {name: build_step(name, plan, FileHashes()) for name in plan.steps}
+    (output,) = before[earlier].outputs
+    (output / "file").write_text("after")
+    readers = {name for name, step in before.items() if build_step(name, plan, FileHashes()).inputs != step.inputs}
+    assert readers == {name for name, earlier_steps in EARLIER_STEPS_READ.items() if earlier in earlier_steps}
+    assert set(EARLIER_STEPS_READ) == set(plan.steps)
 
 
 def test_a_whole_model_is_not_merged(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
@@ -267,7 +307,7 @@ def test_a_whole_model_is_not_merged(tiny_model: Path, toy_dataset: Path, tmp_pa
         checkpoint=str(tiny_model), dataset_path=str(toy_dataset), output_dir=str(tmp_path / "out"), exports=["none"]
     )
     plan = make_plan(options)
-    assert (plan.merges, plan.model) == (False, tiny_model)
+    assert (plan.needs_merge, plan.model) == (False, tiny_model)
     assert explain_steps(plan) == [
         ("merge", f"left out: {tiny_model} is a whole model"),
         ("evaluate", "runs: not done yet"),

@@ -311,6 +311,15 @@ def test_results_that_fail_later_move_no_alias_and_are_reported(
     assert registry.rollback("champion") == (1, 2)  # where one comes from is always open
 
 
+def test_latest_is_the_last_version_and_no_alias(registry: Any, add: Callable[..., int]) -> None:
+    add("one")
+    assert registry.describe("latest")["version"] == 1
+    add("two")
+    assert registry.promote("latest", "champion") == (2, None)
+    with pytest.raises(PokegemmaError, match="latest"):
+        registry.promote("1", "latest")
+
+
 def test_rollback_returns_an_alias_to_the_version_before(registry: Any, add: Callable[..., int]) -> None:
     for name in ("one", "two", "three"):
         add(name)
@@ -347,7 +356,8 @@ def test_comparison_shows_differences_and_a_paired_interval(
     assert rows["parity/model-f16.gguf"]["difference"] == 0.0
     assert compared["warnings"] == []
     lines = [
-        version_tables.read_predictions(tmp_path / f"{name}_eval" / "predictions.jsonl") for name in ("one", "two")
+        version_tables.parse_predictions((tmp_path / f"{name}_eval" / "predictions.jsonl").read_text())
+        for name in ("one", "two")
     ]
     bounds = version_tables.paired_interval(*lines)
     assert bounds is not None

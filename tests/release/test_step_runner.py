@@ -15,7 +15,7 @@ import pytest
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.fingerprints import FileHashes, hash_of
 from pokegemma.provenance import PROJECT_ROOT
-from pokegemma.release.step_runner import RECORD_FILE, PipelineRecord, Step, hold_folder, run_step
+from pokegemma.release.step_runner import RECORD_FILE, PipelineRecord, Step, lock_folder, run_step
 from tests.processes import WAIT_S, is_running, killed_after, wait_until
 
 COUNT = """
@@ -48,7 +48,7 @@ def make_step(tmp_path: Path) -> Callable[..., Step]:
 def run_all(output: Path, *steps: Callable[[], Step]) -> list[str]:
     """Build each step when it is its turn, and run those that have to run; return their names."""
     record, ran = PipelineRecord.read(output), []
-    with hold_folder(output) as lock:
+    with lock_folder(output) as lock:
         for build in steps:
             step = build()
             if record.reason_to_run(step):
@@ -178,7 +178,7 @@ def test_a_crash_is_not_taken_for_a_measurement_that_an_earlier_run_left(tmp_pat
 
     def step(what: str) -> Step:
         script = [str(tmp_path / "measure.py"), what, str(target)]
-        return Step(name="parity", script=script, outputs=[target], measures=target)
+        return Step(name="parity", script=script, outputs=[target], measurement=target)
 
     with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
         run_all(tmp_path / "out", lambda: step("crash"))
@@ -202,7 +202,7 @@ RUNNER = """
 import sys
 from pathlib import Path
 from pokegemma import cli
-from pokegemma.release.step_runner import PipelineRecord, Step, hold_folder, run_step
+from pokegemma.release.step_runner import PipelineRecord, Step, lock_folder, run_step
 out, folder = Path(sys.argv[1]), Path(sys.argv[2])
 steps = [
     Step(name=name, script=list(map(str, script)), outputs=[out / name])
@@ -213,7 +213,7 @@ steps = [
 ]
 def main():
     record = PipelineRecord.read(out)
-    with hold_folder(out) as lock:
+    with lock_folder(out) as lock:
         for step in steps:
             if record.reason_to_run(step):
                 run_step(step, record, lock=lock)
@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(PokegemmaError, match=r"^--output_dir .*file/out is not writable: "),
-        hold_folder(tmp_path / "file" / "out"),
+        lock_folder(tmp_path / "file" / "out"),
     ):
         pass
 
