@@ -6,7 +6,7 @@ import pytest
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
-from pokegemma.settings import check_settings, read_settings, write_settings
+from pokegemma.settings import check_settings, read_api_key, read_settings, write_settings
 
 VALUES = {"BATCH_SIZE": "8", "GRAD_ACCUM": "2"}
 
@@ -83,3 +83,12 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         check_settings(tmp_path / "missing" / ".env")
     with pytest.raises(PokegemmaError, match="cannot be"):
         check_settings(tmp_path)
+
+
+def test_an_api_key_is_read_from_the_variable_that_an_option_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER_KEY", "hidden")
+    assert read_api_key("--api_key_env", "SERVER_KEY") == "hidden"
+    assert read_api_key("--api_key_env", None) is None
+    monkeypatch.setenv("SERVER_KEY", "")
+    with pytest.raises(PokegemmaError, match=r"^--api_key_env SERVER_KEY: "):
+        read_api_key("--api_key_env", "SERVER_KEY")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pokegemma.data.samples import Sample, check_record, dataset_files, read_samples, scan_samples
+from pokegemma.data.samples import Sample, check_record, dataset_files, held_out_file, read_samples, scan_samples
 from pokegemma.errors import PokegemmaError
 
 METADATA = {"session": "s1", "turn": 4, "previous_buttons": ["a"]}
@@ -127,3 +127,15 @@ def test_a_dataset_is_a_folder_or_a_file(tmp_path):
     held_out.touch()
     assert dataset_files(tmp_path) == (train, held_out)
     assert dataset_files(held_out) == (held_out, None)
+
+
+def test_a_model_is_measured_on_the_held_out_file_or_on_the_named_one(tmp_path):
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    with pytest.raises(PokegemmaError, match=rf"^{held_out} not found; .* --output_dir {tmp_path}$"):
+        held_out_file(tmp_path)
+    train.touch()
+    with pytest.raises(PokegemmaError, match=rf"^{held_out} not found: .*two sessions.* --dataset_path {train}$"):
+        held_out_file(tmp_path)
+    assert held_out_file(train) == train
+    held_out.touch()
+    assert held_out_file(tmp_path) == held_out
