@@ -25,7 +25,9 @@ class PipelineOptions:
     quantization: list[str] = field(
         default_factory=lambda: ["f16", "q8_0"], metadata={"help": "Types of the GGUF files."}
     )
-    quantization_bits: int = field(default=16, metadata={"help": "Bits of the MLX weights.", "choices": [*MLX_BITS]})
+    quantization_bits: int = field(
+        default=16, metadata={"help": "Bits of the MLX weights: 4, 8 or 16.", "choices": [*MLX_BITS]}
+    )
     llama_cpp_dir: str | None = field(default=None, metadata={"help": "As of scripts/convert_to_gguf.py."})
     base_model: str | None = field(default=None, metadata={"help": "Base checkpoint; default: the adapter's."})
     dtype: Literal["bfloat16", "float32"] = field(default="bfloat16", metadata={"help": "Type of the merged weights."})
