@@ -28,8 +28,8 @@ class TinyModelOptions:
     num_image_tokens: Literal[64, 256] = field(
         default=256,
         metadata={
-            "help": "Tokens of a gemma3's picture, one for each patch of 14 px. 64 (112 px) are faster; mlx-vlm reads "
-            "models with 256 (224 px) only."
+            "help": "Tokens of a picture: 256 (224 px), as published checkpoints have, or 64 (112 px). Only gemma3 can "
+            "have 64."
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the weights and of the tokenizer's corpus."})
