@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train Gemma 3 on recorded play, merge the adapter and evaluate the model. Makes its environment first (./init.sh).
 #
-#   ./train_gemma3.sh                               without settings: a demonstration of minutes on a CPU
+#   ./train_gemma3.sh                               without settings, the demonstration: about two minutes on two CPU cores
 #   DATASET_PATH=training_data ./train_gemma3.sh    google/gemma-3-4b-it on your data
 #   ./train_gemma3.sh --lora_r 32                   arguments go to scripts/sft_pokemon_gemma3.py
 #   ./train_gemma3.sh --resume_from_checkpoint      continue a run that was stopped
@@ -23,8 +23,8 @@ fail() {
     exit 2
 }
 
-# First pass: make the environment, then run this script again with the settings of .env in its environment. So no token
-# is ever printed, not even under `bash -x`.
+# First pass: create the environment, then run this script again with the settings of .env. Tokens are never printed, not
+# even under `bash -x`.
 if [[ -z ${POKEGEMMA_PYTHON:-} ]]; then
     ./init.sh --quiet
     POKEGEMMA_PYTHON=$(./init.sh --print-python)
@@ -37,12 +37,9 @@ launcher=${LAUNCHER:-./train_gemma3.sh}  # train_gemma3n.sh sets this and DEFAUL
 
 # --- what to do
 
-resume=false overwrite=false own_config=false full=false previous=""
+resume=false overwrite=false own_config=false
 for argument in "$@"; do
     name=${argument%%=*}
-    case ${previous//-/_}=$argument in __finetuning=full) full=true ;; esac
-    case ${argument//-/_} in __finetuning=full) full=true ;; esac
-    previous=$argument
     case ${name//-/_} in
         __output_dir) fail "$name: set OUTPUT_DIR instead; merging and evaluation read it, too" ;;
         __dataset_path | __eval_dataset_path) fail "$name: set DATASET_PATH, EVAL_DATASET_PATH instead; other steps read them" ;;
@@ -63,13 +60,17 @@ if [[ -z ${DATASET_PATH:-} ]]; then
     demonstration=true
     output_dir=${OUTPUT_DIR:-outputs/toy}
     model=$output_dir/base_model dataset=$output_dir/dataset
+    evaluation_dataset=$dataset
 else
     model=${MODEL_NAME:-${DEFAULT_MODEL:-google/gemma-3-4b-it}} dataset=$DATASET_PATH
     output_dir=${OUTPUT_DIR:-outputs/$(basename "$model")}
     converted="what scripts/convert_eevee_data_v2.py wrote; datasets of the Hub and of other trainers are not read"
     [[ -e $dataset ]] || fail "DATASET_PATH=$dataset: not found here; set it to $converted"
     # Evaluation is hours away: what it needs is looked for now.
-    held_out=${EVAL_DATASET_PATH:-$dataset}
+    evaluation_dataset=${EVAL_DATASET_PATH:-$dataset}
+    # Next to a file to train on, training looks for eval.jsonl; so does evaluation.
+    if [[ -z ${EVAL_DATASET_PATH:-} && -f $dataset ]]; then evaluation_dataset=$(dirname "$dataset"); fi
+    held_out=$evaluation_dataset
     case $held_out in *.jsonl) ;; *) held_out=$held_out/eval.jsonl ;; esac
     if [[ ! -e $dataset/train.jsonl ]]; then
         for sessions in "$dataset/runs" "$dataset"; do
@@ -221,7 +222,7 @@ run_step() {  # run_step NAME "what it does" RESULT command...
 
 data_options=(--dataset_path "$dataset")
 if [[ -n ${EVAL_DATASET_PATH:-} ]]; then data_options+=(--eval_dataset_path "$EVAL_DATASET_PATH"); fi
-evaluate_options=(--dataset_path "${EVAL_DATASET_PATH:-$dataset}")
+evaluate_options=(--dataset_path "$evaluation_dataset")
 if [[ -n ${LAYOUT:-} ]]; then
     data_options+=(--layout "$LAYOUT")
     evaluate_options+=(--layout "$LAYOUT")
@@ -242,7 +243,6 @@ if $demonstration && ! $resume && [[ -e $adapter ]]; then train_options+=(--over
 train_options+=("$@")
 
 num_steps=4
-if $full; then num_steps=3 merged=$adapter; fi  # a whole model: nothing to merge
 if $demonstration; then
     recorded=$output_dir/recorded
     if $resume && [[ -e $dataset/train.jsonl && -e $model/config.json ]]; then
@@ -271,9 +271,13 @@ run_step validate "Checking dataset, model and machine" "$output_dir/contact_she
 run_step train "Training" "$adapter" \
     "${launch[@]}" scripts/sft_pokemon_gemma3.py --model_name_or_path "$model" "${data_options[@]}" --output_dir "$adapter" \
     ${train_options[@]+"${train_options[@]}"}
-$full || run_step merge "Merging the adapter into the base model" "$merged" \
-    "$python" scripts/merge_qlora.py --lora_path "$adapter" --output_path "$merged" --verify ${replace[@]+"${replace[@]}"}
-run_step evaluate "Evaluating the merged model next to the baselines" "$evaluation" \
+if [[ -f $adapter/config.json ]]; then  # full fine-tuning: a whole model, nothing to merge
+    merged=$adapter num_steps=$((num_steps - 1))
+else
+    run_step merge "Merging the adapter into the base model" "$merged" "$python" scripts/merge_qlora.py \
+        --lora_path "$adapter" --output_path "$merged" --verify ${replace[@]+"${replace[@]}"}
+fi
+run_step evaluate "Evaluating the model next to the baselines" "$evaluation" \
     "$python" scripts/evaluate.py --model_path "$merged" "${evaluate_options[@]}" --output_dir "$evaluation" \
     ${replace[@]+"${replace[@]}"}
 

@@ -319,15 +319,27 @@ def test_the_demonstration_touches_no_folder_with_other_files(project):
     assert [path.name for path in (project / "photos").iterdir()] == ["me.jpg"]
 
 
-@pytest.mark.parametrize("arguments", [("--finetuning", "full"), ("--finetuning=full",)])
-def test_full_fine_tuning_has_nothing_to_merge(project, arguments):
+def test_a_whole_model_has_nothing_to_merge(project):
     make_dataset(project)
-    result = launch(project, *arguments, DATASET_PATH="data", OUTPUT_DIR="out")
+    training = project / "scripts" / "sft_pokemon_gemma3.py"
+    training.write_text(RECORDER.replace('"x"', '"config.json"'))  # full fine-tuning, which a config file may ask for
+    result = launch(project, "--config", "full.yaml", DATASET_PATH="data", OUTPUT_DIR="out")
     assert result.returncode == 0, result.stderr
     calls = {name: arguments for name, arguments, _ in calls_of(project)}
     assert list(calls) == ["validate_training", "sft_pokemon_gemma3", "evaluate"]
     assert calls["evaluate"][:2] == ["--model_path", "out/adapter"]
     assert "[3/3]" in result.stdout and "model: out/adapter;" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["data/train.jsonl", "data/part.jsonl"])
+def test_a_file_to_train_on_is_not_the_one_to_evaluate_on(project, name):
+    make_dataset(project)
+    (project / name).touch()
+    result = launch(project, DATASET_PATH=name)
+    assert result.returncode == 0, result.stderr
+    calls = {name: arguments for name, arguments, _ in calls_of(project)}
+    assert calls["sft_pokemon_gemma3"][2:4] == ["--dataset_path", name]
+    assert calls["evaluate"][2:4] == ["--dataset_path", "data"]  # its eval.jsonl, as in training
 
 
 def test_variables_and_arguments_reach_training_and_arguments_come_last(project):
@@ -411,6 +423,7 @@ def test_a_failing_step_stops_the_launcher_with_its_status(project, step, status
         ({"EVAL_DATASET_PATH": "e"}, [], "EVAL_DATASET_PATH=e, but DATASET_PATH is not set"),
         ({"DATASET_PATH": "nowhere"}, [], "DATASET_PATH=nowhere: not found"),
         ({"DATASET_PATH": "no_eval"}, [], "no_eval/eval.jsonl not found; evaluation needs it"),
+        ({"DATASET_PATH": "no_eval/train.jsonl"}, [], "no_eval/eval.jsonl not found; evaluation needs it"),
         ({"DATASET_PATH": "no_eval", "EVAL_DATASET_PATH": "x/y.jsonl"}, [], "x/y.jsonl not found; evaluation needs it"),
         ({"ACCELERATE_CONFIG": "tpu"}, [], "ACCELERATE_CONFIG=tpu: no such file, nor one of cpu_mps.yaml"),
         ({"ACCELERATE_CONFIG": "fsdp2", "CUDA_VISIBLE_DEVICES": ""}, [], "ACCELERATE_CONFIG=fsdp2 needs NVIDIA GPUs"),
