@@ -1,4 +1,4 @@
-"""Which parallel mode was asked for, and which one a wrapped model is in."""
+"""The parallel mode that was requested, and the one that a wrapped model is in."""
 
 import os
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ class ParallelMode:
     """The mode in which a model is trained.
 
     Attributes:
-        engine: "none", "ddp", "fsdp1", "fsdp2", or "deepspeed_zero0" to "deepspeed_zero3". "megatron_lm" can be asked
-            for but is never in force.
+        engine: "none", "ddp", "fsdp1", "fsdp2", or "deepspeed_zero0" to "deepspeed_zero3". "megatron_lm" can be
+            requested but is never in force.
         num_processes: processes that train together.
-        model_class: class of the wrapped model; None for a mode that was only asked for.
+        model_class: class of the wrapped model; None for a requested mode.
         num_sharded: parameters that this process has only a part of (FSDP2, ZeRO-3).
         num_parameters: all parameters of the model, counted as tensors.
     """
@@ -39,7 +39,7 @@ class ParallelMode:
 
 
 def requested_mode(training: TrainingArguments, environ: Mapping[str, str] = os.environ) -> ParallelMode:
-    """Return the mode that an option asks for, or the accelerate config through the variables of its launcher."""
+    """Return the mode that options request, or the accelerate config by the variables of its launcher."""
     num_processes = int(environ.get("WORLD_SIZE", 1))
     if training.deepspeed or environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         plugin = training.deepspeed_plugin
@@ -57,9 +57,10 @@ def requested_mode(training: TrainingArguments, environ: Mapping[str, str] = os.
 
 
 def check_requested_mode(training: TrainingArguments) -> None:
-    """Refuse a mode that accelerate would replace by another one without a message; nothing need be loaded yet.
+    """Refuse a mode that accelerate would replace by another one without a message.
 
-    accelerate 1.15 runs FSDP and Megatron-LM on accelerators only. With `use_cpu` it takes DistributedDataParallel.
+    accelerate 1.15 runs FSDP and Megatron-LM on accelerators only. With `use_cpu` it takes DistributedDataParallel. The
+    model need not be loaded.
 
     Raises:
         PokegemmaError: the mode will not be in force.
@@ -80,6 +81,23 @@ def check_requested_mode(training: TrainingArguments) -> None:
         raise PokegemmaError(
             f"the launcher started {asked.num_processes} processes, accelerate found {state.num_processes}; "
             "start training with accelerate launch or torchrun"
+        )
+
+
+def refuse_sharding(training: TrainingArguments) -> None:
+    """Refuse a mode that shards weights, for weights of 4 bits.
+
+    FSDP2 removes their quant_state, and their layers return wrong values without an error:
+    https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1945.
+
+    Raises:
+        PokegemmaError: FSDP, DeepSpeed or Megatron-LM was requested.
+    """
+    requested = requested_mode(training)
+    if requested.engine not in ("none", "ddp"):
+        raise PokegemmaError(
+            f"--finetuning qlora does not work with {requested.engine}; use --finetuning lora, or "
+            "accelerate_configs/multi_gpu.yaml"
         )
 
 
@@ -118,7 +136,7 @@ def require_mode(model: torch.nn.Module, training: TrainingArguments) -> dict[st
     """Return the mode of a wrapped model as a dictionary for run.json.
 
     Raises:
-        PokegemmaError: it is not the mode that was asked for, or FSDP2 or ZeRO-3 have sharded nothing.
+        PokegemmaError: it is not the requested mode, or FSDP2 or ZeRO-3 have sharded nothing.
     """
     asked, mode = requested_mode(training), mode_in_force(model)
     whole = mode.engine in ("fsdp2", "deepspeed_zero3") and mode.num_processes > 1 and not mode.num_sharded

@@ -1,4 +1,4 @@
-"""Fine-tune Gemma 3 on samples: TRL's SFTTrainer with our collator, metrics and interruption."""
+"""Fine-tune a Gemma on samples with TRL's SFTTrainer."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.loss_curve import CurvePlotter
 from pokegemma.training.modes import ModesObserver
 from pokegemma.training.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
-from pokegemma.training.parallel_mode import check_requested_mode, require_mode
+from pokegemma.training.parallel_mode import check_requested_mode, refuse_sharding, require_mode
 from pokegemma.training.run_folder import DATASET_CACHE, clear_output, clear_unfinished, full_disk_explained
 from pokegemma.training.run_record import RunRecord, check_resumed
 from pokegemma.training.stop_on_signal import StopOnSignal
@@ -41,13 +41,13 @@ def train(
     """Train, and write the adapter (or the model), processor, curves and run.json to `training.output_dir`.
 
     Args:
-        callbacks: more of them, called before the ones of this function.
+        callbacks: further ones, which are called before those of this function.
 
     Returns:
-        Whether training came to its end; False after SIGTERM or SIGINT, which leave a checkpoint only.
+        True if training finished. False if SIGTERM or SIGINT stopped it; then only a checkpoint is written.
 
     Raises:
-        PokegemmaError: the options, the data or the model are at fault. An earlier run is deleted only when data and
+        PokegemmaError: the options, the data or the model cannot be used. An earlier run is deleted only after data and
             model have been read without an error.
     """
     options = RunOptions(data, training, model)
@@ -61,13 +61,17 @@ def train(
 
 
 def check_options(options: RunOptions) -> RunFiles:
-    """Check what can be checked without reading data or model, and return the files of the run.
+    """Check the options, set the variables of W&B, use one GPU per process, and return the files of the run.
+
+    Evaluation is switched off if there is no eval.jsonl. Neither samples nor model are read.
 
     Raises:
-        PokegemmaError: options contradict each other, the parallel mode cannot be had, or a file does not exist.
+        PokegemmaError: options contradict each other, the parallel mode is not available, or a file does not exist.
     """
     data, training, model = options.data, options.training, options.model
     check_fast_paths(data, model)
+    if model.finetuning == "qlora":
+        refuse_sharding(training)
     check_requested_mode(training)
     if model.attn_implementation == "flex_attention" and training.device.type == "cpu":
         raise PokegemmaError("--attn_implementation flex_attention: torch cannot train with it on a CPU; use sdpa")
@@ -115,10 +119,10 @@ def check_fast_paths(data: DataOptions, model: ModelOptions) -> None:
 
 
 def check_resume(options: RunOptions, inputs: Inputs) -> RunRecord:
-    """Return the record of this run; it continues the record of the run that is resumed.
+    """Return the record of this run. A resumed run continues the earlier record; its inputs must be the same.
 
     Raises:
-        PokegemmaError: the run to be continued had other inputs.
+        PokegemmaError: the run that is resumed had other inputs.
     """
     files = inputs.files
     record = RunRecord(
@@ -133,7 +137,7 @@ def check_resume(options: RunOptions, inputs: Inputs) -> RunRecord:
 def build_trainer(
     options: RunOptions, inputs: Inputs, record: RunRecord, *, callbacks: Sequence[TrainerCallback]
 ) -> PokemonTrainer:
-    """Load the model, clear the output folder, make the dataset of rows, and return the trainer.
+    """Load the model, fill the feature cache, delete an earlier run, write the dataset of rows; return the trainer.
 
     Raises:
         PokegemmaError: the model cannot be loaded or trained in this way.
@@ -198,7 +202,7 @@ def run_trainer(
     """Train until the end or a signal, and write the result and the record.
 
     Raises:
-        PokegemmaError: the disk is full, or a mode is not in force that was asked for.
+        PokegemmaError: the disk is full, or a requested mode is not in force.
     """
     output_dir, resume_from = inputs.files.output_dir, inputs.files.resume_from
     record.write("running")

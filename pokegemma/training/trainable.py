@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.families import FAMILIES, TOWER, Family
+from pokegemma.gemma.families import TOWER, Family
 from pokegemma.gemma.loading import Checkpoint
 from pokegemma.training.options import ModelOptions, TrainingOptions
 
@@ -19,20 +18,16 @@ def load_trainable(checkpoint: Checkpoint, options: ModelOptions, training: Trai
     """
     family, extra = checkpoint.family, dict[str, Any]()
     if options.finetuning == "qlora":
-        if training.deepspeed_plugin is not None:
-            raise PokegemmaError("--finetuning qlora does not work with DeepSpeed; use lora, or multi_gpu.yaml")
         dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=options.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=options.use_bnb_nested_quant,
             bnb_4bit_compute_dtype=dtype,
-            # One storage type for all weights, which FSDP and ZeRO-3 need to shard them.
-            bnb_4bit_quant_storage=dtype,
+            bnb_4bit_quant_storage=dtype,  # the same type for all weights; it does not change their values
             llm_int8_skip_modules=family.not_quantised,
         )
-        if training.distributed_state.distributed_type in ("NO", "MULTI_GPU", "MULTI_CPU"):
-            extra["device_map"] = {"": training.device}
+        extra["device_map"] = {"": training.device}
     model = checkpoint.load_model(dtype=options.dtype, attn_implementation=options.attn_implementation, **extra)
     model.config.use_cache = False
     if options.finetuning == "full":
@@ -46,8 +41,8 @@ def load_trainable(checkpoint: Checkpoint, options: ModelOptions, training: Trai
 def is_reentrant(training: TrainingOptions, *, adapter: bool) -> bool:
     """Return whether gradient checkpointing will be reentrant.
 
-    TRL (1.16) asks for it with adapters under ZeRO-3, and changes an argument for that whose name transformers (5.23)
-    no longer reads. So it is only where the user gave that argument, which then has both names; ZeRO-3 needs neither.
+    With adapters under ZeRO-3, TRL (1.16) sets use_reentrant in `gradient_checkpointing_kwargs`, which transformers
+    (5.23) reads only if the user has given these arguments. ZeRO-3 does not need it.
     """
     asked = training.activation_checkpointing_kwargs
     if not training.activation_checkpointing or not asked:
@@ -57,7 +52,7 @@ def is_reentrant(training: TrainingOptions, *, adapter: bool) -> bool:
     return zero3 or bool(asked.get("use_reentrant"))
 
 
-def describe_trainable(model: torch.nn.Module, family: Family = FAMILIES["gemma3"]) -> str:
+def describe_trainable(model: torch.nn.Module, family: Family) -> str:
     """Return how many weights are trained in each part of the model, for the log."""
     counts = dict.fromkeys(("language model", "vision tower", "projector"), 0)
     for name, weight in model.named_parameters():

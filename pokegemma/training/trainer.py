@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with button accuracy, throughput, and checkpoints that are whole or not counted."""
+"""TRL's SFTTrainer with button accuracy, throughput, and checkpoints that are either complete or ignored."""
 
 import functools
 import logging
@@ -45,8 +45,8 @@ class PokemonTrainer(SFTTrainer):
         super().__init__(*args, **options)
         self._before_first_step = before_first_step
         # TRL converts the trained weights of a quantised model to bfloat16. That rounds away small updates and the
-        # slow averages of Adam, and does not go with a projector in float32. FSDP needs one type, and keeps bfloat16.
-        if getattr(self.model, "is_loaded_in_4bit", False) and not self.is_fsdp_enabled:
+        # slow averages of Adam, and does not fit a projector in float32.
+        if getattr(self.model, "is_loaded_in_4bit", False):
             for weight in self.model.parameters():
                 if weight.requires_grad:
                     weight.data = weight.data.float()
@@ -73,7 +73,7 @@ class PokemonTrainer(SFTTrainer):
             self._before_first_step(model)
             self._before_first_step = None
         starts = find_answers(inputs["labels"])[1]
-        # Counted as if each process had as many. With trajectories some have a few more; gathering would take time.
+        # Assumes that each process has as many. With trajectories some have a few more; gathering would take time.
         self._num_decisions += len(starts) * self.accelerator.num_processes
         return super().training_step(model, inputs, *args, **options)
 
@@ -138,7 +138,8 @@ class PokemonTrainer(SFTTrainer):
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         """Save a checkpoint, mark it complete once every process has written its part, then delete older ones.
 
-        transformers deletes them as soon as the first process is done. A run killed then could be left with none.
+        transformers deletes them as soon as the first process has finished. A run that is killed at that moment could
+        have no complete checkpoint.
         """
         began = time.perf_counter()
         folder = Path(self.args.output_dir)

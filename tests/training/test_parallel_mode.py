@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.training.options import TrainingOptions
+from pokegemma.training.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
 from pokegemma.training.parallel_mode import ParallelMode, check_requested_mode, mode_in_force, require_mode
 from pokegemma.training.parallel_mode import requested_mode as requested
+from pokegemma.training.sft import check_options
 
 
 @pytest.fixture
@@ -44,6 +45,16 @@ def test_a_mode_that_accelerate_would_replace_is_refused_before_anything_is_load
     monkeypatch.setenv(variable, "true")  # after the options were read: as where accelerate ignores it
     with pytest.raises(PokegemmaError, match="the accelerate config asks for"):
         check_requested_mode(training)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_weights_of_4_bits_are_not_sharded(
+    variable: str, training: TrainingOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RunOptions(DataOptions(dataset_path="data"), training, ModelOptions(finetuning="qlora"))
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(PokegemmaError, match=r"--finetuning qlora .* (fsdp1|deepspeed_zero0)"):
+        check_options(options)
 
 
 def test_a_process_that_accelerate_does_not_count_is_refused(
