@@ -44,7 +44,7 @@ def main() -> None:
     (options,) = parse_options(TinyModelOptions, description=__doc__)
     with atomic_folder(Path(options.output_dir), stage="tiny model", overwrite=options.overwrite) as folder:
         from pokegemma.gemma.families import FAMILIES
-        from pokegemma.gemma.tiny.gemma3n_gemma4 import make_tiny
+        from pokegemma.gemma.tiny.make import make_tiny
 
         sizes: dict[str, int] = {}
         if options.family == "gemma3":

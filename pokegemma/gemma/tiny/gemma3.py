@@ -1,4 +1,4 @@
-"""A tiny random Gemma 3 with every part of the real ones; other families are in tiny_models."""
+"""A tiny random Gemma 3 with every part of the real ones; other families are in gemma3n_gemma4."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def make_teachable(model: Gemma3ForConditionalGeneration) -> None:
     """Set the random weights that adapters cannot reach to sizes from which LoRA on the others learns quickly.
 
     transformers' own start leaves it little: a projector of zeros makes all pictures look the same, position
-    embeddings drown in the patches they are added to, and embeddings of 0.02, which are the LM head too, cannot make
-    one token much likelier than the others.
+    embeddings are far smaller than the patches that they are added to, and token embeddings of 0.02, which are the
+    LM head, too, cannot make one token much more likely than the others.
     """
     width = model.config.text_config.hidden_size
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=width**-0.5)

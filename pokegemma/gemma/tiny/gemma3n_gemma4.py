@@ -1,8 +1,7 @@
-"""Tiny random Gemma 3n and 4 checkpoints that load wherever the published ones do; Gemma 3's is in tiny_gemma3."""
+"""Tiny random Gemma 3n and 4 checkpoints that load wherever the published ones do; that of Gemma 3 is in gemma3."""
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from transformers import (
     AutoModelForImageTextToText,
@@ -20,10 +19,7 @@ from transformers import (
 )
 
 from pokegemma.gemma.families import FAMILIES, require_packages
-from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.gemma.tiny.tokenizer import CHAT_TEMPLATE, train_tokenizer
-
-FamilyName = Literal["gemma3", "gemma3n", "gemma4"]
 
 _GEMMA3N_CONTROL_SYMBOLS = ["<mask>", "[multimodal]", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"]
 _GEMMA3N_CONTROL_SYMBOLS += ["<start_of_audio>"]
@@ -56,12 +52,6 @@ _GEMMA4_TEMPLATE = (
 
 _SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 _LAYERS = ["sliding_attention", "full_attention"] * 2
-
-
-def make_tiny(family: FamilyName, folder: Path, *, seed: int = 0, **sizes: int) -> None:
-    """Write a tiny random checkpoint of a family to an existing folder; `sizes` replace its default sizes."""
-    makers = {"gemma3": make_tiny_gemma3, "gemma3n": make_tiny_gemma3n, "gemma4": make_tiny_gemma4}
-    makers[family](folder, seed=seed, **sizes)
 
 
 def _write_model(folder: Path, config: PreTrainedConfig, *, end_of_turn: int) -> None:
