@@ -45,7 +45,7 @@ def predict_repeat(counts: ButtonCounts, previous: np.ndarray) -> tuple[np.ndarr
 
 
 def predict_markov(counts: ButtonCounts, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Press what most often followed the previous button; probabilities are smoothed P(button | previous button).
+    """Press the button that most often followed the previous one; probabilities are smoothed P(button | previous).
 
     Presses the most frequent button where there is no previous button, or where nothing followed it in training.
     """

@@ -22,8 +22,11 @@ _NUM_LATENCY_SAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What is evaluated: samples, and the trajectories that they come from (none in other layouts)."""
+class EvaluationSet:
+    """The samples to evaluate on, and with --layout trajectory the trajectories that contain them.
+
+    `num_available`: the number of samples in the file.
+    """
 
     samples: list[Sample]
     trajectories: list[Trajectory]
@@ -46,9 +49,10 @@ def evaluate(options: EvaluateOptions, *, held_out: Path, train: Path) -> dict[s
         PokegemmaError: the dataset or the model cannot be used.
     """
     view, dataset_folder = options.view, held_out.parent
-    evaluated = choose_evaluated(held_out, view, max_samples=options.max_samples)
+    evaluated = read_evaluation_set(held_out, view, max_samples=options.max_samples)
     require_pictures(evaluated.samples, layout=view.layout, dataset_folder=dataset_folder)
-    decisions, fitted = metrics.read_decisions(evaluated.samples), metrics.read_decisions(read_samples(train))
+    decisions = metrics.read_decisions(evaluated.samples)
+    train_decisions = metrics.read_decisions(read_samples(train))
     with atomic_folder(Path(options.output_dir), stage="evaluate", overwrite=options.overwrite) as output:
         predictor = load_predictor(
             options.model_path,
@@ -60,9 +64,9 @@ def evaluate(options: EvaluateOptions, *, held_out: Path, train: Path) -> dict[s
         )
         if options.vision_features is not None:
             predictor.use_features(Path(options.vision_features), evaluated.examples)
-        predictions = ask_model(predictor, evaluated, batch_size=options.batch_size, generate=options.generate)
+        predictions = predict_all(predictor, evaluated, batch_size=options.batch_size, generate=options.generate)
         config = predictor.model.config
-        result = report.build_metrics(decisions, fitted, predictions, seed=options.seed)
+        result = report.build_metrics(decisions, train_decisions, predictions, seed=options.seed)
         result |= {"num_available": evaluated.num_available, **picture_facts(config), **attention_facts(config)}
         lines = report.prediction_lines(evaluated.samples, decisions, predictions)
         examples = report.pick_examples(evaluated.samples, lines, layout=view.layout, folder=dataset_folder)
@@ -72,19 +76,19 @@ def evaluate(options: EvaluateOptions, *, held_out: Path, train: Path) -> dict[s
     return result
 
 
-def choose_evaluated(held_out: Path, view: View, *, max_samples: int | None) -> Evaluated:
-    """Return the samples of a file, about `max_samples` of them evenly spread; of trajectories whole ones."""
+def read_evaluation_set(held_out: Path, view: View, *, max_samples: int | None) -> EvaluationSet:
+    """Return about `max_samples` samples of a file, evenly spread, or all. Trajectories are taken whole."""
     available = list(read_samples(held_out))
     samples = evenly_spread(available, max_samples or len(available))
     if view.layout != "trajectory":
-        return Evaluated(samples, [], len(available))
+        return EvaluationSet(samples, [], len(available))
     trajectories = list(cut_trajectories(available, max_decisions=view.max_decisions, overlap=view.overlap_decisions))
     trajectories = evenly_spread(trajectories, math.ceil(len(samples) / len(available) * len(trajectories)))
-    return Evaluated([sample for each in trajectories for sample in each.counted], trajectories, len(available))
+    return EvaluationSet([sample for each in trajectories for sample in each.counted], trajectories, len(available))
 
 
-def ask_model(predictor: Predictor, evaluated: Evaluated, *, batch_size: int, generate: bool) -> Predictions:
-    """Ask for every decision, and measure the latency of some decisions alone (of trajectories: of all)."""
+def predict_all(predictor: Predictor, evaluated: EvaluationSet, *, batch_size: int, generate: bool) -> Predictions:
+    """Predict every decision, and measure the latency of some of them one by one (in trajectories: of all)."""
     if evaluated.trajectories:
         return predict_trajectories(predictor, evaluated.trajectories, generate=generate)
     answers, scores = predictor.predict(evaluated.samples, batch_size=batch_size, generate=generate)
@@ -95,7 +99,7 @@ def ask_model(predictor: Predictor, evaluated: Evaluated, *, batch_size: int, ge
 
 
 def _report_facts(
-    options: EvaluateOptions, predictor: Predictor, evaluated: Evaluated, held_out: Path, *, num_sessions: int
+    options: EvaluateOptions, predictor: Predictor, evaluated: EvaluationSet, held_out: Path, *, num_sessions: int
 ) -> dict[str, str]:
     """Return the named lines at the head of the report."""
     model, layout = predictor.model, options.view.layout

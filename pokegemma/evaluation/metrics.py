@@ -47,7 +47,7 @@ def read_decisions(samples: Iterable[Sample]) -> Decisions:
     """Collect the labels of `samples`.
 
     Raises:
-        PokegemmaError: a sample whose output, or whose previous button, names none of the eight buttons.
+        PokegemmaError: the output or the previous button of a sample is not one of the eight buttons.
     """
     truth, previous, sessions, situations = [], [], [], []
     for sample in samples:
@@ -94,8 +94,8 @@ def button_f1(confusion: np.ndarray) -> np.ndarray:
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """Return the mean F1 of the buttons that occur in the truth, of each matrix (..., 8, 9).
 
-    A button that the model presses but that is never right has no F1 of its own; it lowers the recall of the buttons
-    that it replaces. So every row of a report averages over the same buttons.
+    A button that is never right has no F1, even if the model presses it; it lowers the recall of the buttons that it
+    replaces. So every row of a report averages over the same buttons.
     """
     occurs = confusion.sum(-1) > 0
     return _ratio(np.where(occurs, button_f1(confusion), 0.0).sum(-1), occurs.sum(-1))
@@ -158,9 +158,9 @@ def resample_sessions(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return accuracy and macro-F1 of each set of predictions in `num_resamples` draws of whole sessions.
 
-    Turns of one session are alike, so whole sessions are drawn with replacement, as many as there are. All predictions
-    are measured on the same draws, so the difference of two of them is paired. The result is empty with fewer than two
-    sessions, since one session does not show how sessions differ.
+    Turns of one session are similar, so whole sessions are drawn with replacement, as many as there are. All
+    predictions are measured on the same draws, so the difference of two of them is paired. The result is empty with
+    fewer than two sessions, since one session does not show how sessions differ.
     """
     names = sorted(set(decisions.sessions))
     if len(names) < 2:

@@ -218,7 +218,7 @@ def load_predictor(
         if (folder / "processor_config.json").is_file():
             checkpoint = replace(checkpoint, processor_path=str(folder))
         bare = checkpoint.load_model(dtype=dtype, device=where)
-        # The base model itself, its linear layers wrapped: callers need not know of the adapter.
+        # The base model itself, whose linear layers are wrapped: for callers it is a model without an adapter.
         model = attach_adapter(bare, adapter, checkpoint.path).get_base_model().eval()
     logger.info("%s on %s in %s", model_path, where, dtype)
     collator = checkpoint.collator(layout=layout, dataset_folder=Path(dataset_folder))

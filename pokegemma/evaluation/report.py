@@ -30,7 +30,7 @@ _FEW_SESSIONS = 10
 
 def build_metrics(
     decisions: Decisions,
-    fitted: Decisions,
+    train_decisions: Decisions,
     predicted: Predictions,
     *,
     seed: int = 0,
@@ -38,12 +38,12 @@ def build_metrics(
     """Return all metrics of a model and of the baselines, ready for JSON.
 
     Args:
-        fitted: the training decisions, for the baselines.
+        train_decisions: the decisions that the baselines are fitted on.
         predicted: what the model predicted for `decisions`.
         seed: of the bootstrap.
     """
     answers, scores = predicted.answers, predicted.scores
-    counts = count_buttons(fitted)
+    counts = count_buttons(train_decisions)
     predictions: dict[str, np.ndarray] = {}
     if answers is not None:
         predictions["generated"] = metrics.button_indices(answer.button for answer in answers)
@@ -54,8 +54,8 @@ def build_metrics(
     labels = {**MODEL_ROWS, **{key: label for key, (label, _) in BASELINES.items()}}
     resampled = metrics.resample_sessions(decisions, predictions, seed=seed)
     rows = {
-        key: metrics.build_row(key, labels[key], decisions, predicted, probabilities[key], resampled)
-        for key, predicted in predictions.items()
+        key: metrics.build_row(key, labels[key], decisions, buttons, probabilities[key], resampled)
+        for key, buttons in predictions.items()
     }
     best = max((rows[key] for key in BASELINES), key=lambda row: row["accuracy"])
     model_rows = [rows[key] for key in MODEL_ROWS if key in rows]
@@ -73,7 +73,7 @@ def build_metrics(
         "differences": [metrics.build_difference(row, best, resampled) for row in model_rows],
         "num_decisions": len(decisions.truth),
         "num_sessions": num_sessions,
-        "num_sessions_shared_with_train": len(set(decisions.sessions) & set(fitted.sessions)),
+        "num_sessions_shared_with_train": len(set(decisions.sessions) & set(train_decisions.sessions)),
         "num_change_decisions": int(decisions.is_change.sum()),
         "num_first_decisions": int((decisions.previous == metrics.NO_BUTTON).sum()),
         "intervals": {
@@ -90,11 +90,11 @@ def build_metrics(
         "reliability": metrics.reliability_table(decisions.truth, scores),
     }
     for row in model_rows:
-        predicted = predictions[row["key"]]
-        confusion = metrics.confusion_matrix(decisions.truth, predicted)
+        buttons = predictions[row["key"]]
+        confusion = metrics.confusion_matrix(decisions.truth, buttons)
         result[row["key"]] = {
             "per_button": metrics.button_table(confusion),
-            "per_situation": metrics.situation_table(decisions, predicted),
+            "per_situation": metrics.situation_table(decisions, buttons),
             "confusion": confusion.tolist(),
         }
     if answers is not None:

@@ -18,14 +18,15 @@ from pokegemma.gemma.families import stop_tokens
 def predict_trajectories(
     predictor: Predictor, trajectories: Sequence[Trajectory], *, generate: bool = True
 ) -> Predictions:
-    """Predict every counted decision, after the recorded answers to the decisions before it.
+    """Predict every counted decision, given the recorded answers to the decisions before it.
 
     The latency of a decision includes reading and encoding its new frame and the turn before it, not the session so
     far.
     """
     answers, scores = [], []
     latency_s: dict[str, list[float]] = {"generated": [], "scored": []} if generate else {"scored": []}
-    with tqdm(total=sum(len(one.counted) for one in trajectories), desc="evaluate", unit="decision") as progress:
+    num_decisions = sum(len(trajectory.counted) for trajectory in trajectories)
+    with tqdm(total=num_decisions, desc="evaluate", unit="decision") as progress:
         for trajectory in trajectories:
             for number, (conversation, turn_s) in enumerate(_conversations(predictor, trajectory)):
                 if number < trajectory.num_context:
