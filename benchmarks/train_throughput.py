@@ -206,6 +206,7 @@ def stock_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOption
     from datasets import Dataset, Image, Sequence
     from trl import SFTConfig, SFTTrainer
 
+    from pokegemma.gemma.families import FAMILIES
     from pokegemma.training.lora_targets import lora_config
     from pokegemma.training.options import ModelOptions
 
@@ -223,7 +224,7 @@ def stock_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOption
         args=config,
         train_dataset=dataset,
         processing_class=processor,
-        peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
+        peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0), FAMILIES["gemma3"]),
     )
 
 
@@ -231,6 +232,7 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
     """Return our trainer on the same samples in the same order."""
     from datasets import Dataset
 
+    from pokegemma.gemma.families import FAMILIES
     from pokegemma.gemma.vision_tower import accept_compact_batches
     from pokegemma.training.lora_targets import lora_config
     from pokegemma.training.options import ModelOptions, TrainingOptions
@@ -254,7 +256,7 @@ def our_trainer(row: Row, model: Any, processor: Any, options: BenchmarkOptions,
         train_dataset=Dataset.from_list(rows),
         data_collator=collator,
         processing_class=processor,
-        peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0)),
+        peft_config=lora_config(ModelOptions(finetuning="lora", lora_dropout=0.0), FAMILIES["gemma3"]),
     )
 
 

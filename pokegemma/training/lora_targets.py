@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from peft import LoraConfig
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.families import FAMILIES, LINEAR_LAYERS, TOWER, Family
+from pokegemma.gemma.families import LINEAR_LAYERS, TOWER, Family
 from pokegemma.training.options import ModelOptions
 
 
 def lora_target_pattern(family: Family, *, named: Sequence[str], train_vision_tower: bool) -> str:
-    """Return a regex of the layers that get an adapter: in the trained parts, the `named` or all linear layers.
+    """Return a regex of the layers that get an adapter: the `named` linear layers of the trained parts, or all.
 
     Raises:
         PokegemmaError: the tower is to be trained and has no layers that LoRA supports.
@@ -26,14 +26,14 @@ def lora_target_pattern(family: Family, *, named: Sequence[str], train_vision_to
     return "|".join(f"({pattern})" for pattern in patterns)
 
 
-def lora_config(options: ModelOptions, family: Family = FAMILIES["gemma3"]) -> LoraConfig:
-    """Return the adapter's config: a regex, because bare names such as q_proj would also match SigLIP.
+def lora_config(options: ModelOptions, family: Family) -> LoraConfig:
+    """Return the adapter's config. Its layers are a regex, because names such as q_proj would also match SigLIP.
 
     `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
     """
     given = options.lora_target_modules or []  # ModelConfig makes a list of one a string
     named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
-    # The projector's weight is a bare parameter, not a linear layer: it is trained in full, beside the adapter.
+    # The projector's weight is a bare parameter, not a linear layer: it is trained in full.
     in_full = [*(options.lora_modules_to_save or []), *([family.projector] if options.train_projector else [])]
     return LoraConfig(
         r=options.lora_r,

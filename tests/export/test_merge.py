@@ -19,6 +19,7 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export import merge as merging
 from pokegemma.export.merge import Verification, check_verification, merge
 from pokegemma.gemma.adapters.reading import read_adapter
+from pokegemma.gemma.families import FAMILIES
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.provenance import PROJECT_ROOT, read_run_record, write_run_record
@@ -35,7 +36,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_name_or_path=str(tiny_model), finetuning="lora", train_vision_tower=True, train_projector=True
     )
     torch.manual_seed(0)
-    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options))
+    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options, FAMILIES["gemma3"]))
     for name, weight in model.named_parameters():
         if "lora_B" in name or ("modules_to_save" in name and weight.requires_grad):
             torch.nn.init.normal_(weight, std=0.02)
@@ -121,7 +122,9 @@ def test_an_adapter_trained_on_nf4_weights_is_merged_onto_whole_ones(
 ) -> None:
     options = ModelOptions(model_name_or_path=str(tiny_model))
     training = TrainingOptions(output_dir=str(tmp_path / "unused"), use_cpu=True)
-    model = get_peft_model(load_trainable(options.open_checkpoint(), options, training), lora_config(options))
+    model = get_peft_model(
+        load_trainable(options.open_checkpoint(), options, training), lora_config(options, FAMILIES["gemma3"])
+    )
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)

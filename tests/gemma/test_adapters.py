@@ -14,6 +14,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.adapters.attachment import attach_adapter, check_tensors
 from pokegemma.gemma.adapters.base import open_base
 from pokegemma.gemma.adapters.reading import read_adapter
+from pokegemma.gemma.families import FAMILIES
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.weight_files import plain_name
 from pokegemma.training.lora_targets import lora_config
@@ -296,7 +297,7 @@ def test_a_base_that_is_not_named_or_not_here_is_asked_for(tiny_model: Path, tmp
 
 def test_a_checkpoint_that_lacks_a_tensor_is_not_continued(tiny_model: Path, tmp_path: Path) -> None:
     options = ModelOptions(finetuning="lora", train_vision_tower=True, train_projector=True, use_dora=True)
-    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options))
+    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options, FAMILIES["gemma3"]))
     model.save_pretrained(tmp_path)
     check_tensors(tmp_path, model)
     tensors = load_file(tmp_path / "adapter_model.safetensors")

@@ -14,6 +14,7 @@ from peft import get_peft_model
 from pokegemma.cli import parse_options
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.fingerprints import FileHashes
+from pokegemma.gemma.families import FAMILIES
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import PROJECT_ROOT, write_run_record
 from pokegemma.release.options import PipelineOptions
@@ -34,7 +35,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
     torch.manual_seed(0)
-    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options))
+    model = get_peft_model(open_checkpoint(tiny_model).load_model(), lora_config(options, FAMILIES["gemma3"]))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)

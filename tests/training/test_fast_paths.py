@@ -28,6 +28,7 @@ from pokegemma.data.trajectories import Trajectory
 from pokegemma.gemma import block_attention
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
+from pokegemma.gemma.families import FAMILIES
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions, TrainingOptions
@@ -75,7 +76,7 @@ def with_lora(model: nn.Module, *, everything: bool = False) -> nn.Module:
     from peft import get_peft_model
 
     options = replace(LORA, train_vision_tower=everything, train_projector=everything)
-    adapted = get_peft_model(model, lora_config(options))
+    adapted = get_peft_model(model, lora_config(options, FAMILIES["gemma3"]))
     generator = torch.Generator().manual_seed(0)
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
@@ -302,7 +303,7 @@ def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
         train_dataset=Dataset.from_list(rows),
         data_collator=collate,
         processing_class=collator.processor,
-        peft_config=lora_config(LORA),
+        peft_config=lora_config(LORA, FAMILIES["gemma3"]),
     )
     with count_tower(stock.model) as counts:
         expected = steps_of(stock)
@@ -324,7 +325,7 @@ def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
             train_dataset=Dataset.from_list(ours),
             data_collator=replace(collator, **changes),
             processing_class=collator.processor,
-            peft_config=lora_config(LORA),
+            peft_config=lora_config(LORA, FAMILIES["gemma3"]),
         )
         with count_tower(trainer.model) as counts:
             steps = steps_of(trainer)

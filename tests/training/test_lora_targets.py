@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from peft import PeftModel
 
+from pokegemma.gemma.families import FAMILIES
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.options import ModelOptions, TrainingOptions
@@ -16,7 +17,7 @@ from pokegemma.training.trainable import is_reentrant, load_trainable
 def trained_parts(options: ModelOptions) -> set[str]:
     model = load_trainable(options.open_checkpoint(), options, TrainingOptions(output_dir="unused", use_cpu=True))
     if options.use_peft:
-        model = PeftModel(model, lora_config(options))
+        model = PeftModel(model, lora_config(options, FAMILIES["gemma3"]))
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]
     parts = ("vision_tower", "multi_modal_projector", "language_model")
     return {next(part for part in parts if part in name) for name in names}
@@ -47,7 +48,7 @@ def test_named_target_modules_do_not_reach_the_tower(names: list[str], tiny_mode
 
 def test_every_linear_layer_of_the_language_model_gets_an_adapter(tiny_model: Path) -> None:
     options = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
-    model = PeftModel(open_checkpoint(tiny_model).load_model(), lora_config(options))
+    model = PeftModel(open_checkpoint(tiny_model).load_model(), lora_config(options, FAMILIES["gemma3"]))
     assert sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters()) == 6 * 7
 
 
