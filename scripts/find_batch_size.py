@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.environment import detect_hardware
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import write_record
 from pokegemma.settings import check_settings, write_settings
 
@@ -62,8 +62,7 @@ def main() -> int:
     )
     print(*why, sep="\n")
     if result.chosen is None:
-        print(f"even one sample does not fit; try: {'; '.join(suggest_changes(options))}")
-        return 1
+        raise CheckFailedError(f"even one sample does not fit; try: {'; '.join(suggest_changes(options))}")
     rows = "conversations" if data.layout == "trajectory" else "samples"
     settings = " ".join(f"{name}={value}" for name, value in result.settings.items())
     print(f"take {settings}: {result.effective_batch_size} {rows} a step")

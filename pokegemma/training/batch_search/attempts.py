@@ -1,7 +1,7 @@
-"""Which batch sizes to try, and which of them to take: the largest that fits is found with few trials.
+"""Choose the batch sizes to try, and the fastest of those that fit.
 
-One thing is assumed of memory: more samples in a forward pass never need less of it, and neither does training without
-gradient checkpointing. Nothing is assumed of speed, which is measured.
+The search assumes that more samples in a forward pass never need less memory, and that training never needs less memory
+without gradient checkpointing. Speed is measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +30,11 @@ class Attempt:
 
 
 RunTrial = Callable[[int, bool], Trial]
-"""Trains a few steps with (batch size, gradient checkpointing)."""
+"""Called with (batch size, whether gradient checkpointing is on); trains a few steps."""
 
 
 def batch_sizes(effective_batch_size: int, num_processes: int) -> list[int]:
-    """Return the samples a process may take in one forward pass: batch x accumulation x processes stays exact.
+    """Return the batch sizes of a process with which batch x accumulation x processes is exactly the effective one.
 
     Raises:
         PokegemmaError: the processes cannot share the effective batch.
@@ -58,7 +58,7 @@ def largest_fitting(fits: Callable[[int], bool], sizes: Sequence[int]) -> int | 
             low = at
         else:
             high = at
-        if high == len(sizes):  # still going up
+        if high == len(sizes):  # none has failed yet
             at = next((i for i in range(low + 1, high) if sizes[i] >= 2 * sizes[low]), high - 1)
         else:
             at = (low + high) // 2
@@ -69,7 +69,7 @@ def try_sizes(run_trial: RunTrial, sizes: Sequence[int], *, gradient_checkpointi
     """Return all trials made to find the largest size that fits, with and without gradient checkpointing.
 
     Args:
-        gradient_checkpointing: which to try. Without, nothing larger than what fits with it is tried.
+        gradient_checkpointing: what to try. Sizes that do not fit with it are not tried without it.
     """
     attempts: list[Attempt] = []
     for checkpointing in sorted(gradient_checkpointing, reverse=True):

@@ -23,7 +23,7 @@ def longest_first(examples: Iterator[Example], collator: Collator, *, number: in
 
 
 def _relocate(sample: Sample, *, split: str, step: int, row: int, source: Path) -> Sample:
-    """Return a sample whose pictures are in SPLIT_row_N, and whose session is that of one row in one step."""
+    """Return a sample with its pictures in SPLIT_row_N, and with a session of its own for each row and step."""
 
     def below(path: str) -> str:
         return f"{split}_row_{row}/{Path(path).relative_to(source).as_posix()}"
@@ -37,11 +37,11 @@ def _relocate(sample: Sample, *, split: str, step: int, row: int, source: Path) 
 
 
 def _samples(example: Example) -> tuple[Sample, ...]:
-    """Return the samples of a row. Read from a file of their own, they make a row of as many tokens."""
+    """Return the samples of a row, which become a row of as many tokens when they are read from a new file."""
     if not isinstance(example, Trajectory):
         return (example,)
     first, *others = example.samples
-    if example.num_context:  # shown without its window, which the beginning of a session has
+    if example.num_context:  # only the beginning of a session shows its window
         first = dataclasses.replace(first, frames=first.frames[-1:])
     return (first, *others)
 
@@ -51,7 +51,7 @@ def write_rows(
 ) -> None:
     """Write `num_steps` times the same `step_rows` rows as SPLIT.jsonl in `folder`, examples repeated if too few.
 
-    Every step sees the same rows in the same order, so that its first forward pass is the largest possible. Each row
+    Every step has the same rows in the same order, so that its first forward pass is the largest possible. Each row
     has its own link to the pictures in `source`: a batch of training rarely contains a picture twice, and the collator
     reads equal paths once. All decisions of a trajectory count, including those that were only context.
     """

@@ -20,7 +20,8 @@ class SearchOptions:
         },
     )
     memory_limit_gib: float | None = field(
-        default=None, metadata={"help": "Memory to stay within; default: the GPU's, or what the machine has free."}
+        default=None,
+        metadata={"help": "Largest memory to use; default: that of the GPU, or the free memory of the machine."},
     )
     headroom: float = field(default=0.1, metadata={"help": "Share of the memory to leave unused."})
     trial_steps: int = field(default=3, metadata={"help": "Optimizer steps of a trial; the first is not timed."})
@@ -45,5 +46,5 @@ def is_checkpointing_given(arguments: Sequence[str]) -> bool:
     if "--config" in words:
         settings = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text(encoding="utf-8"))
         names |= set(settings or ())
-    # transformers 5.23 also has activation_checkpointing, which wins over the old name.
+    # transformers 5.23 also has activation_checkpointing, which overrides the old name.
     return not names.isdisjoint({"gradient_checkpointing", "no_gradient_checkpointing", "activation_checkpointing"})

@@ -34,13 +34,13 @@ class Ranks:
 
 
 def join_ranks(environ: MutableMapping[str, str] = os.environ) -> Ranks:
-    """Join the processes of torchrun or `accelerate launch`, and leave this one with its GPU alone.
+    """Join the processes of torchrun or `accelerate launch`, and make only its own GPU visible to this one.
 
-    The launcher's variables are taken out of the environment: what this process starts is a process by itself. Without
-    a launcher there is one process, which gets the first GPU.
+    The launcher's variables are removed from the environment, since a trial trains in one process. Without a launcher
+    there is one process, which gets the first GPU.
 
     Raises:
-        PokegemmaError: the launcher is set to shard the model, which a trial in one process does not.
+        PokegemmaError: the launcher would shard the model, and a trial in one process does not.
     """
     if any(environ.get(name) == "true" for name in _SHARDING):
         raise PokegemmaError(
@@ -62,12 +62,12 @@ def join_ranks(environ: MutableMapping[str, str] = os.environ) -> Ranks:
 
 
 def in_lockstep(run_trial: RunTrial, ranks: Ranks) -> RunTrial:
-    """Return a `run_trial` for all processes: each runs the trial at the same time, and all get the same answer."""
+    """Return a `run_trial` for all processes: each runs the trial at the same time, and all get the same result."""
 
     def run(batch_size: int, gradient_checkpointing: bool) -> Trial:
         try:
             mine: Trial | PokegemmaError = run_trial(batch_size, gradient_checkpointing)
-        except PokegemmaError as error:  # the other processes must get it, or they would wait for ever
+        except PokegemmaError as error:  # the other processes must get it, or they would wait forever
             mine = error
         trials = ranks.gather(mine)
         errors = [trial for trial in trials if isinstance(trial, PokegemmaError)]

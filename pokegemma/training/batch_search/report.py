@@ -1,4 +1,4 @@
-"""How a search for the batch size is reported: each trial, why a size was taken, what to change where none fits."""
+"""Describe a search for the batch size: each trial, the reason for the chosen size, what to change if none fits."""
 
 from collections.abc import Sequence
 

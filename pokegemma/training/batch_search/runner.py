@@ -26,7 +26,7 @@ _LAST_LINES = 8
 
 
 def memory_budget(device: torch.device, *, limit_gib: float | None, local_size: int) -> tuple[int, str]:
-    """Return the bytes that a process may take, and what they are: the user's limit, the GPU's, or what is free here.
+    """Return the memory that a process may use in bytes, and its origin: the user's limit, the GPU or free memory.
 
     Args:
         local_size: processes that share the memory of this machine, where there is no GPU.
@@ -42,7 +42,7 @@ def memory_budget(device: torch.device, *, limit_gib: float | None, local_size: 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a watched process ended: its peak memory with its children, and whether it was killed for taking too much."""
+    """How a watched process ended: its peak memory with its children, and whether it was killed at the limit."""
 
     returncode: int
     peak_bytes: int
@@ -50,7 +50,7 @@ class Ended:
 
 
 def resident_bytes(process: psutil.Process) -> int:
-    """Return the memory of a process and, of its children (data loader workers), what they do not share with it."""
+    """Return the memory of a process, and what its children (data loader workers) do not share with it."""
     total = process.memory_info().rss
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended, or is about to
@@ -68,7 +68,7 @@ def _kill_with_children(process: psutil.Process) -> None:
 def run_watched(command: Sequence[str], *, log: Path, limit_bytes: int | None) -> Ended:
     """Run a command, its output into `log`, and kill it when it takes more than `limit_bytes` of memory (None: never).
 
-    Whatever ends this process ends the command, too.
+    An exception in this process, such as that of Ctrl-C or SIGTERM, kills the command, too.
     """
     peak, stopped = 0, False
     with (
@@ -123,15 +123,15 @@ def interpret_end(
     return Trial(True, peak, result["decisions_per_second"])
 
 
-def check_trial_mode(result: dict[str, Any] | None, *, asked: bool) -> None:
-    """Refuse a trial whose gradient checkpointing is not what was to be measured.
+def check_trial_mode(result: dict[str, Any] | None, *, expected: bool) -> None:
+    """Refuse a trial that trained with gradient checkpointing and should not, or the reverse.
 
     Raises:
-        PokegemmaError: it was on and should have been off, or the other way round.
+        PokegemmaError: it did.
     """
     in_force = (result or {}).get("gradient_checkpointing")
-    if in_force is not None and (in_force != "off") is not asked:
-        raise PokegemmaError(f"a trial with --gradient_checkpointing {str(asked).lower()} had it {in_force}")
+    if in_force is not None and (in_force != "off") is not expected:
+        raise PokegemmaError(f"a trial with --gradient_checkpointing {str(expected).lower()} had it {in_force}")
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class TrialRunner:
         arguments: the flags of the training run.
         dataset: a folder with the rows of `num_steps` optimizer steps of `step_rows` each, and those of one evaluation
             where training evaluates.
-        limit_bytes: memory to stay within.
-        on_gpu: whether that is the memory of a GPU.
+        limit_bytes: the largest memory to use.
+        on_gpu: whether `limit_bytes` is the memory of a GPU.
     """
 
     arguments: Sequence[str]
@@ -162,7 +162,7 @@ class TrialRunner:
             ended = run_watched(command, log=log, limit_bytes=None if self.on_gpu else self.limit_bytes)
             if (folder / "result.json").is_file():
                 result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            check_trial_mode(result, asked=gradient_checkpointing)
+            check_trial_mode(result, expected=gradient_checkpointing)
             if result is not None and "shared_memory" in result and batch_size == 1:
                 raise PokegemmaError(result["shared_memory"])  # no batch is smaller
             if result is not None and "peak_bytes" in result and not self.on_gpu:
@@ -184,7 +184,7 @@ class TrialRunner:
             "per_device_train_batch_size": batch_size,
             "gradient_accumulation_steps": self.step_rows // batch_size,
             "gradient_checkpointing": gradient_checkpointing,
-            "auto_find_batch_size": False,  # it would hide what does not fit
+            "auto_find_batch_size": False,  # it would hide that a size does not fit
             "logging_strategy": "steps",
             "logging_steps": 1,
             "eval_on_start": False,

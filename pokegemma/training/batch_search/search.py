@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All attempts, and the one to take.
+    """All attempts, and the chosen one.
 
     Attributes:
         chosen: None where not even one sample fits.
         effective_batch_size: samples of an optimizer step, over all processes.
-        budget_source: what the budget is: --memory_limit_gib, the name of the GPU, or the free memory of the machine.
+        budget_source: of the budget: --memory_limit_gib, the name of the GPU, or the free memory of the machine.
         limit_bytes: the part of the budget that may be used, the least of all processes.
         row_tokens: tokens of the rows that were trained on, the longest first.
     """
@@ -72,7 +72,7 @@ def find_batch_size(
     arguments: Sequence[str],
     ranks: Ranks,
 ) -> SearchResult:
-    """Train a few steps with each batch size worth trying, and return which is the fastest of those that fit.
+    """Train a few steps with each batch size that may be the fastest, and return the fastest of those that fit.
 
     Args:
         arguments: the command line, which is passed on to the trials.

@@ -26,7 +26,7 @@ class TrialOptions:
     """Options of a trial besides those of training."""
 
     trial_result: str = field(metadata={"help": "JSON file to write."})
-    trial_limit_bytes: int = field(metadata={"help": "Memory that it may take on a GPU."})
+    trial_limit_bytes: int = field(metadata={"help": "Largest memory to use on a GPU."})
 
 
 def peak_resident_bytes() -> int:
@@ -55,7 +55,7 @@ class GpuMemory:
             torch.mps.set_per_process_memory_fraction(min(2.0, share))
 
     def sample(self) -> None:
-        """Note what is taken now: MPS keeps no peak."""
+        """Record the memory in use now, since MPS records no peak."""
         if self._device == "mps":
             self._sampled = max(self._sampled, torch.mps.driver_allocated_memory())
 
@@ -67,7 +67,7 @@ class GpuMemory:
 
 
 class MeasureAndLeave(TrainerCallback):
-    """Write memory and speed when the steps are done, and end the process: what follows would save the model."""
+    """Write memory and speed after the last step, and end the process before the model would be saved."""
 
     def __init__(self, result: Path, memory: GpuMemory) -> None:
         self._result, self._memory = result, memory

@@ -421,9 +421,9 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sub
 @pytest.mark.parametrize(("asked", "in_force"), [(True, "off"), (False, "not reentrant")])
 def test_a_trial_that_did_not_do_what_it_was_to_measure_is_refused(asked: bool, in_force: str) -> None:
     with pytest.raises(PokegemmaError, match=f"--gradient_checkpointing {str(asked).lower()}.*{in_force}"):
-        check_trial_mode({"gradient_checkpointing": in_force}, asked=asked)
-    check_trial_mode({"gradient_checkpointing": in_force}, asked=not asked)
-    check_trial_mode({"out_of_memory": "x"}, asked=asked)
+        check_trial_mode({"gradient_checkpointing": in_force}, expected=asked)
+    check_trial_mode({"gradient_checkpointing": in_force}, expected=not asked)
+    check_trial_mode({"out_of_memory": "x"}, expected=asked)
 
 
 @pytest.mark.slow
@@ -469,7 +469,7 @@ def test_where_one_sample_does_not_fit_it_says_what_to_change(
     done = search(*flags(toy_dataset, tiny_model), "--memory_limit_gib", "0.1", "--write_env")
     assert done.returncode == 1, done.stderr
     changes = "--finetuning qlora; --vision_features DIR; --image_size 448; a smaller"
-    assert f"even one sample does not fit; try: {changes}" in done.stdout
+    assert f"error: even one sample does not fit; try: {changes}" in done.stderr
     assert json.loads((tmp_path / "batch_size_results.json").read_text())["found"] is None
     assert (tmp_path / ".env").read_text() == "BATCH_SIZE=4\n"
 
