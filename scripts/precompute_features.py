@@ -2,8 +2,9 @@
 
 python scripts/precompute_features.py --dataset_path training_data --vision_features outputs/features
 
-Training does the same when it starts; alone it can run before, on another machine or on a Ray cluster (--ray_address),
-and several at once share the work. A run that was killed continues. Prints how many frames there are and their size.
+Training does the same when it starts. This script can do it earlier, on another machine or on a Ray cluster
+(--ray_address), and several processes at once share the work. After a run that was killed, the next one continues it.
+Prints how many frames there are and their size.
 """
 
 import functools

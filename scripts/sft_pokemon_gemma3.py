@@ -1,4 +1,4 @@
-"""Fine-tune Gemma 3 on converted sessions, under accelerate.
+"""Fine-tune a Gemma 3, 3n or 4 on converted sessions.
 
 accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/sft_pokemon_gemma3.py \\
     --dataset_path training_data --output_dir outputs/adapter

@@ -1,4 +1,4 @@
-"""conversion_report.json: what became of every session and every turn."""
+"""conversion_report.json: the result of every session and every turn."""
 
 import logging
 from collections import Counter
@@ -20,7 +20,7 @@ _MAX_PROBLEMS_NAMED = 10
 def build_report(
     outcomes: Sequence[SessionResult | SessionError], *, held_out: set[str], problems: Sequence[str]
 ) -> dict[str, Any]:
-    """Return conversion_report.json: counts of sessions, turns by what became of them, buttons, and each session.
+    """Return conversion_report.json: counts of sessions, turns by result and buttons, and each session.
 
     A session that is a copy of another counts as unreadable, and none of its turns count.
     """

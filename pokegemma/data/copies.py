@@ -1,4 +1,4 @@
-"""Which recorded sessions are the same play: copies under another name, id, start or goal, whole or cut short."""
+"""Find sessions that are copies of another one, under another name, id, start or goal, whole or cut short."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ class Fingerprint:
     """What distinguishes one recording from another.
 
     `record` is a digest of the session's id, start and turns as recorded. `turns` has a hash for each turn, of
-    this turn and all before: the time, the answer and the buttons. What a copy may have changed or lack, such as
-    paths, is left out. `dated` is whether any turn has a time.
+    this turn and all before: the time, the answer and the buttons. What may differ in a copy or be missing there, such
+    as paths, is left out. `dated` is whether any turn has a time.
     """
 
     record: str
@@ -39,7 +39,7 @@ class FrameHash:
 
 @dataclass(frozen=True)
 class Play:
-    """One converted session as `find_copies` sees it. `pictures`: each turn's frame, None without one."""
+    """One converted session, as `find_copies` compares it. `pictures`: each turn's frame, None without one."""
 
     fingerprint: Fingerprint
     num_samples: int
@@ -68,9 +68,9 @@ def take_fingerprint(
 def find_copies(plays: Sequence[Play]) -> dict[int, int]:
     """Return, for the index of each play that is a copy, the index of the one that is kept.
 
-    Kept is the play with the most samples, then with the most turns: the longer one, unless its pictures are missing;
-    then the one with the most raw frames. What is left is decided by the content, and between identical ones by their
-    order.
+    The play with the most samples is kept, then the one with the most turns: the longer one, unless its pictures are
+    missing; then the one with the most raw frames. Plays that are still equal are ordered by their content, and
+    identical ones by their place in `plays`.
     """
     order = sorted(
         (index for index, play in enumerate(plays) if play.fingerprint.turns),

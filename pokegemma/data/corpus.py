@@ -53,22 +53,23 @@ def convert_corpus(
     """Convert every session at `data_dir` and return the report; the files are the same for any number of workers.
 
     Args:
-        num_workers: processes; with `ray_address` workers of that cluster, 0 for one each CPU.
+        num_workers: processes; with `ray_address`, workers of that cluster, where 0 means one for each CPU.
         options: what run.json records as the resolved options.
 
     Raises:
-        PokegemmaError: no sessions there, an earlier conversion in `output_dir` without `overwrite`, a full disk.
+        PokegemmaError: there are no sessions, `output_dir` contains an earlier conversion and `overwrite` is false, or
+            the disk is full.
         CheckFailedError: there are sessions, and none of them gives a sample.
     """
     data_dir, output_dir = Path(data_dir), Path(output_dir)
     folders = find_sessions(data_dir)
-    with atomic_folder(output_dir, stage="convert", overwrite=overwrite, entries=OUTPUTS) as part:
+    with atomic_folder(output_dir, stage="convert", overwrite=overwrite, entries=OUTPUTS) as output:
         for name in ("frames", "grid_images"):
             refuse_to_replace(output_dir / name, *folders)
-        shards = part / "shards"
+        shards = output / "shards"
         shards.mkdir()
         tasks = [
-            _Task(folder, session_id, shards / f"{index:08d}.jsonl", part, window, data_dir)
+            _Task(folder, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir)
             for index, (folder, session_id) in enumerate(zip(folders, session_ids(folders), strict=True))
         ]
         # The largest first, so that no worker is left alone with one at the end.
@@ -77,7 +78,7 @@ def convert_corpus(
             tasks,
             num_workers=num_workers,
             ray_address=ray_address,
-            folders=(data_dir, part),
+            folders=(data_dir, output),
             initialize=functools.partial(NamedPictures, data_dir),
             size=lambda task: _num_bytes(task.folder / SESSION_FILE),
             label="converting",
@@ -91,15 +92,18 @@ def convert_corpus(
         if not any(num_samples.values()):
             raise CheckFailedError(explain_nothing(data_dir, outcomes))
         held_out = choose_eval_sessions(num_samples, eval_fraction=eval_fraction)
-        _join_shards(tasks, held_out, part)
+        _join_shards(tasks, held_out, output)
         shutil.rmtree(shards)
         report = build_report(outcomes, held_out=held_out, problems=problems)
-        (part / CONVERSION_REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        hashes = {name: dataset_hash(part / name) for name in OUTPUTS[:2] if (part / name).exists()}
+        (output / CONVERSION_REPORT).write_text(
+            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        hashes = {name: dataset_hash(output / name) for name in OUTPUTS[:2] if (output / name).exists()}
+        # run.json is UTF-8, and paths may contain bytes that are not.
         cleaned = {
             name: clean_text(value) if isinstance(value, str) else value for name, value in (options or {}).items()
         }
-        write_run_record(part, stage="convert", options=cleaned, dataset_sha256=hashes)
+        write_run_record(output, stage="convert", options=cleaned, dataset_sha256=hashes)
     return report
 
 
@@ -143,7 +147,7 @@ def _without_copies(
     tasks: Sequence[_Task], outcomes: Sequence[SessionResult | SessionError]
 ) -> list[SessionResult | SessionError]:
     """Return `outcomes` with each copy of another session as an error, and what was written for it removed."""
-    read = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, SessionResult)]
+    read_indices = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, SessionResult)]
     plays = [
         Play(outcome.fingerprint, outcome.num_samples, outcome.pictures)
         for outcome in outcomes
@@ -151,13 +155,13 @@ def _without_copies(
     ]
     kept = list(outcomes)
     for place, original_place in find_copies(plays).items():
-        index, original = read[place], read[original_place]
+        index, original = read_indices[place], read_indices[original_place]
         _remove_session(tasks[index])
         folder, original_folder = (tasks[at].folder.relative_to(tasks[at].data_dir) for at in (index, original))
         num_turns, of_turns = outcomes[index].num_turns, outcomes[original].num_turns
-        part = "" if num_turns == of_turns else f" ({of_turns} turns)"
+        turns_note = "" if num_turns == of_turns else f" ({of_turns} turns)"
         kept[index] = SessionError(
-            f"{folder} is a copy of {original_folder}{part}: its {num_turns} turns are not converted"
+            f"{folder} is a copy of {original_folder}{turns_note}: its {num_turns} turns are not converted"
         )
     return kept
 
@@ -175,10 +179,10 @@ def _num_bytes(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _join_shards(tasks: Sequence[_Task], held_out: set[str], part: Path) -> None:
+def _join_shards(tasks: Sequence[_Task], held_out: set[str], output: Path) -> None:
     with contextlib.ExitStack() as stack:
-        train = stack.enter_context(open(part / TRAIN_FILE, "wb"))
-        evaluation = stack.enter_context(open(part / EVAL_FILE, "wb")) if held_out else None
+        train = stack.enter_context(open(output / TRAIN_FILE, "wb"))
+        evaluation = stack.enter_context(open(output / EVAL_FILE, "wb")) if held_out else None
         for task in tasks:
             if task.shard.exists():
                 with open(task.shard, "rb") as shard:

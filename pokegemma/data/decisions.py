@@ -11,15 +11,15 @@ from pokegemma.data.prompts import BUTTONS
 DECISION = "decision"
 REASONS = (
     "malformed_turn",  # not an object, no usable or a repeated turn number, an analysis that is no text and no object
-    "failed_answer",  # the model could not be asked: "API Error:", "Exception:", "No game data"
+    "failed_answer",  # the request to the model failed: "API Error:", "Exception:", "No game data"
     "pathfinding",  # v1 walked up to 20 unrecorded steps
     "parse_failed",  # no JSON in the answer; v1 pressed its fallback "b"
-    "no_button",  # an answer that asks for no button; v1 pressed "b"
+    "no_button",  # an answer without a button; v1 pressed "b"
     "invalid_button",  # none of the first three is a button; v1 pressed "b"
-    "action_failed",  # the press did not arrive
+    "action_failed",  # the press failed
     "control_token",  # the goal or the answer contains a control token of the model
-    "frame_missing",  # no picture of what the player saw
-    "frame_unreadable",  # there is one, but it does not decode
+    "frame_missing",  # no picture of the screen
+    "frame_unreadable",  # the picture does not decode
 )
 """Why a turn is not a sample. A turn counts under the first reason that applies."""
 
@@ -65,7 +65,7 @@ def clean_text(value: object) -> str:
 
 
 def read_decision(turn: dict[str, Any]) -> Decision:
-    """Return what v1 decided and pressed on a turn of session_data.json; looks at no frame."""
+    """Return what v1 decided and pressed on a turn of session_data.json; reads no frame."""
     analysis = turn.get("ai_analysis")
     if not isinstance(analysis, dict | str | None):
         return Decision("malformed_turn")
@@ -142,7 +142,7 @@ def _find_json(text: str) -> dict[str, Any] | None:
 
 
 def _read_buttons(turn: dict[str, Any], answer: dict[str, Any] | None) -> tuple[list[Any], tuple[str, ...]]:
-    """Return (what was asked for, what of it v1 pressed): of the first three, those that are buttons."""
+    """Return the buttons of an answer as they are, and those that v1 pressed: the valid ones of the first three."""
     asked = turn["button_presses"] if "button_presses" in turn else (answer or {}).get("button_presses")
     asked = [asked] if isinstance(asked, str) and asked.strip() else asked if isinstance(asked, list) else []
     names = [button.lower() for button in asked[:MAX_PRESSED] if isinstance(button, str)]

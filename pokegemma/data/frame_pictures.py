@@ -40,7 +40,7 @@ class FrameError(ValueError):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture as RGB, what is transparent on white, as transformers' image processors do it.
+    """Return a picture as RGB, with transparent pixels on white, as transformers' image processors do.
 
     Pillow alone would show the stored colour of a transparent pixel.
     """

@@ -25,10 +25,10 @@ NEXT_QUESTION = "Next button?"
 
 MAX_PREVIOUS_BUTTONS = 8
 MAX_GOAL_BYTES = 200
-"""Longest goal in a prompt, in bytes of UTF-8; so it has at most as many tokens, whatever its text.
+"""Longest goal in a prompt, in bytes of UTF-8, which is also the largest number of its tokens.
 
-A token of SentencePiece with byte fallback, as Gemma's, covers at least one byte. No tighter bound
-is valid for any text: "gqgqgq" has one token for each letter.
+A token of SentencePiece with byte fallback, as Gemma's, covers at least one byte. There is no lower bound for all
+texts: "gqgqgq" has one token for each letter.
 """
 
 MAX_PROMPT_TOKENS = 310

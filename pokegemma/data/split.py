@@ -4,15 +4,15 @@ import hashlib
 from collections.abc import Mapping
 
 _MAX_OVERSHOOT = 1.25
-"""A session is not held out if eval.jsonl would then have more than this times the samples that it shall have."""
+"""A session is not held out if eval.jsonl would exceed its target size by more than a quarter."""
 
 
 def choose_eval_sessions(num_samples: Mapping[str, int], *, eval_fraction: float) -> set[str]:
     """Return the sessions to hold out: together about `eval_fraction` of all samples.
 
-    Sessions are taken in the order of a hash of their id until the target is reached, leaving out those that would
-    overshoot it by more than a quarter; so neither listing order nor names matter, and a new session moves few
-    others. Of two sessions or more, with a fraction above 0, neither side is empty.
+    Sessions are taken in the order of a hash of their id until the target is reached, without those that would exceed
+    it by more than a quarter. So the order of the list has no influence, and a new session moves few others. With two
+    sessions or more and a fraction above 0, neither side is empty.
     """
     sessions = sorted(
         (session for session, count in num_samples.items() if count),

@@ -7,7 +7,7 @@ from itertools import groupby
 from pokegemma.data.samples import Sample
 
 DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP = 16, 2
-"""Decisions of a conversation, and how many of the previous one it begins with."""
+"""Number of decisions in a conversation, and how many of them are repeated from the one before."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Trajectory:
 
     @property
     def counted(self) -> tuple[Sample, ...]:
-        """The decisions that this stretch trains or judges: every one of a session is in exactly one stretch."""
+        """The decisions that are learned or evaluated here: each decision of a session in exactly one stretch."""
         return self.samples[self.num_context :]
 
 
 def cut_trajectories(samples: Iterable[Sample], *, max_decisions: int, overlap: int) -> Iterator[Trajectory]:
-    """Yield the stretches of samples in file order; memory for one session at a time.
+    """Yield the stretches of samples in file order, with one session at a time in memory.
 
-    A session is what follows without interruption in the file. Where it is longer than `max_decisions`, the next
-    stretch begins with the last `overlap` decisions of the one before, as context.
+    Samples of a session that do not follow each other in the file count as several sessions. After `max_decisions` the
+    next stretch begins with the last `overlap` decisions of the one before, as context.
 
     Raises:
         ValueError: `overlap` is not between 0 and `max_decisions` - 1.

@@ -2,9 +2,9 @@
 
 For samples packed one after the other, transformers (5.23) looks up a token's picture by its place in the row. In
 sliding layers it has replaced the place by the position within the sample, so every sample after the first one gets the
-pictures of the first. This came with https://github.com/huggingface/transformers/pull/46850; we know of no report (TRL
-refuses to pack pictures: https://github.com/huggingface/trl/issues/4339). A beginning that several samples share cannot
-be expressed there at all.
+pictures of the first. This came with https://github.com/huggingface/transformers/pull/46850; we have found no report.
+TRL refuses to pack pictures: https://github.com/huggingface/trl/issues/4339. A beginning that several samples share
+cannot be expressed there at all.
 """
 
 import torch

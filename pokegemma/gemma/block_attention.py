@@ -65,7 +65,7 @@ def block_masks(
     valid: torch.Tensor,
     window: int,
 ) -> dict[str, BlockMasks]:
-    """Return masks for both kinds of text layer that mean what `masks.attention_masks` means, in blocks.
+    """Return masks for both kinds of text layer that mean what `attention_masks.attention_masks` means, in blocks.
 
     Args: as there; a row is its trunk, then branch after branch, padded on the right.
     """

@@ -14,7 +14,7 @@ from pokegemma.gemma.button_tokens import ButtonTokens
 
 @dataclass
 class Conversation:
-    """A conversation with a model: `say` appends to the cache; scores and answers leave it as it was."""
+    """A conversation with a model: `say` appends to the cache; scoring and generating do not change it."""
 
     model: Gemma3ForConditionalGeneration
     # Without a config: with one, sliding layers drop old keys, so that scoring could not be undone. The masks limit how

@@ -35,11 +35,11 @@ def load_part(what: str, path: str | Path, function: Any, **options: Any) -> Any
 
 
 def write_converter_files(processor: ProcessorMixin, folder: Path) -> None:
-    """Add to a saved checkpoint what converting it to GGUF takes, except tokenizer.model.
+    """Add the files to a saved checkpoint that converting it to GGUF needs, except tokenizer.model.
 
-    - preprocessor_config.json: newer converters read processor_config.json, others know this one only.
-    - `added_tokens_decoder` in tokenizer_config.json: it tells control tokens from text. Without it <start_of_turn>
-      becomes plain text, which llama.cpp cuts into letters, in every prompt.
+    - preprocessor_config.json: newer converters read processor_config.json, others only this one.
+    - `added_tokens_decoder` in tokenizer_config.json: it separates control tokens from text. Without it, llama.cpp cuts
+      <start_of_turn> into letters in every prompt.
 
     Of other families than Gemma 3 nothing is converted here, so their files stay as they are.
     """

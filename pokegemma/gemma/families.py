@@ -91,7 +91,7 @@ FAMILIES = {
         layer_classes=("Gemma3nTextDecoderLayer",),
         untrained=("audio_tower", "embed_audio"),
         attention={"vision_config": "sdpa", "audio_config": "eager"},
-        # In training AltUp clamps its weights in place, which packed nf4 values do not survive.
+        # In training AltUp clamps its weights in place, which would destroy packed nf4 values.
         unquantised=(r"model\.language_model\.layers\.\d+\.altup",),
         inexact="its pictures go through a MobileNet at one size, its masks are causal inside pictures",
     ),
@@ -194,8 +194,8 @@ def attention_of_parts(config: PreTrainedConfig, attn_implementation: str) -> st
 def check_checkpointing(config: PreTrainedConfig, *, reentrant: bool) -> None:
     """Refuse reentrant gradient checkpointing of a model whose layers share keys and values.
 
-    It silently drops the gradient from a layer to the layer whose keys it uses: gradients of tiny models were wrong by
-    40 %.
+    It drops the gradient from a layer to the layer whose keys it uses, without an error: gradients of tiny models
+    were wrong by 40 %.
 
     Raises:
         PokegemmaError: checkpointing is reentrant, and layers of the model share keys and values.
@@ -252,4 +252,5 @@ def tower_shape(config: PreTrainedConfig) -> dict[str, int]:
 def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer."""
     ends = {tokenizer.convert_tokens_to_ids(family.end_of_turn) for family in FAMILIES.values()}
-    return [tokenizer.eos_token_id, *sorted(ends - {tokenizer.unk_token_id})]  # a tokenizer knows its own family's
+    # For a tokenizer the tokens of other families are unknown ones.
+    return [tokenizer.eos_token_id, *sorted(ends - {tokenizer.unk_token_id})]

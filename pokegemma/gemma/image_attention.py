@@ -59,7 +59,7 @@ def is_causal(processor: ProcessorMixin) -> bool:
 
 
 def adapter_image_attention(adapter: Path) -> ImageAttention | None:
-    """Return "causal" if an adapter was trained with it, else None: its base decides."""
+    """Return "causal" if an adapter was trained with it, else None, for the attention of its base."""
     path = adapter / "tokenizer_config.json"
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")).get(_SWITCH) is not False:
         return None

@@ -51,7 +51,7 @@ class Checkpoint:
 
     Attributes:
         path: a folder or a Hub id.
-        config: with the size of pictures and the attention inside them that were asked for.
+        config: with `image_size` and `image_attention`.
         image_size: size of pictures in pixels, where it is not the checkpoint's own.
         image_attention: attention inside pictures, where it is not the checkpoint's own.
         processor_path: where the processor is loaded from; an adapter's folder has one, too.
@@ -83,7 +83,7 @@ class Checkpoint:
             )
         if self.image_size is not None:
             resize_processor(processor, self.config)
-        if isinstance(processor, Gemma3Processor):  # config.json decides: the tokenizer may be another model's copy
+        if isinstance(processor, Gemma3Processor):  # by config.json: the tokenizer may be a copy of another model's
             change_processor(processor, trained_attention(self.config))
         return processor
 
@@ -97,8 +97,8 @@ class Checkpoint:
     ) -> PreTrainedModel:
         """Return the model in eval mode on `device` (None: where transformers puts it).
 
-        Position embeddings are interpolated where `image_size` is given. `image_attention` changes the config alone:
-        the batches of a collator bring it about.
+        Position embeddings are interpolated where `image_size` is given. `image_attention` only changes the config.
+        The attention mask itself comes from the collator's batches.
 
         Args:
             options: of `from_pretrained`, such as a quantization_config.
@@ -114,8 +114,8 @@ class Checkpoint:
             attn_implementation=attention_of_parts(self.config, attn_implementation),
             **options,
         )
-        # Under ZeRO-3 transformers 5.23 keeps all renamings that it knows, not those that loading needed. Saving undoes
-        # the ones kept, so the names would be neither the published ones nor those of one process.
+        # Under ZeRO-3 transformers 5.23 keeps every renaming that it knows, not only those that loading used. Saving
+        # would undo all of them, so weights would get names that differ from the published ones.
         model._weight_conversions = [step for step in model._weight_conversions if step.was_used()]
         if self.image_size is not None:
             resize_model(model, self.image_size)
@@ -153,7 +153,7 @@ class Checkpoint:
             )
 
     def weights_fingerprint(self) -> str:
-        """Return a hash that tells the stored weights from others; see `hash_weights`.
+        """Return a hash that identifies the stored weights; see `hash_weights`.
 
         Raises:
             PokegemmaError: they cannot be read.
@@ -191,7 +191,7 @@ class Checkpoint:
 def open_checkpoint(
     path: str | Path, image_size: int | None = None, image_attention: ImageAttention | None = None
 ) -> Checkpoint:
-    """Open a checkpoint: read its config.json, once, and decide what its pictures will be.
+    """Open a checkpoint: read its config.json once, and apply the image options to it.
 
     Processor and weights are loaded when they are needed.
 

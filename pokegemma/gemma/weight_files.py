@@ -150,7 +150,7 @@ def has_own_head(tensors: Mapping[str, StoredTensor]) -> bool:
 
 
 def hash_weights(path: str | Path, *, version: str = FINGERPRINT_VERSION) -> str:
-    """Return a hash that tells checkpoints apart: all names and shapes, all vectors, and the first row of each matrix.
+    """Return a hash that identifies a checkpoint: of all names, shapes and vectors, and the first row of each matrix.
 
     It describes what is loaded: the number of files, the spelling of the names, and a copy of the embeddings as LM
     head make no difference. It contains a row of each matrix and not all of it, so that the fingerprint of a 4B takes

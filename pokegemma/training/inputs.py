@@ -38,7 +38,7 @@ class RunFiles:
 
     Attributes:
         held_out: None where the dataset has nothing to evaluate on.
-        resume_from: the training checkpoint to continue from; None to begin.
+        resume_from: the training checkpoint to continue from; None to start.
     """
 
     train: Split
@@ -56,9 +56,9 @@ class Inputs:
     """What a training run reads.
 
     Attributes:
-        base: the checkpoint of the base model, with the pictures that were asked for.
+        base: the checkpoint of the base model, with the image options of the run.
         collator: makes the batches; its `features` are set once the model is loaded.
-        facts: what run.json says about the inputs.
+        facts: what run.json records about the inputs.
     """
 
     files: RunFiles
@@ -74,9 +74,9 @@ class Inputs:
 
 
 def find_files(options: RunOptions) -> RunFiles:
-    """Find the dataset and the checkpoint to continue from; delete nothing.
+    """Find the dataset and the checkpoint to continue from. Nothing is deleted.
 
-    The base model's folder becomes absolute in the options, so that the adapter names it from anywhere. Without a file
+    The path of the base model becomes absolute in the options, since the adapter records it. Without a file
     to evaluate on, evaluation is switched off in the options.
 
     Raises:
@@ -101,9 +101,9 @@ def find_files(options: RunOptions) -> RunFiles:
 
 
 def read_inputs(options: RunOptions, files: RunFiles) -> Inputs:
-    """Read the config and the processor of the base model and every sample, and refuse what cannot be trained on.
+    """Read the base model's config and processor and every sample, and refuse what cannot be trained on.
 
-    An image size or attention that is the model's own anyway is removed from the options: it is the same run.
+    An image size or attention that is the model's own is removed from the options: the run is the same without it.
 
     Raises:
         PokegemmaError: the model cannot be read or is stored quantised, an option is not exact for its family, or a
@@ -225,7 +225,7 @@ def check_lengths(path: Path, examples: Iterable[Example], collator: Collator, *
 
 
 def require_scorable_answers(path: Path) -> None:
-    """Refuse answers in which evaluation would not find a button: at the first of them, a run would fail.
+    """Refuse answers in which evaluation would find no button: a run would fail at the first one.
 
     Raises:
         PokegemmaError: there are such samples.

@@ -1,7 +1,7 @@
-"""Which modes of training are in force, as the model and its first step show them.
+"""Which modes of training are in force, read from the model and its first step.
 
 Libraries replace modes that they do not support, sometimes without a message. So run.json records the modes that were
-used, and training stops if one that was asked for is not in force.
+used, and training stops if a requested mode is not in force.
 """
 
 from collections import Counter
@@ -106,11 +106,11 @@ def modes_in_force(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def check_modes(modes: dict[str, Any], options: ModelOptions, *, checkpointing: str) -> None:
-    """Refuse to train in other modes than those that were asked for.
+    """Refuse to train in other modes than the requested ones.
 
     Args:
         modes: from `modes_in_force`.
-        checkpointing: what was asked for in the layers of the language model: `OFF`, `ON` or `REENTRANT`.
+        checkpointing: what was requested for the layers of the language model: `OFF`, `ON` or `REENTRANT`.
 
     Raises:
         PokegemmaError: a mode is not in force.
@@ -130,7 +130,7 @@ def check_modes(modes: dict[str, Any], options: ModelOptions, *, checkpointing: 
 
 
 class ModesObserver(TrainerCallback):
-    """Record the modes of the first optimizer step, and stop training if one that was asked for is not in force.
+    """Record the modes of the first optimizer step, and stop training if a requested mode is not in force.
 
     After that step, `modes` contains `modes_in_force` and, for each part of the model that ran:
 

@@ -20,7 +20,7 @@ from pokegemma.training.precision import choose_bf16, deepspeed_precision, is_fo
 
 DEFAULT_MODEL = "google/gemma-3-4b-it"
 LAST_CHECKPOINT = ("last", "true", "True")
-"""What `--resume_from_checkpoint` may say for the last one; alone it says the first of these."""
+"""Values of `--resume_from_checkpoint` for the last checkpoint. Without a value, the flag has the first of these."""
 
 Finetuning = Literal["qlora", "lora", "full"]
 
@@ -39,7 +39,7 @@ _UNUSED_MODEL_OPTIONS = {
     "bnb_4bit_quant_storage": (None, "it follows --dtype"),
 }
 _PICTURES = "it does not work with pictures"
-_OUR_COLLATOR = "the collator decides: loss on the answer and its end of turn"
+_OUR_COLLATOR = "the loss is always on the answer and its end of turn"
 _UNUSED_TRAINING_OPTIONS = {
     "packing": (False, _PICTURES),
     "padding_free": (False, _PICTURES),
@@ -55,7 +55,7 @@ _UNUSED_TRAINING_OPTIONS = {
 
 
 def _refuse(options: object, unused: dict[str, tuple[object, str]]) -> None:
-    """Refuse options of TRL that would be ignored, or break training, rather than accept them in silence."""
+    """Refuse options of TRL that would be ignored or would break training."""
     for name, (default, reason) in unused.items():
         if getattr(options, name) != default:
             raise PokegemmaError(f"--{name} {getattr(options, name)} is not supported: {reason}")
@@ -67,7 +67,7 @@ class DataOptions:
 
     dataset_path: str = field(metadata={"help": "Folder with train.jsonl (and eval.jsonl), or a JSONL file."})
     eval_dataset_path: str | None = field(
-        default=None, metadata={"help": "Folder or JSONL file to evaluate on; default: eval.jsonl beside train.jsonl."}
+        default=None, metadata={"help": "Folder or JSONL file to evaluate on; default: eval.jsonl next to train.jsonl."}
     )
     layout: Layout = field(
         default="grid",
@@ -179,7 +179,7 @@ class ModelOptions(ModelConfig):
         super().__post_init__()
 
     def open_checkpoint(self) -> Checkpoint:
-        """Open the base model with the pictures that these options ask for; see `gemma.loading.open_checkpoint`."""
+        """Open the base model with the image options given here; see `gemma.loading.open_checkpoint`."""
         return open_checkpoint(self.model_name_or_path, self.image_size, self.image_attention)
 
 
@@ -195,7 +195,7 @@ class TrainingOptions(SFTConfig):
     )
     gradient_accumulation_steps: int = field(default=8, metadata={"help": "Forward passes an optimizer step."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data, unless --max_steps."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate; full fine-tuning wants 1e-5."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate; 1e-5 for full fine-tuning."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up: steps, or a share of all if below 1."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm to clip to."})
@@ -221,8 +221,8 @@ class TrainingOptions(SFTConfig):
     bf16: bool | None = field(
         default=None,
         metadata={
-            "help": "Compute in bfloat16; wins over the accelerate config's mixed_precision. Default: what that says, "
-            "else bfloat16 on a GPU that has it."
+            "help": "Compute in bfloat16; overrides mixed_precision of the accelerate config. Default: as set there, "
+            "else bfloat16 on a GPU that supports it."
         },
     )
     report_to: str | None = field(
@@ -267,7 +267,7 @@ class TrainingOptions(SFTConfig):
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
         for kwargs in (self.activation_checkpointing_kwargs, self.gradient_checkpointing_kwargs):
-            if kwargs:  # torch would take no word of it for True
+            if kwargs:  # torch's default is True
                 kwargs.setdefault("use_reentrant", False)
         if self.deepspeed_plugin is not None:
             self.mixed_precision = deepspeed_precision(self.deepspeed_plugin.deepspeed_config, asked=asked_bf16)
@@ -279,7 +279,7 @@ class TrainingOptions(SFTConfig):
         return self.eval_strategy != IntervalStrategy.NO or self.eval_on_start
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options, and the precision that they come to."""
+        """Return the options, and the precision that follows from them."""
         return {**super().to_dict(), "mixed_precision": self.mixed_precision}
 
 

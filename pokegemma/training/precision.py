@@ -16,7 +16,7 @@ LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 
 
 def is_forced_to_cpu() -> bool:
-    """Return whether the accelerate config says `use_cpu: true`."""
+    """Return whether the accelerate config contains `use_cpu: true`."""
     return parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
@@ -28,7 +28,7 @@ def choose_bf16(asked: bool | None, *, use_cpu: bool) -> bool:
 
     Args:
         asked: the value of `--bf16`; None without it.
-        use_cpu: whether `--use_cpu` or the accelerate config asks for a CPU.
+        use_cpu: whether `--use_cpu` or the accelerate config sets the CPU.
 
     Raises:
         PokegemmaError: Gemma 3 cannot be trained in the precision of the accelerate config.
@@ -60,7 +60,7 @@ def deepspeed_precision(config: dict[str, Any], *, asked: bool | None) -> Litera
         asked: the value of `--bf16`; None without it.
 
     Raises:
-        PokegemmaError: the file asks for another precision than `--bf16`, or for fp16.
+        PokegemmaError: the file sets another precision than `--bf16`, or fp16.
     """
     enabled = {name: bool(config.get(name, {}).get("enabled")) for name in ("fp16", "bf16")}
     if enabled["fp16"]:

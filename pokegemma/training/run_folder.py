@@ -33,9 +33,9 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def check_output(folder: Path, *, sources: Sequence[Path], overwrite: bool, resume: str | None) -> Path | None:
-    """Return the checkpoint to continue from, or None to begin; delete nothing.
+    """Return the checkpoint to continue from, or None to start. Nothing is deleted.
 
-    A run that was killed before its first checkpoint begins again when it is resumed.
+    A run that was killed before its first checkpoint starts again when it is resumed.
 
     Args:
         sources: the files and folders that training reads; `folder` must not contain any of them.
@@ -109,7 +109,7 @@ def clear_output(folder: Path) -> None:
 def clear_unfinished(folder: Path) -> None:
     """Delete half-written files of a killed process in `folder`: in the first process, while the others wait.
 
-    The trainer would count an incomplete checkpoint among those to keep, and delete a complete one in its place.
+    The trainer would keep an incomplete checkpoint, and delete a complete one instead.
     """
     state = PartialState()
     state.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""A PNG of random samples with their answers: what the model will be shown, for a person to look at."""
+"""A PNG of random samples with their answers, for a person to look at."""
 
 import random
 import textwrap
@@ -49,7 +49,7 @@ def _paste_pictures(sheet: Image.Image, corner: tuple[int, int], paths: list[Pat
             draw.rectangle((left, top, left + width - 1, top + height - 1), outline=_ERROR, width=3)
             draw.text((left + 10, top + 10), "cannot be read", fill=_ERROR, font=ImageFont.load_default(size=18))
             continue
-        picture.thumbnail((width, height))  # makes smaller only
+        picture.thumbnail((width, height))  # only makes smaller
         scale = min(width // picture.width, height // picture.height)
         if scale > 1:
             picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -37,7 +37,7 @@ def describe_record(record: dict[str, Any]) -> str | None:
 
 
 def refuse_foreign_dataset(path: Path) -> None:
-    """Refuse what is recognised as the dataset of another tool; anything else passes.
+    """Refuse a dataset that is recognised as that of another tool.
 
     Args:
         path: a folder or a file, as the user named it, or a dataset's id on the Hub.

@@ -12,13 +12,13 @@ from pokegemma.data.prompts import AnswerError, answer_button, build_context, bu
 from pokegemma.data.samples import Sample
 
 MAX_LEAK_SHARE = 0.01
-"""Coincidence: above this share of samples, target text in the prompt is a leak."""
+"""Above this share of samples, target text in the prompt is a leak and no coincidence."""
 
 RUN_WORDS = 5
 """So many words in a row shared by a reasoning and its prompt are no coincidence."""
 
 MIN_SPECIFIC_LETTERS = 8
-"""A reasoning of one word counts only if it is at least this long: "menu" is anywhere."""
+"""A reasoning of one word counts only if it has at least this many letters, since words such as "menu" are frequent."""
 
 WORD = re.compile(r"[^\W_]+")
 
@@ -58,7 +58,7 @@ def _prompt_problem(sample: Sample, goal: str | None) -> str | None:
 def check_prompts(splits: Iterable[Split]) -> Check:
     """Fail if more than `MAX_LEAK_SHARE` of the prompts are not what `prompts` builds of goal and earlier buttons.
 
-    An exact check, so that a leak in every tenth prompt or in other words than the answer's is found, too.
+    The check is exact. So it also finds a leak in every tenth prompt, or one in other words than the answer's.
     """
     details, num_samples = [], 0
     for split in splits:

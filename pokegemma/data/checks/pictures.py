@@ -43,7 +43,7 @@ Progress = Callable[[Iterable, int], Iterable]
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What is kept of a decoded picture: a hash of its pixels, its size, whether it has one colour; or the problem."""
+    """The facts about a picture: a hash of its pixels, its size, whether it has one colour; or its problem."""
 
     digest: bytes = b""
     size_px: tuple[int, int] = (0, 0)
@@ -66,7 +66,7 @@ def inspect_picture(path: str, folder: str) -> PictureFacts:
     try:
         if not Path(path).is_file():
             return PictureFacts(problem="not found (paths are relative to the JSONL file)")
-    except OSError as error:  # a name that no file can have
+    except OSError as error:  # a name that is not possible for a file
         return PictureFacts(problem=error.strerror)
     resolved, root = os.path.realpath(path), os.path.realpath(folder)
     if os.path.commonpath([resolved, root]) != root:
@@ -134,7 +134,7 @@ def scan_pictures(splits: Iterable[Split], *, num_workers: int, progress: Progre
 
 
 def check_pictures(splits: Iterable[Split], scan: PictureScan) -> Check:
-    """Fail if a picture is missing, damaged or no screen, or if samples show nothing but one colour.
+    """Fail if a picture is missing, damaged or not a screen, or if all pictures of a sample have one colour only.
 
     The original trained on black pictures. Games do fade to black, so single frames of one colour are a warning
     up to `MAX_ONE_COLOUR_SHARE` of the pictures; a sample with no other frame is a failure.
@@ -232,7 +232,7 @@ def _windows(split: Split, scan: PictureScan) -> Iterator[tuple[str, bytes]]:
 
 
 def check_windows(train: Split, held_out: Split, scan: PictureScan) -> Check:
-    """Compare windows by what their pixels are; fail if more than `MAX_SHARED_WINDOW_SHARE` of eval is in train."""
+    """Compare windows by their pixels; fail if more than `MAX_SHARED_WINDOW_SHARE` of eval is in train."""
     seen = {window for _, window in _windows(train, scan)}
     windows = list(_windows(held_out, scan))
     if not windows or not seen:

@@ -1,4 +1,4 @@
-"""Captures that stood still: one picture over many turns, whatever was pressed."""
+"""Stretches of a session that show one picture over many turns, although several buttons were pressed."""
 
 import itertools
 from collections.abc import Hashable, Iterable, Sequence

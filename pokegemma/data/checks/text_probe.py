@@ -27,7 +27,7 @@ _SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class _Probed:
-    """What the probe and the baselines need of a sample."""
+    """The parts of a sample that the probe and the baselines use."""
 
     session: str
     prompt: str
@@ -60,7 +60,7 @@ def _naive_bayes(texts: Sequence[str], buttons: np.ndarray, folds: list[tuple[np
     predicted = np.full(len(texts), "", dtype=object)
     for train, test in folds:
         known = np.flatnonzero(np.asarray(counts[train].sum(axis=0)).ravel())
-        if not len(known):  # no word to learn from: scikit-learn raises, a classifier falls back on the majority
+        if not len(known):  # no word to learn from: scikit-learn raises here, so the majority is predicted
             predicted[test] = Counter(buttons[train]).most_common(1)[0][0]
             continue
         classifier = MultinomialNB(alpha=_SMOOTHING).fit(counts[train][:, known], buttons[train])
@@ -114,11 +114,11 @@ def advantage_p_value(better: np.ndarray, worse: np.ndarray) -> float:
 
 
 def check_text_probe(train: Split, held_out: Split, *, seed: int = 0) -> Check:
-    """Fail if naive Bayes on the prompt's text, which sees no picture, beats what a player may know.
+    """Fail if naive Bayes on the prompt's text, predicts buttons better than goal and earlier buttons do.
 
     The probe (words and pairs of words, as counts) is trained on train and tested on eval. Eval alone is often too
-    small to tell 57 % from 45 %, so train is predicted as well, in five folds of whole sessions, and the verdict is
-    about all of these predictions.
+    small to distinguish 57 % from 45 %, so train is predicted as well, in five folds of whole sessions, and the result
+    is about all of these predictions.
 
     A prompt may contain the goal and the earlier buttons. These alone may predict a lot (`select` follows `start`), so
     the dataset fails if the probe is better than the same probe on a prompt rewritten from these alone, by an exact

@@ -1,4 +1,4 @@
-"""The pictures that recorded turns name by a path, which was often one of another machine."""
+"""Find the pictures of recorded turns by their recorded paths, which are often paths of another machine."""
 
 import collections
 import functools
@@ -16,21 +16,21 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 class NamedPictures:
-    """Find what `screenshot_path` names, in a session's folder or elsewhere below `data_dir`.
+    """Find the file of a `screenshot_path`, in a session's folder or elsewhere below `data_dir`.
 
-    The folder is listed once, when the first path needs it, and without the folders of sessions: their pictures are
-    their own.
+    `data_dir` is listed once, when the first path needs it. Folders of sessions are left out, since their pictures
+    belong to these sessions.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = Path(data_dir)
 
     def find(self, raw_turns: Sequence[Any], folder: Path, *, wanted: Sequence[bool]) -> list[Path | None]:
-        """Return the file that each turn's `screenshot_path` names, None where it is not certain.
+        """Return the file of each turn's `screenshot_path`, None where it is not certain.
 
-        It is looked up, by its name, in sshots/ and in the session's folder; then as it is, if that is inside
-        `data_dir`; then below the session's folder and below `data_dir`: the file whose path ends as the recorded one
-        does, the longer the better, if there is only one. What two turns name is the picture of neither.
+        The name is searched in sshots/ and in the session's folder. Then the path itself is tried, if it is inside
+        `data_dir`. Then the session's folder and `data_dir` are searched for the one file whose path has the longest
+        end in common with the recorded path. A file that two turns name belongs to neither.
 
         Args:
             folder: of the session.
@@ -63,7 +63,7 @@ class NamedPictures:
                 return inside if inside.is_file() else None
         except (OSError, ValueError):  # too long a file name, a NUL byte, a lone surrogate
             return None
-        if own is None or len(parts) == 1:  # v1's own "screenshot_3.png" was never written: another would be found
+        if own is None or len(parts) == 1:  # v1 never wrote its "screenshot_3.png": a file of this name is another
             return None
         return _longest_match(own(), parts) or _longest_match(self._shared, parts)
 
@@ -88,7 +88,7 @@ def _list_pictures(root: Path, *, others: Path | None) -> dict[str, list[Path]]:
 
 
 def _walk(root: Path, others: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    for name, folders, files in os.walk(root):  # what cannot be read is left out
+    for name, folders, files in os.walk(root):  # folders that cannot be read are left out
         folder = Path(name)
         if SESSION_FILE in files and folder != others:
             folders.clear()

@@ -11,7 +11,7 @@ class Numbering:
     """`steps[i]` is the step number of turn i's screenshot, None without one; `rule` is how it was found.
 
     rule: "turn" (step number = turn number), "ordinal" (step k is the k-th turn whose screen was captured),
-    "ambiguous" (both are equally likely; only where they agree has a turn a step) or "none" (no step files).
+    "ambiguous" (both are equally likely; turns for which they differ have no step) or "none" (no step files).
     """
 
     steps: tuple[int | None, ...]
@@ -23,15 +23,15 @@ def number_steps(
 ) -> Numbering:
     """Match step_%04d files to turns.
 
-    v1's vision module numbered its screenshots itself. `turn` also advances while the game is paused, and a turn whose
-    capture failed is logged without a screenshot: after either, step numbers fall behind turn numbers. A crash
-    between capture and log leaves one step more than turns. Each candidate is charged for what it leaves unexplained
-    (a turn without its file, a file without its turn; half for one last file, the crash). The cheapest is taken.
+    v1's vision module had its own count of screenshots. `turn` also advances while the game is paused, and a turn whose
+    capture failed is logged without a screenshot. After either, step numbers are lower than turn numbers. After a crash
+    between capture and log there is one step more than turns. Each candidate gets penalties: for a turn without its
+    file, for a file without its turn, and half of that for one last file (the crash). The lowest sum is taken.
 
     Args:
         turn_numbers: of all logged turns in order; None where the number is unusable.
         captured: whether the screen was captured; None where it is unknown (no visual analysis, and an error).
-        step_numbers: of the files there are.
+        step_numbers: of the existing files.
     """
     if not step_numbers:
         return Numbering((None,) * len(turn_numbers), "none")

@@ -1,4 +1,4 @@
-"""Recorded Eevee v1 sessions, in every shape that they have on disk."""
+"""Read recorded Eevee v1 sessions, in all layouts of their files."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ class Turn:
     """One logged turn.
 
     `number` is the turn as logged, None where that is unusable. `decision.status` is whether it can be a sample.
-    `frames` are pictures of what the player saw when deciding, the best first: base64 text of the raw frame, or a file.
+    `frames` are pictures of the screen before the decision, the best first: base64 text of the raw frame, or a file.
     """
 
     number: int | None
@@ -58,8 +58,8 @@ class Session:
 def find_sessions(data_dir: Path) -> list[Path]:
     """Return the session folders at and below `data_dir` at any depth, the least deep first, then by name.
 
-    A folder called session_* with no session in it counts even without its session_data.json, so that it can be
-    reported; not so a dataset's own folders. Symbolic links are followed, a folder is looked into once.
+    A folder called session_* without session_data.json and without a session below it is returned, too, so that it can
+    be reported, except in a converted dataset. Symbolic links are followed, and each folder is read once.
 
     Raises:
         PokegemmaError: there is no such folder, or no session in it, or it cannot be read.
@@ -98,7 +98,7 @@ def _find_sessions(data_dir: Path) -> set[Path]:
             sessions.add(folder)
         elif named and not is_dataset:
             without_file.append(folder)
-        # A fixed order: which of two links to one folder is looked into never changes.
+        # Sorted, so that it is always the same one of two links to a folder that is read.
         for child in sorted((folder / entry.name for entry in entries if _is_folder(entry)), reverse=True):
             real = child.resolve()
             is_circle = real in seen and folder.resolve().is_relative_to(real)
@@ -120,11 +120,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def read_session(folder: Path, *, pictures: NamedPictures | None = None) -> Session:
-    """Read a session folder; every logged turn comes back, with exactly one status.
+    """Read a session folder. Every logged turn is returned, with exactly one status.
 
     Args:
         folder: with session_data.json and the screenshots.
-        pictures: finds what a `screenshot_path` names (default: in `folder` only).
+        pictures: finds the file of a `screenshot_path` (default: in `folder` only).
 
     Raises:
         SessionError: session_data.json is missing, cut off, or not a session.
@@ -200,7 +200,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _read_numbers(raw_turns: list[Any]) -> list[int | None]:
-    """Return each turn's number; None for what is no object, no whole number, or a number that was there before."""
+    """Return each turn's number; None if it is missing, not a whole number, or the number of an earlier turn."""
     numbers: list[int | None] = []
     seen: set[int] = set()
     for raw in raw_turns:

@@ -133,8 +133,8 @@ def _without_peft(name: str) -> str:
 
 
 def trained_in_full(name: str, config: LoraConfig) -> str | None:
-    """Return the module of `modules_to_save` that a module or weight is part of, all by plain names."""
-    ends = tuple(plain_name(module) for module in config.modules_to_save or ())  # PEFT compares the ends, too
+    """Return the module of `modules_to_save` that contains a module or weight; all names are plain ones."""
+    ends = tuple(plain_name(module) for module in config.modules_to_save or ())  # PEFT also compares the ends
     parts = name.split(".")
     modules = (".".join(parts[: count + 1]) for count in range(len(parts)))
     return next((module for module in modules if ends and module.endswith(ends)), None)

@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A tokenized conversation: `labelled` says which of `ids` are answers to learn.
+    """A tokenized conversation: `labelled` marks those of `ids` that are answers to learn.
 
     `answer_starts`: where answers begin, also those in the context of a trajectory, which are not learned.
     """
@@ -73,7 +73,7 @@ class Gemma3Collator:
     - `image_index` (pictures in the text) int64: which of these each is;
     - `labels` (rows, length) int64: the answers, each with its end of turn (`<end_of_turn>` and the newline that the
       template writes after it), -100 elsewhere;
-    - where a row holds several samples or a trajectory, `branches` and `position_ids` (rows, length) int64: see
+    - where a row contains several samples or a trajectory, `branches` and `position_ids` (rows, length) int64: see
       `attention_masks`.
 
     With one sample a row, and `expand_pictures`, equal to TRL's DataCollatorForVisionLanguageModeling on a
@@ -81,8 +81,8 @@ class Gemma3Collator:
 
     Attributes:
         dataset_folder: what the samples' paths are relative to.
-        samples_per_row: how many samples share a row, and what their conversations begin with.
-        features: where the pictures' soft tokens are; None: pictures are decoded.
+        samples_per_row: how many samples share a row and the beginning of their conversations.
+        features: the cache of the pictures' soft tokens; None: pictures are decoded.
     """
 
     processor: Gemma3Processor
@@ -129,7 +129,7 @@ class Gemma3Collator:
         """Return the tokens of a conversation.
 
         Raises:
-            PokegemmaError: its text holds control symbols, or the chat template is not one of Gemma 3's.
+            PokegemmaError: its text contains control symbols, or the chat template is not one of Gemma 3's.
         """
         tokenizer, processor = self.processor.tokenizer, self.processor
         num_images = len(self.picture_paths(example))
@@ -150,7 +150,7 @@ class Gemma3Collator:
         if num_soft != num_images * processor.image_seq_length:
             raise PokegemmaError(
                 f"{example.id}: {num_soft} image tokens for {num_images} pictures of {processor.image_seq_length}; "
-                "its text holds one of the model's control symbols"
+                "its text contains one of the model's control symbols"
             )
         return TokenRow(ids, labelled, starts)
 

@@ -1,4 +1,4 @@
-"""Pictures to what SigLIP takes."""
+"""Resize and normalise pictures for SigLIP."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Shared memory (/dev/shm), in which the workers of a DataLoader hand over their batches.
+"""Shared memory (/dev/shm), through which the workers of a DataLoader pass their batches.
 
-Docker's default is 64 MiB. Where it is full, torch's queue drops the batch in a thread of the worker, and training
-waits for that batch for ever: https://github.com/pytorch/pytorch/issues/5040.
+Docker's default is 64 MiB. If it is full, torch's queue drops the batch in a thread of the worker, and training
+waits for that batch forever: https://github.com/pytorch/pytorch/issues/5040.
 """
 
 import math
@@ -25,11 +25,11 @@ _MIB = 2**20
 
 
 class SharedMemoryError(PokegemmaError):
-    """Shared memory has too little room for what the workers of a DataLoader hand over."""
+    """Shared memory has too little space for the batches of a DataLoader's workers."""
 
 
 def free_bytes() -> int | None:
-    """Return what is free in /dev/shm; None where torch does not use it, or it has no limit."""
+    """Return how many bytes are free in /dev/shm; None where torch does not use it, or it has no limit."""
     if not sys.platform.startswith("linux") or not FOLDER.is_dir():
         return None
     state = os.statvfs(FOLDER)
@@ -45,10 +45,10 @@ def advise(needed: int, *, flag: str = "--dataloader_num_workers") -> str:
 
 
 def check_free(needed: int, *, flag: str = "--dataloader_num_workers") -> None:
-    """Refuse to start workers whose batches /dev/shm has no room for.
+    """Refuse to start workers whose batches do not fit into /dev/shm.
 
     Raises:
-        SharedMemoryError: it has not; the message names what is needed, what is free, and `flag`.
+        SharedMemoryError: they do not fit; the message contains the needed and the free size, and `flag`.
     """
     free = free_bytes()
     if free is not None and needed > free:

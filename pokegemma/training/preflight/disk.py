@@ -1,4 +1,4 @@
-"""How much disk a training run takes, and whether its folders have room for it."""
+"""How much disk space a training run needs, and whether its folders have it."""
 
 import contextlib
 import shutil
@@ -20,14 +20,14 @@ from pokegemma.training.preflight.planned_run import PlannedRun
 
 
 def run_bytes(size: ModelSize, *, finetuning: str, lora_r: int, bytes_per_weight: int) -> int:
-    """Return the disk that a run takes: two checkpoints and the result, then the merged model in bfloat16."""
+    """Return the disk space that a run needs: for two checkpoints and the result, then the merged model in bfloat16."""
     trained = trained_bytes(size, finetuning=finetuning, lora_r=lora_r, bytes_per_weight=bytes_per_weight)
     whole = size.num_weights * bytes_per_weight if finetuning == "full" else 0
     return 3 * (trained + whole) + size.num_weights * 2
 
 
 def step_bytes(size: ModelSize, *, finetuning: str, lora_r: int, bytes_per_weight: int) -> int:
-    """Return the disk that the one real step takes: an adapter in float32, or the whole model."""
+    """Return the disk space that the one real step needs: for an adapter in float32, or the whole model."""
     return size.num_weights * bytes_per_weight if finetuning == "full" else size.num_lora_weights(lora_r) * 4
 
 
@@ -68,7 +68,7 @@ def _num_pictures(run: PlannedRun, collators: Mapping[str, Collator]) -> int:
 def check_disk(needs: Mapping[Path, int | None]) -> Check:
     """Fail if a folder is not writable, or if its disk has less space than the folders on it need.
 
-    A folder that does not exist yet is on the disk of its nearest parent that does.
+    A folder that does not exist yet is on the disk of its nearest existing parent.
 
     Args:
         needs: bytes for each folder; None where they are not known.
@@ -76,7 +76,7 @@ def check_disk(needs: Mapping[Path, int | None]) -> Check:
     disks: dict[int, list[tuple[Path, int | None]]] = {}
     for folder, needed in needs.items():
         place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        try:  # permissions are not enough to know: root has them all, but cannot write to /proc or a read-only disk
+        try:  # permissions do not show it: root has them all, but cannot write to /proc or a read-only disk
             with tempfile.TemporaryDirectory(prefix=".pokegemma_", dir=place):
                 pass
         except OSError as error:

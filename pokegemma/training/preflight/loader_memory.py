@@ -64,10 +64,10 @@ class RowSize:
 def measure_rows(
     collator: Collator, examples: Iterable[Example], *, picture_bytes: int | None = None
 ) -> RowSize | None:
-    """Return what the collator makes of the row with the most pictures, and of those the most text; None for no rows.
+    """Return the size of the row with the most pictures (and the most text of those) as a batch; None for no rows.
 
     Args:
-        picture_bytes: of its features, where they will take the place of pixels.
+        picture_bytes: of a picture's features, if they replace its pixels.
 
     Raises:
         PokegemmaError: a picture of that row cannot be read.
@@ -91,9 +91,9 @@ def measure_rows(
 def needed_bytes(loading: Loading, train: RowSize | None, held_out: RowSize | None) -> int:
     """Return the shared memory that training needs at most, with the evaluation within it.
 
-    Each worker has `prefetch_factor` batches ready, and a fast one makes another before training lets go of its last.
+    Each worker has `prefetch_factor` batches ready, and a fast one makes another before training releases its last one.
     On a CPU, training keeps the batches of an optimizer step until it has those of the next one, and a loader is one
-    batch ahead; a GPU keeps copies. During an evaluation the training loader stays as it is.
+    batch ahead; a GPU has copies. During an evaluation the batches of the training loader stay in memory.
     """
     if not loading.num_workers or train is None:
         return 0
@@ -128,14 +128,14 @@ def check_workers(
     *,
     picture_bytes: int | None,
 ) -> None:
-    """Refuse to train with more data loader workers than shared memory has room for.
+    """Refuse to train with more data loader workers than shared memory has space for.
 
     Args:
         held_out: None where training does not evaluate.
         picture_bytes: of a picture's features, where they take the place of pixels.
 
     Raises:
-        SharedMemoryError: it has too little room.
+        SharedMemoryError: it has too little space.
     """
     if training.dataloader_num_workers:
         sizes = [rows and measure_rows(collator, rows, picture_bytes=picture_bytes) for rows in (train, held_out)]
@@ -145,7 +145,7 @@ def check_workers(
 def check_shared_memory(
     run: PlannedRun, hardware: Hardware, collators: Mapping[str, Collator], *, picture_bytes: int | None
 ) -> Check:
-    """Fail if /dev/shm has no room for the batches of training's data loader workers.
+    """Fail if /dev/shm has too little space for the batches of training's data loader workers.
 
     Args:
         collators: by the name of the split.

@@ -1,4 +1,4 @@
-"""What this machine has installed to train with, and what hardware."""
+"""Checks of the installed packages and of the hardware."""
 
 from importlib import metadata
 

@@ -157,7 +157,7 @@ def _largest_difference(saved: Path, options: RunOptions, sample: Sample, datase
 
 
 def check_step(train_command: Sequence[str], train: Split, options: RunOptions) -> Check:
-    """Load, train one step on the longest samples, save, reload: fail if any of it does, or nothing was learned.
+    """Load, train one step on the longest samples, save and reload; fail if one of these fails or changes nothing.
 
     Args:
         train_command: starts scripts/sft_pokemon_gemma3.py; `--config FILE` is added.

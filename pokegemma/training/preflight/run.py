@@ -33,7 +33,7 @@ from pokegemma.training.preflight.token_lengths import check_token_lengths
 
 
 def run_checks(run: PlannedRun) -> Iterator[Check]:
-    """Yield the results one by one, as they come."""
+    """Yield the result of each check as soon as it is known."""
     hardware = detect_hardware()
     yield check_environment()
     yield check_hardware(hardware)
@@ -44,7 +44,7 @@ def run_checks(run: PlannedRun) -> Iterator[Check]:
     if usable:
         try:
             yield from _check_model(run, hardware)
-        except PokegemmaError as error:  # such as a Hub that could be reached a moment ago
+        except PokegemmaError as error:  # such as the Hub, after it was reachable for the check of access
             yield Check("model", "FAIL", str(error))
             usable = False
     else:

@@ -1,4 +1,4 @@
-"""How many tokens the rows of training have, against the most that training takes."""
+"""Lengths of the rows of training in tokens, compared with the largest length that can be trained."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -100,7 +100,7 @@ def check_token_lengths(
 
 
 def _token_counter(collator: Collator) -> Callable[[str], int]:
-    """Return a function that counts the tokens of a text; it remembers texts, since contexts repeat."""
+    """Return a function that counts the tokens of a text. It caches results, since contexts repeat."""
     tokenizer = collator.processor.tokenizer
 
     @functools.lru_cache(maxsize=10_000)
