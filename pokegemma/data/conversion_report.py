@@ -70,7 +70,7 @@ def build_report(
 
 
 def list_problems(outcomes: Sequence[SessionResult | SessionError], data_dir: Path) -> list[str]:
-    """Return a line for each problem of a session; log the first ones, and how many more the report names."""
+    """Return a line for each problem of a session; log the first ones, and the number of the others."""
     results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
     problems = [str(outcome) for outcome in outcomes if isinstance(outcome, SessionError)]
     problems += [problem for result in results for problem in result.problems]

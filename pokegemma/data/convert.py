@@ -28,8 +28,8 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 class WindowOptions:
     """Which frames a sample shows: up to `num_frames`, the last of them the target turn's.
 
-    Fewer than `min_frames` are filled up by repeating the first. More than `max_gap_s` seconds between two
-    frames that would be shown one after the other start a new window.
+    If there are fewer than `min_frames`, the first is repeated. A new window starts after a pause of more than
+    `max_gap_s` seconds between two frames.
     """
 
     num_frames: int = 4
@@ -40,7 +40,7 @@ class WindowOptions:
 
 @dataclass
 class SessionResult:
-    """The result of one session: every turn is counted once, as a sample or under its reason.
+    """The result of one session. Every turn is counted once, as a sample or under its reason.
 
     `pictures` are the turns' frames, None where there is none. `missing_picture` is the name of the picture that the
     first decision without one should have. `outside_pictures` are those that are not in the session's folder.
@@ -106,7 +106,7 @@ class SessionConverter:
         self.decisions: list[tuple[int, FrameHash, str]] = []
 
     def convert(self) -> Iterator[Sample]:
-        """Yield the session's samples in turn order, each with its pictures already written; then `result` is whole."""
+        """Yield the session's samples in turn order, each after its pictures are written; then `result` is complete."""
         for turn in self.session.turns:
             shown = self._show(turn)
             self.result.pictures.append(shown)

@@ -10,7 +10,7 @@ from pokegemma.data.prompts import BUTTONS
 
 DECISION = "decision"
 REASONS = (
-    "malformed_turn",  # not an object, no usable or a repeated turn number, an analysis that is no text and no object
+    "malformed_turn",  # not an object, an unusable or repeated turn number, an analysis that is not a text or object
     "failed_answer",  # the request to the model failed: "API Error:", "Exception:", "No game data"
     "pathfinding",  # v1 walked up to 20 unrecorded steps
     "parse_failed",  # no JSON in the answer; v1 pressed its fallback "b"

@@ -32,7 +32,7 @@ texts: "gqgqgq" has one token for each letter.
 """
 
 MAX_PROMPT_TOKENS = 310
-"""Context and question together have at most so many tokens of Gemma's tokenizer, whatever the goal.
+"""Largest number of tokens of context and question together with Gemma's tokenizer, for any goal.
 
 The rules have 80, the line of the goal at most 206 (its bytes), the question at most 24. In English a goal of 200 bytes
 has about 50.

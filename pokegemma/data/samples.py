@@ -165,7 +165,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
     """Yield the samples of a JSONL file in order.
 
     Raises:
-        PokegemmaError: after the last line, naming the lines that are not samples; or there is no line at all.
+        PokegemmaError: lines are not samples (raised after the last line), or the file is empty.
     """
     path, bad, num_bad, num_lines = Path(path), [], 0, 0
     for number, sample, problems in scan_samples(path):

@@ -84,7 +84,8 @@ def read_evaluation_set(held_out: Path, view: View, *, max_samples: int | None) 
         return EvaluationSet(samples, [], len(available))
     trajectories = list(cut_trajectories(available, max_decisions=view.max_decisions, overlap=view.overlap_decisions))
     trajectories = evenly_spread(trajectories, math.ceil(len(samples) / len(available) * len(trajectories)))
-    return EvaluationSet([sample for each in trajectories for sample in each.counted], trajectories, len(available))
+    counted = [sample for trajectory in trajectories for sample in trajectory.counted]
+    return EvaluationSet(counted, trajectories, len(available))
 
 
 def predict_all(predictor: Predictor, evaluated: EvaluationSet, *, batch_size: int, generate: bool) -> Predictions:

@@ -13,7 +13,7 @@ from pokegemma.provenance import read_run_record
 
 @dataclass(frozen=True)
 class View:
-    """A layout, and the length and overlap of trajectories, see `cut_trajectories`."""
+    """A layout, and the length and overlap of trajectories; see `cut_trajectories`."""
 
     layout: Layout
     max_decisions: int
@@ -44,4 +44,5 @@ def resolve_view(
 
 def _training_options(model: Path) -> Mapping[str, Any]:
     record = read_run_record(model) or {}
-    return (record.get("training") or record).get("options", {})  # a merged model's record holds its adapter's
+    record = record.get("training") or record  # run.json of a merged model contains that of its adapter
+    return record.get("options", {})

@@ -1,4 +1,4 @@
-"""Attention over long rows of Gemma 3 in blocks of queries, each with the keys that it can see at all.
+"""Attention over long rows of Gemma 3 in blocks of queries, each with only the keys that it can see.
 
 A trajectory has thousands of tokens, of which five layers of six see 1,024, and samples that share a row do not see
 each other. With one dense mask, most of what is computed would be hidden again, and the mask would take the square of

@@ -1,4 +1,4 @@
-"""loss_curve.png: the curves of loss and button accuracy, drawn anew after each evaluation."""
+"""loss_curve.png: the curves of loss and button accuracy, drawn again after each evaluation."""
 
 from pathlib import Path
 from typing import Any

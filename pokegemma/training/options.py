@@ -83,8 +83,8 @@ class DataOptions:
     overlap_decisions: int = field(
         default=DEFAULT_OVERLAP,
         metadata={
-            "help": "With --layout trajectory: where a session is cut, the rest begins with so many decisions of the "
-            "part before, which are not counted again."
+            "help": "With --layout trajectory: number of decisions that are repeated where a session is cut. They "
+            "are not counted again."
         },
     )
     samples_per_row: int = field(
@@ -97,8 +97,8 @@ class DataOptions:
     vision_features: str | None = field(
         default=None,
         metadata={
-            "help": "Folder to keep the vision tower's output for each frame in: computed once, then no picture "
-            "is decoded and no tower is run. Not with --train_vision_tower or --train_projector."
+            "help": "Folder for the vision tower's output for each frame: computed once, then no picture is "
+            "decoded and no tower is run. Not with --train_vision_tower or --train_projector."
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir first."})

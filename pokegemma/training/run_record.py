@@ -29,7 +29,7 @@ _FIXED_TRAJECTORY_OPTIONS = ("max_decisions", "overlap_decisions")
 
 @dataclass
 class RunRecord:
-    """run.json in the output folder, written anew as the run goes on.
+    """run.json in the output folder, written again when the status of the run changes.
 
     Attributes:
         options: as they were resolved before training.

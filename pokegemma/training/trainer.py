@@ -181,7 +181,7 @@ class PokemonTrainer(SFTTrainer):
 
 
 class EvaluateAtEnd(TrainerCallback):
-    """Also evaluate after the last step, so that a run shorter than `--eval_steps` is evaluated at all."""
+    """Also evaluate after the last step, since a run shorter than `--eval_steps` would have no evaluation."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:

@@ -12,10 +12,10 @@ from pokegemma.data.prompts import AnswerError, answer_button, build_context, bu
 from pokegemma.data.samples import Sample
 
 MAX_LEAK_SHARE = 0.01
-"""Above this share of samples, target text in the prompt is a leak and no coincidence."""
+"""Above this share of samples, target text in the prompt is a leak and not a coincidence."""
 
 RUN_WORDS = 5
-"""So many words in a row shared by a reasoning and its prompt are no coincidence."""
+"""If a reasoning and its prompt share this many words in a row, it is not a coincidence."""
 
 MIN_SPECIFIC_LETTERS = 8
 """A reasoning of one word counts only if it has at least this many letters, since words such as "menu" are frequent."""
@@ -36,7 +36,7 @@ def allowed_prompt(sample: Sample, goal: str | None) -> str:
 def with_goals(samples: Iterable[tuple[str, Sample]]) -> Iterator[tuple[str, Sample, str | None]]:
     """Yield (where, sample, goal): what its session's first sample gives as the goal.
 
-    A session has one goal; a text that changes from turn to turn is not one, whatever it is called.
+    A session has one goal. So a text that changes from turn to turn is not a goal, even if its key is "goal".
     """
     goals: dict[str, str | None] = {}
     for where, sample in samples:

@@ -12,10 +12,10 @@ MIN_STRETCH_TURNS, MIN_STRETCH_BUTTONS = 16, 3
 """A player may be stuck: 8 turns with 4 buttons on one picture are the most in the 33 real sessions."""
 
 MIN_SESSION_TURNS, MIN_SESSION_BUTTONS = 6, 2
-"""Enough where a session has no second picture at all."""
+"""The same for sessions that have one picture only."""
 
 MAX_STILL_SHARE = 0.05
-"""A game may hang for a while; where more decisions than this show a still picture, the recording is broken."""
+"""A game may hang for a while; if more decisions than this show a still picture, the recording is broken."""
 
 
 @dataclass(frozen=True)

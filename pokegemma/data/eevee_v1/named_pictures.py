@@ -88,13 +88,13 @@ def _list_pictures(root: Path, *, others: Path | None) -> dict[str, list[Path]]:
 
 
 def _walk(root: Path, others: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    for name, folders, files in os.walk(root):  # folders that cannot be read are left out
-        folder = Path(name)
+    for path, folders, files in os.walk(root):  # folders that cannot be read are left out
+        folder = Path(path)
         if SESSION_FILE in files and folder != others:
             folders.clear()
             continue
         generated = ("frames", "grid_images") if CONVERSION_REPORT in files else ()
-        folders[:] = sorted(one for one in folders if one not in generated and not is_unfinished(one))
+        folders[:] = sorted(name for name in folders if name not in generated and not is_unfinished(name))
         yield folder, files
 
 

@@ -1,4 +1,4 @@
-"""Read a LoRA adapter from its folder: whole, finite, by plain names."""
+"""Read a LoRA adapter from its folder, and check that it is complete and finite."""
 
 import json
 import math

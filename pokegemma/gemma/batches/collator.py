@@ -162,7 +162,7 @@ class Gemma3Collator:
         mark = processor.full_image_sequence.replace(image_token * num_soft, image_token)
         texts = [piece.replace(processor.boi_token, mark) for piece in pieces]
         rows = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template has written the BOS
-        return [[token for one in row for token in ([soft] * num_soft if one == soft else [one])] for row in rows]
+        return [[copy for token in row for copy in [token] * (num_soft if token == soft else 1)] for row in rows]
 
     def _pieces(self, example: Example) -> Iterator[str]:
         """Yield the chat template's text in pieces: what comes before an answer, the answer, what comes before ..."""

@@ -24,7 +24,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
 
 FRAMES_PER_CHUNK = 128
-"""The unit of work of a worker; a killed run loses one of them at most."""
+"""The unit of work of a process. A run that is killed loses one chunk of each process at most."""
 
 _KEY_FILE, _CHUNKS, _TENSOR = "key.json", "chunks", "features"
 _NUM_HASHING_THREADS = 8

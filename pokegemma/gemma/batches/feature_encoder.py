@@ -180,7 +180,7 @@ def prepare_cache(
     cache = open_cache(folder, feature_key(model, processor))
     chunks = _find_work(cache, paths, progress=state.is_main_process)
     state.wait_for_everyone()  # every process must have the same list of chunks before one of them writes a chunk
-    mine = chunks[state.process_index :: state.num_processes]
+    own_chunks = chunks[state.process_index :: state.num_processes]
     encoder = Encoder(cache, model, processor, batch_size, num_workers)
     if chunks:
         encoder.check_shared_memory(flag="--dataloader_num_workers")
@@ -188,7 +188,7 @@ def prepare_cache(
     for part in parts:
         part.to(device)
     with gathered(weight for _, weight in vision_parameters(model)):
-        for chunk in tqdm(mine, desc="encode frames", unit="chunk", disable=not mine):
+        for chunk in tqdm(own_chunks, desc="encode frames", unit="chunk", disable=not own_chunks):
             encoder.fill(chunk)
     for part in parts:
         part.to(before)

@@ -81,7 +81,7 @@ def write_gemma3n_processor(
 def make_tiny_gemma3n(
     folder: Path, *, seed: int = 0, image_size_px: int = 256, num_image_tokens: int = 256, sliding_window: int = 512
 ) -> None:
-    """Write a tiny random Gemma 3n (about 8 million weights, most of them where the tower's 2048 channels come from).
+    """Write a tiny random Gemma 3n of about 8 million weights, most of which make the tower's 2048 channels.
 
     It has the published MobileNet V5 with a sixteenth of its channels, per-layer embeddings, AltUp, LAuReL, sparse
     activations, layers that share keys and values, and an audio tower.

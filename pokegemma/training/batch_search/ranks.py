@@ -66,10 +66,10 @@ def in_lockstep(run_trial: RunTrial, ranks: Ranks) -> RunTrial:
 
     def run(batch_size: int, gradient_checkpointing: bool) -> Trial:
         try:
-            mine: Trial | PokegemmaError = run_trial(batch_size, gradient_checkpointing)
+            result: Trial | PokegemmaError = run_trial(batch_size, gradient_checkpointing)
         except PokegemmaError as error:  # the other processes must get it, or they would wait forever
-            mine = error
-        trials = ranks.gather(mine)
+            result = error
+        trials = ranks.gather(result)
         errors = [trial for trial in trials if isinstance(trial, PokegemmaError)]
         if errors:
             raise errors[0]

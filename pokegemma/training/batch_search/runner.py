@@ -60,9 +60,9 @@ def resident_bytes(process: psutil.Process) -> int:
 
 def _kill_with_children(process: psutil.Process) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        for each in (*process.children(recursive=True), process):
+        for member in (*process.children(recursive=True), process):
             with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+                member.kill()
 
 
 def run_watched(command: Sequence[str], *, log: Path, limit_bytes: int | None) -> Ended:

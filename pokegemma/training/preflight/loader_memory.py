@@ -75,7 +75,7 @@ def measure_rows(
     largest, largest_key, num_rows = None, (-1, -1), 0
     for example in examples:
         samples = example.samples if isinstance(example, Trajectory) else (example,)
-        num_characters = sum(len(one.context) + len(one.question) + len(one.output) for one in samples)
+        num_characters = sum(len(sample.context + sample.question + sample.output) for sample in samples)
         key = (len(set(collator.picture_paths(example))), num_characters)
         if key > largest_key:
             largest, largest_key = example, key

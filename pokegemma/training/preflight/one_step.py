@@ -44,7 +44,7 @@ def longest_samples(split: Split, *, number: int = _STEP_SAMPLES) -> list[Sample
 def longest_trajectory(split: Split, *, max_decisions: int) -> list[Sample]:
     """Return the decisions of the stretch with the most text."""
     cut = cut_trajectories(split.samples(), max_decisions=max_decisions, overlap=0)
-    texts = (sum(len(one.question + one.output) for one in trajectory.samples) for trajectory in cut)
+    texts = (sum(len(sample.question + sample.output) for sample in trajectory.samples) for trajectory in cut)
     number, _ = max(enumerate(texts), key=lambda pair: pair[1], default=(0, 0))
     cut = cut_trajectories(split.samples(), max_decisions=max_decisions, overlap=0)
     return [sample for trajectory in islice(cut, number, number + 1) for sample in trajectory.samples]
@@ -115,7 +115,7 @@ def _train_one_step(command: Sequence[str], options: dict[str, Any], folder: Pat
         )
     except subprocess.TimeoutExpired as error:
         raise _StepFailedError(f"one step took longer than {_STEP_TIMEOUT_S} s") from error
-    log = tuple(done.stderr.splitlines()[-20:])  # splits at the carriage returns of progress bars, too
+    log = tuple(done.stderr.splitlines()[-20:])  # also splits at the carriage returns of progress bars
     if done.returncode:
         how = "was killed (out of memory?)" if done.returncode < 0 else f"exited with {done.returncode}"
         reasons = [line for line in log if line.startswith("error: ")] or [line for line in log if line.strip()]
