@@ -87,8 +87,8 @@ def check_requested_mode(training: TrainingArguments) -> None:
 def refuse_sharding(training: TrainingArguments) -> None:
     """Refuse a mode that shards weights, for weights of 4 bits.
 
-    FSDP2 removes their quant_state, and their layers return wrong values without an error:
-    https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1945.
+    Users of FSDP2 report wrong outputs of such layers, without an error:
+    https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1945. Nothing that shards them is tested here.
 
     Raises:
         PokegemmaError: FSDP, DeepSpeed or Megatron-LM was requested.
