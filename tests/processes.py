@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import logging
+import multiprocessing
 import os
 import random
 import shlex
@@ -14,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -126,3 +129,12 @@ def wait_until_ended(processes: Iterable[psutil.Process | int]) -> None:
     finally:
         for process in filter(is_running, processes):
             (psutil.Process(process) if isinstance(process, int) else process).kill()
+
+
+def run_in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function of a module returns in a new Python, or raise its error, as for a script of its own.
+
+    Ray needs it: under load, a process that had connected to it several times ended without a message (Ray 2.63).
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

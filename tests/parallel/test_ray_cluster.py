@@ -23,7 +23,7 @@ from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import failed_turn, raw_frame, turn_record, write_session
 from tests.data.test_convert import folder_hashes
 from tests.data.test_stopped_conversion import processes_in_group
-from tests.processes import WAIT_S, free_port, wait_until
+from tests.processes import WAIT_S, free_port, run_in_new_process, wait_until
 from tests.toy_work import count_calls, die, divide, fail_at_three, fail_to_start, note_ray_worker, use_state
 
 pytestmark = [
@@ -101,15 +101,21 @@ def assert_done_by_ray(workers, *, num_workers):
     assert len(set(actors.values())) == num_workers and "None" not in actors.values()
 
 
-def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_path, capfd, monkeypatch):
-    report = convert(sessions, tmp_path / "one", num_workers=1)
-    workers = tmp_path / "workers"
-    workers.mkdir()
+def convert_by_ray(sessions, output, workers):
+    """Convert on two Ray workers, each of which leaves a note; return the report."""
     note = lambda work, items, **options: map_items(  # noqa: E731
         functools.partial(note_ray_worker, work=work, folder=workers), items, **options
     )
-    monkeypatch.setattr(corpus, "map_items", note)
-    assert convert(sessions, tmp_path / "ray", num_workers=2, ray_address="local") == report
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "map_items", note)
+        return convert(sessions, output, num_workers=2, ray_address="local")
+
+
+def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_path, capfd):
+    report = convert(sessions, tmp_path / "one", num_workers=1)
+    workers = tmp_path / "workers"
+    workers.mkdir()
+    assert run_in_new_process(convert_by_ray, sessions, tmp_path / "ray", workers) == report
     assert_done_by_ray(workers, num_workers=2)
     assert report["sessions"]["unreadable"] == 2 and len(report["problems"]) > 2
     hashes = folder_hashes(tmp_path / "one")
@@ -118,7 +124,7 @@ def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_
     assert {path.name for path in (tmp_path / "ray").iterdir()} == set(OUTPUTS)
 
 
-def test_each_worker_makes_its_state_once_and_results_come_in_order(addresses, tmp_path):
+def check_each_worker_makes_its_state_once_and_results_come_in_order(addresses, tmp_path):
     items = [f"item {number}" for number in range(12)]
     (workers := tmp_path / "workers").mkdir()
     (begun := tmp_path / "begun").mkdir()
@@ -135,6 +141,10 @@ def test_each_worker_makes_its_state_once_and_results_come_in_order(addresses, t
     assert all(result[1] == result[3] for result in results)
 
 
+def test_each_worker_makes_its_state_once_and_results_come_in_order(addresses, tmp_path):
+    run_in_new_process(check_each_worker_makes_its_state_once_and_results_come_in_order, addresses, tmp_path)
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_processes_of_this_machine_make_their_state_once_too(num_workers, tmp_path):
     work = functools.partial(use_state, folder=tmp_path, num_workers=num_workers)
@@ -144,8 +154,7 @@ def test_processes_of_this_machine_make_their_state_once_too(num_workers, tmp_pa
     assert all(result[1] == result[3] for result in results)
 
 
-@pytest.mark.parametrize("where", ["here", "processes", "ray"])
-def test_an_error_of_a_worker_is_raised_as_it_was(where, addresses):
+def check_an_error_of_a_worker_is_raised_as_it_was(where, addresses):
     options = {"num_workers": 1 if where == "here" else 2, "ray_address": addresses[0] if where == "ray" else None}
     with pytest.raises(CheckFailedError, match=r"^item 3: broken$"):
         list(map_items(fail_at_three, range(5), **options))
@@ -153,7 +162,12 @@ def test_an_error_of_a_worker_is_raised_as_it_was(where, addresses):
         list(map_items(fail_at_three, range(5), initialize=fail_to_start, **options))
 
 
-def test_a_bug_shows_its_traceback_and_a_worker_that_always_dies_is_one_line(addresses):
+@pytest.mark.parametrize("where", ["here", "processes", "ray"])
+def test_an_error_of_a_worker_is_raised_as_it_was(where, addresses):
+    run_in_new_process(check_an_error_of_a_worker_is_raised_as_it_was, where, addresses)
+
+
+def check_a_bug_shows_its_traceback_and_a_worker_that_always_dies_is_one_line(addresses):
     with pytest.raises(Exception, match=r"(?s)in divide.*ZeroDivisionError"):
         list(map_items(divide, [1, 0], num_workers=2, ray_address=addresses[0]))
     with pytest.raises(PokegemmaError, match=r"^a Ray worker died 3 times \(out of memory\?\)") as error:
@@ -161,11 +175,15 @@ def test_a_bug_shows_its_traceback_and_a_worker_that_always_dies_is_one_line(add
     assert "\n" not in str(error.value)
 
 
-def test_no_thread_of_ray_data_outlives_the_connection(addresses, monkeypatch):
+def test_a_bug_shows_its_traceback_and_a_worker_that_always_dies_is_one_line(addresses):
+    run_in_new_process(check_a_bug_shows_its_traceback_and_a_worker_that_always_dies_is_one_line, addresses)
+
+
+def check_no_thread_of_ray_data_outlives_the_connection(addresses):
     """It would call Ray after the shutdown, which starts another Ray or ends this process."""
     alive = lambda: [one for one in threading.enumerate() if one.name.startswith(ray_cluster._EXECUTOR_THREAD)]  # noqa: E731
     counts, join = [], ray_cluster._join_executors
-    monkeypatch.setattr(ray_cluster, "_join_executors", lambda: (join(), counts.append(len(alive()))))
+    ray_cluster._join_executors = lambda: (join(), counts.append(len(alive())))  # this process ends with the test
     results = map_items(divide, [1, 2, 4, 5], num_workers=1, ray_address=addresses[0])
     next(results)
     assert len(alive()) == 1
@@ -173,8 +191,11 @@ def test_no_thread_of_ray_data_outlives_the_connection(addresses, monkeypatch):
     assert counts == [0]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
-def test_a_folder_that_a_worker_does_not_see_is_one_line(sessions, tmp_path, addresses):
+def test_no_thread_of_ray_data_outlives_the_connection(addresses):
+    run_in_new_process(check_no_thread_of_ray_data_outlives_the_connection, addresses)
+
+
+def check_a_folder_that_a_worker_does_not_see_is_one_line(sessions, tmp_path, addresses):
     with pytest.raises(
         PokegemmaError, match=r"^Ray worker on .* does not see the files of /proc/self/fd/\d+; "
     ) as error:
@@ -182,6 +203,11 @@ def test_a_folder_that_a_worker_does_not_see_is_one_line(sessions, tmp_path, add
         convert(Path(f"/proc/self/fd/{descriptor}"), tmp_path / "out", num_workers=2, ray_address=addresses[0])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_folder_that_a_worker_does_not_see_is_one_line(sessions, tmp_path, addresses):
+    run_in_new_process(check_a_folder_that_a_worker_does_not_see_is_one_line, sessions, tmp_path, addresses)
 
 
 def test_a_worker_with_other_code_is_refused():
@@ -209,9 +235,13 @@ def test_a_ray_client_gets_the_same_bytes(sessions, tmp_path, addresses):
     assert folder_hashes(tmp_path / "ray") == folder_hashes(tmp_path / "one")
 
 
-def test_more_gpus_than_there_are_is_one_line(addresses):
+def check_more_gpus_than_there_are_is_one_line(addresses):
     with pytest.raises(PokegemmaError, match=r"^the Ray cluster has 0 GPUs, a worker needs 1$"):
         list(map_items(divide, [1], num_workers=1, num_gpus=1, ray_address=addresses[0]))
+
+
+def test_more_gpus_than_there_are_is_one_line(addresses):
+    run_in_new_process(check_more_gpus_than_there_are_is_one_line, addresses)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "host:port"])
