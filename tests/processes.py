@@ -134,7 +134,7 @@ def wait_until_ended(processes: Iterable[psutil.Process | int]) -> None:
 def run_in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a function of a module returns in a new Python, or raise its error, as for a script of its own.
 
-    Ray needs it: under load, a process that had connected to it several times ended without a message (Ray 2.63).
+    Ray needs it: under load, a process that had connected to it several times ended without a message (Ray 2.60).
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
