@@ -20,8 +20,8 @@ class FileHashes:
     As in make, a file that was changed in place and given its old time again is taken for unchanged.
     """
 
-    def __init__(self, known: Mapping[str, list[Any]] | None = None) -> None:
-        self.known = dict(known or {})  # {path: [size, mtime in ns, inode, sha256]}, as JSON has it
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[list[int], str]] = {}  # {path: ([size, mtime in ns, inode], sha256)}
 
     def of(self, path: Path) -> str:
         """Return the SHA-256 of one file.
@@ -33,12 +33,12 @@ class FileHashes:
         try:
             facts = path.stat()
             state = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
-            if self.known.get(key, [])[:3] != state:
+            if key not in self._known or self._known[key][0] != state:
                 with open(path, "rb") as file:
-                    self.known[key] = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
+                    self._known[key] = (state, hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise PokegemmaError(f"{path} cannot be read: {error.strerror}") from error
-        return self.known[key][3]
+        return self._known[key][1]
 
 
 def content_files(folder: Path) -> list[Path]:

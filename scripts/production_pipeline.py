@@ -19,15 +19,13 @@ from pokegemma.cli import parse_options, run
 def main() -> None:
     from pokegemma.release.options import PipelineOptions
     from pokegemma.release.pipeline import explain_steps, run_pipeline
-    from pokegemma.release.plan import make_plan
 
     (options,) = parse_options(PipelineOptions, description=__doc__)
-    plan = make_plan(options)
     if options.dry_run:
-        for name, action in explain_steps(plan):
+        for name, action in explain_steps(options):
             print(f"{name:12}{action}")
         return
-    result = run_pipeline(plan)
+    result = run_pipeline(options)
     if options.json:
         print(json.dumps(result, indent=2))
         return

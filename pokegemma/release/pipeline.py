@@ -5,41 +5,40 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pokegemma.data.samples import dataset_files
 from pokegemma.fingerprints import CARD_FILE
 from pokegemma.outputs import write_if_changed
 from pokegemma.release import hub
 from pokegemma.release.gates import check_gates, read_gates
 from pokegemma.release.measurements import read_json
 from pokegemma.release.model_card import render_card
-from pokegemma.release.plan import ReleasePlan
-from pokegemma.release.step_commands import EARLIER_STEPS_READ, build_step
-from pokegemma.release.step_runner import PipelineRecord, lock_folder, run_step
+from pokegemma.release.options import EXPORTS, PipelineOptions
+from pokegemma.release.plan import make_steps
+from pokegemma.release.step_runner import Step, StepRunner, lock_folder
 
 logger = logging.getLogger(__name__)
 
 
-def explain_steps(plan: ReleasePlan) -> list[tuple[str, str]]:
+def explain_steps(options: PipelineOptions) -> list[tuple[str, str]]:
     """Return what each step would do: "unchanged", or why it runs. Nothing is run or written."""
-    record = PipelineRecord.read(plan.output_dir)
-    explained, running = [], set[str]()
-    if not plan.needs_merge:
-        explained.append(("merge", f"left out: {plan.options.checkpoint} is a whole model"))
-    for name in plan.steps:
-        upstream = [step for step in EARLIER_STEPS_READ[name] if step in running]
-        if name not in record.steps:
-            action = "runs: not done yet"
-        elif upstream:
+    steps, runner, running = make_steps(options), StepRunner(Path(options.output_dir)), list[Step]()
+    explained = []
+    if steps[0].name != "merge":
+        explained.append(("merge", f"left out: {options.checkpoint} is a whole model"))
+    for step in steps:
+        upstream = [earlier.name for earlier in running if earlier.output in step.inputs.values()]
+        if upstream and step.name in runner.record:
             action = f"runs if the output of {' or '.join(upstream)} differs"
         else:
-            reason = record.reason_to_run(build_step(name, plan, record.hashes))
+            reason = runner.reason_to_run(step)
             action = f"runs: {reason}" if reason else "unchanged"
         if action != "unchanged":
-            running.add(name)
-        explained.append((name, action))
+            running.append(step)
+        explained.append((step.name, action))
     return explained
 
 
-def run_pipeline(plan: ReleasePlan) -> dict[str, Any]:
+def run_pipeline(options: PipelineOptions) -> dict[str, Any]:
     """Run the steps that have to run, check every gate, and upload.
 
     Returns:
@@ -48,57 +47,42 @@ def run_pipeline(plan: ReleasePlan) -> dict[str, Any]:
 
     Raises:
         CheckFailedError: a step or a gate failed; the steps before it are not repeated by the next run.
-        PokegemmaError: a step failed by a user's mistake, or another pipeline runs in the folder.
+        PokegemmaError: a user's mistake, or another pipeline runs in the folder.
     """
-    started = time.monotonic()
-    if plan.options.push_to_hub:
-        hub.check_hub(plan.options.push_to_hub)
-    PipelineRecord.read(plan.output_dir)  # refuses a folder of something else before a lock file is written there
-    with lock_folder(plan.output_dir) as lock:
-        record = PipelineRecord.read(plan.output_dir)
-        if not plan.needs_merge:
-            logger.info("merge: left out, %s is a whole model", plan.options.checkpoint)
-        steps = [run_if_changed(name, plan, record, lock=lock) for name in plan.steps if name != "register"]
-        write_cards(plan)
-        if plan.options.register:
-            steps.append(run_if_changed("register", plan, record, lock=lock))
-        record.write()  # with the hashes of unchanged files
-        pushed = upload(plan)
-    version = read_json(plan.registration)["version"] if plan.options.register else None
-    return {"steps": steps, "version": version, "pushed": pushed, "seconds": time.monotonic() - started}
+    started, steps, output_dir = time.monotonic(), make_steps(options), Path(options.output_dir)
+    outputs = {step.name: step.output for step in steps}
+    model = outputs.get("merge", Path(options.checkpoint))
+    exports = {kind: outputs[f"export_{kind}"] for kind in EXPORTS if f"export_{kind}" in outputs}
+    pushed = None
+    if options.push_to_hub:
+        hub.check_hub(options.push_to_hub)
+    with lock_folder(output_dir) as runner:
+        if "merge" not in outputs:
+            logger.info("merge: left out, %s is a whole model", options.checkpoint)
+        done = [run_if_changed(step, options, runner) for step in steps if step.name != "register"]
+        card = render_card(
+            model,
+            evaluation=outputs["evaluate"],
+            parity=outputs.get("parity"),
+            dataset=dataset_files(Path(options.dataset_path))[1],
+            exports=exports,
+            license_id=options.license,
+            name=options.name,
+        )
+        for folder in (output_dir, *([model] if "merge" in outputs else [])):
+            write_if_changed(folder / CARD_FILE, card)
+        done += [run_if_changed(step, options, runner) for step in steps if step.name == "register"]
+        if options.push_to_hub:
+            pushed = hub.push(options.push_to_hub, model, card=card, exports=exports, private=not options.hub_public)
+    version = read_json(outputs["register"])["version"] if options.register else None
+    return {"steps": done, "version": version, "pushed": pushed, "seconds": time.monotonic() - started}
 
 
-def run_if_changed(name: str, plan: ReleasePlan, record: PipelineRecord, *, lock: int) -> dict[str, Any]:
+def run_if_changed(step: Step, options: PipelineOptions, runner: StepRunner) -> dict[str, Any]:
     """Run a step if something that it depends on has changed, and check its gates."""
-    step = build_step(name, plan, record.hashes)
-    reason = record.reason_to_run(step)
-    logger.info("%s: %s", name, reason or "unchanged, not repeated")
+    reason = runner.reason_to_run(step)
+    logger.info("%s: %s", step.name, reason or "unchanged, not repeated")
     if reason:
-        run_step(step, record, lock=lock)
-    check_gates(name, read_gates(name, plan))
-    return {"name": name, "ran": reason is not None, "seconds": record.steps[name]["seconds"]}
-
-
-def write_cards(plan: ReleasePlan) -> None:
-    """Write README.md next to the results and, if the pipeline made the model's folder, into that folder."""
-    text = render_card(
-        plan.model,
-        evaluation=plan.evaluation,
-        parity=plan.parity if plan.exports else None,
-        dataset=plan.held_out,
-        exports=plan.exports,
-        license_id=plan.options.license,
-        name=plan.options.name,
-    )
-    for folder in (plan.output_dir, *([plan.model] if plan.needs_merge else [])):
-        write_if_changed(folder / CARD_FILE, text)
-
-
-def upload(plan: ReleasePlan) -> str | None:
-    """Upload to the Hub if --push_to_hub is given; return the address."""
-    if not plan.options.push_to_hub:
-        return None
-    card = Path(plan.output_dir, CARD_FILE).read_text(encoding="utf-8")
-    return hub.push(
-        plan.options.push_to_hub, plan.model, card=card, exports=plan.exports, private=not plan.options.hub_public
-    )
+        runner.run(step)
+    check_gates(step.name, read_gates(step.name, step.output, options))
+    return {"name": step.name, "ran": reason is not None, "seconds": runner.record[step.name]["seconds"]}

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,11 +13,11 @@ from typing import Any
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.fingerprints import CARD_FILE, FileHashes, hash_of
-from pokegemma.outputs import atomic_file, file_lock
+from pokegemma.outputs import file_lock, write_if_changed
 from pokegemma.provenance import PROJECT_ROOT, package_versions
+from pokegemma.release.measurements import read_json
 
-RECORD_FILE = "pipeline.json"
-_LOCK_FILE = ".pipeline.lock"
+RECORD_FILE, _LOCK_FILE = "pipeline.json", ".pipeline.lock"
 
 
 @dataclass(frozen=True)
@@ -26,170 +25,136 @@ class Step:
     """A script, what it reads and what it writes.
 
     Attributes:
-        script: its file in scripts/ and, where it has commands, the command.
-        flags: values by name, None for a flag that is left out. Values that are paths are not part of the settings:
-            moving a file does not change the result.
-        inputs: a hash of each thing that the script reads, by name.
-        outputs: the files and folders that it writes.
-        why_result_is_missing: returns why a result outside `outputs` (a version in the registry) is missing, or None.
-        measurement: the file with the result of a check. If the script wrote it, exit status 1 means that a limit was
-            exceeded, which the gates judge.
+        command: a file in scripts/ and the words that never change.
+        output: the file or folder that it writes.
+        paths: flags that name files. Their values are not compared: moving a file does not change the result.
+        settings: the other flags. A flag that is None is left out.
+        inputs: all that the script reads, by name; a path stands for the contents of this file or folder.
+        is_check: if the script wrote its output, exit status 1 means that a limit was exceeded, which the gates judge.
+        why_result_is_missing: returns why a result outside `output` (a version in the registry) is missing, or None.
     """
 
     name: str
-    script: Sequence[str]
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    outputs: Sequence[Path] = ()
+    command: str
+    output: Path
+    paths: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    is_check: bool = False
     why_result_is_missing: Callable[[], str | None] = lambda: None
-    measurement: Path | None = None
 
-    def command_line(self) -> list[str]:
+    def words(self) -> list[str]:
         """Return the words of the command line."""
-        script, *words = self.script
-        for name, value in self.flags.items():
+        words = [sys.executable, *self.command.split()]
+        words[1] = str(PROJECT_ROOT / "scripts" / words[1])
+        for name, value in {**self.paths, **self.settings}.items():
             if value is not None:
                 words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        return [sys.executable, str(PROJECT_ROOT / "scripts" / script), *words]
+        return words
 
-    def dependencies(self) -> dict[str, str]:
+    def dependencies(self, hashes: FileHashes) -> dict[str, str]:
         """Return a hash of each thing that the result depends on, by name."""
-        settings = {
-            name: value
-            for name, value in self.flags.items()
-            if not any(isinstance(item, Path) for item in (value if isinstance(value, list) else [value]))
-        }
-        versions = hash_of(package_versions())
-        return {**self.inputs, "settings": hash_of([self.script, settings]), "package versions": versions}
-
-    def hash_outputs(self, hashes: FileHashes) -> str:
-        """Return one hash of all files that the step wrote; the pipeline itself writes the model card."""
-        files = {}
-        for output in self.outputs:
-            for path in sorted(output.rglob("*")) if output.is_dir() else [output]:
-                inside = path.relative_to(output)
-                is_hidden = any(part.startswith(".") for part in inside.parts)  # .DS_Store of a file manager
-                if path.is_file() and path.name != CARD_FILE and not is_hidden:
-                    files[f"{output.name}/{inside}"] = hashes.of(path)
-        return hash_of(files)
+        inputs = {name: hash_contents(value, hashes) for name, value in self.inputs.items()}
+        settings, versions = hash_of([self.command, self.settings]), hash_of(package_versions())
+        return {**inputs, "settings": settings, "package versions": versions}
 
 
-@dataclass
-class PipelineRecord:
-    """pipeline.json: {"steps": {name: {"depends_on", "wrote", "seconds", ...}}, "file_hashes": FileHashes.known}."""
+def hash_contents(value: Any, hashes: FileHashes) -> str:
+    """Hash a value, in which each path stands for the contents of its file or folder.
 
-    path: Path
-    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    hashes: FileHashes = field(default_factory=FileHashes)
+    Hidden files (.DS_Store of a file manager) and the model card, which the pipeline itself writes, do not count.
+    """
+    if isinstance(value, Path) and value.is_dir():
+        names = [path.relative_to(value) for path in sorted(value.rglob("*")) if path.is_file()]
+        visible = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        value = {name.as_posix(): value / name for name in visible if name.name != CARD_FILE}
+    if isinstance(value, Path):
+        return hashes.of(value)
+    if isinstance(value, Mapping):
+        value = {name: hash_contents(item, hashes) for name, item in value.items()}
+    return hash_of(value)
 
-    @classmethod
-    def read(cls, output_dir: Path) -> "PipelineRecord":
-        """Return the record of an earlier run, or an empty one.
+
+class StepRunner:
+    """Runs steps in an output folder; pipeline.json has {step: {"depends_on", "wrote", "seconds"}} of the last runs."""
+
+    def __init__(self, output_dir: Path, *, lock: int | None = None) -> None:
+        """Read pipeline.json. `lock` is a descriptor that the scripts inherit.
 
         Raises:
             PokegemmaError: the folder contains something else, or the file is damaged.
         """
-        path = output_dir / RECORD_FILE
-        if not path.is_file():
-            if output_dir.is_dir() and any(path.name != _LOCK_FILE for path in output_dir.iterdir()):
-                raise PokegemmaError(f"{output_dir} contains files that are not from a pipeline; choose another folder")
-            return cls(path)
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            return cls(path, dict(record["steps"]), FileHashes(record["file_hashes"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PokegemmaError(f"{path} is damaged ({error}); choose another folder") from error
-
-    def write(self) -> None:
-        """Write the file, whole or not at all."""
-        record = {"steps": self.steps, "file_hashes": self.hashes.known}
-        with atomic_file(self.path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        self._output_dir, self._lock = output_dir, lock
+        self._hashes = FileHashes()
+        self.record: dict[str, Any] = {}
+        if (output_dir / RECORD_FILE).is_file():
+            self.record = read_json(output_dir / RECORD_FILE)
+        elif output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / _LOCK_FILE).is_file():
+            raise PokegemmaError(f"{output_dir} contains files that are not from a pipeline; choose another folder")
 
     def reason_to_run(self, step: Step) -> str | None:
         """Return why a step has to run; None if its result exists and nothing that it depends on has changed."""
-        earlier = self.steps.get(step.name)
-        if earlier is None:
+        if step.name not in self.record:
             return "not done yet"
-        now, then = step.dependencies(), earlier["depends_on"]
+        now, then = step.dependencies(self._hashes), self.record[step.name]["depends_on"]
         if changed := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
             return f"{', '.join(changed)} changed"
-        if missing := [output.name for output in step.outputs if not output.exists()]:
-            return f"{missing[0]} is missing"
-        if step.hash_outputs(self.hashes) != earlier["wrote"]:
-            return f"{', '.join(output.name for output in step.outputs)} was changed"
+        if not step.output.exists():
+            return f"{step.output.name} is missing"
+        if hash_contents(step.output, self._hashes) != self.record[step.name]["wrote"]:
+            return f"{step.output.name} was changed"
         return step.why_result_is_missing()
+
+    def run(self, step: Step) -> None:
+        """Run a step's script, with its output on stderr and in logs/NAME.log, and record the result.
+
+        Raises:
+            PokegemmaError: the script exited with the status of a user's mistake; the message is the script's.
+            CheckFailedError: it failed in another way.
+        """
+        log = self._output_dir / "logs" / f"{step.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        depends_on, started, before = step.dependencies(self._hashes), time.monotonic(), _time_written(step.output)
+        status = _run_script(step.words(), log, self._lock)
+        # A traceback also exits with 1, and writes nothing.
+        is_measured = step.is_check and status == 1 and _time_written(step.output) not in (None, before)
+        if status and not is_measured:
+            error_type = PokegemmaError if status == 2 else CheckFailedError
+            raise error_type(f"{step.name} failed: {_describe_failure(status, log)} (all of its output: {log})")
+        self.record[step.name] = {
+            "depends_on": depends_on,
+            "wrote": hash_contents(step.output, self._hashes),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_if_changed(self._output_dir / RECORD_FILE, json.dumps(self.record, indent=1))
 
 
 @contextlib.contextmanager
-def lock_folder(output_dir: Path) -> Iterator[int]:
-    """Lock a folder for this process and its steps; yield the lock's descriptor, which the steps inherit.
+def lock_folder(output_dir: Path) -> Iterator[StepRunner]:
+    """Lock a folder for this process and the scripts that it starts; yield what runs them.
 
-    So a step that outlives a killed pipeline still holds the lock.
+    So a script that outlives a killed pipeline still holds the lock.
 
     Raises:
-        PokegemmaError: another process holds the lock, or the folder is not writable.
+        PokegemmaError: another process holds the lock, or the folder is not writable or contains something else.
     """
-    path = output_dir / _LOCK_FILE
+    StepRunner(output_dir)  # refuses a folder with something else before a lock file is written there
     with contextlib.ExitStack() as stack:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(file_lock(path, wait=False)).fileno()
+            lock = stack.enter_context(file_lock(output_dir / _LOCK_FILE, wait=False))
         except BlockingIOError as error:
-            holder = path.read_text(encoding="utf-8")
             raise PokegemmaError(
-                f"{output_dir}: another pipeline, or a step of a killed one, still runs in this folder "
-                f"(process {holder}); wait for it or stop it"
+                f"{output_dir}: another pipeline, or a step of a killed one, still runs in this folder; "
+                "wait for it or stop it"
             ) from error
         except OSError as error:
             raise PokegemmaError(f"--output_dir {output_dir} is not writable: {error.strerror}") from error
-        _write_process_id(lock, os.getpid())
-        yield lock
+        yield StepRunner(output_dir, lock=lock.fileno())
 
 
-def _write_process_id(lock: int, process_id: int) -> None:
-    os.ftruncate(lock, 0)
-    os.write(lock, str(process_id).encode())
-
-
-def run_step(step: Step, record: PipelineRecord, *, lock: int) -> None:
-    """Run a step's script, with its output on stderr and in logs/NAME.log, and record the result.
-
-    Raises:
-        PokegemmaError: the script exited with the status of a user's mistake; the message is the script's.
-        CheckFailedError: it failed in another way.
-    """
-    record.steps.pop(step.name, None)
-    record.write()
-    output_dir = record.path.parent
-    for output in step.outputs:  # files that a killed process left under a temporary name
-        for path in output.parent.glob(f".{output.name}.*"):
-            if path.suffix in (".part", ".old"):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-    log = output_dir / "logs" / f"{step.name}.log"
-    log.parent.mkdir(exist_ok=True)
-    started, before = time.monotonic(), _identify(step.measurement)
-    status = _run_script(step.command_line(), log, lock)
-    # A traceback also exits with 1, and writes nothing.
-    has_measured = _identify(step.measurement) not in (None, before)
-    if status and not (status == 1 and has_measured):
-        error_type = PokegemmaError if status == 2 else CheckFailedError
-        raise error_type(f"{step.name} failed: {_describe_failure(status, log)} (all of its output: {log})")
-    record.steps[step.name] = {
-        "depends_on": step.dependencies(),
-        "wrote": step.hash_outputs(record.hashes),
-        "seconds": round(time.monotonic() - started, 1),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    record.write()
-
-
-def _identify(file: Path | None) -> tuple[int, int] | None:
-    """Return what changes if a file is written again, None if there is no file."""
-    if file is None or not file.is_file():
-        return None
-    facts = file.stat()
-    return facts.st_ino, facts.st_mtime_ns
+def _time_written(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _describe_failure(status: int, log: Path) -> str:
@@ -203,7 +168,6 @@ def _run_script(words: Sequence[str], log: Path, lock: int) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with open(log, "wb") as file, subprocess.Popen(words, env=environment, pass_fds=(lock,), **pipes) as child:
-        _write_process_id(lock, child.pid)
         try:
             while piece := child.stdout.read1():
                 file.write(piece)
@@ -211,10 +175,6 @@ def _run_script(words: Sequence[str], log: Path, lock: int) -> int:
                 sys.stderr.buffer.write(piece)
                 sys.stderr.flush()
             return child.wait()
-        finally:  # after Ctrl-C or SIGTERM, give the script time to remove its temporary files
-            if child.poll() is None:
-                child.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=30)
-                child.kill()
-            _write_process_id(lock, os.getpid())
+        finally:
+            child.terminate()  # after Ctrl-C or SIGTERM; it then removes its temporary files
+            child.wait()

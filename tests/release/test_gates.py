@@ -10,11 +10,10 @@ import pytest
 from pokegemma.errors import CheckFailedError
 from pokegemma.release.gates import Gate, check_gates, read_gates
 from pokegemma.release.options import PipelineOptions
-from pokegemma.release.plan import ReleasePlan
 
 
 def test_a_gate_names_value_and_limit() -> None:
-    gates = [Gate("--min_accuracy", "accuracy", 0.41, 0.6), Gate("--max_x", "x", 1.0, 2.0, at_least=False)]
+    gates = [Gate("--min_accuracy", "accuracy", 0.41, at_least=0.6), Gate("--max_x", "x", 1.0, at_most=2.0)]
     with pytest.raises(CheckFailedError) as caught:
         check_gates("evaluate", gates)
     assert str(caught.value) == "the gate of evaluate failed: accuracy 0.41, --min_accuracy 0.6 (at least)"
@@ -23,19 +22,18 @@ def test_a_gate_names_value_and_limit() -> None:
 
 @pytest.mark.parametrize("value", [None, float("nan")])
 def test_a_value_that_was_not_measured_passes_no_gate(value: float | None) -> None:
-    assert not Gate("--a", "a", value, 0.0).holds
-    assert not Gate("--a", "a", value, 1.0, at_least=False).holds
+    assert not Gate("--a", "a", value, at_least=0.0).holds
+    assert not Gate("--a", "a", value, at_most=1.0).holds
 
 
 @pytest.fixture
 def failed(tmp_path: Path) -> Callable[..., list[str]]:
     """Return a function that returns the gates of a step that do not hold, for an export to GGUF."""
-    exports = {"gguf": tmp_path / "gguf"}
+    outputs = {"export_gguf": tmp_path / "gguf", "parity": tmp_path / "parity"}
 
     def find(step: str, **changes: Any) -> list[str]:
         options = PipelineOptions(checkpoint="x", dataset_path="x", output_dir=str(tmp_path), **changes)
-        plan = ReleasePlan(options, tmp_path, tmp_path, False, tmp_path, tmp_path, tmp_path, exports)
-        return [str(gate) for gate in read_gates(step, plan) if not gate.holds]
+        return [str(gate) for gate in read_gates(step, outputs[step], options) if not gate.holds]
 
     return find
 

@@ -1,7 +1,6 @@
 """Steps as processes: skipped when nothing changed, continued after a kill, never two at once."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.fingerprints import FileHashes, hash_of
+from pokegemma.fingerprints import FileHashes
 from pokegemma.provenance import PROJECT_ROOT
-from pokegemma.release.step_runner import RECORD_FILE, PipelineRecord, Step, lock_folder, run_step
+from pokegemma.release.step_runner import RECORD_FILE, Step, StepRunner, hash_contents, lock_folder
 from tests.processes import WAIT_S, is_running, killed_after, wait_until
 
 COUNT = """
@@ -35,24 +34,23 @@ def make_step(tmp_path: Path) -> Callable[..., Step]:
 
     def make(name: str, source: Path, target: Path, *, letter: str = "x") -> Step:
         return Step(
-            name=name,
-            script=[str(script), str(source), str(target), str(tmp_path / f"{name}.count")],
-            flags={"letter": letter},
-            inputs={source.name: FileHashes().of(source)},
-            outputs=[target],
+            name,
+            f"{script} {source} {target} {tmp_path / name}.count",
+            output=target,
+            settings={"letter": letter},
+            inputs={source.name: source},
         )
 
     return make
 
 
-def run_all(output: Path, *steps: Callable[[], Step]) -> list[str]:
-    """Build each step when it is its turn, and run those that have to run; return their names."""
-    record, ran = PipelineRecord.read(output), []
-    with lock_folder(output) as lock:
-        for build in steps:
-            step = build()
-            if record.reason_to_run(step):
-                run_step(step, record, lock=lock)
+def run_all(output: Path, *steps: Step) -> list[str]:
+    """Run the steps that have to run; return their names."""
+    ran = []
+    with lock_folder(output) as runner:
+        for step in steps:
+            if runner.reason_to_run(step):
+                runner.run(step)
                 ran.append(step.name)
     return ran
 
@@ -66,10 +64,10 @@ def chain(tmp_path: Path, make_step: Callable[..., Step]) -> Callable[..., list[
     def run(*, letter: str = "x") -> list[str]:
         return run_all(
             out,
-            lambda: make_step("a", tmp_path / "input", out / "a"),
-            lambda: make_step("b", out / "a", out / "b", letter=letter),
-            lambda: make_step("c", out / "b", out / "c"),
-            lambda: make_step("d", tmp_path / "input", out / "d"),
+            make_step("a", tmp_path / "input", out / "a"),
+            make_step("b", out / "a", out / "b", letter=letter),
+            make_step("c", out / "b", out / "c"),
+            make_step("d", tmp_path / "input", out / "d"),
         )
 
     return run
@@ -99,17 +97,16 @@ def test_a_missing_or_changed_result_is_made_again(chain: Callable[..., list[str
     (tmp_path / "out" / "c").write_text("1xxX")
     assert chain() == ["c"]
     assert (tmp_path / "out" / "c").read_text() == "1xxx"
+    assert chain() == []
 
 
 def test_a_hidden_file_is_not_a_change_of_a_result(tmp_path: Path) -> None:
-    out, step = tmp_path / "out", Step(name="merge", script=[], outputs=[tmp_path / "out" / "merged"])
-    (out / "merged").mkdir(parents=True)
-    (out / "merged" / "config.json").write_text("{}")
-    before = step.hash_outputs(FileHashes())
-    (out / "merged" / ".DS_Store").touch()  # from a file manager
-    assert step.hash_outputs(FileHashes()) == before
-    (out / "merged" / "config.json").write_text("[]")
-    assert step.hash_outputs(FileHashes()) != before
+    (tmp_path / "config.json").write_text("{}")
+    before = hash_contents(tmp_path, FileHashes())
+    (tmp_path / ".DS_Store").touch()  # from a file manager
+    assert hash_contents(tmp_path, FileHashes()) == before
+    (tmp_path / "config.json").write_text("[]")
+    assert hash_contents(tmp_path, FileHashes()) != before
 
 
 def test_the_reason_names_what_changed(make_step: Callable[..., Step], tmp_path: Path) -> None:
@@ -117,10 +114,10 @@ def test_the_reason_names_what_changed(make_step: Callable[..., Step], tmp_path:
     source.write_text("1")
 
     def reason(**changes: str) -> str | None:
-        return PipelineRecord.read(out).reason_to_run(make_step("a", source, out / "a", **changes))
+        return StepRunner(out).reason_to_run(make_step("a", source, out / "a", **changes))
 
     assert reason() == "not done yet"
-    run_all(out, lambda: make_step("a", source, out / "a"))
+    run_all(out, make_step("a", source, out / "a"))
     assert reason() is None
     assert reason(letter="y") == "settings changed"
     source.write_text("2")
@@ -128,8 +125,9 @@ def test_the_reason_names_what_changed(make_step: Callable[..., Step], tmp_path:
     (out / "a").unlink()
     source.write_text("1")
     assert reason() == "a is missing"
-    moved = make_step("a", source, out / "a")
-    assert replace(moved, flags={**moved.flags, "place": tmp_path}).dependencies() == moved.dependencies()
+    step = make_step("a", source, out / "a")
+    moved = replace(step, paths={"place": tmp_path})
+    assert moved.dependencies(FileHashes()) == step.dependencies(FileHashes())
 
 
 def test_output_goes_to_a_log_and_to_stderr(
@@ -154,11 +152,11 @@ def test_a_step_that_fails_is_named_with_its_error(
     code: str, kind: type[PokegemmaError], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "fail.py").write_text(code)
-    step = Step(name="merge", script=[str(tmp_path / "fail.py")])
+    step = Step("merge", str(tmp_path / "fail.py"), output=tmp_path / "out" / "merged")
     with pytest.raises(PokegemmaError, match=f"^merge failed: {message}") as caught:
-        run_all(tmp_path / "out", lambda: step)
+        run_all(tmp_path / "out", step)
     assert type(caught.value) is kind
-    assert PipelineRecord.read(tmp_path / "out").reason_to_run(step) == "not done yet"
+    assert StepRunner(tmp_path / "out").reason_to_run(step) == "not done yet"
 
 
 MEASURE = """
@@ -177,24 +175,24 @@ def test_a_crash_is_not_taken_for_a_measurement_that_an_earlier_run_left(tmp_pat
     target = tmp_path / "out" / "parity.json"
 
     def step(what: str) -> Step:
-        script = [str(tmp_path / "measure.py"), what, str(target)]
-        return Step(name="parity", script=script, outputs=[target], measurement=target)
+        return Step("parity", f"{tmp_path}/measure.py {what} {target}", output=target, is_check=True)
 
     with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
-        run_all(tmp_path / "out", lambda: step("crash"))
-    assert run_all(tmp_path / "out", lambda: step("unlike")) == ["parity"]  # its exit status 1 is for the gates
+        run_all(tmp_path / "out", step("crash"))
+    assert run_all(tmp_path / "out", step("unlike")) == ["parity"]  # its exit status 1 is for the gates
     with pytest.raises(CheckFailedError, match=r"^parity failed: exit status 1"):
-        run_all(tmp_path / "out", lambda: step("crash"))
+        run_all(tmp_path / "out", step("crash"))
     assert target.read_text() == "unlike"  # the earlier measurement is kept
-    assert PipelineRecord.read(tmp_path / "out").reason_to_run(step("unlike")) == "not done yet"
+    assert StepRunner(tmp_path / "out").reason_to_run(step("crash")) == "settings changed"
 
 
 SLEEPER = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 target = pathlib.Path(sys.argv[1])
-(target.parent / ".b.1234.part").mkdir(exist_ok=True)
 if not (target.parent / "awake").exists():
-    (target.parent / "started").touch()
+    target.write_text("half")
+    (target.parent / "new").write_text(str(os.getpid()))
+    (target.parent / "new").replace(target.parent / "started")
     time.sleep(600)
 target.write_text("done")
 """
@@ -202,21 +200,17 @@ RUNNER = """
 import sys
 from pathlib import Path
 from pokegemma import cli
-from pokegemma.release.step_runner import PipelineRecord, Step, lock_folder, run_step
+from pokegemma.release.step_runner import Step, lock_folder
 out, folder = Path(sys.argv[1]), Path(sys.argv[2])
 steps = [
-    Step(name=name, script=list(map(str, script)), outputs=[out / name])
-    for name, script in (
-        ("a", [folder / "append.py", folder / "input", out / "a", folder / "a.count", "--letter", "x"]),
-        ("b", [folder / "sleep.py", out / "b"]),
-    )
+    Step("a", f"{folder}/append.py {folder}/input {out}/a {folder}/a.count --letter x", output=out / "a"),
+    Step("b", f"{folder}/sleep.py {out}/b", output=out / "b"),
 ]
 def main():
-    record = PipelineRecord.read(out)
-    with lock_folder(out) as lock:
+    with lock_folder(out) as runner:
         for step in steps:
-            if record.reason_to_run(step):
-                run_step(step, record, lock=lock)
+            if runner.reason_to_run(step):
+                runner.run(step)
                 print("ran", step.name, flush=True)
 cli.run(main)
 """
@@ -247,11 +241,9 @@ def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
 
 def wait_for_second_step(process: subprocess.Popen[str], out: Path) -> int:
-    """Return its process, from the lock, once it sleeps."""
+    """Return its process once it sleeps."""
     wait_until((out / "started").exists, process)
-    lock = out / ".pipeline.lock"
-    wait_until(lambda: lock.read_text() not in ("", str(process.pid)), process)
-    return int(lock.read_text())
+    return int((out / "started").read_text())
 
 
 def test_a_killed_pipeline_continues_with_the_step_that_was_killed(
@@ -261,26 +253,13 @@ def test_a_killed_pipeline_continues_with_the_step_that_was_killed(
     wait_for_second_step(first, out)
     os.killpg(first.pid, signal.SIGKILL)  # as when the machine dies
     assert first.communicate()[0] == "ran a\n"
-    assert (out / ".b.1234.part").is_dir()
+    assert (out / "b").read_text() == "half"
     (out / "awake").touch()
     second = start()
     stdout, stderr = second.communicate(timeout=WAIT_S)
     assert (second.returncode, stdout) == (0, "ran b\n"), stderr
     assert (tmp_path / "a.count").read_text() == "1"
     assert (out / "b").read_text() == "done"
-
-
-def test_temporary_files_of_a_killed_step_are_removed(
-    start: Callable[[], subprocess.Popen[str]], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / RECORD_FILE).write_text('{"steps": {}, "file_hashes": {}}')
-    (out / ".b.9999.part").mkdir()
-    (out / ".b.9999.part" / "model.safetensors").touch()
-    (out / "awake").touch()
-    assert start().communicate(timeout=WAIT_S)[0] == "ran a\nran b\n"
-    assert not (out / ".b.9999.part").exists()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -307,7 +286,7 @@ def test_a_step_that_outlives_its_pipeline_keeps_others_out(
         second = start()
         stderr = second.communicate(timeout=WAIT_S)[1]
         assert second.returncode == 2
-        assert f"(process {child})" in stderr
+        assert str(out) in stderr
     finally:
         os.kill(child, signal.SIGKILL)
     first.communicate()
@@ -316,10 +295,17 @@ def test_a_step_that_outlives_its_pipeline_keeps_others_out(
 def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(PokegemmaError, match=f"^{tmp_path} contains files"):
-        PipelineRecord.read(tmp_path)
+        StepRunner(tmp_path)
     (tmp_path / RECORD_FILE).write_text('{"steps": ')
-    with pytest.raises(PokegemmaError, match=r"pipeline\.json is damaged .*; choose another folder$"):
-        PipelineRecord.read(tmp_path)
+    with pytest.raises(PokegemmaError, match=r"pipeline\.json is damaged"):
+        StepRunner(tmp_path)
+
+
+def test_a_release_of_an_earlier_version_is_made_again(chain: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / RECORD_FILE).write_text('{"steps": {"a": {"depends_on": {}}}, "file_hashes": {}}')
+    assert chain() == ["a", "b", "c", "d"]
+    assert chain() == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
@@ -329,16 +315,3 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
         lock_folder(tmp_path / "file" / "out"),
     ):
         pass
-
-
-def test_hashes_are_kept_until_a_file_changes(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("one")
-    hashes = FileHashes()
-    first = hashes.of(path)
-    kept = FileHashes(json.loads(json.dumps(hashes.known)))
-    kept.known[str(path)][3] = "from the cache"
-    assert kept.of(path) == "from the cache"
-    path.write_text("two, longer")
-    assert kept.of(path) not in (first, "from the cache")
-    assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1})
