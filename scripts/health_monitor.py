@@ -13,10 +13,9 @@ from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import CheckFailedError
-from pokegemma.serving.monitor import Monitor, ServerCheck, watch
-from pokegemma.serving.monitor_limits import ServerLimits
+from pokegemma.serving.monitor import Monitor, ServerCheck
 from pokegemma.serving.monitor_options import MonitorOptions, read_questions
-from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook, format_summary, log_check
+from pokegemma.serving.monitor_outputs import CheckLog, Webhook, format_summary, log_check, serve_metrics
 from pokegemma.serving.processes import ServerProcesses
 from pokegemma.settings import read_api_key
 
@@ -28,13 +27,11 @@ def run_checks(options: MonitorOptions, monitor: Monitor) -> None:
         if options.log_file:
             reports.append(CheckLog(Path(options.log_file)))
         if options.metrics_port is not None:
-            reports.append(stack.enter_context(PrometheusMetrics(monitor, port=options.metrics_port)))
+            reports.append(stack.enter_context(serve_metrics(monitor, port=options.metrics_port)))
         if options.webhook_url:
             reports.append(Webhook(options.webhook_url, server_url=options.server_url))
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        for check in watch(
-            monitor, interval_s=options.interval_s, num_checks=options.num_checks, duration_s=options.duration_s
-        ):
+        for check in monitor.watch():
             for report in reports:
                 report(check)
             if check.breaches and options.exit_on_breach:
@@ -43,16 +40,9 @@ def run_checks(options: MonitorOptions, monitor: Monitor) -> None:
 
 def main() -> None:
     (options,) = parse_options(MonitorOptions, description=__doc__)
-    processes = ServerProcesses(options.server_url, options.pid)
-    monitor = Monitor(
-        options.server_url,
-        read_questions(options),
-        ServerLimits(**{name: getattr(options, name) for name in ServerLimits.__dataclass_fields__}),
-        model=options.model,
-        api_key=read_api_key("--api_key_variable", options.api_key_variable),
-        max_new_tokens=options.max_new_tokens,
-        usage=processes.usage,
-    )
+    usage = ServerProcesses(options.server_url, options.pid).usage
+    api_key = read_api_key("--api_key_variable", options.api_key_variable)
+    monitor = Monitor(options, read_questions(options), usage=usage, api_key=api_key)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM of a service manager ends it as Ctrl-C does
     run_checks(options, monitor)
     summary = monitor.summary()

@@ -65,17 +65,8 @@ def launch_from(options: ServeOptions) -> Launch:
         flags = tuple(shlex.split(options.engine_flags))
     except ValueError as error:
         raise PokegemmaError(f"--engine_flags {options.engine_flags}: {error}") from error
-    server = ServerOptions(
-        host=options.host,
-        port=options.port,
-        device=options.device,
-        dtype=options.dtype,
-        quantization=options.quantization,
-        context_tokens=options.context_tokens,
-        log_probabilities=options.log_probabilities,
-        llama_server=Path(options.llama_server) if options.llama_server else None,
-        engine_flags=flags,
-    )
+    names = ServerOptions.__dataclass_fields__.keys() - {"engine_flags"}
+    server = ServerOptions(**{name: getattr(options, name) for name in names}, engine_flags=flags)
     return build_launch(options.engine, options.model_path, server)
 
 

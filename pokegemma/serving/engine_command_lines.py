@@ -50,7 +50,7 @@ class ServerOptions:
     quantization: str | None = None
     context_tokens: int | None = None
     log_probabilities: int = 0
-    llama_server: Path | None = None
+    llama_server: str | None = None
     engine_flags: tuple[str, ...] = ()
 
 
@@ -197,11 +197,11 @@ def _llama_cpp(model_path: str, options: ServerOptions) -> _Parts:
     model, mmproj = find_gguf(model_path, options.quantization)
     facts = read_facts(str(model.parent))
     _warn_of_causal(facts, model_path, "llama.cpp")
-    if options.llama_server is not None and shutil.which(options.llama_server) is None:
+    if options.llama_server and shutil.which(options.llama_server) is None:
         raise PokegemmaError(f"--llama_server {options.llama_server}: no such program")
     program = options.llama_server or shutil.which("llama-server")
     if program is not None:
-        command = llama_server_command(model, mmproj, facts, options, program=str(program))
+        command = llama_server_command(model, mmproj, facts, options, program=program)
         return command, str(model), "/health", None
     context, batch = _tokens(facts, options)
     flags = {

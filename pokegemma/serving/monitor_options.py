@@ -16,6 +16,8 @@ _WEEK_S = 604_800.0
 
 @dataclass
 class MonitorOptions:
+    """Which server to ask what, and the limits that it must keep; None: no such limit."""
+
     server_url: str = field(metadata={"help": "The server, without /v1: http://127.0.0.1:8000."})
     dataset_path: str = field(
         metadata={"help": "Source of the questions: a converted dataset (its eval.jsonl, if any), or a JSONL file."}
@@ -78,5 +80,5 @@ def read_questions(options: MonitorOptions) -> list[Question]:
     examples: list[Sample | Trajectory] = list(read_samples(file))
     if options.layout == "trajectory":
         examples = list(cut_trajectories(examples, max_decisions=_DECISIONS_IN_TRAJECTORY, overlap=0))
-    chosen = evenly_spread(examples, options.num_samples)
-    return build_questions(chosen, layout=options.layout, dataset_folder=file.parent, size_px=options.image_size)
+    examples = evenly_spread(examples, options.num_samples)
+    return build_questions(examples, layout=options.layout, dataset_folder=file.parent, size_px=options.image_size)

@@ -1,31 +1,30 @@
 """Outputs of a monitor: a log of JSON lines, metrics for Prometheus, a webhook, and a summary."""
 
-import importlib.util
+import contextlib
 import json
 import logging
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
 from pokegemma.serving.client import ServerError, request, split_url
-from pokegemma.serving.monitor import Monitor, ServerCheck
-from pokegemma.serving.monitor_limits import STATES
+from pokegemma.serving.monitor import STATES, Monitor, ServerCheck, summarize_window
 from pokegemma.tables import format_table
 
 logger = logging.getLogger(__name__)
 
-_GIB = 2**30
 _WEBHOOK_TIMEOUT_S = 10.0
 _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_GAUGES = {
-    "server_up": "1 if the last check was answered, in time or not",
-    "healthy": "1 if no limit is exceeded",
-    "valid_answer_rate": "Share of the window's checks with a valid answer",
-    "process_memory_bytes": "Resident memory of the server's processes",
-    "gpu_memory_bytes": "Memory in use on all GPUs of the server's machine",
+_GAUGES: dict[str, tuple[str, Callable[[ServerCheck, dict[str, Any]], float | None]]] = {
+    "server_up": ("1 if the last check was answered, in time or not", lambda check, _: check.latency_s is not None),
+    "healthy": ("1 if no limit is exceeded", lambda check, _: not check.breaches),
+    "valid_answer_rate": ("Share of the window's checks with a valid answer", lambda _, window: window["valid_rate"]),
+    "process_memory_bytes": ("Resident memory of the server's processes", lambda check, _: check.memory_bytes),
+    "gpu_memory_bytes": ("Memory in use on the GPUs of the server's machine", lambda check, _: check.gpu_memory_bytes),
 }
 
 
@@ -40,11 +39,6 @@ class CheckLog:
     """A file that gets a line of JSON for each check; opened for each, so that it may be moved away meanwhile."""
 
     def __init__(self, path: Path) -> None:
-        """Create the file where there is none.
-
-        Raises:
-            PokegemmaError: it cannot be written.
-        """
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,69 +55,51 @@ class CheckLog:
             logger.error("%s could not be written: %s", self._path, error.strerror)
 
 
-class PrometheusMetrics:
-    """Metrics of a monitor, served at http://127.0.0.1:PORT/metrics."""
+@contextlib.contextmanager
+def serve_metrics(monitor: Monitor, *, port: int) -> Iterator[Callable[[ServerCheck], None]]:
+    """Serve metrics at http://127.0.0.1:PORT/metrics while a block runs; yield what adds a check to them.
 
-    def __init__(self, monitor: Monitor, *, port: int) -> None:
-        """Start to serve them.
-
-        Raises:
-            PokegemmaError: prometheus-client is missing, or the port is taken.
-        """
-        if importlib.util.find_spec("prometheus_client") is None:
-            raise PokegemmaError("--metrics_port: prometheus-client is missing; ./init.sh --with serve installs it")
+    Raises:
+        PokegemmaError: prometheus-client is missing, or the port is taken.
+    """
+    try:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+    except ModuleNotFoundError as error:
+        raise PokegemmaError("--metrics_port needs prometheus-client; ./init.sh --with serve installs it") from error
+    new = {"namespace": "pokegemma", "registry": CollectorRegistry()}
+    states = Counter("checks", "Checks by their state", ["state"], **new)
+    for state in STATES:
+        states.labels(state)  # a rate needs the zero before the first
+    latency = Histogram("answer_latency_seconds", "Seconds to the end of an answer", buckets=_LATENCY_BUCKETS_S, **new)
+    restarts, num_restarts = Counter("server_restarts", "Restarts of the server", **new), 0
+    quantiles = Gauge("window_latency_seconds", "Latency of the window's checks", ["quantile"], **new)
+    gauges = {name: Gauge(name, text, **new) for name, (text, _) in _GAUGES.items()}
+    for gauge in gauges.values():
+        gauge.set(math.nan)  # unknown until the first check
 
-        self._monitor, registry = monitor, CollectorRegistry()
-        self._checks = Counter("pokegemma_checks", "Checks by their state", ["state"], registry=registry)
-        for state in STATES:
-            self._checks.labels(state)  # a rate needs the zero before the first
-        self._latency = Histogram(
-            "pokegemma_answer_latency_seconds",
-            "Seconds to the end of an answer",
-            registry=registry,
-            buckets=_LATENCY_BUCKETS_S,
-        )
-        self._restarts = Counter("pokegemma_server_restarts", "Restarts of the server", registry=registry)
-        self._num_restarts = 0
-        self._quantiles = Gauge(
-            "pokegemma_window_latency_seconds", "Latency of the window's checks", ["quantile"], registry=registry
-        )
-        self._gauges = {name: Gauge(f"pokegemma_{name}", text, registry=registry) for name, text in _GAUGES.items()}
-        for gauge in self._gauges.values():
-            gauge.set(math.nan)  # unknown until the first check
-        try:
-            self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=registry)
-        except OSError as error:
-            raise PokegemmaError(f"--metrics_port {port} cannot be listened on: {error.strerror}") from error
-
-    def __call__(self, check: ServerCheck) -> None:
-        window = self._monitor.window()
-        self._checks.labels(check.state).inc()
+    def add(check: ServerCheck) -> None:
+        nonlocal num_restarts
+        window = summarize_window(monitor.checks)
+        states.labels(check.state).inc()
         if check.latency_s is not None:
-            self._latency.observe(check.latency_s)
-        self._restarts.inc(check.restarts - self._num_restarts)
-        self._num_restarts = check.restarts
-        gauges, quantile = self._gauges, self._quantiles.labels
-        for gauge, value in (
-            (gauges["server_up"], check.latency_s is not None),
-            (gauges["healthy"], not check.breaches),
-            (gauges["valid_answer_rate"], window.valid_rate),
-            (gauges["process_memory_bytes"], check.memory_bytes),
-            (gauges["gpu_memory_bytes"], check.gpu_memory_bytes),
-            (quantile("0.5"), window.latency_p50_s),
-            (quantile("0.95"), window.latency_p95_s),
-            (quantile("0.99"), window.latency_p99_s),
-        ):
+            latency.observe(check.latency_s)
+        restarts.inc(check.restarts - num_restarts)
+        num_restarts = check.restarts
+        values = [(gauges[name], read(check, window)) for name, (_, read) in _GAUGES.items()]
+        values += [(quantiles.labels(percent / 100), window[f"latency_p{percent}_s"]) for percent in (50, 95, 99)]
+        for gauge, value in values:
             gauge.set(math.nan if value is None else value)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    try:
+        server, thread = start_http_server(port, addr="127.0.0.1", registry=new["registry"])
+    except OSError as error:
+        raise PokegemmaError(f"--metrics_port {port} cannot be listened on: {error.strerror}") from error
+    try:
+        yield add
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class Webhook:
@@ -133,11 +109,6 @@ class Webhook:
     """
 
     def __init__(self, url: str, *, server_url: str) -> None:
-        """Check the URL.
-
-        Raises:
-            PokegemmaError: it is not an http or https URL.
-        """
         self._host = split_url(url, shown="--webhook_url").hostname
         self._url, self._server_url = url, server_url
         self._breaches: frozenset[str] = frozenset()
@@ -158,25 +129,18 @@ class Webhook:
 
 def format_summary(summary: dict[str, Any]) -> str:
     """Return a summary as a table for people."""
-
-    def seconds(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f} s"
-
-    def size(value: int | None) -> str:
-        return "unknown" if value is None else f"{value / _GIB:.2f} GiB"
-
     window, last = summary["window"], summary["last_check"] or {}
+    figures = [window["latency_p50_s"], window["latency_p95_s"], window["latency_p99_s"]]
+    latencies = " / ".join("-" if seconds is None else f"{seconds:.3f}" for seconds in figures)
+    sizes = [last.get("memory_bytes"), last.get("gpu_memory_bytes")]
+    memory, gpu_memory = ("unknown" if size is None else f"{size / GIB:.2f} GiB" for size in sizes)
     states = ", ".join(f"{count} {state}" for state, count in summary["states"].items() if count)
-    latencies = ", ".join(f"{name} {seconds(window[f'latency_{name}_s'])}" for name in ("p50", "p95", "p99"))
-    breaches = ", ".join(f"{name} ({count} checks)" for name, count in summary["breaches"].items())
-    in_window = f"(last {window['num_checks']} checks)"
     rows = {
         "server": summary["server"],
         "checks": f"{summary['num_checks']} ({states or 'none'})",
-        "latency": f"{latencies} {in_window}",
-        "valid answers": f"{100 * window['valid_rate']:.1f} % {in_window}",
-        "memory": f"{size(last.get('memory_bytes'))}, GPUs {size(last.get('gpu_memory_bytes'))}",
+        f"last {window['num_checks']}": f"{latencies} s (p50 / p95 / p99), {100 * window['valid_rate']:.1f} % valid",
+        "memory": f"{memory}, GPUs {gpu_memory}",
         "restarts": str(last.get("restarts", 0)),
-        "breaches": breaches or "none",
+        "breaches": ", ".join(f"{name} ({count} checks)" for name, count in summary["breaches"].items()) or "none",
     }
     return format_table(list(rows.items()), num_left=2)

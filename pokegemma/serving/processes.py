@@ -1,10 +1,9 @@
 """The processes of a server on this machine, and the memory that they use."""
 
+import contextlib
 import ipaddress
-import shutil
 import socket
 import subprocess
-from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,6 @@ import psutil
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.serving.client import split_url
-
-_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 
 @dataclass(frozen=True)
@@ -31,68 +28,30 @@ class Usage:
 
 
 def find_addresses(host: str) -> frozenset[str]:
-    """Return the addresses of a host if that is this machine, else none."""
+    """Return the addresses at which a server of this host may listen if that is this machine, else none."""
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):  # no such name, or not a name
         return frozenset()
     local = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-    return frozenset(address for address in found if ipaddress.ip_address(address).is_loopback or address in local)
-
-
-def find_listener(port: int, addresses: Set[str]) -> psutil.Process | None:
-    """Return the process that listens on a TCP port at one of this machine's addresses, or at all of them.
-
-    None where there is none, or it belongs to another user.
-    """
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if _listens(connection, port, addresses) and connection.pid:
-                return psutil.Process(connection.pid)
-    except psutil.NoSuchProcess:
-        return None
-    except psutil.AccessDenied:  # macOS lists only the connections of one's own processes, one process at a time
-        return _find_own_listener(port, addresses)
-    return None
-
-
-def _find_own_listener(port: int, addresses: Set[str]) -> psutil.Process | None:
-    for process in psutil.process_iter():
-        try:
-            if any(_listens(connection, port, addresses) for connection in process.net_connections(kind="tcp")):
-                return process
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-    return None
-
-
-def _listens(connection: Any, port: int, addresses: Set[str]) -> bool:
-    if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
-        return False
-    address = connection.laddr.ip.removeprefix("::ffff:")
-    return address in addresses or ipaddress.ip_address(address).is_unspecified
+    own = {address for address in found if ipaddress.ip_address(address).is_loopback or address in local}
+    return frozenset(own | {"0.0.0.0", "::"} if own else ())
 
 
 def _memory_bytes(process: psutil.Process) -> int | None:
     total = 0
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return None
-    for member in family:
-        try:
-            total += member.memory_info().rss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
+    with contextlib.suppress(psutil.Error):
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_info().rss
     return total or None
 
 
 def gpu_memory_bytes() -> int | None:
     """Return the memory in use on this machine's NVIDIA GPUs; None without a GPU or an answer of the driver."""
-    if shutil.which(_NVIDIA_SMI[0]) is None:
-        return None
+    command = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
     try:
-        done = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return sum(int(line) for line in done.stdout.split()) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
@@ -113,16 +72,35 @@ class ServerProcesses:
         parts = split_url(server_url, shown=f"--server_url {server_url}")
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._addresses = find_addresses(parts.hostname)
-        self._process = None
-        if pid is not None:
-            try:
-                self._process = psutil.Process(pid)
-            except psutil.NoSuchProcess as error:
-                raise PokegemmaError(f"--pid {pid}: no such process") from error
+        try:
+            self._process = None if pid is None else psutil.Process(pid)
+        except psutil.NoSuchProcess as error:
+            raise PokegemmaError(f"--pid {pid}: no such process") from error
+
+    def _listens(self, connection: Any) -> bool:
+        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != self._port:
+            return False
+        return connection.laddr.ip.removeprefix("::ffff:") in self._addresses
+
+    def _find_listener(self) -> psutil.Process | None:
+        """Return the process that listens on the port; None where there is none, or it belongs to another user."""
+        if not self._addresses:
+            return None
+        try:
+            pids = [one.pid for one in psutil.net_connections(kind="tcp") if one.pid and self._listens(one)]
+            return psutil.Process(pids[0]) if pids else None
+        except psutil.NoSuchProcess:
+            return None
+        except psutil.AccessDenied:  # macOS lists only the connections of one's own processes, one process at a time
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    if any(map(self._listens, process.net_connections(kind="tcp"))):
+                        return process
+            return None
 
     def usage(self) -> Usage:
         """Return what the processes use now."""
-        listener = find_listener(self._port, self._addresses) if self._addresses else None
+        listener = self._find_listener()
         process = self._process or listener
         return Usage(
             memory_bytes=_memory_bytes(process) if process is not None else None,

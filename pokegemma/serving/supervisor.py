@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import IO, NoReturn
+from typing import IO
 
 import psutil
 
@@ -54,51 +53,24 @@ def _check_address(host: str, port: int) -> None:
         raise PokegemmaError(f"--host {host} --port {port} cannot be listened on: {error.strerror or error}") from error
 
 
-class _Output:
-    """Copy the output of a child to `sink`, and keep its last lines."""
-
-    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
-        self._lines: collections.deque[bytes] = collections.deque(maxlen=_LAST_LINES)
-        self._source, self._sink = source, sink
-        self._thread = threading.Thread(target=self._copy, daemon=True)
-        self._thread.start()
-
-    def _copy(self) -> None:
-        for line in self._source:
-            self._lines.append(line)
-            with contextlib.suppress(OSError, ValueError):  # full or closed: the child must not block
-                self._sink.write(line)
-                self._sink.flush()
-
-    def finish(self) -> None:
-        """Wait up to two seconds for the rest, after the child has ended; a process that it left may hold its end."""
-        self._thread.join(timeout=2)
-
-    def last_lines(self) -> list[str]:
-        """Return the last lines that are not blank, after the child has ended."""
-        self.finish()
-        lines = [line.decode(errors="replace").strip() for line in list(self._lines)]
-        return [line for line in lines if line]
-
-
-class _Stop:
-    """Count SIGINT and SIGTERM: the first stops the server, the second kills it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+def _copy_lines(source: IO[bytes], sink: IO[bytes], last_lines: collections.deque[bytes]) -> None:
+    for line in source:
+        last_lines.append(line)
+        with contextlib.suppress(OSError, ValueError):  # full or closed: the child must not block
+            sink.write(line)
+            sink.flush()
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+def _collect_signals() -> Iterator[list[int]]:
+    """Yield a list that gets each SIGINT and SIGTERM: the first stops the server, the second kills it."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: received.append(number)) for number in numbers]
     try:
-        yield stop
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 
@@ -129,50 +101,42 @@ def _watch_over(process: subprocess.Popen) -> Iterator[None]:
         watcher.communicate()
 
 
-def _end(process: subprocess.Popen, *, stop: _Stop, stop_timeout_s: float) -> None:
+def _end(process: subprocess.Popen, *, received: list[int], stop_timeout_s: float) -> None:
     """Send SIGTERM to a child and all that it started, wait, then kill; a second signal kills at once."""
     try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        child = psutil.Process(process.pid)
+        family = [child, *child.children(recursive=True)]
     except psutil.NoSuchProcess:
         family = []
     # The group also contains processes whose parent has ended.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGTERM)
-    num_signals, end = stop.count, time.monotonic() + stop_timeout_s
-    while time.monotonic() < end and stop.count <= num_signals:
+    num_signals, end = len(received), time.monotonic() + stop_timeout_s
+    while time.monotonic() < end and len(received) <= num_signals:
         process.poll()  # collects it; otherwise it stays a zombie
-        if not _alive(family):
+        if not any(map(_is_alive, family)):
             break
         time.sleep(_POLL_S / 2)
     else:
         logger.warning("the server did not stop in time and is killed")
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    for survivor in _alive(family):
+    for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
-            survivor.kill()
+            member.kill()
     process.wait()
 
 
-def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    alive = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process)
-    return alive
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
-def _raise_ended(
-    launch: Launch, process: subprocess.Popen, output: _Output, *, is_ready: bool, log_file: Path | None
-) -> NoReturn:
-    status, lines = process.wait(), output.last_lines()
-    if log_file is not None:
-        for line in lines:
-            logger.error("%s", line)
+def _describe_end(status: int, *, is_ready: bool) -> str:
     how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-    when = "after it was ready" if is_ready else "before it was ready"
-    raise CheckFailedError(f"the {launch.engine} server {how} {when}; its last line: {lines[-1] if lines else 'none'}")
+    return f"{how} {'after' if is_ready else 'before'} it was ready"
 
 
 def serve(
@@ -199,7 +163,7 @@ def serve(
         try:
             # Unbuffered: a full disk raises at once, not at the end.
             sink = sys.stderr.buffer if log_file is None else stack.enter_context(open(log_file, "ab", buffering=0))
-            stop = stack.enter_context(_stop_signals())
+            received = stack.enter_context(_collect_signals())
             process = subprocess.Popen(
                 launch.command,
                 stdin=subprocess.DEVNULL,
@@ -210,14 +174,21 @@ def serve(
         except OSError as error:
             raise PokegemmaError(f"{error.filename}: {error.strerror}") from error
         stack.enter_context(_watch_over(process))
-        output = _Output(process.stdout, sink)
-        stack.callback(output.finish)
-        stack.callback(_end, process, stop=stop, stop_timeout_s=stop_timeout_s)
+        lines: collections.deque[bytes] = collections.deque(maxlen=_LAST_LINES)
+        copier = threading.Thread(target=_copy_lines, args=(process.stdout, sink, lines), daemon=True)
+        copier.start()
+        stack.callback(copier.join, timeout=2)  # not for ever: a process that the child left may hold its output
+        stack.callback(_end, process, received=received, stop_timeout_s=stop_timeout_s)
         end = time.monotonic() + ready_timeout_s
         is_ready = False
-        while not stop.count:
+        while not received:
             if process.poll() is not None:
-                _raise_ended(launch, process, output, is_ready=is_ready, log_file=log_file)
+                copier.join(timeout=2)
+                last = [line.decode(errors="replace").strip() for line in list(lines) if line.strip()]
+                if log_file is not None and last:
+                    logger.error("%s", "\n".join(last))
+                how, last_line = _describe_end(process.returncode, is_ready=is_ready), last[-1] if last else "none"
+                raise CheckFailedError(f"the {launch.engine} server {how}; its last line: {last_line}")
             if not is_ready and _answers(launch):
                 is_ready = True
                 on_ready()

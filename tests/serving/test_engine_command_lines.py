@@ -196,7 +196,7 @@ def test_llama_server_on_path_is_preferred(
     large = " ".join(build_launch("llama.cpp", model, ServerOptions()).command)
     assert "--batch-size 4096 --ubatch-size 4096" in large  # a whole picture must fit into one batch
     with pytest.raises(PokegemmaError, match="--llama_server gone"):
-        build_launch("llama.cpp", model, ServerOptions(llama_server=Path("gone")))
+        build_launch("llama.cpp", model, ServerOptions(llama_server="gone"))
 
 
 def test_mlx_is_offline_so_that_no_request_can_download_a_model(write_checkpoint: Callable[..., str]) -> None:

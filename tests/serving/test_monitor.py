@@ -20,20 +20,25 @@ from pokegemma.data.samples import read_samples
 from pokegemma.engines.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
-from pokegemma.serving.monitor import (
-    Monitor,
-    ServerCheck,
-    watch,
-)
-from pokegemma.serving.monitor_limits import ServerLimits, find_breaches, summarize_window
-from pokegemma.serving.monitor_outputs import CheckLog, PrometheusMetrics, Webhook, format_summary
+from pokegemma.serving.monitor import Monitor, ServerCheck, find_breaches, summarize_window
+from pokegemma.serving.monitor_options import MonitorOptions
+from pokegemma.serving.monitor_outputs import CheckLog, Webhook, format_summary, serve_metrics
 from pokegemma.serving.processes import ServerProcesses, Usage, gpu_memory_bytes
 from tests.processes import WAIT_S, call_script, free_port, killed_after, wait_until
 from tests.serving.served import write_colour_dataset
 
 SCRIPT = PROJECT_ROOT / "scripts" / "health_monitor.py"
-LIMITS = ServerLimits(timeout_s=100, max_latency_p95_s=90, max_consecutive_failures=2, window=4)
+LIMITS = {"timeout_s": 100, "max_latency_p95_s": 90, "max_consecutive_failures": 2, "window": 4}
 """A valid answer is in time, however busy the machine is."""
+
+
+def make_options(url: str = "http://server", **options: object) -> MonitorOptions:
+    return MonitorOptions(server_url=url, dataset_path="", **options)
+
+
+def make_check(*breaches: str, state: str = "ok", latency_s: float | None = 0.5, **fields: object) -> ServerCheck:
+    check = ServerCheck("2026-01-01T00:00:00Z", 1, "s/1", state, latency_s, "up", 2**30, None, 0, breaches)
+    return replace(check, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,10 @@ def questions(dataset: Path) -> list[Question]:
 
 @pytest.fixture
 def make_monitor(questions: list[Question]) -> Callable[..., Monitor]:
-    return lambda url, limits=LIMITS, usage=Usage: Monitor(url, questions, limits, usage=usage)
+    def make(url: str, usage: Callable[[], Usage] = Usage, **options: object) -> Monitor:
+        return Monitor(make_options(url, **{**LIMITS, **options}), questions, usage=usage)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -67,12 +75,8 @@ def make_monitor(questions: list[Question]) -> Callable[..., Monitor]:
 def test_each_failure_has_its_state(
     kind: str, state: str, adversary: Callable[[str], str], make_monitor: Callable[..., Monitor]
 ) -> None:
-    limits = ServerLimits(
-        timeout_s=0.2 if state == "timeout" else 100,
-        max_latency_p95_s=0.1 if state == "slow" else 90,
-        max_consecutive_failures=2,
-    )
-    monitor = make_monitor(adversary(kind), limits)
+    limits = {"timeout": {"timeout_s": 0.2}, "slow": {"max_latency_p95_s": 0.1}}.get(state, {})
+    monitor = make_monitor(adversary(kind), window=20, **limits)
     first, second = (monitor.run_check() for _ in range(2))
     assert (first.state, second.state) == (state, state)
     assert first.breaches == ()  # a single failure
@@ -102,10 +106,10 @@ def test_a_killed_server_refuses(make_monitor: Callable[..., Monitor]) -> None:
 def test_a_server_that_fails_now_and_then_breaches_the_rate(
     make_monitor: Callable[..., Monitor], adversary: Callable[[str], str], closed_url: str
 ) -> None:
-    monitor = make_monitor(adversary("valid"), replace(LIMITS, min_valid_rate=0.6))
-    valid, breaches = monitor.server_url, []
+    monitor = make_monitor(adversary("valid"), min_valid_rate=0.6)
+    valid, breaches = monitor.options.server_url, []
     for url in (valid, closed_url, valid, closed_url, valid, valid, valid):
-        monitor.server_url = url
+        monitor.options.server_url = url
         breaches.append(monitor.run_check().breaches)
     # 4, 3, 3, 2, 2, 3, 3 of the last four are valid, or to come; never two failures in a row.
     assert breaches == [(), (), (), ("refused",), ("refused",), (), ()]
@@ -114,30 +118,38 @@ def test_a_server_that_fails_now_and_then_breaches_the_rate(
 
 @pytest.mark.parametrize("bad", [("refused", None), ("slow", 9.0)])
 def test_two_bad_checks_of_twenty_are_a_breach_and_one_is_not(bad: tuple[str, float | None]) -> None:
-    results = [bad, *[("ok", 0.1)] * 18, bad]
-    breaches = [find_breaches(ServerLimits(), results[:count], Usage(), restarts=0) for count in range(1, 21)]
+    check = make_check(state=bad[0], latency_s=bad[1])
+    checks = [check, *[make_check()] * 18, check]
+    breaches = [find_breaches(make_options(), checks[:count]) for count in range(1, 21)]
     assert breaches == [()] * 19 + [(bad[0],)]
 
 
 def test_percentiles_are_those_of_the_window() -> None:
-    window = summarize_window([("ok", 1.0), ("refused", None), ("slow", 2.0), ("invalid", 3.0), ("ok", 4.0)])
-    assert (window.latency_p50_s, window.num_checks) == (2.5, 5)
-    assert window.latency_p95_s == pytest.approx(3.85)
-    assert window.latency_p99_s == pytest.approx(3.97)
-    assert (window.valid_rate, window.worst_state) == (0.6, "invalid")
+    results = [("ok", 1.0), ("refused", None), ("slow", 2.0), ("invalid", 3.0), ("ok", 4.0)]
+    assert summarize_window([make_check(state=state, latency_s=seconds) for state, seconds in results]) == {
+        "num_checks": 5,
+        "latency_p50_s": 2.5,
+        "latency_p95_s": pytest.approx(3.85),
+        "latency_p99_s": pytest.approx(3.97),
+        "valid_rate": 0.6,
+        "worst_state": "invalid",
+    }
+    assert summarize_window([])["latency_p50_s"] is None
 
 
 @pytest.mark.parametrize(
-    ("limits", "usage", "breaches"),
+    ("limit", "used", "breaches"),
     [
-        (ServerLimits(max_memory_gib=1), Usage(memory_bytes=2**30 + 1), ("memory",)),
-        (ServerLimits(max_memory_gib=1), Usage(memory_bytes=2**30), ()),
-        (ServerLimits(max_memory_gib=1), Usage(), ()),
-        (ServerLimits(max_gpu_memory_gib=2), Usage(gpu_memory_bytes=3 * 2**30), ("gpu_memory",)),
+        ({"max_memory_gib": 1}, {"memory_bytes": 2**30 + 1}, ("memory",)),
+        ({"max_memory_gib": 1}, {"memory_bytes": 2**30}, ()),
+        ({"max_memory_gib": 1}, {"memory_bytes": None}, ()),
+        ({"max_gpu_memory_gib": 2}, {"gpu_memory_bytes": 3 * 2**30}, ("gpu_memory",)),
     ],
 )
-def test_memory_above_its_limit_is_a_breach(limits: ServerLimits, usage: Usage, breaches: tuple[str, ...]) -> None:
-    assert find_breaches(limits, [("ok", 0.1)], usage, restarts=0) == breaches
+def test_memory_above_its_limit_is_a_breach(
+    limit: dict[str, int], used: dict[str, int | None], breaches: tuple[str, ...]
+) -> None:
+    assert find_breaches(make_options(**limit), [make_check(**used)]) == breaches
 
 
 def test_a_restart_is_another_process_at_the_port(make_monitor: Callable[..., Monitor], closed_url: str) -> None:
@@ -146,7 +158,7 @@ def test_a_restart_is_another_process_at_the_port(make_monitor: Callable[..., Mo
         listeners = [None if pid is None else psutil.Process(pid) for pid in pids]
         other.communicate(b"\n")
     usages = iter([Usage(listener=listener) for listener in listeners])
-    monitor = make_monitor(closed_url, ServerLimits(max_restarts=0), lambda: next(usages))
+    monitor = make_monitor(closed_url, usage=lambda: next(usages), max_restarts=0)
     checks = [monitor.run_check() for _ in range(5)]
     assert [check.restarts for check in checks] == [0, 0, 0, 1, 1]
     assert ["restarts" in check.breaches for check in checks] == [False, False, False, True, True]
@@ -166,16 +178,16 @@ def test_a_clock_that_is_set_is_not_a_restart(
 
 def test_checks_are_counted_and_timed(make_monitor: Callable[..., Monitor], closed_url: str) -> None:
     start = time.monotonic()
-    assert len(list(watch(make_monitor(closed_url), interval_s=0.1, num_checks=3))) == 3
+    assert len(list(make_monitor(closed_url, interval_s=0.1, num_checks=3).watch())) == 3
     assert time.monotonic() - start >= 0.2
-    assert len(list(watch(make_monitor(closed_url), interval_s=0.3, duration_s=0.4))) == 2
+    assert len(list(make_monitor(closed_url, interval_s=0.3, duration_s=0.4).watch())) == 2
 
 
 def test_no_check_begins_after_the_duration_however_long_they_take(
     make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
 ) -> None:
-    monitor = make_monitor(adversary("slow"))  # 0.1 s each
-    assert len(list(watch(monitor, interval_s=0, duration_s=0.05))) == 1
+    monitor = make_monitor(adversary("slow"), interval_s=0, duration_s=0.05)
+    assert len(list(monitor.watch())) == 1  # a check takes 0.1 s
 
 
 def test_memory_counts_the_processes_that_a_server_started() -> None:
@@ -265,17 +277,13 @@ def receiver() -> Iterator[HTTPServer]:
     thread.join()
 
 
-def make_check(*breaches: str, state: str = "ok") -> ServerCheck:
-    return ServerCheck("2026-01-01T00:00:00Z", 1, "s/1", state, 0.5, "up", 2**30, None, 0, breaches)
-
-
 def test_breach_and_recovery_reach_the_webhook(
     receiver: HTTPServer, make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
 ) -> None:
     url = adversary("recovering")
-    monitor = make_monitor(url, replace(LIMITS, min_valid_rate=0.5, window=2))
+    monitor = make_monitor(url, min_valid_rate=0.5, window=2, interval_s=0, num_checks=6)
     webhook = Webhook(f"http://127.0.0.1:{receiver.server_port}/secret", server_url=url)
-    for check in watch(monitor, interval_s=0, num_checks=6):  # the first three fail
+    for check in monitor.watch():  # the first three fail
         webhook(check)
     assert [body["event"] for body in receiver.bodies] == ["breach", "recovery"]
     assert [body["check"]["number"] for body in receiver.bodies] == [2, 4]
@@ -324,20 +332,23 @@ def read_metrics(port: int) -> dict[str, float]:
 def test_prometheus_reads_what_the_monitor_found(
     make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
 ) -> None:
-    monitor, port = make_monitor(adversary("recovering"), replace(LIMITS, min_valid_rate=0.1, window=20)), free_port()
-    with PrometheusMetrics(monitor, port=port) as metrics:
+    options = {"min_valid_rate": 0.1, "window": 20, "interval_s": 0, "num_checks": 5}
+    monitor, port = make_monitor(adversary("recovering"), **options), free_port()
+    with serve_metrics(monitor, port=port) as add:
         assert str(read_metrics(port)["pokegemma_server_up"]) == "nan"  # not asked yet
-        for check in watch(monitor, interval_s=0, num_checks=5):
-            metrics(check)
+        for check in monitor.watch():
+            add(check)
         found = read_metrics(port)
         with pytest.raises(PokegemmaError, match=f"--metrics_port {port} cannot be listened on"):
-            PrometheusMetrics(monitor, port=port)
+            serve_metrics(monitor, port=port).__enter__()
     assert found['pokegemma_checks_total{state="invalid"}'] == 3
     assert found['pokegemma_checks_total{state="ok"}'] == 2
     assert found["pokegemma_answer_latency_seconds_count"] == 5
     assert found["pokegemma_valid_answer_rate"] == pytest.approx(0.4)
     assert found["pokegemma_server_up"] == 1
-    assert found['pokegemma_window_latency_seconds{quantile="0.95"}'] == monitor.window().latency_p95_s
+    assert (
+        found['pokegemma_window_latency_seconds{quantile="0.95"}'] == summarize_window(monitor.checks)["latency_p95_s"]
+    )
     assert str(found["pokegemma_process_memory_bytes"]) == "nan"
 
 
@@ -364,11 +375,11 @@ def test_a_breach_is_exit_status_1(dataset: Path, adversary: Callable[[str], str
 def test_the_summary_counts_checks_and_breaches(
     make_monitor: Callable[..., Monitor], adversary: Callable[[str], str]
 ) -> None:
-    monitor = make_monitor(adversary("valid"))
-    assert len(list(watch(monitor, interval_s=0, num_checks=3))) == 3
+    monitor = make_monitor(adversary("valid"), interval_s=0, num_checks=3)
+    assert len(list(monitor.watch())) == 3
     summary = format_summary(monitor.summary())
-    assert "checks         3 (3 ok)" in summary
-    assert "breaches       none" in summary
+    assert "checks    3 (3 ok)" in summary
+    assert "breaches  none" in summary
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "http://[::1"])
@@ -407,4 +418,4 @@ def test_sigterm_ends_watching_with_a_summary(dataset: Path, adversary: Callable
         process.terminate()
         stdout, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
-    assert "checks         1 (1 ok)" in stdout
+    assert "checks    1 (1 ok)" in stdout

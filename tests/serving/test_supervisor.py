@@ -247,13 +247,12 @@ def test_a_server_does_not_outlive_a_script_that_is_killed(
 
 PATIENT = """
 import sys
-from pathlib import Path
 
 from pokegemma.serving.engine_command_lines import ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
 model, port, engine = sys.argv[1:]
-launch = build_launch("llama.cpp", model, ServerOptions(port=int(port), llama_server=Path(engine)))
+launch = build_launch("llama.cpp", model, ServerOptions(port=int(port), llama_server=engine))
 serve(launch, on_ready=lambda: None, ready_timeout_s=1e6, stop_timeout_s=1e6)
 """
 
