@@ -29,6 +29,9 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoProcessor, Gemma3Config, Gemma3ForConditionalGeneration
 
+if __name__ == "__main__":  # a script has only its own folder on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks import decision_cost
 from benchmarks.decision_cost import GEMMA_3_4B, Pass, Rates
 from benchmarks.train_throughput import make_model, record_dataset

@@ -98,10 +98,17 @@ def run_demonstration(checkout: Path, folder: Path) -> dict[str, float]:
     return result | {f"accuracy of {row['name']}, %": 100 * row["accuracy"] for row in rows}
 
 
+_BUSY_LOOP = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    sum(range(1_000_000))
+"""
+
+
 @contextmanager
 def busy_cores() -> Iterator[None]:
-    """Run a busy loop for each core."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    """Run a busy loop for each core; a loop also ends when this process is killed."""
+    loops = [subprocess.Popen([sys.executable, "-c", _BUSY_LOOP, str(os.getpid())]) for _ in range(os.cpu_count() or 1)]
     try:
         yield
     finally:
@@ -161,10 +168,16 @@ def run_busy(checkout: Path, folder: Path) -> dict[str, float]:
     }
 
 
+def flags_of_tests(launcher: str) -> list[str]:
+    """Return the flags that the text of a run_tests.sh passes to pytest before those of its caller."""
+    return re.search(r'-m pytest (.*)"\$@"', launcher)[1].split()
+
+
 def run_tests(checkout: Path, *arguments: str) -> dict[str, float]:
-    """Run pytest in a checkout; return seconds of wall and CPU time."""
+    """Run pytest as a checkout's run_tests.sh does; return seconds of wall and CPU time."""
     started, before = time.perf_counter(), cpu_seconds(psutil.Process())
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    flags = flags_of_tests((checkout / "run_tests.sh").read_text(encoding="utf-8"))
+    command = [sys.executable, "-m", "pytest", *flags, "-q", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(
         command, cwd=checkout, env=environ_of(checkout, MPLBACKEND="Agg"), capture_output=True, text=True, check=False
     )

@@ -14,6 +14,7 @@ from typing import IO
 
 from safetensors import SafetensorError
 
+from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError, is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def require_space(path: Path, num_bytes: int, *, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise PokegemmaError(
-            f"{path}: {num_bytes / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free on this disk; {remedy}"
+            f"{path}: {num_bytes / GIB:.1f} GiB needed, {free / GIB:.1f} GiB free on this disk; {remedy}"
         )
 
 

@@ -20,6 +20,13 @@ _SECRET = re.compile(r"(^|_)(token|key|password|secret)$", re.IGNORECASE)
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 """The checkout that this package runs from."""
 
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a model or a dataset is named as on the Hugging Face Hub, and is not a path here."""
+    return not Path(name).exists() and _HUB_ID.fullmatch(name) is not None
+
 
 def package_versions() -> dict[str, str]:
     """Return the installed version of each package that can change a result."""

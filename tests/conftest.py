@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,24 @@ def write_session(
     for step in range(1, len(turns) + 1) if steps is None else steps:
         (folder / screenshots / f"step_{step:04d}_grid.png").write_bytes(frame_png(2 * step % 256))
     return folder
+
+
+def write_long_sessions(runs: Path) -> None:
+    """Write two sessions of 5,999 turns each, whose conversion a test can interrupt."""
+    frame = raw_frame(1, 5)  # drawn once: for every turn it would take ten seconds
+    for name in ("a", "b"):
+        turns = [turn_record(turn, screenshot_path=f"{name}{turn}") for turn in range(1, 6000)]
+        raw = [frame | {"turn_number": turn} for turn in range(1, 6000)]
+        write_session(runs / f"session_{name}", turns, steps=[], enhanced_turns=raw)
+
+
+def conversion_command(folder: Path, *more: str) -> list[str]:
+    """Return the command that converts `folder`/runs to `folder`/out with two workers."""
+    script, paths = (
+        "scripts/convert_eevee_data_v2.py",
+        ("--eevee_data_dir", f"{folder}/runs", "--output_dir", f"{folder}/out"),
+    )
+    return [sys.executable, script, *paths, "--num_workers", "2", *more]
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The main job on the real sessions: convert, validate, train, merge with --verify, evaluate, each as users run it."""
+"""The main job on the real sessions: convert, validate, train, merge with --verify, evaluate.
+
+For one layout each script is a process, as users run it.
+"""
 
 import functools
 import json

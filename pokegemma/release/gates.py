@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pokegemma.environment import GIB
 from pokegemma.errors import CheckFailedError
 from pokegemma.export.merge_limits import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.provenance import read_run_record
@@ -80,7 +81,7 @@ def _smallest_model_gib(export: Path) -> float:
     sizes = {path.name: path.stat().st_size for path in export.iterdir() if path.is_file()}
     models = [size for name, size in sizes.items() if name.startswith("model-") and name.endswith(".gguf")]
     vision = sum(size for name, size in sizes.items() if name.startswith("mmproj-"))
-    return (min(models) + vision if models else sum(sizes.values())) / 2**30
+    return (min(models) + vision if models else sum(sizes.values())) / GIB
 
 
 def _read_engine(engine: Mapping[str, Any], options: PipelineOptions) -> Iterator[Gate]:

@@ -1,6 +1,5 @@
 """README.md of a model: what it is, how accurate it is, what it was made from; nothing about the machine."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -9,7 +8,7 @@ import jinja2
 import yaml
 
 from pokegemma.data.samples import TRAIN_FILE, dataset_hash
-from pokegemma.provenance import read_run_record
+from pokegemma.provenance import is_hub_id, read_run_record
 from pokegemma.release.measurements import METRICS_FILE, PARITY_FILE, read_json
 
 _FAMILIES = {"gemma3": "Gemma 3", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4"}
@@ -45,12 +44,10 @@ _TRAINING_OPTIONS = (
 )
 """Options that matter to a reader, none of which can contain a path or a name of the machine."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
 
 def public_name(value: str) -> str:
     """Return a Hub id, an address or a plain word unchanged, and the last part of a path."""
-    if _HUB_ID.fullmatch(value) and not Path(value).exists():
+    if is_hub_id(value):
         return value
     return PureWindowsPath(value).name or value  # splits at both / and \
 
@@ -74,7 +71,7 @@ def choose_license(base: str, model_type: str) -> str:
 def front_matter(*, base: str, license_id: str, model_type: str, exports: Mapping[str, Path]) -> str:
     """Return the YAML head that the Hub reads."""
     facts: dict[str, Any] = {"license": license_id}
-    if _HUB_ID.fullmatch(base) and not Path(base).exists():
+    if is_hub_id(base):
         facts["base_model"] = base
     facts |= {
         "pipeline_tag": "image-text-to-text",

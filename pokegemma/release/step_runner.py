@@ -18,6 +18,7 @@ from pokegemma.provenance import PROJECT_ROOT, package_versions
 from pokegemma.release.measurements import read_json
 
 RECORD_FILE, _LOCK_FILE = "pipeline.json", ".pipeline.lock"
+_STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -176,5 +177,9 @@ def _run_script(words: Sequence[str], log: Path, lock: int) -> int:
                 sys.stderr.flush()
             return child.wait()
         finally:
-            child.terminate()  # after Ctrl-C or SIGTERM; it then removes its temporary files
-            child.wait()
+            if child.poll() is None:  # after Ctrl-C or SIGTERM: it has time to remove its temporary files
+                child.terminate()
+                try:
+                    child.wait(timeout=_STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    child.kill()

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import is_hub_id
 from pokegemma.serving.model_folders import (
     ModelFacts,
     adds_bos,
     check_model,
     find_gguf,
-    is_hub_id,
     read_facts,
 )
 

@@ -1,7 +1,6 @@
 """Facts of a model's folder or file that serving depends on, read without loading the model."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS
 from pokegemma.errors import PokegemmaError
-from pokegemma.provenance import read_run_record
+from pokegemma.provenance import is_hub_id, read_run_record
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _PICTURES = {"grid": 1, "frames": 4}
 _TEXT_TOKENS = 128  # of a decision, without its picture
 _FIXED_TOKENS = 768  # rules, goal, and an answer of 256 tokens
@@ -79,11 +77,6 @@ def read_facts(model_path: str) -> ModelFacts:
         image_tokens=image_tokens,
         context_tokens=min(needed, longest),
     )
-
-
-def is_hub_id(model_path: str) -> bool:
-    """Return whether a model is named as on the Hub, and is not a path here."""
-    return not Path(model_path).exists() and _HUB_ID.fullmatch(model_path) is not None
 
 
 def _weights_format(folder: Path) -> str | None:

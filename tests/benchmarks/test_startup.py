@@ -1,5 +1,7 @@
 """The benchmark of what a user waits for: its table, its busy loops, what it refuses."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -7,6 +9,7 @@ import pytest
 
 from benchmarks import startup
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import PROJECT_ROOT
 
 
 def test_the_table_shows_the_ratio_of_now_to_then() -> None:
@@ -36,3 +39,20 @@ def test_the_callers_settings_do_not_reach_a_measurement(monkeypatch: pytest.Mon
     environ = startup.environ_of(Path("/checkout"))
     assert not {"DATASET_PATH", "MAX_STEPS", "OMP_NUM_THREADS"} & environ.keys()
     assert environ["PYTHONPATH"] == "/checkout"
+
+
+def test_the_tests_of_a_checkout_run_as_its_launcher_runs_them() -> None:
+    assert startup.flags_of_tests('set -e\n"$python" -m pytest "$@"\n') == []
+    launcher = (PROJECT_ROOT / "run_tests.sh").read_text()
+    assert startup.flags_of_tests(launcher) == ["-n", "auto", "--dist", "worksteal"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [path.name for path in sorted((PROJECT_ROOT / "benchmarks").glob("*.py")) if "__main__" in path.read_text()]
+)
+def test_a_benchmark_starts_by_its_file(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / name), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout

@@ -23,7 +23,7 @@ from pokegemma.data.samples import read_samples, scan_samples
 from pokegemma.data.split import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
-from tests.conftest import failed_turn, frame_png, raw_frame, red_of, turn_record, write_session
+from tests.conftest import conversion_command, failed_turn, frame_png, raw_frame, red_of, turn_record, write_session
 from tests.processes import WAIT_S, killed_after, wait_until
 
 
@@ -388,16 +388,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     for index in range(2):
         path = tmp_path / "runs" / f"session_{index}" / "session_data.json"
         path.write_text(json.dumps({**data, "turns": big, "enhanced_turns": raw}))
-    command = [
-        sys.executable,
-        "scripts/convert_eevee_data_v2.py",
-        "--eevee_data_dir",
-        str(tmp_path / "runs"),
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--num_workers",
-        "2",
-    ]
+    command = conversion_command(tmp_path)
     process = subprocess.Popen(
         command,
         cwd=PROJECT_ROOT,

@@ -3,13 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pokegemma.provenance import PROJECT_ROOT
-from tests.conftest import raw_frame, turn_record, write_session
+from tests.conftest import conversion_command, turn_record, write_long_sessions, write_session
 from tests.data.test_convert import convert
 from tests.processes import WAIT_S, wait_until
 
@@ -30,21 +29,8 @@ def processes_in_group(group):
 @pytest.fixture
 def conversion(tmp_path):
     """Start a conversion of two long sessions with two workers; return it once both write frames."""
-    frame = raw_frame(1, 5)  # drawn once: for every turn it would take ten seconds
-    for name in ("a", "b"):
-        turns = [turn_record(turn, screenshot_path=f"{name}{turn}") for turn in range(1, 6000)]
-        raw = [frame | {"turn_number": turn} for turn in range(1, 6000)]
-        write_session(tmp_path / "runs" / f"session_{name}", turns, steps=[], enhanced_turns=raw)
-    command = [
-        sys.executable,
-        "scripts/convert_eevee_data_v2.py",
-        "--eevee_data_dir",
-        str(tmp_path / "runs"),
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--num_workers",
-        "2",
-    ]
+    write_long_sessions(tmp_path / "runs")
+    command = conversion_command(tmp_path)
     process = subprocess.Popen(command, cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_until(lambda: len(list(tmp_path.glob(".out.*/new/out/frames/*/0009.png"))) == 2, process)

@@ -20,7 +20,7 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.parallel import ray_cluster, ray_worker
 from pokegemma.parallel.workers import map_items
 from pokegemma.provenance import PROJECT_ROOT
-from tests.conftest import failed_turn, raw_frame, turn_record, write_session
+from tests.conftest import conversion_command, failed_turn, raw_frame, turn_record, write_long_sessions, write_session
 from tests.data.test_convert import folder_hashes
 from tests.data.test_stopped_conversion import processes_in_group
 from tests.processes import WAIT_S, free_port, run_in_new_process, wait_until
@@ -262,24 +262,9 @@ def test_without_ray_installed_the_extra_is_named(monkeypatch):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("kind", ["local", "cluster"])
 def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, addresses, kind, number, status):
-    frame = raw_frame(1, 5)  # drawn once: for every turn it would take ten seconds
-    for name in ("a", "b"):
-        turns = [turn_record(turn, screenshot_path=f"{name}{turn}") for turn in range(1, 6000)]
-        raw = [frame | {"turn_number": turn} for turn in range(1, 6000)]
-        write_session(tmp_path / "runs" / f"session_{name}", turns, steps=[], enhanced_turns=raw)
+    write_long_sessions(tmp_path / "runs")
     address = "local" if kind == "local" else addresses[0]
-    command = [
-        sys.executable,
-        "scripts/convert_eevee_data_v2.py",
-        "--eevee_data_dir",
-        str(tmp_path / "runs"),
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--num_workers",
-        "2",
-        "--ray_address",
-        address,
-    ]
+    command = conversion_command(tmp_path, "--ray_address", address)
     process = subprocess.Popen(
         command,
         cwd=PROJECT_ROOT,

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.fingerprints import FileHashes
 from pokegemma.provenance import PROJECT_ROOT
+from pokegemma.release import step_runner
 from pokegemma.release.step_runner import RECORD_FILE, Step, StepRunner, hash_contents, lock_folder
 from tests.processes import WAIT_S, is_running, killed_after, wait_until
 
@@ -273,6 +275,21 @@ def test_a_signal_ends_the_step_too(
     process.communicate(timeout=WAIT_S)
     assert process.returncode == status
     assert not is_running(child)
+
+
+def test_a_step_that_ignores_the_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(600)"
+    pids = []
+
+    def interrupt(piece: bytes) -> None:
+        pids.append(int(piece))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(buffer=SimpleNamespace(write=interrupt)))
+    monkeypatch.setattr(step_runner, "_STOP_TIMEOUT_S", 0.2)
+    with pytest.raises(KeyboardInterrupt), open(tmp_path / "lock", "w") as lock:
+        step_runner._run_script([sys.executable, "-c", code], tmp_path / "log", lock.fileno())
+    assert not is_running(pids[0])
 
 
 def test_a_step_that_outlives_its_pipeline_keeps_others_out(

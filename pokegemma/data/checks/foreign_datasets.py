@@ -1,13 +1,12 @@
 """Datasets of other tools, recognised so that the error can name them."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.provenance import is_hub_id
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _KINDS = (
     ({"messages"}, "a chat dataset of TRL or LLaMA-Factory"),
     ({"conversations"}, "a ShareGPT dataset of LLaMA-Factory or LLaVA"),
@@ -51,7 +50,7 @@ def refuse_foreign_dataset(path: Path) -> None:
         found = _describe_file(own[0]) if own else _describe_folder(path)
     elif path.is_file():
         found = _describe_file(path)
-    elif _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
+    elif is_hub_id(str(path)) and not path.parent.exists():
         found = "no such folder here, and datasets of the Hugging Face Hub are not read"
     if found:
         raise PokegemmaError(f"{path}: {found}; {_READS}")

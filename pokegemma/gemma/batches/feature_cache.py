@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
 
@@ -62,7 +63,7 @@ class FeatureCache:
     def describe(self) -> str:
         """Return how many pictures the cache contains for the known paths, and their size."""
         number, size = len(set(self.digests.values())), self.bytes_per_frame
-        return f"{self.folder}: {number} frames, {size / 2**20:.2f} MiB each, {number * size / 2**30:.2f} GiB"
+        return f"{self.folder}: {number} frames, {size / 2**20:.2f} MiB each, {number * size / GIB:.2f} GiB"
 
     def refresh(self) -> None:
         """Read which frames the chunks on disk contain.

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 
 from pokegemma.data.prompts import Layout
+from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches.collator import Example, Gemma3Collator
 from pokegemma.gemma.batches.feature_cache import Chunk, FeatureCache, hash_frames, open_cache
@@ -109,7 +110,7 @@ def _find_work(cache: FeatureCache, paths: Iterable[str], *, progress: bool = Tr
     chunks = cache.missing_chunks()
     if chunks and progress:
         number = sum(len(chunk.paths) for chunk in chunks)
-        size_gib = number * cache.bytes_per_frame / 2**30
+        size_gib = number * cache.bytes_per_frame / GIB
         logger.info("%d pictures to encode into %s: %.2f GiB", number, cache.folder, size_gib)
     return chunks
 

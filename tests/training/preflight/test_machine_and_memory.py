@@ -2,8 +2,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import Gemma3Config
 
+from benchmarks.decision_cost import GEMMA_3_4B
 from pokegemma.environment import GIB, Gpu, Hardware
 from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.loading import open_checkpoint
@@ -25,30 +25,6 @@ def tiny(tmp_path_factory):
 
 def hardware(*gpus, memory_gib=16.0):
     return Hardware(gpus=gpus, mps=False, num_cores=2, memory_gib=memory_gib, torch_is_cpu_build=False)
-
-
-def gemma3_4b():
-    """Return a config with the sizes of google/gemma-3-4b-it."""
-    return Gemma3Config(
-        text_config={
-            "hidden_size": 2560,
-            "intermediate_size": 10240,
-            "num_hidden_layers": 34,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "vocab_size": 262208,
-        },
-        vision_config={
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 896,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
-    )
 
 
 def test_this_environment_passes():
@@ -155,15 +131,14 @@ def test_without_samples_token_lengths_are_skipped(tmp_path, tiny):
 
 
 def test_the_4b_model_has_the_published_number_of_weights():
-    size = memory.measure_model(gemma3_4b())
+    size = memory.measure_model(GEMMA_3_4B)
     assert size.num_weights == 4_300_079_472
     assert size.num_lora_weights(16) == 29_802_496
 
 
 def estimate(finetuning, **changes):
-    config = gemma3_4b()
     options = {"lengths": LENGTHS, "lora_r": 16, "batch_size": 4, "bytes_per_weight": 2, **changes}
-    parts = memory.estimate_memory(config, memory.measure_model(config), finetuning=finetuning, **options)
+    parts = memory.estimate_memory(GEMMA_3_4B, memory.measure_model(GEMMA_3_4B), finetuning=finetuning, **options)
     return parts, sum(parts.values()) / GIB
 
 
