@@ -31,7 +31,7 @@ from pokegemma.data.prompts import build_messages, sample_images
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.gemma.loading import open_checkpoint
-from pokegemma.play.toy_recorder import record_sessions
+from pokegemma.play.toy.recorder import record_sessions
 from pokegemma.provenance import git_commit, package_versions
 
 LOSS_TOLERANCE = {"cpu": 1e-5, "cuda": 5e-2}

@@ -16,7 +16,7 @@ from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import CheckFailedError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.play.player import Player
-from pokegemma.play.toy_world import ToyWorld
+from pokegemma.play.toy.world import ToyWorld
 
 SCALE = 2
 SCREEN = (240 * SCALE, 160 * SCALE)

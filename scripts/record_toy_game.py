@@ -11,7 +11,7 @@ from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import check_range
 from pokegemma.outputs import atomic_folder
-from pokegemma.play.toy_recorder import blind_accuracies, record_sessions
+from pokegemma.play.toy.recorder import blind_accuracies, record_sessions
 from pokegemma.provenance import write_run_record
 
 

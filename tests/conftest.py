@@ -203,7 +203,7 @@ def toy_dataset(make_once: MakeOnce) -> Path:
     """Return a converted dataset of five sessions of the toy game, ten turns each."""
     from pokegemma.data.convert import WindowOptions
     from pokegemma.data.corpus import convert_corpus
-    from pokegemma.play.toy_recorder import record_sessions
+    from pokegemma.play.toy.recorder import record_sessions
 
     def make(folder: Path) -> None:
         record_sessions(folder / "recorded", num_sessions=5, seed=3, num_turns=10)

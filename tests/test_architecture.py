@@ -23,8 +23,8 @@ LAYERS = (
     "export",
     "serving",
     "parity",
-    "release",
     "play",
+    "release",
 )
 """A layer may import itself, those before it, and the base."""
 
@@ -76,14 +76,14 @@ def test_imports_point_one_way(module: str) -> None:
     [
         ("pokegemma.data.grids", "from pokegemma.gemma.loading import open_checkpoint"),
         ("pokegemma.data.grids", "def read():\n    from pokegemma import training"),
-        ("pokegemma.data.grids", "from ..play import toy_world"),
+        ("pokegemma.data.grids", "from ..play.toy import world"),
         ("pokegemma.data", "from ..training import sft"),
         ("pokegemma.training.sft", "import pokegemma.evaluation.metrics"),
         ("pokegemma.evaluation.metrics", "import pokegemma.release"),
         ("pokegemma.outputs", "from pokegemma.data.samples import Sample"),
         ("pokegemma", "from pokegemma.data import samples"),
-        ("pokegemma.play.toy_world", "import scripts.evaluate"),
-        ("pokegemma.play.toy_world", "from tests.conftest import frame_png"),
+        ("pokegemma.play.toy.world", "import scripts.evaluate"),
+        ("pokegemma.play.toy.world", "from tests.conftest import frame_png"),
     ],
 )
 def test_an_import_against_the_order_is_found(module: str, source: str) -> None:
@@ -91,8 +91,12 @@ def test_an_import_against_the_order_is_found(module: str, source: str) -> None:
 
 
 def test_data_and_the_toy_game_load_no_torch() -> None:
-    modules = [name for name in MODULES if name.startswith(("pokegemma.data", "pokegemma.play.toy_"))]
-    assert {"pokegemma.data.convert", "pokegemma.data.checks.leakage", "pokegemma.play.toy_world"} <= set(modules)
+    modules = [
+        name
+        for name in MODULES
+        if name.startswith(("pokegemma.data", "pokegemma.play.toy.", "pokegemma.play.emulators"))
+    ]
+    assert {"pokegemma.data.convert", "pokegemma.data.checks.leakage", "pokegemma.play.toy.world"} <= set(modules)
     code = (
         f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
         "print(*sorted({'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules)))"

@@ -22,7 +22,7 @@ from pokegemma.export.merge import merge
 from pokegemma.export.mlx import convert_to_mlx
 from pokegemma.gemma.families import TOWER
 from pokegemma.gemma.loading import open_checkpoint
-from pokegemma.play.toy_recorder import record_sessions
+from pokegemma.play.toy.recorder import record_sessions
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
 from tests.conftest import MakeOnce
 from tests.processes import call_script, free_port, killed_after

@@ -15,7 +15,7 @@ from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
 from pokegemma.gemma.batches import feature_encoder
 from pokegemma.parallel.workers import map_items
-from pokegemma.play.toy_recorder import record_sessions
+from pokegemma.play.toy.recorder import record_sessions
 from tests.parallel.test_ray_cluster import assert_done_by_ray
 from tests.processes import call_script
 from tests.toy_work import note_ray_worker

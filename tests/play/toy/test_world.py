@@ -17,8 +17,8 @@ from PIL import Image
 
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import PokegemmaError
-from pokegemma.play.toy_recorder import blind_accuracies, record_sessions
-from pokegemma.play.toy_world import ToyWorld
+from pokegemma.play.toy.recorder import blind_accuracies, record_sessions
+from pokegemma.play.toy.world import ToyWorld
 
 
 def play_to_the_door(world: ToyWorld, *, max_presses: int = 400) -> list[str]:
@@ -250,6 +250,6 @@ def test_every_fourth_session_holds_its_raw_frames(recording):
 
 
 def test_the_toy_game_loads_no_torch():
-    code = "import sys, pokegemma.play.toy_recorder; print('torch' in sys.modules)"
+    code = "import sys, pokegemma.play.toy.recorder; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout == "False\n"

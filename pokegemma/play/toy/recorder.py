@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from pokegemma.play.toy_world import ToyWorld
+from pokegemma.play.toy.world import ToyWorld
 
 _FIRST_START = datetime(2025, 1, 6, 8, 0)
 _TURN_S = 3

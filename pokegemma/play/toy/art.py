@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from pokegemma.play.toy_rooms import ROOM_SIZE, Cell, Room
+from pokegemma.play.toy.rooms import ROOM_SIZE, Cell, Room
 
 SCREEN_SIZE = (240, 160)
 TILE = 32

@@ -5,8 +5,8 @@ import random
 from PIL import Image
 
 from pokegemma.data.prompts import BUTTONS
-from pokegemma.play import toy_art
-from pokegemma.play.toy_rooms import LEVELS, STEPS, Cell, build_room, distances_to, neighbour
+from pokegemma.play.toy import art
+from pokegemma.play.toy.rooms import LEVELS, STEPS, Cell, build_room, distances_to, neighbour
 
 _GOALS = (
     "Follow the path, read the signs, check the menu when the bell rings, leave by the door",
@@ -28,7 +28,7 @@ class ToyWorld:
         rng = random.Random(f"toy world {level} {seed}")
         self._room = build_room(rng, level=level)
         self._has_trail = LEVELS[level].has_trail
-        self._art = toy_art.RoomArt(self._room, rng)
+        self._art = art.RoomArt(self._room, rng)
         self.goal: str = rng.choice(_GOALS)
         self._player, self._facing = self._room.start, self._room.heading
         self._open: str | None = None
