@@ -11,6 +11,7 @@ from typing import Any
 
 from pokegemma.data.copies import Fingerprint, take_fingerprint
 from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
+from pokegemma.data.eevee_v1.journals import JOURNAL_FILE, join_journal, read_journal
 from pokegemma.data.eevee_v1.named_pictures import CONVERSION_REPORT, SESSION_FILE, NamedPictures, split_path
 from pokegemma.data.eevee_v1.screenshot_numbers import number_steps
 from pokegemma.errors import PokegemmaError
@@ -44,7 +45,7 @@ class Session:
     """One recording: every logged turn in order.
 
     `numbering` is how step files were matched (`screenshot_numbers.Numbering.rule`). `missing_picture` is the name of
-    the picture that the first decision without one should have.
+    the picture that the first decision without one should have. `problems` names what is damaged and was read in part.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Session:
     numbering: str
     fingerprint: Fingerprint
     missing_picture: str | None = None
+    problems: tuple[str, ...] = ()
 
 
 def find_sessions(data_dir: Path) -> list[Path]:
@@ -137,7 +139,7 @@ def read_session(folder: Path, *, pictures: NamedPictures | None = None) -> Sess
 
 
 def _read_session(folder: Path, pictures: NamedPictures) -> Session:
-    record = _read_record(folder)
+    record, problems = read_record(folder)
     raw_turns = record.get("turns") or record.get("gameplay_history") or []
     if not isinstance(raw_turns, list):
         raise SessionError(f"{folder.name}/{SESSION_FILE}: its turns are not a list")
@@ -174,7 +176,7 @@ def _read_session(folder: Path, pictures: NamedPictures) -> Session:
         )
     except RecursionError as error:
         raise SessionError(f"{SESSION_FILE} is not a session: nested too deeply") from error
-    return Session(folder, goal, tuple(turns), numbering.rule, fingerprint, missing)
+    return Session(folder, goal, tuple(turns), numbering.rule, fingerprint, missing, tuple(problems))
 
 
 def _picture_name(raw: dict[str, Any], number: int) -> str:
@@ -182,7 +184,27 @@ def _picture_name(raw: dict[str, Any], number: int) -> str:
     return parts[-1] if len(parts) > 1 else f"step_{number:04d}_grid.png"
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return what session_data.json contains, with the turns that only the session's journal has, and what is damaged.
+
+    Raises:
+        SessionError: there is neither a readable session_data.json nor a journal.
+        OSError: the journal cannot be read.
+    """
+    path = folder / JOURNAL_FILE
+    if not path.is_file():
+        return _read_session_file(folder), []
+    journal = read_journal(path)
+    problems = [f"{folder.name}/{problem}" for problem in journal.problems]
+    if not (folder / SESSION_FILE).exists():
+        return join_journal(None, journal), problems
+    try:
+        return join_journal(_read_session_file(folder), journal), problems
+    except SessionError as error:
+        return join_journal(None, journal), [*problems, f"{error}; its turns are read from {JOURNAL_FILE}"]
+
+
+def _read_session_file(folder: Path) -> dict[str, Any]:
     path, name = folder / SESSION_FILE, f"{folder.name}/{SESSION_FILE}"
     try:
         content = path.read_bytes()
