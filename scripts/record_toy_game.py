@@ -12,6 +12,7 @@ from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import check_range
 from pokegemma.outputs import atomic_folder
 from pokegemma.play.toy.recorder import blind_accuracies, record_sessions
+from pokegemma.play.toy.rooms import check_level
 from pokegemma.provenance import write_run_record
 
 
@@ -20,12 +21,25 @@ class RecordOptions:
     output_dir: str = field(metadata={"help": "Folder to make; the sessions go to OUTPUT_DIR/runs."})
     num_sessions: int = field(default=120, metadata={"help": "Number of sessions."})
     num_turns: int = field(default=25, metadata={"help": "Turns in each session."})
+    level: int = field(
+        default=1,
+        metadata={
+            "help": "1 and 2: the trail starts at the player. 4 and 5: it is painted once and eaten up, and off it "
+            "an arrow shows the way back. 3: nothing shows the way. Rooms of 2, 3 and 5 are longer."
+        },
+    )
+    noise: float = field(
+        default=0.0,
+        metadata={"help": "Share of the presses to replace by another button; the expert's stays the label (DART)."},
+    )
     seed: int = field(default=0, metadata={"help": "The same seed gives the same sessions, byte for byte."})
     overwrite: bool = field(default=False, metadata={"help": "Replace OUTPUT_DIR if it exists."})
 
     def __post_init__(self) -> None:
         check_range("--num_sessions", self.num_sessions, at_least=1, at_most=2000)
         check_range("--num_turns", self.num_turns, at_least=1, at_most=10_000)
+        check_level(self.level)
+        check_range("--noise", self.noise, at_least=0, at_most=1)
         check_range("--seed", self.seed, at_least=0, at_most=100_000)
 
 
@@ -33,7 +47,12 @@ def main() -> None:
     (options,) = parse_options(RecordOptions, description=__doc__)
     with atomic_folder(Path(options.output_dir), stage="record", overwrite=options.overwrite) as folder:
         decisions = record_sessions(
-            folder, num_sessions=options.num_sessions, seed=options.seed, num_turns=options.num_turns
+            folder,
+            num_sessions=options.num_sessions,
+            seed=options.seed,
+            num_turns=options.num_turns,
+            level=options.level,
+            noise=options.noise,
         )
         counts = Counter(button for buttons in decisions for button in buttons)
         total = counts.total()

@@ -4,6 +4,7 @@ Floor and obstacles take their colours from the room's seed and stay dark; cues 
 """
 
 import colorsys
+import functools
 import random
 from collections.abc import Sequence
 
@@ -20,7 +21,14 @@ _CENTRE = ((SCREEN_SIZE[0] - TILE) // 2, (SCREEN_SIZE[1] - TILE) // 2)
 _MARGIN = 4  # tiles drawn around the room, so that the screen never leaves the drawing
 _TRAIL, _TRAIL_EDGE = (255, 236, 40), (190, 140, 0)
 _SPEECH, _BELL, _MENU = (0, 190, 255), (240, 40, 40), (120, 30, 160)
+_ARROW = (60, 240, 90)
 _PAPER, _INK, _WOOD, _SKIN = (250, 250, 245), (30, 30, 40), (150, 95, 45), (240, 200, 160)
+
+
+ARROW_SIZE = 48
+ARROW_PLACE = ((SCREEN_SIZE[0] - ARROW_SIZE) // 2, 8)
+"""Left and top edge of the arrow on the screen: over the player's head."""
+_LEFT, _DOWN, _RIGHT = Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270
 
 
 class RoomArt:
@@ -31,15 +39,32 @@ class RoomArt:
         self._ground = _draw_ground(room, rng)
         self._num_text_lines = rng.randint(2, 3)
 
-    def draw(self, player: Cell, *, facing: str, situation: str, trail: Sequence[Cell]) -> Image.Image:
-        """Return the screen; `trail` is the way to go, the cell next to the player first, empty where none is shown."""
+    def draw(
+        self,
+        player: Cell,
+        *,
+        facing: str,
+        situation: str,
+        trail: Sequence[Cell] = (),
+        painted: Sequence[Cell] = (),
+        arrow: str | None = None,
+    ) -> Image.Image:
+        """Return the screen.
+
+        Args:
+            trail: the way to go, the cell next to the player first; that one is marked most.
+            painted: the way to go as painted cells, which all look alike.
+            arrow: direction of the arrow over the player, if there is one.
+        """
         left = (player[0] + _MARGIN) * TILE - _CENTRE[0]
         top = (player[1] + _MARGIN) * TILE - _CENTRE[1]
         screen = self._ground.crop((left, top, left + SCREEN_SIZE[0], top + SCREEN_SIZE[1]))
         pen = ImageDraw.Draw(screen)
-        for place, cell in reversed(list(enumerate(trail))):
+        for place, cell in reversed(list(enumerate(trail or painted))):
             x, y = _CENTRE[0] + (cell[0] - player[0]) * TILE, _CENTRE[1] + (cell[1] - player[1]) * TILE
-            if place == 0:
+            if painted:
+                pen.rectangle((x + 2, y + 2, x + TILE - 3, y + TILE - 3), fill=_TRAIL)
+            elif place == 0:
                 pen.rectangle((x - 4, y - 4, x + TILE + 3, y + TILE + 3), fill=_TRAIL)
             else:
                 pen.ellipse((x + 12, y + 12, x + 19, y + 19), fill=_TRAIL_EDGE)
@@ -48,6 +73,9 @@ class RoomArt:
             elif cell == self._room.door:
                 _draw_door(pen, x, y)
         _draw_player(pen, *_CENTRE, facing)
+        if arrow is not None:
+            picture, mask = draw_arrow(arrow)
+            screen.paste(picture, ARROW_PLACE, mask)
         if situation == "sign":
             _draw_speech_cue(pen)
         elif situation == "bell":
@@ -60,6 +88,25 @@ class RoomArt:
             pen.rectangle((0, 0, *SCREEN_SIZE), fill=_INK)
             _draw_door(pen, *_CENTRE)
         return screen
+
+
+@functools.cache
+def draw_arrow(direction: str) -> tuple[Image.Image, Image.Image]:
+    """Return an arrow on a round plate, RGB, and its mask. The four are rotations of one another, pixel for pixel.
+
+    A first arrow was drawn by polygons, which PIL does not draw symmetrically; a model read up as down.
+    """
+    size, shown = ARROW_SIZE, {"up": None, "left": _LEFT, "down": _DOWN, "right": _RIGHT}[direction]
+    picture, mask = Image.new("RGB", (size, size)), Image.new("L", (size, size))
+    half = (size - 1) / 2
+    for x in range(size):
+        for y in range(size):
+            from_middle = abs(x - half)
+            is_head = 6 <= y < 26 and from_middle < y - 5
+            is_shaft = 26 <= y < 42 and from_middle < 6
+            picture.putpixel((x, y), _ARROW if is_head or is_shaft else _INK)
+            mask.putpixel((x, y), 255 if (x - half) ** 2 + (y - half) ** 2 <= (size / 2) ** 2 else 0)
+    return (picture, mask) if shown is None else (picture.transpose(shown), mask)
 
 
 def _random_colour(rng: random.Random, *, saturation: tuple[float, float], value: tuple[float, float]) -> Colour:

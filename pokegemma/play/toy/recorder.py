@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from pokegemma.play.noise import replace_press
 from pokegemma.play.toy.world import ToyWorld
 
 _FIRST_START = datetime(2025, 1, 6, 8, 0)
@@ -29,11 +30,15 @@ _CONFIDENCES = ("high", "high", "medium")
 
 
 def record_sessions(
-    output_dir: Path, *, num_sessions: int, seed: int, num_turns: int = 25, level: int = 1
+    output_dir: Path, *, num_sessions: int, seed: int, num_turns: int = 25, level: int = 1, noise: float = 0.0
 ) -> list[list[str]]:
     """Write `output_dir`/runs/session_*/ as Eevee v1 did, each of `num_turns` turns; a done room leads to the next.
 
     About 3 % of the turns have no decision: failed answers, for which "b" was pressed, and pathfinding turns.
+
+    Args:
+        noise: share of the presses that are replaced by another button (DART, arXiv:1703.09327). Such a turn has the
+            expert's button as its correction, which is the label, and what was pressed in `button_presses`.
 
     Returns:
         The expert's buttons of each session, oldest first, turns without a decision left out.
@@ -44,7 +49,12 @@ def record_sessions(
         session_dir = Path(output_dir) / "runs" / f"session_{start:%Y%m%d_%H%M%S}"
         keep_raw_frames = index % _RAW_FRAMES_EVERY == _RAW_FRAMES_EVERY - 1
         recorder = _SessionRecorder(
-            session_dir, name=f"{seed}/{index}", start=start, level=level, keep_raw_frames=keep_raw_frames
+            session_dir,
+            name=f"{seed}/{index}",
+            start=start,
+            level=level,
+            noise=noise,
+            keep_raw_frames=keep_raw_frames,
         )
         decisions.append(recorder.record(num_turns))
     return decisions
@@ -70,13 +80,22 @@ def blind_accuracies(decisions: Sequence[Sequence[str]]) -> dict[str, float]:
     }
 
 
+def explain(button: str, *, situation: str) -> str:
+    """Return the reason for the expert's button."""
+    guide = "the arrow points" if situation == "off_trail" else "the path leads"
+    return _REASONS.get(button) or f"{guide} {button}"
+
+
 class _SessionRecorder:
     """One session while it is recorded: the world it is in, and the turns so far."""
 
-    def __init__(self, session_dir: Path, *, name: str, start: datetime, level: int, keep_raw_frames: bool):
-        self._dir, self._name, self._start, self._level = session_dir, name, start, level
+    def __init__(
+        self, session_dir: Path, *, name: str, start: datetime, level: int, noise: float, keep_raw_frames: bool
+    ):
+        self._dir, self._name, self._start, self._level, self._noise = session_dir, name, start, level, noise
         self._keep_raw_frames = keep_raw_frames
         self._rng = random.Random(f"toy session {name}")
+        self._noise_rng = random.Random(f"toy noise {name}")
         self._num_rooms = 0
         self._world = self._next_room()
         self._goal = self._world.goal
@@ -115,13 +134,13 @@ class _SessionRecorder:
         if self._world.is_done:
             self._world = self._next_room()
         situation, picture = self._world.situation, _encode_png(self._world.render())
-        chance = self._rng.random()
+        chance, correction = self._rng.random(), {}
         if chance < _FAILED_FRACTION:
             buttons, analysis = ["b"], self._fail()
         elif chance < _FAILED_FRACTION + _PATHFINDING_FRACTION and situation == "navigation":
             buttons, analysis = [], self._find_path()
         else:
-            buttons, analysis = self._decide()
+            buttons, analysis, correction = self._decide()
         (self._dir / "sshots" / f"step_{turn:04d}_grid.png").write_bytes(picture)
         visual = {"scene_type": situation, "confidence": "high"}
         # v1 wrote the vision model's answer twice: as it came, and the JSON found in it.
@@ -144,6 +163,7 @@ class _SessionRecorder:
                 "visual_analysis": visual,
                 "strategic_context": "",
                 "memory_context": None,
+                **correction,
             }
         )
         if self._keep_raw_frames:
@@ -157,18 +177,21 @@ class _SessionRecorder:
                 }
             )
 
-    def _decide(self) -> tuple[list[str], dict[str, Any]]:
+    def _decide(self) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+        """Press the expert's button or, by chance, another; return what was pressed, the answer, and the correction."""
         situation, button = self._world.situation, self._world.expert_button()
         parsed = {
             "button_presses": [button],
-            "reasoning": _REASONS.get(button, f"the path leads {button}"),
+            "reasoning": explain(button, situation=situation),
             "observations": f"a {situation} screen",
             "context_detected": situation,
             "confidence": self._rng.choice(_CONFIDENCES),
         }
-        self._world.press(button)
         self._decisions.append(button)
-        return [button], _analysis(parsed)
+        pressed = replace_press(button, noise=self._noise, rng=self._noise_rng)
+        self._world.press(pressed)
+        correction = {} if pressed == button else {"correction": {"button": button, "by": "expert"}}
+        return [pressed], _analysis(parsed), correction
 
     def _find_path(self) -> dict[str, Any]:
         """Walk several moves at once, as v1's pathfinding did: only the frame before them is recorded."""

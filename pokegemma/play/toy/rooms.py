@@ -2,7 +2,9 @@
 
 import random
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from pokegemma.errors import PokegemmaError
 
@@ -13,21 +15,38 @@ STEPS: dict[str, Cell] = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right
 ROOM_SIZE = 22
 
 
+Trail = Literal["redrawn", "painted", "none"]
+
+
 @dataclass(frozen=True)
 class Level:
-    """How hard a room is. `has_trail`: the route is drawn on the floor, so a single frame shows the next button."""
+    """How hard a room is, and what shows the way to the next sign or to the door.
+
+    Attributes:
+        open_fraction: share of the other cells that are floor, too.
+        trail: "redrawn" is drawn from wherever the player stands. "painted" is painted once for each sign and for the
+            door, and is eaten up where the player walks; off it, an arrow next to the player shows the way back. With
+            "none" nothing shows the way.
+    """
 
     num_moves: int
     num_signs: int
     num_bells: int
     open_fraction: float
-    has_trail: bool
+    trail: Trail
+
+    @property
+    def is_privileged(self) -> bool:
+        """Whether the expert knows what the screen does not show; no measurement of a model uses such a level."""
+        return self.trail == "none"
 
 
 LEVELS = {
-    1: Level(num_moves=22, num_signs=2, num_bells=2, open_fraction=0.15, has_trail=True),
-    2: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, has_trail=True),
-    3: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, has_trail=False),
+    1: Level(num_moves=22, num_signs=2, num_bells=2, open_fraction=0.15, trail="redrawn"),
+    2: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, trail="redrawn"),
+    3: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, trail="none"),
+    4: Level(num_moves=22, num_signs=2, num_bells=2, open_fraction=0.3, trail="painted"),
+    5: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, trail="painted"),
 }
 
 
@@ -49,14 +68,28 @@ class Room:
     directions: tuple[str, ...]
 
 
+def check_level(level: int) -> None:
+    """Check that a level exists.
+
+    Raises:
+        PokegemmaError: it is not one of `LEVELS`.
+    """
+    if level not in LEVELS:
+        raise PokegemmaError(f"level {level!r} is not one of {', '.join(map(str, LEVELS))}")
+
+
 def neighbour(cell: Cell, direction: str) -> Cell:
     """Return the cell next to `cell`."""
     return cell[0] + STEPS[direction][0], cell[1] + STEPS[direction][1]
 
 
-def distances_to(target: Cell, *, floor: frozenset[Cell]) -> dict[Cell, int]:
-    """Return the number of steps over `floor` from each cell that reaches `target`, by breadth-first search."""
-    distances, queue = {target: 0}, deque([target])
+def distances_to(targets: Iterable[Cell], *, floor: frozenset[Cell]) -> dict[Cell, int]:
+    """Return the number of steps over `floor` to the nearest of `targets`, for each cell that reaches one.
+
+    By breadth-first search.
+    """
+    distances = dict.fromkeys(targets, 0)
+    queue = deque(distances)
     while queue:
         cell = queue.popleft()
         for direction in STEPS:
@@ -98,8 +131,7 @@ def build_room(rng: random.Random, *, level: int) -> Room:
     Raises:
         PokegemmaError: there is no such level.
     """
-    if level not in LEVELS:
-        raise PokegemmaError(f"level {level!r} is not one of {', '.join(map(str, LEVELS))}")
+    check_level(level)
     plan = LEVELS[level]
     route = None
     while route is None:

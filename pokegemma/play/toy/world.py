@@ -1,6 +1,7 @@
 """A small scripted game: follow a winding path, read the signs, answer the bell with the menu, leave by the door."""
 
 import random
+from typing import Any
 
 from PIL import Image
 
@@ -21,13 +22,14 @@ class ToyWorld:
     Directions turn the player, and move them where the way is free. `a` opens the text of the sign that the player
     faces, `b` closes it; `start` opens the menu, `select` closes it. The door opens when every sign has been read.
     A button that means nothing at the moment does nothing. On levels with a trail the expert's button can be told from
-    one frame alone: the cue for it stands at the centre, and at most one kind of cue is drawn at a time.
+    one frame alone: the cue for it stands at the centre, and at most one kind of cue is drawn at a time. The exception
+    is the arrow of a painted trail, which counts for more than the paint.
     """
 
     def __init__(self, seed: int | str, *, level: int = 1):
         rng = random.Random(f"toy world {level} {seed}")
         self._room = build_room(rng, level=level)
-        self._has_trail = LEVELS[level].has_trail
+        self.trail = LEVELS[level].trail
         self._art = art.RoomArt(self._room, rng)
         self.goal: str = rng.choice(_GOALS)
         self._player, self._facing = self._room.start, self._room.heading
@@ -36,7 +38,18 @@ class ToyWorld:
         self._silent_bells = set(self._room.bells)
         self._bell_rings = False
         self._distances: tuple[Cell, dict[Cell, int]] | None = None
+        self._painted = self._way_on() if self.trail == "painted" else []
         self._step_on(self._player)
+
+    @property
+    def painted(self) -> tuple[Cell, ...]:
+        """The cells of a painted trail that are left, the next first."""
+        return tuple(self._painted)
+
+    @property
+    def facing(self) -> str:
+        """The direction that the player faces."""
+        return self._facing
 
     @property
     def is_done(self) -> bool:
@@ -45,7 +58,10 @@ class ToyWorld:
 
     @property
     def situation(self) -> str:
-        """What the picture shows: done, dialogue, menu, bell, sign (the next one, faced) or navigation."""
+        """What the picture shows: done, dialogue, menu, bell, sign (the next one, faced), off_trail or navigation.
+
+        The player is off a painted trail where not exactly one of the four cells around is painted.
+        """
         if self.is_done:
             return "done"
         if self._open:
@@ -54,12 +70,18 @@ class ToyWorld:
             return "bell"
         if self._unread and self._faced == self._unread[0]:
             return "sign"
+        if self.trail == "painted" and len(self._painted_directions) != 1:
+            return "off_trail"
         return "navigation"
 
     def expert_button(self) -> str:
         """Return the button that leads on from any state; "b" when there is nothing left to do."""
-        fixed = {"done": "b", "dialogue": "b", "menu": "select", "bell": "start", "sign": "a"}
-        return fixed.get(self.situation) or self._way_from(self._player)
+        situation = self.situation
+        if situation == "off_trail":
+            return self._way_back()
+        if situation == "navigation":
+            return self._painted_directions[0] if self.trail == "painted" else self._way_from(self._player)
+        return {"done": "b", "dialogue": "b", "menu": "select", "bell": "start", "sign": "a"}[situation]
 
     def press(self, button: str) -> bool:
         """Press one of `BUTTONS`; return whether that changed anything.
@@ -84,8 +106,13 @@ class ToyWorld:
     def render(self) -> Image.Image:
         """Return what the player sees now: RGB, 240x160."""
         situation = self.situation
-        trail = self._trail() if situation == "navigation" and self._has_trail else []
-        return self._art.draw(self._player, facing=self._facing, situation=situation, trail=trail)
+        shown: dict[str, Any] = {"facing": self._facing, "situation": situation}
+        if self.trail == "painted" and situation in ("navigation", "off_trail"):
+            shown["painted"] = self._painted
+            shown["arrow"] = self._way_back() if situation == "off_trail" else None
+        elif self.trail == "redrawn" and situation == "navigation":
+            shown["trail"] = self._way_on()
+        return self._art.draw(self._player, **shown)
 
     @property
     def _faced(self) -> Cell:
@@ -95,16 +122,27 @@ class ToyWorld:
     def _target(self) -> Cell:
         return self._unread[0] if self._unread else self._room.door
 
+    @property
+    def _painted_directions(self) -> list[str]:
+        return [name for name in STEPS if neighbour(self._player, name) in self._painted]
+
     def _press_in_window(self, button: str) -> bool:
         if (self._open, button) == ("dialogue", "b"):
             if self._faced in self._unread:
-                self._unread.remove(self._faced)
+                self._read(self._faced)
         elif (self._open, button) == ("menu", "select"):
             self._bell_rings = False
         else:
             return False
         self._open = None
         return True
+
+    def _read(self, sign: Cell) -> None:
+        """Note that a sign was read; where it was the next one, paint the way to what comes after it."""
+        before = self._target
+        self._unread.remove(sign)
+        if self.trail == "painted" and self._target != before:
+            self._painted = self._way_on()
 
     def _walk(self, direction: str) -> bool:
         turned, self._facing = self._facing != direction, direction
@@ -116,6 +154,8 @@ class ToyWorld:
 
     def _step_on(self, cell: Cell) -> None:
         self._player = cell
+        if cell in self._painted:
+            del self._painted[: self._painted.index(cell) + 1]
         if cell in self._silent_bells:
             self._silent_bells.remove(cell)
             self._bell_rings = True
@@ -123,12 +163,18 @@ class ToyWorld:
     def _way_from(self, cell: Cell) -> str:
         """Return the direction of a shortest way from `cell` to the next sign, or to the door when all are read."""
         if self._distances is None or self._distances[0] != self._target:
-            self._distances = self._target, distances_to(self._target, floor=self._room.floor)
-        distances = self._distances[1]
+            self._distances = self._target, distances_to([self._target], floor=self._room.floor)
+        return self._descend(cell, self._distances[1])
+
+    def _way_back(self) -> str:
+        """Return the direction of a shortest way from the player to the nearest painted cell."""
+        return self._descend(self._player, distances_to(self._painted, floor=self._room.floor))
+
+    def _descend(self, cell: Cell, distances: dict[Cell, int]) -> str:
         nearer = distances[cell] - 1
         return next(name for name in self._room.directions if distances.get(neighbour(cell, name)) == nearer)
 
-    def _trail(self) -> list[Cell]:
+    def _way_on(self) -> list[Cell]:
         """Return the cells from the one after the player's to the target."""
         trail = [self._player]
         while trail[-1] != self._target:
