@@ -17,12 +17,12 @@ TILE = 32
 
 Colour = tuple[int, int, int]
 
-_CENTRE = ((SCREEN_SIZE[0] - TILE) // 2, (SCREEN_SIZE[1] - TILE) // 2)
-_MARGIN = 4  # tiles drawn around the room, so that the screen never leaves the drawing
+CENTRE = ((SCREEN_SIZE[0] - TILE) // 2, (SCREEN_SIZE[1] - TILE) // 2)
+MARGIN = 4  # tiles drawn around the room, so that the screen never leaves the drawing
 _TRAIL, _TRAIL_EDGE = (255, 236, 40), (190, 140, 0)
 _SPEECH, _BELL, _MENU = (0, 190, 255), (240, 40, 40), (120, 30, 160)
 _ARROW = (60, 240, 90)
-_PAPER, _INK, _WOOD, _SKIN = (250, 250, 245), (30, 30, 40), (150, 95, 45), (240, 200, 160)
+_PAPER, INK, _WOOD, _SKIN = (250, 250, 245), (30, 30, 40), (150, 95, 45), (240, 200, 160)
 
 
 ARROW_SIZE = 48
@@ -36,8 +36,8 @@ class RoomArt:
 
     def __init__(self, room: Room, rng: random.Random):
         self._room = room
-        self._ground = _draw_ground(room, rng)
-        self._num_text_lines = rng.randint(2, 3)
+        self.ground = _draw_ground(room, rng)
+        self.num_text_lines = rng.randint(2, 3)
 
     def draw(
         self,
@@ -56,37 +56,37 @@ class RoomArt:
             painted: the way to go as painted cells, which all look alike.
             arrow: direction of the arrow over the player, if there is one.
         """
-        left = (player[0] + _MARGIN) * TILE - _CENTRE[0]
-        top = (player[1] + _MARGIN) * TILE - _CENTRE[1]
-        screen = self._ground.crop((left, top, left + SCREEN_SIZE[0], top + SCREEN_SIZE[1]))
+        left = (player[0] + MARGIN) * TILE - CENTRE[0]
+        top = (player[1] + MARGIN) * TILE - CENTRE[1]
+        screen = self.ground.crop((left, top, left + SCREEN_SIZE[0], top + SCREEN_SIZE[1]))
         pen = ImageDraw.Draw(screen)
         for place, cell in reversed(list(enumerate(trail or painted))):
-            x, y = _CENTRE[0] + (cell[0] - player[0]) * TILE, _CENTRE[1] + (cell[1] - player[1]) * TILE
+            x, y = CENTRE[0] + (cell[0] - player[0]) * TILE, CENTRE[1] + (cell[1] - player[1]) * TILE
             if painted:
-                pen.rectangle((x + 2, y + 2, x + TILE - 3, y + TILE - 3), fill=_TRAIL)
+                draw_painted_cell(pen, x, y)
             elif place == 0:
-                pen.rectangle((x - 4, y - 4, x + TILE + 3, y + TILE + 3), fill=_TRAIL)
+                draw_next_cell(pen, x, y)
             else:
-                pen.ellipse((x + 12, y + 12, x + 19, y + 19), fill=_TRAIL_EDGE)
+                draw_trail_dot(pen, x, y)
             if cell in self._room.signs:
-                _draw_sign(pen, x, y)
+                draw_sign(pen, x, y)
             elif cell == self._room.door:
-                _draw_door(pen, x, y)
-        _draw_player(pen, *_CENTRE, facing)
+                draw_door(pen, x, y)
+        draw_player(pen, *CENTRE, facing)
         if arrow is not None:
             picture, mask = draw_arrow(arrow)
             screen.paste(picture, ARROW_PLACE, mask)
         if situation == "sign":
-            _draw_speech_cue(pen)
+            draw_speech_cue(pen)
         elif situation == "bell":
-            _draw_bell_cue(pen)
+            draw_bell_cue(pen)
         elif situation == "dialogue":
-            _draw_text_box(pen, self._num_text_lines)
+            draw_text_box(pen, self.num_text_lines)
         elif situation == "menu":
-            _draw_menu(pen)
+            draw_menu(pen)
         elif situation == "done":
-            pen.rectangle((0, 0, *SCREEN_SIZE), fill=_INK)
-            _draw_door(pen, *_CENTRE)
+            pen.rectangle((0, 0, *SCREEN_SIZE), fill=INK)
+            draw_door(pen, *CENTRE)
         return screen
 
 
@@ -104,7 +104,7 @@ def draw_arrow(direction: str) -> tuple[Image.Image, Image.Image]:
             from_middle = abs(x - half)
             is_head = 6 <= y < 26 and from_middle < y - 5
             is_shaft = 26 <= y < 42 and from_middle < 6
-            picture.putpixel((x, y), _ARROW if is_head or is_shaft else _INK)
+            picture.putpixel((x, y), _ARROW if is_head or is_shaft else INK)
             mask.putpixel((x, y), 255 if (x - half) ** 2 + (y - half) ** 2 <= (size / 2) ** 2 else 0)
     return (picture, mask) if shown is None else (picture.transpose(shown), mask)
 
@@ -126,17 +126,17 @@ def _draw_ground(room: Room, rng: random.Random) -> Image.Image:
     ]
     rng.shuffle(obstacles)
     obstacles = obstacles[:6]
-    num_tiles = ROOM_SIZE + 2 * _MARGIN
+    num_tiles = ROOM_SIZE + 2 * MARGIN
     ground = Image.new("RGB", (num_tiles * TILE, num_tiles * TILE))
-    for x in range(-_MARGIN, ROOM_SIZE + _MARGIN):
-        for y in range(-_MARGIN, ROOM_SIZE + _MARGIN):
+    for x in range(-MARGIN, ROOM_SIZE + MARGIN):
+        for y in range(-MARGIN, ROOM_SIZE + MARGIN):
             is_free = (x, y) in room.floor or (x, y) in room.signs or (x, y) == room.door
             tile = rng.choice(floors if is_free else obstacles)
-            ground.paste(tile, ((x + _MARGIN) * TILE, (y + _MARGIN) * TILE))
+            ground.paste(tile, ((x + MARGIN) * TILE, (y + MARGIN) * TILE))
     pen = ImageDraw.Draw(ground)
     for x, y in room.signs:
-        _draw_sign(pen, (x + _MARGIN) * TILE, (y + _MARGIN) * TILE)
-    _draw_door(pen, (room.door[0] + _MARGIN) * TILE, (room.door[1] + _MARGIN) * TILE)
+        draw_sign(pen, (x + MARGIN) * TILE, (y + MARGIN) * TILE)
+    draw_door(pen, (room.door[0] + MARGIN) * TILE, (room.door[1] + MARGIN) * TILE)
     return ground
 
 
@@ -180,24 +180,36 @@ def _crate_tile(floor: Image.Image, colour: Colour) -> Image.Image:
     return tile
 
 
-def _draw_sign(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
+def draw_next_cell(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    pen.rectangle((x - 4, y - 4, x + TILE + 3, y + TILE + 3), fill=_TRAIL)
+
+
+def draw_trail_dot(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    pen.ellipse((x + 12, y + 12, x + 19, y + 19), fill=_TRAIL_EDGE)
+
+
+def draw_painted_cell(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    pen.rectangle((x + 2, y + 2, x + TILE - 3, y + TILE - 3), fill=_TRAIL)
+
+
+def draw_sign(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
     pen.rectangle((x + 14, y + 18, x + 17, y + 29), fill=_lighter(_WOOD, -60))
     pen.rectangle((x + 5, y + 5, x + 26, y + 19), fill=_WOOD, outline=_lighter(_WOOD, -60), width=2)
     for line in (9, 13):
-        pen.line((x + 9, y + line, x + 22, y + line), fill=_INK)
+        pen.line((x + 9, y + line, x + 22, y + line), fill=INK)
 
 
-def _draw_door(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
+def draw_door(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
     pen.pieslice((x + 6, y + 2, x + 25, y + 22), 180, 360, fill=_lighter(_WOOD, -60))
     pen.rectangle((x + 6, y + 12, x + 25, y + 29), fill=_lighter(_WOOD, -60))
     pen.rectangle((x + 9, y + 12, x + 22, y + 29), fill=_WOOD)
     pen.ellipse((x + 18, y + 19, x + 21, y + 22), fill=_PAPER)
 
 
-def _draw_player(pen: ImageDraw.ImageDraw, x: int, y: int, facing: str) -> None:
-    pen.ellipse((x + 6, y + 26, x + 25, y + 31), fill=_INK)
+def draw_player(pen: ImageDraw.ImageDraw, x: int, y: int, facing: str) -> None:
+    pen.ellipse((x + 6, y + 26, x + 25, y + 31), fill=INK)
     pen.rectangle((x + 9, y + 16, x + 22, y + 28), fill=(40, 80, 200))
-    pen.rectangle((x + 9, y + 25, x + 22, y + 28), fill=_INK)
+    pen.rectangle((x + 9, y + 25, x + 22, y + 28), fill=INK)
     pen.ellipse((x + 7, y + 2, x + 24, y + 19), fill=_SKIN)
     pen.pieslice((x + 6, y + 0, x + 25, y + 19), 180, 360, fill=(20, 130, 110))
     if facing == "up":
@@ -205,10 +217,10 @@ def _draw_player(pen: ImageDraw.ImageDraw, x: int, y: int, facing: str) -> None:
         return
     eyes = {"down": (11, 18), "left": (8, 13), "right": (16, 21)}[facing]
     for eye in eyes:
-        pen.rectangle((x + eye, y + 11, x + eye + 2, y + 14), fill=_INK)
+        pen.rectangle((x + eye, y + 11, x + eye + 2, y + 14), fill=INK)
 
 
-def _draw_speech_cue(pen: ImageDraw.ImageDraw) -> None:
+def draw_speech_cue(pen: ImageDraw.ImageDraw) -> None:
     """Draw a blue balloon with three dots over the player: there is something to read."""
     pen.polygon([(112, 44), (128, 44), (120, 62)], fill=_SPEECH)
     pen.rounded_rectangle((72, 4, 167, 47), radius=12, fill=_SPEECH, outline=_PAPER, width=3)
@@ -216,7 +228,7 @@ def _draw_speech_cue(pen: ImageDraw.ImageDraw) -> None:
         pen.ellipse((x, 20, x + 11, 31), fill=_PAPER)
 
 
-def _draw_bell_cue(pen: ImageDraw.ImageDraw) -> None:
+def draw_bell_cue(pen: ImageDraw.ImageDraw) -> None:
     """Draw a big red bell over the player: the menu is asked for."""
     pen.ellipse((110, 40, 129, 59), fill=_BELL, outline=_PAPER, width=2)
     pen.pieslice((94, 4, 145, 56), 180, 360, fill=_BELL)
@@ -225,15 +237,15 @@ def _draw_bell_cue(pen: ImageDraw.ImageDraw) -> None:
         pen.arc((left, 8, left + 27, 42), start, start + 120, fill=_BELL, width=6)
 
 
-def _draw_text_box(pen: ImageDraw.ImageDraw, num_lines: int) -> None:
-    pen.rounded_rectangle((4, 92, 235, 156), radius=8, fill=_PAPER, outline=_INK, width=3)
+def draw_text_box(pen: ImageDraw.ImageDraw, num_lines: int) -> None:
+    pen.rounded_rectangle((4, 92, 235, 156), radius=8, fill=_PAPER, outline=INK, width=3)
     for line in range(num_lines):
         for word, (start, end) in enumerate(((18, 58), (66, 96), (104, 160), (168, 214))):
             if line + 1 < num_lines or word < 3:
-                pen.rectangle((start, 104 + 17 * line, end, 109 + 17 * line), fill=_INK)
+                pen.rectangle((start, 104 + 17 * line, end, 109 + 17 * line), fill=INK)
 
 
-def _draw_menu(pen: ImageDraw.ImageDraw) -> None:
+def draw_menu(pen: ImageDraw.ImageDraw) -> None:
     pen.rounded_rectangle((132, 4, 235, 155), radius=8, fill=_MENU, outline=_PAPER, width=3)
     for item in range(5):
         y = 18 + 27 * item

@@ -28,14 +28,14 @@ class ToyWorld:
 
     def __init__(self, seed: int | str, *, level: int = 1):
         rng = random.Random(f"toy world {level} {seed}")
-        self._room = build_room(rng, level=level)
+        self.room = build_room(rng, level=level)
         self.trail = LEVELS[level].trail
-        self._art = art.RoomArt(self._room, rng)
+        self.art = art.RoomArt(self.room, rng)
         self.goal: str = rng.choice(_GOALS)
-        self._player, self._facing = self._room.start, self._room.heading
+        self._player, self._facing = self.room.start, self.room.heading
         self._open: str | None = None
-        self._unread = list(self._room.signs)
-        self._silent_bells = set(self._room.bells)
+        self._unread = list(self.room.signs)
+        self._silent_bells = set(self.room.bells)
         self._bell_rings = False
         self._distances: tuple[Cell, dict[Cell, int]] | None = None
         self._painted = self._way_on() if self.trail == "painted" else []
@@ -54,7 +54,7 @@ class ToyWorld:
     @property
     def is_done(self) -> bool:
         """Whether the player has left through the door."""
-        return self._player == self._room.door
+        return self._player == self.room.door
 
     @property
     def situation(self) -> str:
@@ -99,7 +99,7 @@ class ToyWorld:
             return self._walk(button)
         if button == "start":
             self._open = "menu"
-        elif button == "a" and self._faced in self._room.signs:
+        elif button == "a" and self._faced in self.room.signs:
             self._open = "dialogue"
         return self._open is not None
 
@@ -112,7 +112,7 @@ class ToyWorld:
             shown["arrow"] = self._way_back() if situation == "off_trail" else None
         elif self.trail == "redrawn" and situation == "navigation":
             shown["trail"] = self._way_on()
-        return self._art.draw(self._player, **shown)
+        return self.art.draw(self._player, **shown)
 
     @property
     def _faced(self) -> Cell:
@@ -120,7 +120,7 @@ class ToyWorld:
 
     @property
     def _target(self) -> Cell:
-        return self._unread[0] if self._unread else self._room.door
+        return self._unread[0] if self._unread else self.room.door
 
     @property
     def _painted_directions(self) -> list[str]:
@@ -147,7 +147,7 @@ class ToyWorld:
     def _walk(self, direction: str) -> bool:
         turned, self._facing = self._facing != direction, direction
         cell = self._faced
-        if cell in self._room.floor or (cell == self._room.door and not self._unread):
+        if cell in self.room.floor or (cell == self.room.door and not self._unread):
             self._step_on(cell)
             return True
         return turned
@@ -163,16 +163,16 @@ class ToyWorld:
     def _way_from(self, cell: Cell) -> str:
         """Return the direction of a shortest way from `cell` to the next sign, or to the door when all are read."""
         if self._distances is None or self._distances[0] != self._target:
-            self._distances = self._target, distances_to([self._target], floor=self._room.floor)
+            self._distances = self._target, distances_to([self._target], floor=self.room.floor)
         return self._descend(cell, self._distances[1])
 
     def _way_back(self) -> str:
         """Return the direction of a shortest way from the player to the nearest painted cell."""
-        return self._descend(self._player, distances_to(self._painted, floor=self._room.floor))
+        return self._descend(self._player, distances_to(self._painted, floor=self.room.floor))
 
     def _descend(self, cell: Cell, distances: dict[Cell, int]) -> str:
         nearer = distances[cell] - 1
-        return next(name for name in self._room.directions if distances.get(neighbour(cell, name)) == nearer)
+        return next(name for name in self.room.directions if distances.get(neighbour(cell, name)) == nearer)
 
     def _way_on(self) -> list[Cell]:
         """Return the cells from the one after the player's to the target."""
