@@ -36,6 +36,10 @@ class ConvertOptions:
         metadata={"help": "A sample with fewer frames repeats its first. Default: 4, or --num_frames if that is less."},
     )
     max_gap_s: float = field(default=30.0, metadata={"help": "A longer pause between two frames starts a new window."})
+    corrections: str | None = field(
+        default=None,
+        metadata={"help": "File of corrected labels, one JSON object a line: session, turn, button, by, reasoning."},
+    )
     eval_fraction: float = field(default=0.1, metadata={"help": "Share of the samples held out, in whole sessions."})
     grid_images: bool = field(default=True, metadata={"help": "Write each window as one 2x2 picture, too."})
     num_workers: int = field(default=0, metadata={"help": "Processes. 0: one for each core."})
@@ -67,6 +71,7 @@ def main() -> None:
         num_workers=options.num_workers or (usable_cores() if options.ray_address in (None, "local") else 0),
         ray_address=options.ray_address,
         overwrite=options.overwrite,
+        corrections=None if options.corrections is None else Path(options.corrections),
         options={**asdict(options), "min_frames": min_frames},
     )
     if options.json:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pokegemma.data.convert import SessionResult
-from pokegemma.data.decisions import REASONS, clean_text
-from pokegemma.data.eevee_v1.sessions import CONVERSION_REPORT, SessionError
+from pokegemma.data.decisions import REASONS, V1_REASONS, clean_text
+from pokegemma.data.eevee_v1.named_pictures import CONVERSION_REPORT
 from pokegemma.data.prompts import BUTTONS
+from pokegemma.data.recordings.session import SessionError
 from pokegemma.tables import format_table
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def build_report(
     """
     results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
     reasons = sum((Counter(result.reasons) for result in results), Counter())
+    labellers = sum((Counter(result.labellers) for result in results), Counter())
     turns = sum(result.num_turns for result in results)
     samples = sum(result.num_samples for result in results)
     assert turns == samples + reasons.total(), "a turn was lost"
@@ -49,7 +51,10 @@ def build_report(
         },
         "turns": turns,
         "samples": samples,
-        "turns_without_sample": {reason: reasons[reason] for reason in REASONS},
+        "turns_without_sample": {
+            reason: reasons[reason] for reason in REASONS if reason in V1_REASONS or reasons[reason]
+        },
+        **({"labels_by": dict(sorted(labellers.items()))} if labellers else {}),
         "frames": sum(result.num_frames for result in results),
         "goals_shortened": sum(result.goal_shortened for result in results),
         "splits": splits,
@@ -144,6 +149,7 @@ def format_report(report: dict[str, Any], output_dir: Path) -> str:
     ]
     for button, count in splits["train"]["buttons"].items():
         rows.append((f"  {button}", f"{count} train, {splits['eval']['buttons'][button]} eval"))
+    rows += [(f"labels by {name}", f"{count} samples") for name, count in report.get("labels_by", {}).items()]
     if report["goals_shortened"]:
         rows.append(("goals shortened", f"{report['goals_shortened']} sessions"))
     rows.append(("written to", f"{clean_text(str(output_dir))} (details: {CONVERSION_REPORT})"))

@@ -4,7 +4,7 @@ import base64
 import collections
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,9 +16,11 @@ from pokegemma.data.checks.still_pictures import find_still
 from pokegemma.data.copies import Fingerprint, FrameHash
 from pokegemma.data.decisions import DECISION, REASONS, clean_text
 from pokegemma.data.eevee_v1.named_pictures import NamedPictures
-from pokegemma.data.eevee_v1.sessions import Session, Turn, read_session
+from pokegemma.data.eevee_v1.sessions import read_session
 from pokegemma.data.frame_pictures import FrameError, read_frame
 from pokegemma.data.grids import GridEncoder
+from pokegemma.data.recordings.corrections import Correction
+from pokegemma.data.recordings.session import Session, Turn, correct_session
 from pokegemma.data.samples import Sample, find_control_token
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -42,6 +44,8 @@ class WindowOptions:
 class SessionResult:
     """The result of one session. Every turn is counted once, as a sample or under its reason.
 
+    `labellers` has the number of samples by who gave the label, where the recording states it.
+
     `pictures` are the turns' frames, None where there is none. `missing_picture` is the name of the picture that the
     first decision without one should have. `outside_pictures` are those that are not in the session's folder.
     """
@@ -51,11 +55,13 @@ class SessionResult:
     fingerprint: Fingerprint
     numbering: str = "none"
     num_turns: int = 0
+    num_corrected: int = 0
     num_samples: int = 0
     num_frames: int = 0
     goal_shortened: bool = False
     reasons: dict[str, int] = field(default_factory=dict)
     buttons: dict[str, int] = field(default_factory=dict)
+    labellers: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     pictures: list[FrameHash | None] = field(default_factory=list)
     missing_picture: str | None = None
@@ -91,6 +97,7 @@ class SessionConverter:
             if isinstance(frame, Path) and not frame.is_relative_to(session.folder)
         ]
         self.result.goal_shortened = goal not in self.context
+        self.result.problems += session.problems
         if session.numbering == "ambiguous":
             self.result.problems.append(
                 f"{self.result.folder}: screenshots cannot be matched to all turns (some are missing, and turn numbers "
@@ -103,11 +110,17 @@ class SessionConverter:
         self.grid_encoder = GridEncoder()
         self.buttons: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
+        self.labellers: collections.Counter[str] = collections.Counter()
         self.decisions: list[tuple[int, FrameHash, str]] = []
 
     def convert(self) -> Iterator[Sample]:
         """Yield the session's samples in turn order, each after its pictures are written; then `result` is complete."""
         for turn in self.session.turns:
+            if turn.new_start:
+                self.window.clear()
+                self.previous.clear()
+            if turn.decision.problem:
+                self.result.problems.append(f"{self.result.folder} turn {turn.number}: {turn.decision.problem}")
             shown = self._show(turn)
             self.result.pictures.append(shown)
             status = turn.decision.status
@@ -116,8 +129,11 @@ class SessionConverter:
             if status == DECISION and not shown:
                 status = "frame_unreadable"
             if status == DECISION:
-                self.buttons[turn.decision.pressed[0]] += 1
-                self.decisions.append((turn.number, shown, turn.decision.pressed[0]))
+                self.buttons[turn.decision.label] += 1
+                self.decisions.append((turn.number, shown, turn.decision.label))
+                self.result.num_corrected += turn.decision.is_corrected
+                if turn.decision.label_by is not None:
+                    self.labellers[turn.decision.label_by] += 1
                 yield self._sample(turn)
             else:
                 self.reasons[status] += 1
@@ -125,6 +141,7 @@ class SessionConverter:
         self.result.problems += [f"{self.result.folder} {still.describe()}" for still in find_still(self.decisions)]
         self.result.num_samples = self.buttons.total()
         self.result.buttons = {name: self.buttons[name] for name in prompts.BUTTONS if self.buttons[name]}
+        self.result.labellers = dict(sorted(self.labellers.items()))
         self.result.reasons = {name: self.reasons[name] for name in REASONS if self.reasons[name]}
 
     def _spells_control_token(self, turn: Turn) -> bool:
@@ -169,6 +186,9 @@ class SessionConverter:
             image = f"grid_images/{self.id}_{turn.number:04d}.png"
             (self.output / image).write_bytes(self.grid_encoder.encode([shown.tile for shown in window]))
         decision, previous = turn.decision, list(self.previous)
+        recorded = {} if decision.label_by is None else {"label_by": decision.label_by}
+        recorded |= {"corrected": True} if decision.is_corrected else {}
+        recorded |= {"new_start": True} if turn.new_start else {}
         return Sample(
             id=f"{self.id}/{turn.number}",
             frames=tuple(shown.path for shown in window),
@@ -187,6 +207,7 @@ class SessionConverter:
                 "template": decision.template,
                 "confidence": decision.confidence,
                 "frame_turns": [shown.turn for shown in window],
+                **recorded,
             },
         )
 
@@ -199,16 +220,20 @@ def convert_session(
     output: Path,
     options: WindowOptions,
     named_pictures: NamedPictures | None = None,
+    corrections: Mapping[int, Correction] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> SessionResult:
     """Convert one session folder: pictures under `output`, samples into the JSONL file `shard`.
+
+    Args:
+        corrections: labels by turn number, which replace those of the recording.
 
     Raises:
         SessionError: the session cannot be read; nothing was written.
         OSError: `output` cannot be written.
         KeyboardInterrupt: `cancelled()` became true.
     """
-    session = read_session(folder, pictures=named_pictures)
+    session = correct_session(read_session(folder, pictures=named_pictures), corrections or {})
     converter = SessionConverter(session, session_id, output=output, options=options)
     for folder in (output / "frames", output / "frames" / session_id):  # not `output`: it may have been removed
         folder.mkdir(exist_ok=True)
@@ -224,7 +249,7 @@ def convert_session(
 
 def _write_output(turn: Turn) -> str:
     decision = turn.decision
-    return prompts.build_output(button=decision.pressed[0], reasoning=decision.reasoning, context=decision.situation)
+    return prompts.build_output(button=decision.label, reasoning=decision.reasoning, context=decision.situation)
 
 
 def _read_bytes(source: str | Path) -> bytes:

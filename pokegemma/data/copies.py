@@ -44,6 +44,7 @@ class Play:
     fingerprint: Fingerprint
     num_samples: int
     pictures: Sequence[FrameHash | None]
+    num_corrected: int = 0
 
 
 def take_fingerprint(
@@ -69,8 +70,8 @@ def find_copies(plays: Sequence[Play]) -> dict[int, int]:
     """Return, for the index of each play that is a copy, the index of the one that is kept.
 
     The play with the most samples is kept, then the one with the most turns: the longer one, unless its pictures are
-    missing; then the one with the most raw frames. Plays that are still equal are ordered by their content, and
-    identical ones by their place in `plays`.
+    missing; then the one with the most raw frames, then the one with the most corrections. Plays that are still equal
+    are ordered by their content, and identical ones by their place in `plays`.
     """
     order = sorted(
         (index for index, play in enumerate(plays) if play.fingerprint.turns),
@@ -78,6 +79,7 @@ def find_copies(plays: Sequence[Play]) -> dict[int, int]:
             -plays[index].num_samples,
             -len(plays[index].fingerprint.turns),
             -sum(picture is not None and picture.raw for picture in plays[index].pictures),
+            -plays[index].num_corrected,
             plays[index].fingerprint.record,
             plays[index].fingerprint.goal,
             index,

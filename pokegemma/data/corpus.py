@@ -17,10 +17,12 @@ from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
 from pokegemma.data.copies import Play, find_copies
 from pokegemma.data.decisions import clean_text
 from pokegemma.data.eevee_v1.named_pictures import NamedPictures
-from pokegemma.data.eevee_v1.sessions import SESSION_FILE, SessionError, find_sessions
+from pokegemma.data.eevee_v1.sessions import SESSION_FILE, find_sessions
+from pokegemma.data.recordings.corrections import Correction, read_corrections
+from pokegemma.data.recordings.session import SessionError
 from pokegemma.data.samples import EVAL_FILE, TRAIN_FILE, dataset_hash
 from pokegemma.data.split import choose_eval_sessions
-from pokegemma.errors import CheckFailedError
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import RUN_FILE, atomic_folder, refuse_to_replace
 from pokegemma.parallel.workers import is_cancelled, map_items
 from pokegemma.provenance import write_run_record
@@ -37,6 +39,7 @@ class _Task:
     output: Path
     options: WindowOptions
     data_dir: Path
+    corrections: dict[int, Correction]
 
 
 def convert_corpus(
@@ -48,12 +51,14 @@ def convert_corpus(
     num_workers: int,
     ray_address: str | None = None,
     overwrite: bool = False,
+    corrections: Path | None = None,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Convert every session at `data_dir` and return the report; the files are the same for any number of workers.
 
     Args:
         num_workers: processes; with `ray_address`, workers of that cluster, where 0 means one for each CPU.
+        corrections: a file of corrections (`recordings.corrections.read_corrections`).
         options: what run.json records as the resolved options.
 
     Raises:
@@ -63,14 +68,16 @@ def convert_corpus(
     """
     data_dir, output_dir = Path(data_dir), Path(output_dir)
     folders = find_sessions(data_dir)
+    ids = session_ids(folders)
+    corrections_of = _assign_corrections(corrections, folders, ids) if corrections else [{}] * len(folders)
     with atomic_folder(output_dir, stage="convert", overwrite=overwrite, entries=OUTPUTS) as output:
         for name in ("frames", "grid_images"):
             refuse_to_replace(output_dir / name, *folders)
         shards = output / "shards"
         shards.mkdir()
         tasks = [
-            _Task(folder, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir)
-            for index, (folder, session_id) in enumerate(zip(folders, session_ids(folders), strict=True))
+            _Task(folder, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir, corrected)
+            for index, (folder, session_id, corrected) in enumerate(zip(folders, ids, corrections_of, strict=True))
         ]
         # The largest first, so that no worker is left alone with one at the end.
         results_in_order = map_items(
@@ -128,6 +135,25 @@ def session_ids(folders: Sequence[Path]) -> list[str]:
     return ids
 
 
+def _assign_corrections(path: Path, folders: Sequence[Path], ids: Sequence[str]) -> list[dict[int, Correction]]:
+    """Return each session's corrections of a file, which names a session by its folder or by its id.
+
+    Raises:
+        PokegemmaError: the file is not one of corrections, or names a session that does not exist or several have.
+    """
+    places: dict[str, set[int]] = {}
+    for index, (folder, session_id) in enumerate(zip(folders, ids, strict=True)):
+        for name in (folder.name, session_id):
+            places.setdefault(name, set()).add(index)
+    assigned: list[dict[int, Correction]] = [{} for _ in folders]
+    for name, corrections in read_corrections(path).items():
+        found = sorted(places.get(name, ()))
+        if len(found) != 1:
+            raise PokegemmaError(f"{path}: {len(found)} of {len(folders)} sessions are called {name!r}")
+        assigned[found[0]].update(corrections)
+    return assigned
+
+
 def _convert_one(task: _Task, pictures: NamedPictures) -> SessionResult | SessionError:
     try:
         return convert_session(
@@ -137,6 +163,7 @@ def _convert_one(task: _Task, pictures: NamedPictures) -> SessionResult | Sessio
             output=task.output,
             options=task.options,
             named_pictures=pictures,
+            corrections=task.corrections,
             cancelled=is_cancelled,
         )
     except SessionError as error:
@@ -149,7 +176,7 @@ def _without_copies(
     """Return `outcomes` with each copy of another session as an error, and what was written for it removed."""
     read_indices = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, SessionResult)]
     plays = [
-        Play(outcome.fingerprint, outcome.num_samples, outcome.pictures)
+        Play(outcome.fingerprint, outcome.num_samples, outcome.pictures, outcome.num_corrected)
         for outcome in outcomes
         if isinstance(outcome, SessionResult)
     ]

@@ -3,10 +3,11 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pokegemma.data.prompts import BUTTONS
+from pokegemma.data.recordings.corrections import Correction, is_blind, is_labeller, read_correction
 
 DECISION = "decision"
 REASONS = (
@@ -20,8 +21,13 @@ REASONS = (
     "control_token",  # the goal or the answer contains a control token of the model
     "frame_missing",  # no picture of the screen
     "frame_unreadable",  # the picture does not decode
+    "blind_press",  # a random press, noise or a way out of a loop, without a correction
+    "invalid_correction",  # a correction without a valid button and a valid name
 )
 """Why a turn is not a sample. A turn counts under the first reason that applies."""
+
+V1_REASONS = REASONS[:10]
+"""The reasons that a report names even if they have no turn."""
 
 FALLBACK_BUTTON = "b"
 MAX_PRESSED = 3
@@ -48,6 +54,9 @@ class Decision:
 
     `pressed` includes v1's fallback "b". It is empty where nothing was pressed, or where that is unknown.
     `captured` is None where only the numbers of the screenshots can show whether the screen was captured.
+    `chosen` is the button that the player's answer names, whatever was pressed then. `label` is the button of the
+    sample's answer: that of the correction, or else the first of `pressed`. `label_by` is who gave it, None where the
+    recording does not state it. `problem` is what is wrong with the turn, in one line.
     """
 
     status: str
@@ -57,6 +66,11 @@ class Decision:
     confidence: str | float | None = None
     template: str | None = None
     captured: bool | None = True
+    chosen: str = ""
+    label: str = ""
+    label_by: str | None = None
+    is_corrected: bool = False
+    problem: str = ""
 
 
 def clean_text(value: object) -> str:
@@ -65,7 +79,39 @@ def clean_text(value: object) -> str:
 
 
 def read_decision(turn: dict[str, Any]) -> Decision:
-    """Return what v1 decided and pressed on a turn of session_data.json; reads no frame."""
+    """Return what was decided and pressed on a turn of session_data.json, and its label; reads no frame."""
+    decision = _read_answer(turn)
+    decided_by, correction = turn.get("decided_by"), turn.get("correction")
+    if decision.status == "malformed_turn":
+        return decision
+    if decided_by is not None and not is_labeller(decided_by) and not is_blind(decided_by):
+        return Decision("malformed_turn", problem=clean_text(f"decided_by {str(decided_by)[:60]!r} is unknown"))
+    if decided_by is not None:
+        blind = {"status": "blind_press"} if is_blind(decided_by) else {}
+        decision = replace(decision, label_by=clean_text(decided_by), **blind)
+    if correction is None:
+        return decision
+    try:
+        return correct(decision, read_correction(correction))
+    except ValueError as error:
+        return replace(decision, status="invalid_correction", problem=clean_text(str(error)))
+
+
+def correct(decision: Decision, correction: Correction) -> Decision:
+    """Return a decision with the label of a correction, whatever its status was; `pressed` stays."""
+    kept = decision.reasoning if correction.button == decision.chosen else ""
+    return replace(
+        decision,
+        status=DECISION,
+        reasoning=kept if correction.reasoning is None else clean_text(correction.reasoning).strip(),
+        label=correction.button,
+        label_by=clean_text(correction.by),
+        is_corrected=True,
+        problem="",
+    )
+
+
+def _read_answer(turn: dict[str, Any]) -> Decision:
     analysis = turn.get("ai_analysis")
     if not isinstance(analysis, dict | str | None):
         return Decision("malformed_turn")
@@ -90,6 +136,7 @@ def read_decision(turn: dict[str, Any]) -> Decision:
     if not pressed and (asked or status == "no_button"):
         pressed = (FALLBACK_BUTTON,)
     answer = answer or {}
+    _, chosen = _read_buttons({}, answer)
     return Decision(
         status=status,
         pressed=() if action_failed else pressed,
@@ -99,6 +146,8 @@ def read_decision(turn: dict[str, Any]) -> Decision:
         confidence=_read_confidence(answer.get("confidence")),
         template=clean_text(turn.get("template_used")) or None,
         captured=captured,
+        label=pressed[0] if pressed else "",
+        chosen=(chosen or pressed or ("",))[0],
     )
 
 

@@ -124,11 +124,12 @@ def check_history(splits: Iterable[Split]) -> Check:
             previous, before = before, sample
             if previous is None or previous.session != sample.session:
                 continue
-            if sample.metadata["turn"] != previous.metadata["turn"] + 1:
+            if sample.metadata["turn"] != previous.metadata["turn"] + 1 or sample.metadata.get("new_start"):
                 continue
             num_compared += 1
             button = answer_button(previous.output)
-            pressed = previous.metadata.get("buttons") or [button]
+            pressed = previous.metadata.get("buttons")
+            pressed = [button] if pressed is None else pressed
             expected = [*previous.previous_buttons, *pressed][-len(sample.previous_buttons) or None :]
             if button is not None and sample.previous_buttons != expected:
                 details.append(

@@ -115,7 +115,7 @@ def _answer_problems(sample: Sample) -> list[str]:
     if not sample.output.startswith(f'{ANSWER_PREFIX}{answer.button}"'):
         problems.append(f'output does not begin with {ANSWER_PREFIX}{answer.button}": {sample.output[:40]!r}')
     pressed = sample.metadata.get("buttons")
-    if pressed is not None and pressed[:1] != [answer.button]:
+    if pressed is not None and pressed[:1] != [answer.button] and not sample.metadata.get("corrected"):
         problems.append(f"output has {answer.button!r}, metadata.buttons {pressed!r}")
     unknown = [button for button in sample.previous_buttons if button not in BUTTONS]
     if unknown:

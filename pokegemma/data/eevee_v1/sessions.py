@@ -4,57 +4,20 @@ import dataclasses
 import json
 import os
 import re
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pokegemma.data.copies import Fingerprint, take_fingerprint
+from pokegemma.data.copies import take_fingerprint
 from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
 from pokegemma.data.eevee_v1.journals import JOURNAL_FILE, join_journal, read_journal
 from pokegemma.data.eevee_v1.named_pictures import CONVERSION_REPORT, SESSION_FILE, NamedPictures, split_path
 from pokegemma.data.eevee_v1.screenshot_numbers import number_steps
+from pokegemma.data.recordings.session import Session, SessionError, Turn, read_time
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import is_unfinished
 
 MAX_TURN = 10**9
 _STEP_FILE = re.compile(r"step_(\d{1,9})_grid\.png")
-
-
-class SessionError(PokegemmaError):
-    """A session folder that cannot be read as a whole."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One logged turn.
-
-    `number` is the turn as logged, None where that is unusable. `decision.status` is whether it can be a sample.
-    `frames` are pictures of the screen before the decision, the best first: base64 text of the raw frame, or a file.
-    """
-
-    number: int | None
-    decision: Decision
-    timestamp: str | None
-    time: datetime | None
-    frames: tuple[str | Path, ...]
-
-
-@dataclass(frozen=True)
-class Session:
-    """One recording: every logged turn in order.
-
-    `numbering` is how step files were matched (`screenshot_numbers.Numbering.rule`). `missing_picture` is the name of
-    the picture that the first decision without one should have. `problems` names what is damaged and was read in part.
-    """
-
-    folder: Path
-    goal: str
-    turns: tuple[Turn, ...]
-    numbering: str
-    fingerprint: Fingerprint
-    missing_picture: str | None = None
-    problems: tuple[str, ...] = ()
 
 
 def find_sessions(data_dir: Path) -> list[Path]:
@@ -164,7 +127,8 @@ def _read_session(folder: Path, pictures: NamedPictures) -> Session:
             decision = dataclasses.replace(decision, status="frame_missing")
             missing = missing or _picture_name(raw, number)
         timestamp = clean_text(raw.get("timestamp")) if isinstance(raw, dict) else ""
-        turns.append(Turn(number, decision, timestamp or None, _read_time(timestamp), frames))
+        new_start = isinstance(raw, dict) and raw.get("new_start") is True
+        turns.append(Turn(number, decision, timestamp or None, read_time(timestamp), frames, new_start))
     goal = _read_goal(record)
     try:
         fingerprint = take_fingerprint(
@@ -238,13 +202,6 @@ def _read_goal(record: dict[str, Any]) -> str:
     metadata = record.get("session_metadata")
     nested = metadata.get("goal") if isinstance(metadata, dict) else None
     return clean_text(nested).strip() or clean_text(record.get("goal")).strip()
-
-
-def _read_time(timestamp: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(timestamp)
-    except ValueError:
-        return None
 
 
 def _raw_frames(record: dict[str, Any]) -> dict[int, str]:

@@ -1,9 +1,13 @@
 """Who decided a recorded turn, and corrections: labels that somebody wrote afterwards."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pokegemma.data.prompts import BUTTONS
+from pokegemma.errors import PokegemmaError
 
 LABELLERS = ("human", "expert", "model")
 """Who may give a label, as it is or with a name behind a colon: "human", "human:anna", "model:outputs/merged"."""
@@ -43,13 +47,13 @@ def is_labeller(name: object) -> bool:
     return isinstance(name, str) and name.partition(":")[0] in LABELLERS
 
 
-def is_blind(name: str) -> bool:
+def is_blind(name: object) -> bool:
     """Return whether `name` is one of `BLIND_PLAYERS`, with or without a name behind a colon."""
-    return name.partition(":")[0] in BLIND_PLAYERS
+    return isinstance(name, str) and name.partition(":")[0] in BLIND_PLAYERS
 
 
 def read_correction(value: Any) -> Correction:
-    """Return a correction of a recorded turn or of a file: an object with button, by and, if it likes, reasoning.
+    """Return the correction of a recorded turn: an object with button and by; reasoning may follow.
 
     Raises:
         ValueError: it is not such an object; the message is one line.
@@ -64,3 +68,42 @@ def read_correction(value: Any) -> Correction:
     if reasoning is not None and not isinstance(reasoning, str):
         raise ValueError(f"correction.reasoning is not a text: {str(reasoning)[:60]!r}")
     return Correction(value["button"], value["by"], reasoning)
+
+
+def read_corrections(path: Path) -> dict[str, dict[int, Correction]]:
+    """Read a file of corrections, one a line; return them by session and turn. Of two for one turn the later counts.
+
+    Example:
+        {"session": "session_20261129_190000", "turn": 17, "button": "left", "by": "human:anna"}
+
+    Raises:
+        PokegemmaError: the file cannot be read, or a line is not a correction; all such lines are counted.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PokegemmaError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    corrections: dict[str, dict[int, Correction]] = {}
+    problems = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            session, turn = _read_place(record)
+            rest = {key: value for key, value in record.items() if key not in ("session", "turn")}
+            corrections.setdefault(session, {})[turn] = read_correction(rest)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number}: {' '.join(str(error).split())}")
+    if problems:
+        raise PokegemmaError(f"{path}: {len(problems)} lines are not corrections: {'; '.join(problems[:5])}")
+    return corrections
+
+
+def _read_place(record: Any) -> tuple[str, int]:
+    session, turn = (record.get("session"), record.get("turn")) if isinstance(record, Mapping) else (None, None)
+    if not isinstance(session, str) or not session:
+        raise ValueError("it does not name a session")
+    if type(turn) is not int:
+        raise ValueError(f"turn {turn!r} is not a whole number")
+    return session, turn

@@ -7,7 +7,8 @@ import pytest
 from pokegemma.data.decisions import REASONS, is_failed_action, read_decision
 from pokegemma.data.eevee_v1.named_pictures import NamedPictures
 from pokegemma.data.eevee_v1.screenshot_numbers import number_steps
-from pokegemma.data.eevee_v1.sessions import SessionError, find_sessions, read_session
+from pokegemma.data.eevee_v1.sessions import find_sessions, read_session
+from pokegemma.data.recordings.session import SessionError
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import failed_turn, raw_frame, turn_record, write_session
