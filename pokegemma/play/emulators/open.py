@@ -2,6 +2,10 @@
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.play.emulators.emulator import Emulator, PressTiming
+from pokegemma.play.emulators.frames import Console, FrameEmulator
+from pokegemma.play.emulators.pyboy_console import PyBoyConsole, has_pyboy
+from pokegemma.play.emulators.retro_console import RetroConsole, has_stable_retro
+from pokegemma.play.emulators.rom_file import RomFile, read_rom
 from pokegemma.play.emulators.toy import ToyEmulator
 
 
@@ -19,4 +23,19 @@ def open_emulator(game: str, *, timing: PressTiming, seed: int = 0, level: int =
     """
     if game == "toy":
         return ToyEmulator(seed, level=level)
-    raise PokegemmaError(f"{game}: only the toy game can be played so far")
+    rom = read_rom(game)
+    return FrameEmulator(_start(rom), timing=timing)
+
+
+def _start(rom: RomFile) -> Console:
+    """Start a ROM in the faster emulator; PyBoy where stable-retro is not installed."""
+    if has_stable_retro():
+        return RetroConsole(rom)
+    if rom.system == "GBA":
+        raise PokegemmaError(f"{rom.path}: needs stable-retro; ./init.sh --with play, or pip install 'pokegemma[play]'")
+    if has_pyboy():
+        return PyBoyConsole(rom)
+    raise PokegemmaError(
+        f"{rom.path}: needs stable-retro or PyBoy; ./init.sh --with play, or --with pyboy, "
+        "or pip install 'pokegemma[play]', or 'pokegemma[pyboy]'"
+    )
