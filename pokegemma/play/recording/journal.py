@@ -23,6 +23,7 @@ from pokegemma.data.prompts import BUTTONS
 from pokegemma.data.recordings.corrections import Correction, is_blind, is_labeller
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file, file_lock
+from pokegemma.play.recording.states import STATE_FILE, EmulatorState, write_game_state
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,10 @@ class SessionJournal:
             self._file = self._open.enter_context(file_lock(self._path, wait=False))
         except BlockingIOError:
             raise PokegemmaError(f"{folder} is being recorded by another process") from None
+        self._facts = dict(facts)
         with ExitStack() as on_error:
             on_error.callback(self._open.close)
-            self.num_turns = self._resume(goal, dict(facts))
+            self.num_turns = self._resume(goal)
             on_error.pop_all()
         self._was_resumed = self.num_turns > 0
 
@@ -119,6 +121,16 @@ class SessionJournal:
         if turn.number & (turn.number - 1) == 0:
             self._write_session("running")
 
+    def save_state(self, data: bytes) -> None:
+        """Write the game's state after the last turn next to the session; it replaces an earlier one.
+
+        Args:
+            data: of `Emulator.save`; the emulator's name is `facts["emulator"]`.
+        """
+        write_game_state(
+            self.folder / STATE_FILE, EmulatorState(self.num_turns, str(self._facts.get("emulator")), data)
+        )
+
     def close(self, status: str = "done") -> None:
         """Write session_data.json and let other processes record; closing twice does nothing.
 
@@ -137,7 +149,7 @@ class SessionJournal:
     ) -> None:
         self.close("done" if error is None else "stopped")
 
-    def _resume(self, goal: str, facts: dict[str, Any]) -> int:
+    def _resume(self, goal: str) -> int:
         """Cut off half a line, and write where recording starts; return the number of the last turn."""
         journal = read_journal(self._path)
         os.ftruncate(self._file.fileno(), journal.num_bytes)
@@ -146,7 +158,7 @@ class SessionJournal:
             if journal.turns:
                 raise PokegemmaError(f"{self._path} is not the journal of a session; choose another folder")
             name = self.folder.resolve().name.removeprefix("session_")
-            head = {"session_id": name, "goal": goal, "start_time": now, "facts": facts}
+            head = {"session_id": name, "goal": goal, "start_time": now, "facts": self._facts}
             self._write_line({"session": head})
             self._write_session("running")
             return 0
@@ -155,7 +167,7 @@ class SessionJournal:
                 f"{self.folder} has the goal {journal.head['goal']!r}, not {goal!r}; choose another folder"
             )
         num_turns = max((turn["turn"] for turn in journal.turns if turn is not None), default=0)
-        self._write_line({"resumed": {"turn": num_turns + 1, "time": now, "facts": facts}})
+        self._write_line({"resumed": {"turn": num_turns + 1, "time": now, "facts": self._facts}})
         return num_turns
 
     def _write_line(self, record: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from pokegemma.data.eevee_v1.sessions import read_session
 from pokegemma.errors import PokegemmaError
 from pokegemma.play.recording.journal import PlayedTurn, SessionJournal, new_session_folder
+from pokegemma.play.recording.states import EmulatorState, read_game_state
 
 START = datetime(2026, 11, 29, 19, 0)
 FACTS = {"emulator": "toy 1", "timing": {"hold_frames": 12}, "player": "expert", "seed": 3}
@@ -187,6 +188,14 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
         journal.record(screen(2), played(2))
     session = read_session(tmp_path / "s")
     assert ([turn.number for turn in session.turns], session.problems) == ([1, 2], ())
+
+
+def test_the_state_of_the_game_belongs_to_the_last_turn(tmp_path):
+    with SessionJournal(tmp_path / "s", goal="g", facts=FACTS) as journal:
+        journal.record(screen(1), played(1))
+        journal.record(screen(2), played(2))
+        journal.save_state(b"state")
+    assert read_game_state(tmp_path / "s" / "emulator_state.bin") == EmulatorState(2, "toy 1", b"state")
 
 
 def test_new_sessions_have_new_folders(tmp_path):
