@@ -36,6 +36,7 @@ SCRIPTS = {
     "model_registry": "Versions",
     "setup_wandb": "Sweeps",
     "record_toy_game": "Record the toy game",
+    "build_toy_rom": "Build a ROM of the toy game",
     "make_tiny_model": "Make a tiny model",
     "describe_environment": "Describe this machine",
 }

@@ -43,6 +43,13 @@ TRAINING = (
     "--eval_strategy no --dataloader_num_workers 0 --report_to none --logging_steps 1"
 )
 TABLE = {
+    "build_toy_rom": Calls(
+        success="--output_file {out}/toy.gba --seed 1",
+        prints="{out}/toy.gba 1",
+        writes=("toy.gba",),
+        mistake="--output_file {out}/toy.rom",
+        names="--output_file {out}/toy.rom",
+    ),
     "check_parity": Calls(
         tested_in="tests/parity/test_parity.py",
         mistake="--model_path {tiny_model} --dataset_path {toy_dataset} --output_dir {out}",
