@@ -42,6 +42,13 @@ class ConvertOptions:
     )
     eval_fraction: float = field(default=0.1, metadata={"help": "Share of the samples held out, in whole sessions."})
     grid_images: bool = field(default=True, metadata={"help": "Write each window as one 2x2 picture, too."})
+    drop_no_effect: bool = field(
+        default=False, metadata={"help": "Leave out decisions after which the screen is the same as before."}
+    )
+    max_repeats: int | None = field(
+        default=None,
+        metadata={"help": "Keep at most so many equal decisions in a row on equal screens. Default: all."},
+    )
     num_workers: int = field(default=0, metadata={"help": "Processes. 0: one for each core."})
     ray_address: str | None = field(
         default=None,
@@ -56,6 +63,7 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         check_range("--num_frames", self.num_frames, at_least=1, at_most=64)
         check_range("--min_frames", self.min_frames, at_least=1, at_most=self.num_frames)
+        check_range("--max_repeats", self.max_repeats, at_least=1)
         check_range("--eval_fraction", self.eval_fraction, at_least=0, below=1)
         check_ranges(self, "max_gap_s", "num_workers", at_least=0)
 
@@ -66,7 +74,14 @@ def main() -> None:
     report = convert_corpus(
         Path(options.eevee_data_dir),
         Path(options.output_dir),
-        window=WindowOptions(options.num_frames, min_frames, options.max_gap_s, options.grid_images),
+        window=WindowOptions(
+            num_frames=options.num_frames,
+            min_frames=min_frames,
+            max_gap_s=options.max_gap_s,
+            grid_images=options.grid_images,
+            drop_no_effect=options.drop_no_effect,
+            max_repeats=options.max_repeats,
+        ),
         eval_fraction=options.eval_fraction,
         num_workers=options.num_workers or (usable_cores() if options.ray_address in (None, "local") else 0),
         ray_address=options.ray_address,

@@ -2,6 +2,7 @@
 
 import base64
 import collections
+import itertools
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -9,12 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-
 from pokegemma.data import prompts
 from pokegemma.data.checks.still_pictures import find_still
 from pokegemma.data.copies import Fingerprint, FrameHash
-from pokegemma.data.decisions import DECISION, REASONS, clean_text
+from pokegemma.data.decisions import DECISION, LEFT_OUT, REASONS, clean_text
 from pokegemma.data.eevee_v1.named_pictures import NamedPictures
 from pokegemma.data.eevee_v1.sessions import read_session
 from pokegemma.data.frame_pictures import FrameError, read_frame
@@ -22,22 +21,27 @@ from pokegemma.data.grids import GridEncoder
 from pokegemma.data.recordings.corrections import Correction
 from pokegemma.data.recordings.session import Session, Turn, correct_session
 from pokegemma.data.samples import Sample, find_control_token
+from pokegemma.data.shown_turns import ShownFrame, ShownTurn, TurnFilter
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """Which frames a sample shows: up to `num_frames`, the last of them the target turn's.
+    """Which frames a sample shows: up to `num_frames`, the last of them the target turn's; and what is left out.
 
     If there are fewer than `min_frames`, the first is repeated. A new window starts after a pause of more than
-    `max_gap_s` seconds between two frames.
+    `max_gap_s` seconds between two frames. `drop_no_effect` leaves out decisions after which the screen is the same,
+    `max_repeats` all but so many equal decisions in a row on equal screens. What is left out stays in the windows and
+    among the earlier buttons of other samples.
     """
 
     num_frames: int = 4
     min_frames: int = 4
     max_gap_s: float = 30.0
     grid_images: bool = True
+    drop_no_effect: bool = False
+    max_repeats: int | None = None
 
 
 @dataclass
@@ -67,16 +71,10 @@ class SessionResult:
     missing_picture: str | None = None
     outside_pictures: list[Path] = field(default_factory=list)
 
-
-@dataclass
-class _Shown:
-    """A turn's frame: in memory while a window may show it, on disk once a sample does."""
-
-    turn: int
-    path: str
-    png: bytes
-    tile: np.ndarray
-    stored: bool = False
+    @property
+    def num_left_out(self) -> int:
+        """The number of decisions that an option leaves out."""
+        return sum(self.reasons.get(reason, 0) for reason in LEFT_OUT)
 
 
 class SessionConverter:
@@ -104,7 +102,7 @@ class SessionConverter:
                 "have gaps); turns whose screenshot is uncertain have none"
             )
         self.previous: collections.deque[str] = collections.deque(maxlen=prompts.MAX_PREVIOUS_BUTTONS)
-        self.window: collections.deque[_Shown] = collections.deque(maxlen=options.num_frames)
+        self.window: collections.deque[ShownFrame] = collections.deque(maxlen=options.num_frames)
         self.last_time: datetime | None = None
         self.shown_since = 0  # frames without a usable time after the one of `last_time`
         self.grid_encoder = GridEncoder()
@@ -112,37 +110,46 @@ class SessionConverter:
         self.reasons: collections.Counter[str] = collections.Counter()
         self.labellers: collections.Counter[str] = collections.Counter()
         self.decisions: list[tuple[int, FrameHash, str]] = []
+        self.filter = TurnFilter(drop_no_effect=options.drop_no_effect, max_repeats=options.max_repeats)
 
     def convert(self) -> Iterator[Sample]:
         """Yield the session's samples in turn order, each after its pictures are written; then `result` is complete."""
+        for shown, after in itertools.pairwise(itertools.chain(self.read_turns(), [None])):
+            self.result.pictures.append(shown.frame and shown.frame.hash)
+            decision, status = shown.turn.decision, shown.status
+            if status == DECISION:
+                self.decisions.append((shown.turn.number, shown.frame.hash, decision.label))
+                status = self.filter.judge(shown, after)
+            if status == DECISION:
+                self.buttons[decision.label] += 1
+                self.result.num_corrected += decision.is_corrected
+                if decision.label_by is not None:
+                    self.labellers[decision.label_by] += 1
+                yield self._write_sample(shown)
+            else:
+                self.reasons[status] += 1
+        self.result.problems += [f"{self.result.folder} {still.describe()}" for still in find_still(self.decisions)]
+        self.result.num_samples = self.buttons.total()
+        self.result.buttons = {name: self.buttons[name] for name in prompts.BUTTONS if self.buttons[name]}
+        self.result.labellers = dict(sorted(self.labellers.items()))
+        self.result.reasons = {name: self.reasons[name] for name in REASONS if self.reasons[name]}
+
+    def read_turns(self) -> Iterator[ShownTurn]:
+        """Yield every turn of the session in order, with its frame and window; write nothing."""
         for turn in self.session.turns:
             if turn.new_start:
                 self.window.clear()
                 self.previous.clear()
             if turn.decision.problem:
                 self.result.problems.append(f"{self.result.folder} turn {turn.number}: {turn.decision.problem}")
-            shown = self._show(turn)
-            self.result.pictures.append(shown)
+            frame = self._show(turn)
             status = turn.decision.status
             if status in (DECISION, "frame_missing") and self._spells_control_token(turn):
                 status = "control_token"
-            if status == DECISION and not shown:
+            if status == DECISION and not frame:
                 status = "frame_unreadable"
-            if status == DECISION:
-                self.buttons[turn.decision.label] += 1
-                self.decisions.append((turn.number, shown, turn.decision.label))
-                self.result.num_corrected += turn.decision.is_corrected
-                if turn.decision.label_by is not None:
-                    self.labellers[turn.decision.label_by] += 1
-                yield self._sample(turn)
-            else:
-                self.reasons[status] += 1
+            yield ShownTurn(turn, status, frame, tuple(self.window), tuple(self.previous))
             self.previous.extend(turn.decision.pressed)
-        self.result.problems += [f"{self.result.folder} {still.describe()}" for still in find_still(self.decisions)]
-        self.result.num_samples = self.buttons.total()
-        self.result.buttons = {name: self.buttons[name] for name in prompts.BUTTONS if self.buttons[name]}
-        self.result.labellers = dict(sorted(self.labellers.items()))
-        self.result.reasons = {name: self.reasons[name] for name in REASONS if self.reasons[name]}
 
     def _spells_control_token(self, turn: Turn) -> bool:
         if token := find_control_token(self.context):
@@ -155,7 +162,7 @@ class SessionConverter:
             )
         return token is not None
 
-    def _show(self, turn: Turn) -> FrameHash | None:
+    def _show(self, turn: Turn) -> ShownFrame | None:
         """Append the turn's frame to the window (emptied after a long pause); return it, None if none decodes."""
         for source in turn.frames:
             try:
@@ -169,30 +176,40 @@ class SessionConverter:
                 self.window.clear()
             if turn.time is not None:
                 self.last_time, self.shown_since = turn.time, 0
-            self.window.append(_Shown(turn.number, f"frames/{self.id}/{turn.number:04d}.png", frame.png, frame.tile))
-            return FrameHash.of(frame.png, raw=isinstance(source, str))
+            path = f"frames/{self.id}/{turn.number:04d}.png"
+            frame_hash = FrameHash.of(frame.png, raw=isinstance(source, str))
+            self.window.append(ShownFrame(turn.number, path, frame.png, frame.tile, frame_hash))
+            return self.window[-1]
         return None
 
-    def _sample(self, turn: Turn) -> Sample:
-        window = list(self.window)
-        window = [window[0]] * (self.options.min_frames - len(window)) + window
-        for shown in self.window:
-            if not shown.stored:
-                (self.output / shown.path).write_bytes(shown.png)
-                shown.stored, shown.png = True, b""
+    def _write_sample(self, shown: ShownTurn) -> Sample:
+        """Write the pictures that a decision's window needs and that are not written yet; return its sample."""
+        sample = self.build_sample(shown)
+        for frame in shown.window:
+            if not frame.stored:
+                (self.output / frame.path).write_bytes(frame.png)
+                frame.stored, frame.png = True, b""
                 self.result.num_frames += 1
-        image = None
-        if self.options.grid_images:
-            image = f"grid_images/{self.id}_{turn.number:04d}.png"
-            (self.output / image).write_bytes(self.grid_encoder.encode([shown.tile for shown in window]))
-        decision, previous = turn.decision, list(self.previous)
+        if sample.image is not None:
+            tiles = [frame.tile for frame in self._fill_window(shown)]
+            (self.output / sample.image).write_bytes(self.grid_encoder.encode(tiles))
+        return sample
+
+    def _fill_window(self, shown: ShownTurn) -> list[ShownFrame]:
+        window = list(shown.window)
+        return [window[0]] * (self.options.min_frames - len(window)) + window
+
+    def build_sample(self, shown: ShownTurn) -> Sample:
+        """Return a decision as a sample, whose pictures may not be written yet."""
+        turn, decision = shown.turn, shown.turn.decision
+        window, previous = self._fill_window(shown), list(shown.previous)
         recorded = {} if decision.label_by is None else {"label_by": decision.label_by}
         recorded |= {"corrected": True} if decision.is_corrected else {}
         recorded |= {"new_start": True} if turn.new_start else {}
         return Sample(
             id=f"{self.id}/{turn.number}",
-            frames=tuple(shown.path for shown in window),
-            image=image,
+            frames=tuple(frame.path for frame in window),
+            image=f"grid_images/{self.id}_{turn.number:04d}.png" if self.options.grid_images else None,
             context=self.context,
             question=prompts.build_question(previous),
             output=_write_output(turn),
@@ -206,7 +223,7 @@ class SessionConverter:
                 "timestamp": turn.timestamp,
                 "template": decision.template,
                 "confidence": decision.confidence,
-                "frame_turns": [shown.turn for shown in window],
+                "frame_turns": [frame.turn for frame in window],
                 **recorded,
             },
         )

@@ -93,12 +93,15 @@ def convert_corpus(
         )
         outcomes = _without_copies(tasks, list(results_in_order))
         problems = list_problems(outcomes, data_dir)
-        num_samples = {
-            outcome.session: outcome.num_samples for outcome in outcomes if isinstance(outcome, SessionResult)
+        # Decisions that an option leaves out count here: the same sessions are held out with it and without it.
+        num_decisions = {
+            outcome.session: outcome.num_samples + outcome.num_left_out
+            for outcome in outcomes
+            if isinstance(outcome, SessionResult) and outcome.num_samples
         }
-        if not any(num_samples.values()):
+        if not num_decisions:
             raise CheckFailedError(explain_nothing(data_dir, outcomes))
-        held_out = choose_eval_sessions(num_samples, eval_fraction=eval_fraction)
+        held_out = choose_eval_sessions(num_decisions, eval_fraction=eval_fraction)
         _join_shards(tasks, held_out, output)
         shutil.rmtree(shards)
         report = build_report(outcomes, held_out=held_out, problems=problems)

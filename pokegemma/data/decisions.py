@@ -23,8 +23,13 @@ REASONS = (
     "frame_unreadable",  # the picture does not decode
     "blind_press",  # a random press, noise or a way out of a loop, without a correction
     "invalid_correction",  # a correction without a valid button and a valid name
+    "no_effect",  # --drop_no_effect: the screen after the press is the screen before
+    "repeated",  # --max_repeats: the same button on the same screen as in the decisions before
 )
 """Why a turn is not a sample. A turn counts under the first reason that applies."""
+
+LEFT_OUT = REASONS[12:]
+"""The reasons of decisions that options leave out."""
 
 V1_REASONS = REASONS[:10]
 """The reasons that a report names even if they have no turn."""

@@ -1,0 +1,81 @@
+"""A turn with what was on the screen: the unit that the converter and the inspection page read a session in."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pokegemma.data.copies import FrameHash
+from pokegemma.data.decisions import DECISION
+from pokegemma.data.recordings.session import Turn
+
+
+@dataclass
+class ShownFrame:
+    """A turn's frame: in memory while a window may show it, on disk (`stored`) once a sample does."""
+
+    turn: int
+    path: str
+    png: bytes
+    tile: np.ndarray
+    hash: FrameHash
+    stored: bool = False
+
+
+@dataclass(frozen=True)
+class ShownTurn:
+    """A turn with what its player saw and had pressed.
+
+    `status` is DECISION or why the turn is not a sample. `frame` is None where no picture decodes; it is the last one
+    of `window`. `previous` are the buttons pressed before, oldest first.
+    """
+
+    turn: Turn
+    status: str
+    frame: ShownFrame | None
+    window: tuple[ShownFrame, ...]
+    previous: tuple[str, ...]
+
+    def shows_same(self, other: "ShownTurn | None") -> bool:
+        """Return whether both turns have a frame, and these have equal pixels."""
+        if other is None or self.frame is None or other.frame is None:
+            return False
+        return self.frame.hash == other.frame.hash or np.array_equal(self.frame.tile, other.frame.tile)
+
+
+def has_no_effect(shown: ShownTurn, after: ShownTurn | None) -> bool:
+    """Return whether the label of a decision was pressed, and `after`, the turn that follows, shows the same screen.
+
+    Without a frame of the turn that follows, or after another game state was loaded, the effect is unknown.
+    """
+    decision = shown.turn.decision
+    is_pressed = decision.pressed[:1] == (decision.label,)
+    return is_pressed and after is not None and not after.turn.new_start and shown.shows_same(after)
+
+
+def is_repeat_of(shown: ShownTurn, before: ShownTurn) -> bool:
+    """Return whether two decisions have the same label and show the same screen."""
+    return before.turn.decision.label == shown.turn.decision.label and shown.shows_same(before)
+
+
+class TurnFilter:
+    """Find decisions that options leave out. `judge` is called once for every decision of a session, in order."""
+
+    def __init__(self, *, drop_no_effect: bool = False, max_repeats: int | None = None) -> None:
+        self.drop_no_effect, self.max_repeats = drop_no_effect, max_repeats
+        self._last: ShownTurn | None = None
+        self._num_equal = 0
+
+    def judge(self, shown: ShownTurn, after: ShownTurn | None) -> str:
+        """Return DECISION, or one of `LEFT_OUT`.
+
+        Args:
+            after: the turn that follows, whose frame shows what the press did; None after the last one.
+        """
+        if self.drop_no_effect and has_no_effect(shown, after):
+            return "no_effect"
+        is_repeat = self._last is not None and is_repeat_of(shown, self._last)
+        self._num_equal = self._num_equal + 1 if is_repeat else 1
+        self._last = shown
+        if self.max_repeats is not None and self._num_equal > self.max_repeats:
+            return "repeated"
+        return DECISION
