@@ -47,7 +47,8 @@ from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import checked_scores, place_branches, score_buttons
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.model_image_size import resize_config, resize_processor
-from pokegemma.play.player import Player
+from pokegemma.play.cached_player import CachedPlayer
+from pokegemma.play.history import PlayView
 from pokegemma.provenance import git_commit, package_versions
 
 WHOLE, STOPPED, SCORED = "generate, whole answer", "generate, stopped at the button", "scored, one pass"
@@ -272,7 +273,10 @@ class Meter:
     def run(self, session: Sequence[Sample], *, record: bool) -> None:
         """Decide a session once in every way, decision by decision; `record` keeps the times."""
         goal, longest = session[0].metadata["goal"], len(session) + 2
-        players = {way: Player(self.setting.predictor, goal=goal, max_decisions=longest) for way in (CACHED, PREPARED)}
+        view = PlayView(self.setting.predictor.collator.layout, max_decisions=longest)
+        players = {way: CachedPlayer(self.setting.predictor, view) for way in (CACHED, PREPARED)}
+        for player in players.values():
+            player.start(goal)
         for number, sample in enumerate(session):
             example = example_of(self.setting, session, number)
             whole = self._generate(WHOLE, example, self.options.max_new_tokens, record=record)
@@ -293,7 +297,7 @@ class Meter:
         self._note(way, now() - began, read_button(text), [self._picture(num_pictures), *passes], record=record)
         return read_button(text)
 
-    def _decide(self, way: str, player: Player, sample: Sample, scores: np.ndarray, *, record: bool) -> None:
+    def _decide(self, way: str, player: CachedPlayer, sample: Sample, scores: np.ndarray, *, record: bool) -> None:
         cache = player.cache
         if way == PREPARED:
             began = now()
@@ -485,7 +489,7 @@ def choose_session(options: BenchmarkOptions) -> tuple[list[Sample], list[Sample
 
 
 def is_whole(session: Sequence[Sample]) -> bool:
-    """Return whether samples show and tell no other turns than these: what a `Player` that saw these would."""
+    """Return whether samples show and tell no other turns than these: what a `CachedPlayer` that saw these would."""
     frames = [sample.frames[-1] for sample in session]
     pressed: list[str] = []
     for number, sample in enumerate(session):

@@ -15,7 +15,8 @@ from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import CheckFailedError
 from pokegemma.evaluation.predict import load_predictor
-from pokegemma.play.player import Player
+from pokegemma.play.cached_player import CachedPlayer
+from pokegemma.play.history import PlayView
 from pokegemma.play.toy.world import ToyWorld
 
 SCALE = 2
@@ -36,8 +37,8 @@ class PictureOptions:
 def play(options: PictureOptions) -> list[Image.Image]:
     """Return one picture for each turn, and the screen after the last."""
     world = ToyWorld(options.seed)
-    predictor = load_predictor(options.model_path, dataset_folder=".", layout="grid")
-    player = Player(predictor, goal=world.goal, num_frames=1)
+    player = CachedPlayer(load_predictor(options.model_path, layout="grid"), PlayView(layout="grid"))
+    player.start(world.goal)
     pictures = []
     while not world.is_done and len(pictures) < options.num_turns:
         screen = world.render()

@@ -187,15 +187,17 @@ def measure_latency(decide: Callable[[Sequence[Sample]], object], samples: Seque
 def load_predictor(
     model_path: str | Path,
     *,
-    dataset_folder: Path,
     layout: Layout,
+    dataset_folder: Path = Path(),
     dtype: str = "auto",
     device: str | None = None,
     max_new_tokens: int = 256,
 ) -> Predictor:
     """Load a checkpoint, or an adapter (a folder with adapter_config.json) onto the base that it names.
 
-    `dtype` auto is bfloat16 on a GPU that supports it, float32 elsewhere.
+    Args:
+        dataset_folder: what the samples' paths are relative to; play shows pictures that are no files.
+        dtype: auto is bfloat16 on a GPU that supports it, float32 elsewhere.
 
     Raises:
         PokegemmaError: the model, its processor or its base cannot be loaded, or there is no such device.

@@ -79,13 +79,20 @@ class Conversation:
     @torch.inference_mode()
     def generate(self, *, stops: Sequence[int], max_new_tokens: int) -> list[int]:
         """Return the tokens of the greedy answer, up to the first of `stops`."""
-        num_tokens, logits, written = self.num_tokens, self._logits, []
+        num_tokens = self.num_tokens
+        written = self.write(stops=stops, max_new_tokens=max_new_tokens)
+        self.forget_after(num_tokens)
+        return written
+
+    @torch.inference_mode()
+    def write(self, *, stops: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Do what `generate` does, and leave the answer without its last token in the cache."""
+        logits, written = self._logits, []
         while True:
             written.append(logits.argmax().item())
             if written[-1] in stops or len(written) == max_new_tokens:
                 break
             logits = self._forward(written[-1:])[0, -1]
-        self.forget_after(num_tokens)
         return written
 
     def forget_after(self, num_tokens: int) -> None:

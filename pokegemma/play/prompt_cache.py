@@ -15,7 +15,7 @@ from pokegemma.evaluation.predict import Predictor
 from pokegemma.gemma.batches.picture_resize import to_pixels
 from pokegemma.gemma.button_scores import checked_scores
 from pokegemma.gemma.cached_conversation import Conversation
-from pokegemma.gemma.families import require_exact
+from pokegemma.gemma.families import require_exact, stop_tokens
 from pokegemma.gemma.vision_tower import encode_pictures
 
 MAX_PICTURES = 64
@@ -73,6 +73,26 @@ class PromptCache:
             self._remember(rest)
         return checked_scores(said)
 
+    def write(
+        self, ids: Sequence[int], pictures: Sequence[Image.Image], begun: Sequence[int], *, max_new_tokens: int
+    ) -> list[int]:
+        """Return the tokens of the greedy answer to a prompt that goes on after the tokens `begun`, with these.
+
+        The answer stays in the cache, since the next prompt of a conversation contains it.
+        """
+        tokenizer = self.predictor.collator.processor.tokenizer
+        with self._all_or_nothing():
+            rest = self._keep_common([*self._name_tokens(ids, pictures), *begun])
+            new = [*ids, *begun][-max(len(rest), 1) :]
+            if not rest:  # the logits after the last token are not kept
+                self._forget_after(len(self._said) - 1)
+                rest = new
+            self._conversation.say(new, self._types(new), self._encode(rest, pictures))
+            self._remember(rest)
+            written = self._conversation.write(stops=stop_tokens(tokenizer), max_new_tokens=max_new_tokens)
+            self._remember(written[:-1])  # the model has not read the last one
+        return [*begun, *written]
+
     def prepare(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> None:
         """Compute the beginning of the next prompts.
 
@@ -113,9 +133,12 @@ class PromptCache:
         pairs = enumerate(zip(names, self._said, strict=False))
         common = next((at for at, (new, old) in pairs if new != old), min(len(names), len(self._said)))
         if common < len(self._said):
-            self._conversation.forget_after(common)
-            del self._said[common:]
+            self._forget_after(common)
         return names[common:]
+
+    def _forget_after(self, num_tokens: int) -> None:
+        self._conversation.forget_after(num_tokens)
+        del self._said[num_tokens:]
 
     def _types(self, ids: list[int]) -> torch.Tensor:
         return self.predictor.collator.token_types(torch.tensor(ids, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""A session decided frame by frame from a cache says what the recorded samples say as whole rows."""
+"""A session decided frame by frame from a cache gets the scores of the recorded samples as whole rows."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pokegemma.data.convert import WindowOptions
 from pokegemma.data.prompts import BUTTONS, LAYOUTS, Layout
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.data.trajectories import cut_trajectories
@@ -19,7 +20,8 @@ from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import score_buttons
 from pokegemma.gemma.image_attention import change_processor
 from pokegemma.gemma.loading import open_checkpoint
-from pokegemma.play.player import Player
+from pokegemma.play.cached_player import CachedPlayer
+from pokegemma.play.history import PlayView
 from pokegemma.play.prompt_cache import PromptCache
 
 MAX_DECISIONS, OVERLAP = 5, 2
@@ -64,7 +66,7 @@ def expected_scores(predictor: Predictor, session: list[Sample]) -> np.ndarray:
     return np.stack([score_buttons(predictor.model, row, tokens)[0].numpy() for row in rows])
 
 
-def play(player: Player, session: list[Sample], folder: Path, *, prepare: bool) -> np.ndarray:
+def play(player: CachedPlayer, session: list[Sample], folder: Path, *, prepare: bool) -> np.ndarray:
     """Show a recorded session's frames, by turns as files and as grabbed pictures, and press what was pressed."""
     scores = []
     for number, sample in enumerate(session):
@@ -78,9 +80,11 @@ def play(player: Player, session: list[Sample], folder: Path, *, prepare: bool) 
     return np.stack(scores)
 
 
-def new_player(predictor: Predictor, session: list[Sample]) -> Player:
-    goal = session[0].metadata["goal"]
-    return Player(predictor, goal=goal, max_decisions=MAX_DECISIONS, overlap_decisions=OVERLAP)
+def new_player(predictor: Predictor, session: list[Sample]) -> CachedPlayer:
+    view = PlayView(predictor.collator.layout, max_decisions=MAX_DECISIONS, overlap_decisions=OVERLAP)
+    player = CachedPlayer(predictor, view)
+    player.start(session[0].metadata["goal"])
+    return player
 
 
 @pytest.mark.parametrize("prepare", [False, True])
@@ -155,7 +159,7 @@ def test_the_next_prompt_tells_what_was_pressed_and_not_what_was_decided(
         player = new_player(in_layout(trained, "frames"), session)
         player.decide(frame)
         player.pressed(*pressed)
-        text, _ = player._prompt(player._sample(list(player._window)))
+        text, _ = player._prompt(player.history.expected())
         assert f"Buttons pressed so far: {told}\n" in text
 
 
@@ -168,7 +172,7 @@ def test_a_turn_without_a_press_is_no_turn_of_the_conversation(
     skipped.pressed()
     scores = play(player, session[:3], toy_dataset, prepare=False)
     others = play(skipped, session[:3], toy_dataset, prepare=True)
-    text, _ = skipped._prompt(skipped._sample(list(skipped._window)))
+    text, _ = skipped._prompt(skipped.history.expected())
     assert text.count("<start_of_turn>model") == 4  # three answered, one open
     assert np.abs(scores - others).max() > 1e-6  # but its frame was seen
 
@@ -179,28 +183,29 @@ def test_frames_that_no_prompt_shows_again_are_forgotten_also_where_nothing_is_p
     player = new_player(trained, session)
     for sample in session:
         player.decide(toy_dataset / sample.frames[-1])
-    assert len(player._frames) == 4
+    assert len(player.history._frames) == 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"goal": "x", "num_frames": 0}, "num_frames 0"),
-        ({"goal": "x", "max_decisions": 3, "overlap_decisions": 3}, "overlap_decisions 3"),
+        ({"window": WindowOptions(num_frames=0)}, "num_frames 0"),
+        ({"window": WindowOptions(max_gap_s=0)}, "max_gap_s 0"),
+        ({"max_decisions": 3, "overlap_decisions": 3}, "overlap_decisions 3"),
     ],
 )
-def test_numbers_that_leave_nothing_are_refused(trained: Predictor, options: dict, message: str) -> None:
+def test_numbers_that_leave_nothing_are_refused(options: dict, message: str) -> None:
     with pytest.raises(PokegemmaError, match=message):
-        Player(trained, **options)
+        PlayView(**options)
 
 
 def test_a_goal_with_control_symbols_and_a_damaged_frame_are_one_line(trained: Predictor, tmp_path: Path) -> None:
-    frame = Image.new("RGB", (240, 160))
-    with pytest.raises(PokegemmaError, match="control token"):
-        Player(trained, goal="<start_of_image>").decide(frame)
+    player = CachedPlayer(trained, PlayView())
+    with pytest.raises(PokegemmaError, match="--goal contains <start_of_image>"):
+        player.start("<start_of_image>")
     (tmp_path / "frame.png").write_bytes(b"")
     with pytest.raises(PokegemmaError, match="cannot be read as a picture"):
-        Player(trained, goal="leave").decide(tmp_path / "frame.png")
+        player.decide(tmp_path / "frame.png")
 
 
 def test_a_prompt_may_begin_as_the_last_did_end_before_it_or_be_the_same(
