@@ -92,6 +92,21 @@ class RetroConsole:
         if not self._emulator.set_state(data):
             raise PokegemmaError(f"{self.core} of {self.name} refused the saved state; was another version used?")
 
+    def read_memory(self, address: int, num_bytes: int) -> bytes:
+        """Return bytes of the console's memory, at an address as its programs use it.
+
+        Raises:
+            ValueError: the core shows no memory there.
+        """
+        import stable_retro
+
+        data = stable_retro.data.GameData()
+        self._emulator.configure_data(data)
+        for start, block in data.memory.blocks.items():
+            if start <= address and address + num_bytes <= start + len(block):
+                return bytes(block[address - start : address - start + num_bytes])
+        raise ValueError(f"{self.core} shows no memory at {address:#x}")
+
     def close(self) -> None:
         """End the game: stable-retro has no close(), it ends with the last reference."""
         self._emulator = None
