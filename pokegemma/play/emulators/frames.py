@@ -1,13 +1,17 @@
 """Press, wait, save and load, for every emulator that runs frame by frame."""
 
 import io
+import logging
 from typing import Protocol
 
 from PIL import Image
 
 from pokegemma.data.prompts import BUTTONS
+from pokegemma.errors import PokegemmaError
 from pokegemma.play.emulators.emulator import PressTiming
 from pokegemma.play.emulators.state_file import GameState, read_state
+
+logger = logging.getLogger(__name__)
 
 
 class Console(Protocol):
@@ -109,6 +113,8 @@ class FrameEmulator:
             self._is_closed = True
             try:
                 self._console.set_button(None)
+            except PokegemmaError as error:  # it may be gone, which is often why this is called
+                logger.warning("the buttons could not be released: %s", error)
             finally:
                 self._console.close()
 

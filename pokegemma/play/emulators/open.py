@@ -6,6 +6,7 @@ from pokegemma.play.emulators.frames import Console, FrameEmulator
 from pokegemma.play.emulators.pyboy_console import PyBoyConsole, has_pyboy
 from pokegemma.play.emulators.retro_console import RetroConsole, has_stable_retro
 from pokegemma.play.emulators.rom_file import RomFile, read_rom
+from pokegemma.play.emulators.skyemu_console import SkyEmuConsole
 from pokegemma.play.emulators.toy import ToyEmulator
 
 
@@ -23,8 +24,8 @@ def open_emulator(game: str, *, timing: PressTiming, seed: int = 0, level: int =
     """
     if game == "toy":
         return ToyEmulator(seed, level=level)
-    rom = read_rom(game)
-    return FrameEmulator(_start(rom), timing=timing)
+    console = SkyEmuConsole(game) if "://" in game else _start(read_rom(game))
+    return FrameEmulator(console, timing=timing)
 
 
 def _start(rom: RomFile) -> Console:
