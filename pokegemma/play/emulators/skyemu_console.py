@@ -99,14 +99,14 @@ class SkyEmuConsole:
 
     def picture(self) -> Image.Image:
         """Return the latest frame. BMP takes SkyEmu a fifth of the time of PNG."""
-        self._picture = self._client.ask("screen", read_picture, {"format": "bmp"})
+        self._picture = self._client.ask("screen", decode_screen, {"format": "bmp"})
         return self._picture.copy()
 
     def get_state(self) -> bytes:
         """Return SkyEmu's state: a PNG of the screen, enlarged, that contains the state. It comes over the network."""
 
         def read(body: bytes) -> bytes:
-            if min(read_picture(body).size) <= min(self.frame_size):
+            if min(decode_screen(body).size) <= min(self.frame_size):
                 raise SkyEmuError(f"{self._client.url}: returns pictures without a state; this SkyEmu is too old")
             return body
 
@@ -152,7 +152,7 @@ def read_status(body: bytes) -> SkyEmuStatus:
     )
 
 
-def read_picture(body: bytes) -> Image.Image:
+def decode_screen(body: bytes) -> Image.Image:
     """Return a picture, RGB. SkyEmu answers with text where it has none, and a connection may end in the middle."""
     try:
         with Image.open(io.BytesIO(body), formats=_PICTURE_FORMATS) as picture:

@@ -16,7 +16,7 @@ from pokegemma.play.emulators.frames import FrameEmulator
 from pokegemma.play.emulators.open import open_emulator
 from pokegemma.play.emulators.retro_console import has_stable_retro
 from pokegemma.play.emulators.skyemu_client import NoAnswerError, SkyEmuClient, SkyEmuError, SkyEmuLimits, read_ok
-from pokegemma.play.emulators.skyemu_console import SkyEmuConsole, read_picture, read_status
+from pokegemma.play.emulators.skyemu_console import SkyEmuConsole, decode_screen, read_status
 from pokegemma.play.emulators.toy import ToyEmulator
 from pokegemma.provenance import PROJECT_ROOT
 from tests.play.homebrew import read_screen, write_roms
@@ -278,13 +278,13 @@ def test_the_status_is_read_whatever_the_path_of_the_rom() -> None:
 def test_a_picture_is_read_whole_or_not_at_all() -> None:
     picture = ToyEmulator(3).screen()
     encoded = encode_bmp(picture)
-    assert read_picture(encoded).tobytes() == picture.tobytes()
+    assert decode_screen(encoded).tobytes() == picture.tobytes()
     png = SkyEmuState(ToyFrames(1), shown=picture).answer("/screen", [("format", "png")])[1]
-    assert read_picture(png).tobytes() == picture.tobytes()
+    assert decode_screen(png).tobytes() == picture.tobytes()
     for whole in (encoded, png):
         for size in (0, 1, 10, 40, 100, 1000, len(whole) // 2, len(whole) - 100):
             with pytest.raises(NoAnswerError):
-                read_picture(whole[:size])
+                decode_screen(whole[:size])
 
 
 @pytest.mark.parametrize(
