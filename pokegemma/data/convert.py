@@ -5,7 +5,7 @@ import collections
 import itertools
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,12 +14,9 @@ from pokegemma.data import prompts
 from pokegemma.data.checks.still_pictures import find_still
 from pokegemma.data.copies import Fingerprint, FrameHash
 from pokegemma.data.decisions import DECISION, LEFT_OUT, REASONS, clean_text
-from pokegemma.data.eevee_v1.named_pictures import NamedPictures
-from pokegemma.data.eevee_v1.sessions import read_session
 from pokegemma.data.frame_pictures import FrameError, read_frame
 from pokegemma.data.grids import GridEncoder
-from pokegemma.data.recordings.corrections import Correction
-from pokegemma.data.recordings.session import Session, Turn, correct_session
+from pokegemma.data.recordings.session import Session, Turn
 from pokegemma.data.samples import Sample, find_control_token
 from pokegemma.data.shown_turns import ShownFrame, ShownTurn, TurnFilter
 
@@ -230,27 +227,20 @@ class SessionConverter:
 
 
 def convert_session(
-    folder: Path,
+    session: Session,
     session_id: str,
     *,
     shard: Path,
     output: Path,
     options: WindowOptions,
-    named_pictures: NamedPictures | None = None,
-    corrections: Mapping[int, Correction] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> SessionResult:
-    """Convert one session folder: pictures under `output`, samples into the JSONL file `shard`.
-
-    Args:
-        corrections: labels by turn number, which replace those of the recording.
+    """Convert one session: pictures under `output`, samples into the JSONL file `shard`.
 
     Raises:
-        SessionError: the session cannot be read; nothing was written.
         OSError: `output` cannot be written.
         KeyboardInterrupt: `cancelled()` became true.
     """
-    session = correct_session(read_session(folder, pictures=named_pictures), corrections or {})
     converter = SessionConverter(session, session_id, output=output, options=options)
     for folder in (output / "frames", output / "frames" / session_id):  # not `output`: it may have been removed
         folder.mkdir(exist_ok=True)

@@ -17,9 +17,9 @@ from pokegemma.data.convert import SessionResult, WindowOptions, convert_session
 from pokegemma.data.copies import Play, find_copies
 from pokegemma.data.decisions import clean_text
 from pokegemma.data.eevee_v1.named_pictures import NamedPictures
-from pokegemma.data.eevee_v1.sessions import SESSION_FILE, find_sessions
 from pokegemma.data.recordings.corrections import Correction, read_corrections
-from pokegemma.data.recordings.session import SessionError
+from pokegemma.data.recordings.readers import Recording, find_recordings
+from pokegemma.data.recordings.session import SessionError, correct_session
 from pokegemma.data.samples import EVAL_FILE, TRAIN_FILE, dataset_hash
 from pokegemma.data.split import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
@@ -33,7 +33,7 @@ OUTPUTS = (TRAIN_FILE, EVAL_FILE, "frames", "grid_images", CONVERSION_REPORT, RU
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    folder: Path
+    recording: Recording
     session_id: str
     shard: Path
     output: Path
@@ -67,17 +67,20 @@ def convert_corpus(
         CheckFailedError: there are sessions, and none of them gives a sample.
     """
     data_dir, output_dir = Path(data_dir), Path(output_dir)
-    folders = find_sessions(data_dir)
+    recordings = find_recordings(data_dir)
+    folders = [recording.named_path for recording in recordings]
     ids = session_ids(folders)
     corrections_of = _assign_corrections(corrections, folders, ids) if corrections else [{}] * len(folders)
     with atomic_folder(output_dir, stage="convert", overwrite=overwrite, entries=OUTPUTS) as output:
         for name in ("frames", "grid_images"):
-            refuse_to_replace(output_dir / name, *folders)
+            refuse_to_replace(output_dir / name, *(recording.path for recording in recordings))
         shards = output / "shards"
         shards.mkdir()
         tasks = [
-            _Task(folder, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir, corrected)
-            for index, (folder, session_id, corrected) in enumerate(zip(folders, ids, corrections_of, strict=True))
+            _Task(recording, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir, corrected)
+            for index, (recording, session_id, corrected) in enumerate(
+                zip(recordings, ids, corrections_of, strict=True)
+            )
         ]
         # The largest first, so that no worker is left alone with one at the end.
         results_in_order = map_items(
@@ -87,7 +90,7 @@ def convert_corpus(
             ray_address=ray_address,
             folders=(data_dir, output),
             initialize=functools.partial(NamedPictures, data_dir),
-            size=lambda task: _num_bytes(task.folder / SESSION_FILE),
+            size=lambda task: task.recording.num_bytes,
             label="converting",
             unit="session",
         )
@@ -159,14 +162,13 @@ def _assign_corrections(path: Path, folders: Sequence[Path], ids: Sequence[str])
 
 def _convert_one(task: _Task, pictures: NamedPictures) -> SessionResult | SessionError:
     try:
+        session = correct_session(task.recording.read(pictures=pictures), task.corrections)
         return convert_session(
-            task.folder,
+            session,
             task.session_id,
             shard=task.shard,
             output=task.output,
             options=task.options,
-            named_pictures=pictures,
-            corrections=task.corrections,
             cancelled=is_cancelled,
         )
     except SessionError as error:
@@ -187,7 +189,7 @@ def _without_copies(
     for place, original_place in find_copies(plays).items():
         index, original = read_indices[place], read_indices[original_place]
         _remove_session(tasks[index])
-        folder, original_folder = (tasks[at].folder.relative_to(tasks[at].data_dir) for at in (index, original))
+        folder, original_folder = (tasks[at].recording.path.relative_to(tasks[at].data_dir) for at in (index, original))
         num_turns, of_turns = outcomes[index].num_turns, outcomes[original].num_turns
         turns_note = "" if num_turns == of_turns else f" ({of_turns} turns)"
         kept[index] = SessionError(
@@ -203,10 +205,6 @@ def _remove_session(task: _Task) -> None:
                 (task.output / image).unlink()
     task.shard.unlink()
     shutil.rmtree(task.output / "frames" / task.session_id)
-
-
-def _num_bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _join_shards(tasks: Sequence[_Task], held_out: set[str], output: Path) -> None:

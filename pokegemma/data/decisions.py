@@ -23,12 +23,13 @@ REASONS = (
     "frame_unreadable",  # the picture does not decode
     "blind_press",  # a random press, noise or a way out of a loop, without a correction
     "invalid_correction",  # a correction without a valid button and a valid name
+    "held",  # of other recorders: only buttons that were already held on the row before
     "no_effect",  # --drop_no_effect: the screen after the press is the screen before
     "repeated",  # --max_repeats: the same button on the same screen as in the decisions before
 )
 """Why a turn is not a sample. A turn counts under the first reason that applies."""
 
-LEFT_OUT = REASONS[12:]
+LEFT_OUT = REASONS[13:]
 """The reasons of decisions that options leave out."""
 
 V1_REASONS = REASONS[:10]

@@ -18,6 +18,7 @@ from PIL import Image
 from pokegemma.data import corpus
 from pokegemma.data.convert import WindowOptions, convert_session
 from pokegemma.data.corpus import convert_corpus, session_ids
+from pokegemma.data.eevee_v1.sessions import read_session
 from pokegemma.data.prompts import parse_answer
 from pokegemma.data.samples import read_samples, scan_samples
 from pokegemma.data.split import choose_eval_sessions
@@ -510,7 +511,9 @@ def convert_record(folder, content):
     output = folder.parent / "out"
     output.mkdir(exist_ok=True)
     shard = output / "shard.jsonl"
-    result = convert_session(folder, "s", shard=shard, output=output, options=WindowOptions(grid_images=False))
+    result = convert_session(
+        read_session(folder), "s", shard=shard, output=output, options=WindowOptions(grid_images=False)
+    )
     return result, list(scan_samples(shard))
 
 

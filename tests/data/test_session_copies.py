@@ -6,10 +6,14 @@ import pytest
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
-from pokegemma.data.eevee_v1.sessions import find_sessions
+from pokegemma.data.recordings.readers import find_recordings
 from pokegemma.data.samples import read_samples
 from tests.conftest import turn_record, write_session
 from tests.data.test_convert import convert, folder_hashes
+
+
+def find_sessions_below(folder):
+    return [recording.path for recording in find_recordings(folder)]
 
 
 def write_turns(folder, num_turns=3, **options):
@@ -75,7 +79,7 @@ def test_sessions_are_found_at_any_depth_in_a_fixed_order(tmp_path):
     for name in names:
         write_turns(tmp_path / name)
     (tmp_path / "runs" / "session_crashed" / "sshots").mkdir(parents=True)
-    assert [str(folder.relative_to(tmp_path)) for folder in find_sessions(tmp_path)] == [
+    assert [str(folder.relative_to(tmp_path)) for folder in find_sessions_below(tmp_path)] == [
         "session_b",
         "runs/session_a",
         "runs/session_crashed",
@@ -92,7 +96,7 @@ def test_symlinks_are_followed_and_never_in_circles(tmp_path):
         (tmp_path / link).symlink_to(tmp_path / "data", target_is_directory=True)
     (tmp_path / "data" / "itself").symlink_to("itself")
     (tmp_path / "data" / "runs" / "session_a").symlink_to(tmp_path / "elsewhere" / "session_a")
-    assert find_sessions(tmp_path / "data") == [tmp_path / "data" / "runs" / "session_a"]
+    assert find_sessions_below(tmp_path / "data") == [tmp_path / "data" / "runs" / "session_a"]
 
 
 def test_a_dataset_beside_the_sessions_is_not_taken_for_one(tmp_path):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pokegemma.data.recordings.session import PICTURES
 from pokegemma.outputs import is_unfinished
 
 SESSION_FILE = "session_data.json"
 CONVERSION_REPORT = "conversion_report.json"  # every converted dataset has it
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
 class NamedPictures:
@@ -82,7 +82,7 @@ def _list_pictures(root: Path, *, others: Path | None) -> dict[str, list[Path]]:
     pictures: dict[str, list[Path]] = {}
     for folder, names in _walk(root, others):
         for name in names:
-            if name.lower().endswith(_SUFFIXES):
+            if name.lower().endswith(PICTURES):
                 pictures.setdefault(name, []).append(folder / name)
     return pictures
 

@@ -2,86 +2,24 @@
 
 import dataclasses
 import json
-import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pokegemma.data.copies import take_fingerprint
 from pokegemma.data.decisions import DECISION, Decision, clean_text, read_decision
 from pokegemma.data.eevee_v1.journals import JOURNAL_FILE, join_journal, read_journal
-from pokegemma.data.eevee_v1.named_pictures import CONVERSION_REPORT, SESSION_FILE, NamedPictures, split_path
+from pokegemma.data.eevee_v1.named_pictures import SESSION_FILE, NamedPictures, split_path
 from pokegemma.data.eevee_v1.screenshot_numbers import number_steps
-from pokegemma.data.recordings.session import Session, SessionError, Turn, read_time
-from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import is_unfinished
+from pokegemma.data.recordings.session import MAX_TURN, Session, SessionError, Turn, read_time
 
-MAX_TURN = 10**9
 _STEP_FILE = re.compile(r"step_(\d{1,9})_grid\.png")
 
 
-def find_sessions(data_dir: Path) -> list[Path]:
-    """Return the session folders at and below `data_dir` at any depth, the least deep first, then by name.
-
-    A folder called session_* without session_data.json and without a session below it is returned, too, so that it can
-    be reported, except in a converted dataset. Symbolic links are followed, and each folder is read once.
-
-    Raises:
-        PokegemmaError: there is no such folder, or no session in it, or it cannot be read.
-    """
-    data_dir = Path(data_dir)
-    try:
-        if not data_dir.is_dir():
-            raise PokegemmaError(f"--eevee_data_dir {data_dir}: no such folder")
-        sessions = _find_sessions(data_dir)
-    except OSError as error:
-        raise PokegemmaError(f"--eevee_data_dir {data_dir} cannot be read: {error.strerror}") from error
-    if not sessions:
-        raise PokegemmaError(
-            f"--eevee_data_dir {data_dir}: no session found; expected session_*/{SESSION_FILE} or runs/session_*/..."
-        )
-    return sorted(sessions, key=lambda folder: (len(folder.parts), folder.parts))
-
-
-def _find_sessions(data_dir: Path) -> set[Path]:
-    sessions: set[Path] = set()
-    without_file: list[Path] = []
-    seen = {data_dir.resolve()}
-    unread = [(data_dir, False)]
-    while unread:
-        folder, generated = unread.pop()
-        named = folder.name.startswith("session_") and folder != data_dir and not generated
-        try:
-            entries = list(os.scandir(folder))
-        except PermissionError:
-            if not named:
-                raise
-            sessions.add(folder)
-            continue
-        is_dataset = (folder / CONVERSION_REPORT).is_file()
-        if (folder / SESSION_FILE).is_file():
-            sessions.add(folder)
-        elif named and not is_dataset:
-            without_file.append(folder)
-        # Sorted, so that it is always the same one of two links to a folder that is read.
-        for child in sorted((folder / entry.name for entry in entries if _is_folder(entry)), reverse=True):
-            real = child.resolve()
-            is_circle = real in seen and folder.resolve().is_relative_to(real)
-            if is_circle or is_unfinished(child.name):
-                continue
-            if real in seen:
-                if (child / SESSION_FILE).is_file():
-                    sessions.add(child)
-                continue
-            seen.add(real)
-            unread.append((child, generated or (is_dataset and child.name in ("frames", "grid_images"))))
-    above = {parent for folder in sessions for parent in folder.parents}
-    return sessions | {folder for folder in without_file if folder not in above}
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # DirEntry.is_dir() raises for a link to itself.
-    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
+def find_eevee_sessions(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return the folder if it is a session of Eevee v1, or of pokegemma, whose journal may be all that there is."""
+    return [folder] if {SESSION_FILE, JOURNAL_FILE} & set(names) else []
 
 
 def read_session(folder: Path, *, pictures: NamedPictures | None = None) -> Session:

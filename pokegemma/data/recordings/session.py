@@ -1,15 +1,20 @@
 """A recorded session, whatever recorded it: turns with a picture, what was pressed, and the label."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pokegemma.data.copies import Fingerprint
-from pokegemma.data.decisions import DECISION, Decision, correct
+from pokegemma.data.copies import Fingerprint, take_fingerprint
+from pokegemma.data.decisions import DECISION, Decision, clean_text, correct
 from pokegemma.data.recordings.corrections import Correction
 from pokegemma.errors import PokegemmaError
+
+MAX_TURN = 10**9
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+"""Suffixes of pictures, in lower case."""
 
 
 class SessionError(PokegemmaError):
@@ -62,9 +67,7 @@ def correct_session(session: Session, corrections: Mapping[int, Correction]) -> 
 
 def correct_turn(turn: Turn, correction: Correction) -> Turn:
     """Return a turn with the label of a correction; without a picture it is no sample all the same."""
-    decision = correct(turn.decision, correction)
-    status = DECISION if turn.frames else "frame_missing"
-    return dataclasses.replace(turn, decision=dataclasses.replace(decision, status=status))
+    return with_frames(dataclasses.replace(turn, decision=correct(turn.decision, correction)))
 
 
 def read_time(timestamp: str) -> datetime | None:
@@ -73,3 +76,41 @@ def read_time(timestamp: str) -> datetime | None:
         return datetime.fromisoformat(timestamp)
     except ValueError:
         return None
+
+
+def find_inside(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of some paths, relative to a folder, that is a file inside it; None if there is none."""
+    root = folder.resolve()
+    for name in names:
+        try:
+            path = folder / name
+            if path.is_file() and path.resolve().is_relative_to(root):
+                return path
+        except (OSError, ValueError):  # a name that is too long, or has a NUL byte
+            continue
+    return None
+
+
+def with_frames(turn: Turn) -> Turn:
+    """Return a turn that, as a decision without a picture, counts as `frame_missing`."""
+    if turn.decision.status != DECISION or turn.frames:
+        return turn
+    return dataclasses.replace(turn, decision=dataclasses.replace(turn.decision, status="frame_missing"))
+
+
+def build_session(folder: Path, goal: str, turns: Sequence[Turn], problems: Sequence[str]) -> Session:
+    """Return the session of another recorder than Eevee v1, with a line for buttons that are none of the eight."""
+    known = [
+        {"timestamp": turn.timestamp, "button_presses": turn.decision.pressed, "ai_analysis": turn.decision.reasoning}
+        for turn in turns
+    ]
+    dated = any(turn.time for turn in turns)
+    fingerprint = take_fingerprint(session_id=None, start=None, goal=goal, raw_turns=known, dated=dated)
+    wrong = Counter(turn.decision.chosen for turn in turns if turn.decision.status == "invalid_button")
+    if wrong:
+        names = ", ".join(f"{clean_text(name)[:20]} ({count})" for name, count in sorted(wrong.items())[:8])
+        problems = [
+            *problems,
+            f"{folder.name}: {wrong.total()} turns press first what is none of the 8 buttons: {names}",
+        ]
+    return Session(folder, goal, tuple(turns), "none", fingerprint, None, tuple(problems))

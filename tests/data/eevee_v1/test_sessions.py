@@ -7,11 +7,16 @@ import pytest
 from pokegemma.data.decisions import REASONS, is_failed_action, read_decision
 from pokegemma.data.eevee_v1.named_pictures import NamedPictures
 from pokegemma.data.eevee_v1.screenshot_numbers import number_steps
-from pokegemma.data.eevee_v1.sessions import find_sessions, read_session
+from pokegemma.data.eevee_v1.sessions import read_session
+from pokegemma.data.recordings.readers import find_recordings
 from pokegemma.data.recordings.session import SessionError
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import failed_turn, raw_frame, turn_record, write_session
+
+
+def find_sessions_below(folder):
+    return [recording.path for recording in find_recordings(folder)]
 
 
 def statuses(session):
@@ -23,7 +28,7 @@ def frame_names(session):
 
 
 def test_the_real_sessions_have_503_decisions_and_154_turns_without_one(real_runs):
-    sessions = [read_session(folder) for folder in find_sessions(real_runs)]
+    sessions = [read_session(folder) for folder in find_sessions_below(real_runs)]
     counted = [status for session in sessions for status in statuses(session)]
     assert (counted.count("decision"), counted.count("parse_failed"), len(counted)) == (503, 154, 657)
     assert {session.numbering for session in sessions} == {"turn"}
@@ -404,16 +409,16 @@ def test_sessions_are_found_from_runs_its_parent_or_one_session(tmp_path):
     (tmp_path / "runs" / "notes").mkdir()
     (tmp_path / "runs" / "session_crashed").mkdir()
     expected = [tmp_path / "runs" / f"session_{name}" for name in ("a", "b", "crashed")]
-    assert find_sessions(tmp_path / "runs") == expected
-    assert find_sessions(tmp_path) == expected
-    assert find_sessions(folders[0]) == [folders[0]]
+    assert find_sessions_below(tmp_path / "runs") == expected
+    assert find_sessions_below(tmp_path) == expected
+    assert find_sessions_below(folders[0]) == [folders[0]]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_a_folder_without_sessions_is_a_user_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PokegemmaError, match=r"no such folder|no session found"):
-        find_sessions(tmp_path / name)
+        find_recordings(tmp_path / name)
 
 
 def test_every_reason_is_documented_in_the_sample_format():
