@@ -25,7 +25,8 @@ class RecordOptions:
         default=1,
         metadata={
             "help": "1 and 2: the trail starts at the player. 4 and 5: it is painted once and eaten up, and off it "
-            "an arrow shows the way back. 3: nothing shows the way. Rooms of 2, 3 and 5 are longer."
+            "an arrow shows the way back. 6: as 5, and all cells of the trail look alike. 3: nothing shows the way. "
+            "Rooms of 2, 3, 5 and 6 are longer."
         },
     )
     noise: float = field(

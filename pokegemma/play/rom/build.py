@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pokegemma.play.toy import art
-from pokegemma.play.toy.rooms import STEPS, Cell, Room
+from pokegemma.play.toy.rooms import LEVELS, STEPS, Cell, Level, Room
 from pokegemma.play.toy.world import ToyWorld
 
 ENGINE = Path(__file__).with_name("engine.bin")
@@ -45,7 +45,7 @@ def build_rom(seed: int | str, level: int = 1) -> bytes:
     ground = np.asarray(world.art.ground)
     palette = _find_colours([ground, *(picture[..., :3] for picture in pictures)])
     indices = [_indices(picture[..., :3], palette) * (picture[..., 3] > 0) for picture in pictures]
-    rules = _pack_rules(world.room, _TRAILS.index(world.trail))
+    rules = _pack_rules(world.room, LEVELS[level])
     colours = np.pad(palette, (1, 255 - len(palette))).tobytes()
     first_offset = len(rules) + len(colours) + struct.calcsize("<hhHHI") * len(sprites) + struct.calcsize("<I")
     offsets = np.cumsum([first_offset, *(picture.size for picture in indices)]).tolist()
@@ -64,14 +64,15 @@ def build_rom(seed: int | str, level: int = 1) -> bytes:
     )
 
 
-def _pack_rules(room: Room, trail: int) -> bytes:
+def _pack_rules(room: Room, level: Level) -> bytes:
     directions = list(STEPS)
     floor = np.zeros((_NUM_ROWS, _STRIDE), np.uint8)
     for x, y in room.floor:
         floor[y, x] = 1
     places = [_number(room.start), _number(room.door), *_pad(room.signs), *_pad(sorted(room.bells))]
     order = [directions.index(direction) for direction in room.directions]
-    head = struct.pack("<18H6B2x", *places, directions.index(room.heading), trail, *order)
+    trail = _TRAILS.index(level.trail)
+    head = struct.pack("<18H7Bx", *places, directions.index(room.heading), trail, *order, level.marks_next)
     return head + floor.tobytes()
 
 

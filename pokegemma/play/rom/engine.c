@@ -63,7 +63,8 @@ struct room {
     u16 signs[MAX_PLACES], bells[MAX_PLACES]; /* NOWHERE after the last; signs in the order of reading */
     u8 heading, trail;
     u8 directions[NUM_DIRECTIONS]; /* the order of preference among equally short ways */
-    u8 reserved[2];
+    u8 marks_next;     /* whether the cell to step on is drawn as NEXT_CELL and the others as dots, or all alike */
+    u8 reserved;
     u8 floor[NUM_CELLS];
     u16 palette[256];
     struct sprite sprites[NUM_SPRITES];
@@ -152,12 +153,19 @@ static void find_way(void)
         cell = cell_beside(cell, nearer_direction(cell));
 }
 
+static int is_beside_player(int cell)
+{
+    int direction = 0;
+    while (direction < NUM_DIRECTIONS && cell != cell_beside(player, direction))
+        direction++;
+    return direction < NUM_DIRECTIONS;
+}
+
 static int num_painted_beside(void)
 {
     int count = 0;
     for (int index = trail_start; index < trail_end; index++)
-        for (int direction = 0; direction < NUM_DIRECTIONS; direction++)
-            count += trail[index] == cell_beside(player, direction);
+        count += is_beside_player(trail[index]);
     return count;
 }
 
@@ -324,7 +332,8 @@ static void draw_trail(int x, int y)
     for (int index = trail_end - 1; index >= trail_start; index--) {
         int cell = trail[index];
         int left = x + (cell % STRIDE - player % STRIDE) * TILE, top = y + (cell / STRIDE - player / STRIDE) * TILE;
-        draw_sprite(room.trail == PAINTED ? PAINTED_CELL : index == trail_start ? NEXT_CELL : TRAIL_DOT, left, top);
+        int is_next = situation == NAVIGATION && is_beside_player(cell);
+        draw_sprite(!room.marks_next ? PAINTED_CELL : is_next ? NEXT_CELL : TRAIL_DOT, left, top);
         if (index_in(room.signs, cell) >= 0)
             draw_sprite(SIGN_TILE, left, top);
         else if (cell == room.door)

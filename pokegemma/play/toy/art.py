@@ -24,7 +24,6 @@ _SPEECH, _BELL, _MENU = (0, 190, 255), (240, 40, 40), (120, 30, 160)
 _ARROW = (60, 240, 90)
 _PAPER, INK, _WOOD, _SKIN = (250, 250, 245), (30, 30, 40), (150, 95, 45), (240, 200, 160)
 
-
 ARROW_SIZE = 48
 ARROW_PLACE = ((SCREEN_SIZE[0] - ARROW_SIZE) // 2, 8)
 """Left and top edge of the arrow on the screen: over the player's head."""
@@ -46,25 +45,27 @@ class RoomArt:
         facing: str,
         situation: str,
         trail: Sequence[Cell] = (),
-        painted: Sequence[Cell] = (),
+        marked: Cell | None = None,
+        looks_alike: bool = False,
         arrow: str | None = None,
     ) -> Image.Image:
         """Return the screen.
 
         Args:
-            trail: the way to go, the cell next to the player first; that one is marked most.
-            painted: the way to go as painted cells, which all look alike.
+            trail: the cells of the way to go that are drawn.
+            marked: the one of them to step on, which is marked most.
+            looks_alike: whether all of them are drawn as one kind of bright cell instead.
             arrow: direction of the arrow over the player, if there is one.
         """
         left = (player[0] + MARGIN) * TILE - CENTRE[0]
         top = (player[1] + MARGIN) * TILE - CENTRE[1]
         screen = self.ground.crop((left, top, left + SCREEN_SIZE[0], top + SCREEN_SIZE[1]))
         pen = ImageDraw.Draw(screen)
-        for place, cell in reversed(list(enumerate(trail or painted))):
+        for cell in sorted(trail, key=lambda cell: cell == marked):
             x, y = CENTRE[0] + (cell[0] - player[0]) * TILE, CENTRE[1] + (cell[1] - player[1]) * TILE
-            if painted:
+            if looks_alike:
                 draw_painted_cell(pen, x, y)
-            elif place == 0:
+            elif cell == marked:
                 draw_next_cell(pen, x, y)
             else:
                 draw_trail_dot(pen, x, y)

@@ -27,6 +27,8 @@ class Level:
         trail: "redrawn" is drawn from wherever the player stands. "painted" is painted once for each sign and for the
             door, and is eaten up where the player walks; off it, an arrow next to the player shows the way back. With
             "none" nothing shows the way.
+        marks_next: whether the cell to step on stands out from the rest of the trail, which is one bright spot to look
+            for; otherwise all cells of the trail look alike, and only those next to the player count.
     """
 
     num_moves: int
@@ -34,6 +36,7 @@ class Level:
     num_bells: int
     open_fraction: float
     trail: Trail
+    marks_next: bool = True
 
     @property
     def is_privileged(self) -> bool:
@@ -47,6 +50,7 @@ LEVELS = {
     3: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, trail="none"),
     4: Level(num_moves=22, num_signs=2, num_bells=2, open_fraction=0.3, trail="painted"),
     5: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, trail="painted"),
+    6: Level(num_moves=36, num_signs=4, num_bells=3, open_fraction=0.3, trail="painted", marks_next=False),
 }
 
 

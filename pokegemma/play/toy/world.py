@@ -29,7 +29,8 @@ class ToyWorld:
     def __init__(self, seed: int | str, *, level: int = 1):
         rng = random.Random(f"toy world {level} {seed}")
         self.room = build_room(rng, level=level)
-        self.trail = LEVELS[level].trail
+        self._level = LEVELS[level]
+        self.trail = self._level.trail
         self.art = art.RoomArt(self.room, rng)
         self.goal: str = rng.choice(_GOALS)
         self._player, self._facing = self.room.start, self.room.heading
@@ -108,10 +109,13 @@ class ToyWorld:
         situation = self.situation
         shown: dict[str, Any] = {"facing": self._facing, "situation": situation}
         if self.trail == "painted" and situation in ("navigation", "off_trail"):
-            shown["painted"] = self._painted
-            shown["arrow"] = self._way_back() if situation == "off_trail" else None
+            shown |= {"trail": self._painted, "looks_alike": not self._level.marks_next}
         elif self.trail == "redrawn" and situation == "navigation":
             shown["trail"] = self._way_on()
+        if situation == "off_trail":
+            shown["arrow"] = self._way_back()
+        elif shown.get("trail"):
+            shown["marked"] = neighbour(self._player, self.expert_button())
         return self.art.draw(self._player, **shown)
 
     @property

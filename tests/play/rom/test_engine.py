@@ -118,7 +118,7 @@ def test_a_menu_slides_in_and_no_picture_is_half_drawn(open_console: Open) -> No
     assert set(edges[first + 7 :]) == {132}
 
 
-@pytest.mark.parametrize("level", [2, 5])
+@pytest.mark.parametrize("level", [2, 5, 6])
 def test_the_memory_follows_the_rules(open_console: Open, level: int) -> None:
     console, world = open_console(seed=1, level=level), ToyWorld(1, level=level)
     seen = set()
