@@ -23,7 +23,7 @@ from pokegemma.errors import check_range, check_ranges
 class ConvertOptions:
     eevee_data_dir: str = field(
         metadata={
-            "aliases": ["--eevee_runs_dir"],
+            "aliases": ["--eevee_runs_dir", "--recordings_dir"],
             "help": "Folder of recorded sessions, at any depth: runs/, its parent, or one session.",
         }
     )

@@ -53,7 +53,8 @@ def name_trajectory_log(path: Path) -> Path:
 def read_trajectory_log(path: Path) -> Session:
     """Read a log. A turn is one line with an action; a first line without one may give goal and model.
 
-    The turn's number is the step's, or the line's where the log does not count upwards, as after a resumed run.
+    The turn's number is the step's or, where these do not count upwards in all lines, its place among the lines with
+    steps.
 
     Raises:
         OSError: it cannot be read.
@@ -106,7 +107,8 @@ def _read_step(record: Any, step: Any, head: Mapping[str, Any]) -> Decision:
     if not isinstance(record, dict):
         return Decision("malformed_turn", problem="not a JSON object")
     if type(step) is not int:
-        return Decision("malformed_turn", problem=f"step {str(step)[:60]!r} is not a whole number")
+        problem = "no step" if step is None else f"step {str(step)[:60]!r} is not a whole number"
+        return Decision("malformed_turn", problem=clean_text(problem))
     action = _find_action(record)
     if action is None:
         return Decision("malformed_turn", problem="no action")
