@@ -116,7 +116,9 @@ def convert_corpus(
         cleaned = {
             name: clean_text(value) if isinstance(value, str) else value for name, value in (options or {}).items()
         }
-        write_run_record(output, stage="convert", options=cleaned, dataset_sha256=hashes)
+        write_run_record(
+            output, stage="convert", options=cleaned, window=dataclasses.asdict(window), dataset_sha256=hashes
+        )
     return report
 
 

@@ -25,7 +25,7 @@ from pokegemma.gemma.families import FAMILIES, TOWER
 from pokegemma.gemma.image_attention import attention_facts, trained_attention
 from pokegemma.gemma.loading import Checkpoint
 from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
-from pokegemma.provenance import write_run_record
+from pokegemma.provenance import read_run_record, write_run_record
 
 try:
     from mlx_vlm.convert import convert
@@ -219,5 +219,6 @@ def convert_to_mlx(path: Path, output: Path, *, bits: MlxBits = 16, overwrite: b
             image_tokens=config.mm_tokens_per_image,
             parts=[vars(part) for part in parts],
             **attention_facts(config),
+            model=read_run_record(path),
         )
     return parts

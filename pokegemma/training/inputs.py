@@ -23,6 +23,7 @@ from pokegemma.gemma.families import require_exact
 from pokegemma.gemma.image_attention import attention_facts
 from pokegemma.gemma.loading import Checkpoint
 from pokegemma.gemma.model_image_size import picture_facts
+from pokegemma.provenance import read_run_record
 from pokegemma.training.options import DataOptions, RunOptions
 from pokegemma.training.preflight.loader_memory import check_workers, feature_bytes
 from pokegemma.training.run_folder import check_output
@@ -127,10 +128,19 @@ def read_inputs(options: RunOptions, files: RunFiles) -> Inputs:
         "seed": options.training.seed,
         "dataset": hashes[0],
         "eval_dataset": hashes[1] if files.held_out else None,
+        "window": _window_facts(files.train.path.parent),
         **picture_facts(base.config),
         **attention_facts(base.config),
     }
     return Inputs(files, base, collator, facts)
+
+
+def _window_facts(dataset_folder: Path) -> dict[str, Any] | None:
+    """Return which frames the samples show, as their conversion recorded it: play shows a model the same."""
+    record = read_run_record(dataset_folder) or {}
+    shown = record.get("window") or record.get("options") or {}
+    window = {name: shown.get(name) for name in ("num_frames", "min_frames", "max_gap_s")}
+    return window if record.get("stage") == "convert" and None not in window.values() else None
 
 
 def _check_samples(options: RunOptions, files: RunFiles, base: Checkpoint, collator: Collator) -> None:

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from pokegemma.data import prompts
+from pokegemma.data.convert import WindowOptions
 from pokegemma.data.samples import Sample
 from pokegemma.evaluation import metrics, report
 from pokegemma.evaluation.predict import GeneratedAnswer, Predictions
-from pokegemma.evaluation.view import View, resolve_view
+from pokegemma.evaluation.view import View, resolve_view, resolve_window
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from tests.processes import call_script
 
@@ -300,6 +301,23 @@ def test_a_merged_model_is_shown_what_its_training_was(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert resolve_view(tmp_path) == View("trajectory", 5, 1)
     assert resolve_view(tmp_path, layout="grid", max_decisions=1) == View("grid", 1, 0)
+
+
+@pytest.mark.parametrize("stage", ["train", "merge", "gguf"])
+def test_a_model_is_shown_the_frames_of_its_training(stage, tmp_path, caplog):
+    training = {"stage": "train", "options": {}, "window": {"num_frames": 2, "min_frames": 1, "max_gap_s": 7.5}}
+    merged = {"stage": "merge", "training": training}
+    record = {"train": training, "merge": merged, "gguf": {"stage": "gguf", "model": merged}}[stage]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert resolve_window(tmp_path) == WindowOptions(num_frames=2, min_frames=1, max_gap_s=7.5)
+    assert resolve_window(tmp_path, num_frames=3) == WindowOptions(num_frames=3, min_frames=1, max_gap_s=7.5)
+    assert not caplog.records
+
+
+def test_an_old_model_is_shown_the_frames_of_the_converter_s_default_with_a_warning(tmp_path, caplog):
+    (tmp_path / "run.json").write_text(json.dumps({"stage": "merge", "training": {"options": {}}}))
+    assert resolve_window(tmp_path) == WindowOptions(num_frames=4, min_frames=4, max_gap_s=30.0)
+    assert "4 frames and a pause of 30 s" in caplog.text
 
 
 def test_a_dataset_of_one_session_has_nothing_to_evaluate_on_and_says_so(workspace, tmp_path):

@@ -272,6 +272,10 @@ def test_a_run_is_not_continued_as_another(
         sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora", **options))
 
 
+def test_a_run_records_which_frames_its_samples_show(finished: Path) -> None:
+    assert read_run_record(finished)["window"] == {"num_frames": 4, "min_frames": 4, "max_gap_s": 30.0}
+
+
 def test_trajectories_are_not_continued_with_others(tmp_path: Path) -> None:
     options = dict.fromkeys(_FIXED_OPTIONS) | {"layout": "trajectory", "max_decisions": 8, "overlap_decisions": 2}
     facts = {"base_fingerprint": "f", "dataset": {"sha256": "d"}}
