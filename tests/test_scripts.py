@@ -137,6 +137,13 @@ TABLE = {
         mistake="promote 1 --registry_uri {out}/registry.db",
         names="{out}/registry.db",
     ),
+    "play": Calls(
+        success="--player expert --seed 5 --max_turns 4 --record {out} --json",
+        prints='"num_turns": 4',
+        writes=(),
+        mistake="--game toy --max_turns 4",
+        names="--model_path",
+    ),
     "precompute_features": Calls(
         success="--dataset_path {toy_dataset} --model_name_or_path {tiny_model} --vision_features {out}",
         prints="{out} 50 frames",

@@ -25,7 +25,7 @@ class View:
 
 
 def resolve_view(
-    model_path: str | Path,
+    model_path: str | Path | None,
     *,
     layout: Layout | None = None,
     max_decisions: int | None = None,
@@ -33,10 +33,12 @@ def resolve_view(
 ) -> View:
     """Return the view. Values that are None are taken from the model's run.json, else they are training's defaults.
 
+    `model_path` None: a model on a server, of which nothing is known.
+
     Raises:
         PokegemmaError: run.json is damaged, or the overlap is not smaller than a trajectory.
     """
-    trained = training_record(Path(model_path)).get("options", {})
+    trained = training_record(model_path).get("options", {})
     layout = layout or (trained.get("layout") if trained.get("layout") in LAYOUTS else "grid")
     max_decisions = max_decisions or trained.get("max_decisions") or DEFAULT_MAX_DECISIONS
     if overlap_decisions is None:
@@ -61,7 +63,7 @@ def resolve_window(
     Raises:
         PokegemmaError: run.json is damaged, or a value is out of range.
     """
-    recorded = (training_record(Path(model_path)) if model_path is not None else {}).get("window") or {}
+    recorded = training_record(model_path).get("window") or {}
     default = WindowOptions()
     if not recorded and None in (num_frames, max_gap_s):
         logger.warning(
@@ -82,14 +84,14 @@ def resolve_window(
     )
 
 
-def training_record(model: Path) -> Mapping[str, Any]:
-    """Return the run.json of a model's training run; {} where there is none.
+def training_record(model_path: str | Path | None) -> Mapping[str, Any]:
+    """Return the run.json of a model's training run; {} where there is none, also for the path None.
 
     That of a merged model contains its adapter's, and that of an exported model contains the merged model's.
 
     Raises:
         PokegemmaError: run.json is damaged.
     """
-    record = read_run_record(model) or {}
+    record = (model_path is not None and read_run_record(Path(model_path))) or {}
     record = record.get("model") or record
     return record.get("training") or record

@@ -75,10 +75,10 @@ class CachedPlayer:
         button = draw_button(probabilities, temperature=self._temperature, rng=self._rng)
         if not self._generates:
             self._answer = None
-            return ButtonChoice(button, probabilities)
+            return ButtonChoice(button, probabilities, decided_by=f"model:{self.name}")
         self._answer = button, self._write_answer(example, button)
         answer = prompts.parse_answer(self._answer[1])
-        return ButtonChoice(button, probabilities, answer.reasoning, answer.context)
+        return ButtonChoice(button, probabilities, answer.reasoning, answer.context, f"model:{self.name}")
 
     def pressed(self, *buttons: str, answer: str | None = None) -> None:
         """Record which buttons were pressed after the last decision: its own, others, or none.
