@@ -32,6 +32,7 @@ SCRIPTS = {
     "serve": "Start a server",
     "mlx_inference_server": "Start an MLX server",
     "health_monitor": "Watch a server",
+    "play": "Play",
     "production_pipeline": "Release",
     "model_registry": "Versions",
     "setup_wandb": "Sweeps",
