@@ -19,6 +19,7 @@ typedef unsigned int u32;
 #define DMA_TARGET (*(volatile u32 *)0x040000d8)
 #define DMA_CONTROL (*(volatile u32 *)0x040000dc)
 #define DMA_START 0x80000000u
+#define DMA_WORDS 0x04000000u
 #define PALETTE ((volatile u16 *)0x05000000)
 #define VIDEO_MEMORY 0x06000000u
 #define PAGE_BYTES 0xa000u
@@ -343,11 +344,12 @@ static void draw_trail(int x, int y)
 
 static void draw_ground(int left, int top)
 {
-    DMA_TARGET = page;
+    u32 source = (u32)&room + room.ground + top * GROUND_WIDTH + left;
+    u32 control = source % 4 ? DMA_START | WIDTH / 2 : DMA_START | DMA_WORDS | WIDTH / 4;
     for (int row = 0; row < HEIGHT; row++) {
-        DMA_SOURCE = (u32)&room + room.ground + (top + row) * GROUND_WIDTH + left;
-        DMA_CONTROL = DMA_START | WIDTH / 2;
-        DMA_TARGET = page + (row + 1) * WIDTH;
+        DMA_SOURCE = source + row * GROUND_WIDTH;
+        DMA_TARGET = page + row * WIDTH;
+        DMA_CONTROL = control;
     }
 }
 

@@ -1,0 +1,219 @@
+"""Time play on the toy game's ROM in mGBA: where a recorded turn spends its time, and several games at once.
+
+    python benchmarks/play_speed.py --model_path outputs/toy/merged
+
+A model decides each turn, and the journal records it. The expert's button is pressed whatever the model decides, so
+every model plays the same turns and leaves each room. Without --model_path it is a tiny Gemma 3 of random weights. The
+same rooms are also played in several processes and in one, where the time until the models are loaded does not count.
+"""
+
+import functools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+if __name__ == "__main__":  # a script has only its own folder on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pokegemma.cli import parse_options, run
+from pokegemma.data.convert import WindowOptions
+from pokegemma.data.prompts import LAYOUTS
+from pokegemma.errors import check_range
+from pokegemma.evaluation.predict import load_predictor
+from pokegemma.gemma.tiny.make import make_tiny
+from pokegemma.parallel.workers import map_items
+from pokegemma.play.cached_player import CachedPlayer
+from pokegemma.play.history import PlayView
+from pokegemma.play.loop import STAGES, play
+from pokegemma.play.players import ButtonChoice
+from pokegemma.play.recording.journal import SessionJournal
+from pokegemma.play.rom.game import ToyRomEmulator
+from pokegemma.provenance import git_commit, package_versions
+from pokegemma.tables import format_table
+
+MODEL_STAGES = ("decide", "prepare")
+MAX_TURNS_OF_A_ROOM = 200
+MIN_ROOMS_OF_A_PROCESS = 2
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    model_path: str | None = field(default=None, metadata={"help": "Merged Gemma 3 checkpoint; default: a tiny one."})
+    layout: str = field(default="grid", metadata={"help": "grid, frames or trajectory.", "choices": list(LAYOUTS)})
+    num_frames: int = field(default=4, metadata={"help": "Frames that a decision shows."})
+    level: int = field(default=1, metadata={"help": "Level of the rooms."})
+    num_turns: int = field(default=1000, metadata={"help": "Turns to play and record; the last room is finished."})
+    num_rooms: int = field(default=16, metadata={"help": "Rooms to play in one and in several processes; 0: none."})
+    num_workers: int = field(default=2, metadata={"help": "Processes that play at once."})
+    json: bool = field(default=False, metadata={"help": "Print JSON instead of tables."})
+
+    def __post_init__(self) -> None:
+        check_range("--num_turns", self.num_turns, at_least=1)
+        check_range("--num_workers", self.num_workers, at_least=2)
+        if self.num_rooms:
+            check_range("--num_rooms", self.num_rooms, at_least=MIN_ROOMS_OF_A_PROCESS * self.num_workers)
+
+
+@dataclass(frozen=True)
+class PlayedRoom:
+    """A room that was played: in which process, when (seconds of the machine's clock), and seconds of each stage."""
+
+    process: int
+    began: float
+    ended: float
+    seconds: dict[str, list[float]]
+
+    @property
+    def num_turns(self) -> int:
+        return len(self.seconds["decide"])
+
+
+class ExpertPress:
+    """A model that decides, and an expert whose button is pressed."""
+
+    def __init__(self, model: CachedPlayer, game: ToyRomEmulator):
+        self.name, self._model, self._game = model.name, model, game
+        self.start, self.pressed, self.prepare = model.start, model.pressed, model.prepare
+
+    def decide(self, frame: Image.Image | str | Path, *, time: float | None = None) -> ButtonChoice:
+        choice = self._model.decide(frame, time=time)
+        return ButtonChoice(self._game.world.expert_button(), choice.probabilities)
+
+
+def load_player(options: SpeedOptions, model_path: str, num_threads: int | None) -> CachedPlayer:
+    """Return the model as a player; `num_threads` None leaves torch's default."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    view = PlayView(layout=options.layout, window=WindowOptions(num_frames=options.num_frames))
+    return CachedPlayer(load_predictor(model_path, layout=options.layout), view)
+
+
+def play_room(seed: int, player: CachedPlayer, *, level: int, record_to: Path) -> PlayedRoom:
+    """Play and record one room."""
+    game = ToyRomEmulator(seed, level=level)
+    began = time.monotonic()
+    with SessionJournal(record_to / f"session_{seed}", goal=game.world.goal, facts={"emulator": game.name}) as journal:
+        result = play(
+            game,
+            ExpertPress(player, game),
+            goal=game.world.goal,
+            max_turns=MAX_TURNS_OF_A_ROOM,
+            journal=journal,
+            is_done=lambda: game.world.is_done,
+        )
+    game.close()
+    return PlayedRoom(os.getpid(), began, time.monotonic(), result.seconds)
+
+
+def measure_stages(options: SpeedOptions, model_path: str, folder: Path) -> list[PlayedRoom]:
+    """Play rooms in this process until `num_turns` are recorded; one more room before that warms up."""
+    player = load_player(options, model_path, None)
+    play_room(0, player, level=options.level, record_to=folder / "warm_up")
+    rooms: list[PlayedRoom] = []
+    while sum(room.num_turns for room in rooms) < options.num_turns:
+        rooms.append(play_room(len(rooms), player, level=options.level, record_to=folder / "recorded"))
+    return rooms
+
+
+def measure_processes(
+    options: SpeedOptions, model_path: str, folder: Path, *, num_workers: int, num_threads: int
+) -> float:
+    """Return turns a second of `num_workers` processes together, from when all have begun until the first has no more.
+
+    The first room of each process warms up.
+    """
+    rooms = list(
+        map_items(
+            functools.partial(play_room, level=options.level, record_to=folder),
+            range(options.num_rooms),
+            num_workers=num_workers,
+            initialize=functools.partial(load_player, options, model_path, num_threads),
+            label=f"{num_workers} x {num_threads} threads",
+            unit="room",
+        )
+    )
+    processes = {room.process for room in rooms}
+    began = max(sorted(room.ended for room in rooms if room.process == process)[0] for process in processes)
+    ended = min(max(room.ended for room in rooms if room.process == process) for process in processes)
+    return sum(turns_between(room, began, ended) for room in rooms) / (ended - began)
+
+
+def measure_ways(options: SpeedOptions, model_path: str, folder: Path) -> dict[str, float]:
+    """Return turns a second of several processes, and of one with one thread and with as many."""
+    speeds = {}
+    for num_workers, num_threads in ((options.num_workers, 1), (1, 1), (1, options.num_workers)):
+        name = f"{num_workers} x {num_threads}"
+        speeds[name] = measure_processes(
+            options, model_path, folder / name, num_workers=num_workers, num_threads=num_threads
+        )
+    return speeds
+
+
+def turns_between(room: PlayedRoom, began: float, ended: float) -> float:
+    """Return the turns that a room had in a time, as if all its turns took equally long."""
+    overlap = min(room.ended, ended) - max(room.began, began)
+    return max(0.0, overlap) / (room.ended - room.began) * room.num_turns
+
+
+def stage_rows(rooms: Sequence[PlayedRoom]) -> list[dict[str, float | str]]:
+    """Return, for each stage, milliseconds a turn (mean, median, 95th percentile) and its share of all time."""
+    total = sum(sum(room.seconds[stage]) for room in rooms for stage in STAGES)
+    rows: list[dict[str, float | str]] = []
+    for stage in STAGES:
+        seconds = np.array([value for room in rooms for value in room.seconds[stage]])
+        middle, high = np.percentile(seconds, (50, 95)) * 1000
+        rows.append(
+            {"stage": stage, "mean": seconds.mean() * 1000, "p50": middle, "p95": high, "share": seconds.sum() / total}
+        )
+    return rows
+
+
+def print_tables(result: dict) -> None:
+    rows = [
+        [row["stage"], *(f"{row[name]:.2f}" for name in ("mean", "p50", "p95")), f"{row['share']:.1%}"]
+        for row in result["stages"]
+    ]
+    print(format_table([["stage, ms a turn", "mean", "p50", "p95", "share"], *rows]))
+    print(f"outside the model: {result['outside_model']:.1%} of {result['num_turns']} turns")
+    if result["processes"]:
+        rows = [[name, f"{speed:.1f}"] for name, speed in result["processes"].items()]
+        print(format_table([["processes x threads", "turns a second"], *rows]))
+        several, single, threaded = result["processes"].values()
+        print(f"several processes: {several / single:.2f} times one, {several / threaded:.2f} times one with threads")
+
+
+def main() -> None:
+    (options,) = parse_options(SpeedOptions, description=__doc__)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model_path = options.model_path or str(folder / "tiny")
+        if options.model_path is None:
+            (folder / "tiny").mkdir()
+            make_tiny("gemma3", folder / "tiny")
+        # Several processes first: a process that has used OpenMP's threads must not be forked.
+        processes = measure_ways(options, model_path, folder) if options.num_rooms else {}
+        rooms = measure_stages(options, model_path, folder)
+    rows = stage_rows(rooms)
+    outside = sum(row["share"] for row in rows if row["stage"] not in MODEL_STAGES)
+    num_turns = sum(room.num_turns for room in rooms)
+    result = {"processes": processes, "stages": rows, "outside_model": outside, "num_turns": num_turns}
+    facts = {"machine": platform.platform(), "cores": os.cpu_count(), "commit": git_commit()}
+    if options.json:
+        print(json.dumps({**result, **facts, "options": asdict(options), "packages": package_versions()}, indent=2))
+    else:
+        print_tables(result)
+        print(", ".join(f"{key} {value}" for key, value in facts.items()))
+
+
+if __name__ == "__main__":
+    run(main)
