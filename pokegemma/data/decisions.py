@@ -93,8 +93,11 @@ def read_decision(turn: dict[str, Any]) -> Decision:
     if decided_by is not None and not is_labeller(decided_by) and not is_blind(decided_by):
         return Decision("malformed_turn", problem=clean_text(f"decided_by {str(decided_by)[:60]!r} is unknown"))
     if decided_by is not None:
-        blind = {"status": "blind_press"} if is_blind(decided_by) else {}
-        decision = replace(decision, label_by=clean_text(decided_by), **blind)
+        decision = replace(decision, label_by=clean_text(decided_by))
+        if is_blind(decided_by):
+            decision = replace(decision, status="blind_press")
+        elif decision.status == "no_button" and is_failed_action(turn.get("action_result")):
+            decision = replace(decision, status="action_failed")  # a button was chosen, and could not be pressed
     if correction is None:
         return decision
     try:
