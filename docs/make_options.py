@@ -33,6 +33,7 @@ SCRIPTS = {
     "mlx_inference_server": "Start an MLX server",
     "health_monitor": "Watch a server",
     "play": "Play",
+    "make_replay": "Replay recorded play",
     "production_pipeline": "Release",
     "model_registry": "Versions",
     "setup_wandb": "Sweeps",

@@ -15,6 +15,7 @@ from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import CheckFailedError
 from pokegemma.evaluation.predict import load_predictor
+from pokegemma.evaluation.view import resolve_window
 from pokegemma.play.cached_player import CachedPlayer
 from pokegemma.play.history import PlayView
 from pokegemma.play.toy.world import ToyWorld
@@ -37,7 +38,9 @@ class PictureOptions:
 def play(options: PictureOptions) -> list[Image.Image]:
     """Return one picture for each turn, and the screen after the last."""
     world = ToyWorld(options.seed)
-    player = CachedPlayer(load_predictor(options.model_path, layout="grid"), PlayView(layout="grid"))
+    player = CachedPlayer(
+        load_predictor(options.model_path, layout="grid"), PlayView("grid", resolve_window(options.model_path))
+    )
     player.start(world.goal)
     pictures = []
     while not world.is_done and len(pictures) < options.num_turns:

@@ -109,6 +109,13 @@ TABLE = {
         mistake="--server_url http://127.0.0.1:8000 --dataset_path nowhere --log_file {out}/health.jsonl",
         names="nowhere",
     ),
+    "make_replay": Calls(
+        success="--sessions_path {record_toy_game} --output_file {out}/replay.html",
+        prints="{out}/replay.html",
+        writes=("replay.html",),
+        mistake="--sessions_path nowhere --output_file {out}/replay.html",
+        names="--sessions_path nowhere",
+    ),
     "make_tiny_model": Calls(
         success="--output_dir {out}",
         prints="{out}",

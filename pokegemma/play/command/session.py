@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pokegemma.data.eevee_v1.journals import JOURNAL_FILE, read_journal
+from pokegemma.data.recordings.readers import EEVEE_V1, Recording
 from pokegemma.errors import PokegemmaError
 from pokegemma.play.command.live_view import LiveView
 from pokegemma.play.command.options import PlayOptions
@@ -23,6 +24,7 @@ from pokegemma.play.loop import STAGES, PlayResult, play
 from pokegemma.play.players import ButtonPlayer, ExpertPlayer, RandomPlayer, RepeatPlayer
 from pokegemma.play.recording.journal import PlayedTurn, SessionJournal, new_session_folder
 from pokegemma.play.recording.states import STATE_FILE, EmulatorState, read_game_state, write_game_state
+from pokegemma.play.replay.pages import REPLAY_FILE, write_replay
 from pokegemma.tables import format_table
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ def play_session(options: PlayOptions) -> PlaySummary:
         callbacks: list[Callable[[PlayedTurn, Image.Image], None]] = []
         journal = None
         if folder is not None:
+            stack.callback(_write_replay, folder)  # after the journal is closed
             facts = session_facts(options, emulator, player)
             journal = stack.enter_context(SessionJournal(folder, goal=goal or "", facts=facts))
             callbacks.append(_StateKeeper(emulator, folder, options.save_every).after_turn)
@@ -161,6 +164,10 @@ class _StateKeeper:
             _save_state(self._emulator, self._folder, turn=turn.number)
 
 
+def _write_replay(folder: Path) -> None:
+    write_replay([Recording(folder, EEVEE_V1)], folder / REPLAY_FILE)
+
+
 def _save_state(emulator: Emulator, folder: Path, *, turn: int) -> None:
     write_game_state(folder / STATE_FILE, EmulatorState(turn, emulator.name, emulator.save()))
 
@@ -185,5 +192,5 @@ def format_summary_table(summary: PlaySummary) -> str:
     ends = {"done": "the game is over", "max_turns": "--max_turns", "interrupted": "Ctrl-C"}
     lines = [format_table(rows), f"{len(result.turns)} turns; ended: {ends[result.ended]}"]
     if summary.session is not None:
-        lines.append(f"session: {summary.session}")
+        lines.append(f"session: {summary.session}, replay: {summary.session / REPLAY_FILE}")
     return "\n".join(lines)
