@@ -66,25 +66,8 @@ def convert_corpus(
     with atomic_folder(output_dir, stage="convert", overwrite=overwrite, entries=OUTPUTS) as output:
         for name in ("frames", "grid_images"):
             refuse_to_replace(output_dir / name, *folders)
-        shards = output / "shards"
-        shards.mkdir()
-        tasks = [
-            _Task(folder, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir)
-            for index, (folder, session_id) in enumerate(zip(folders, session_ids(folders), strict=True))
-        ]
-        # The largest first, so that no worker is left alone with one at the end.
-        results_in_order = map_items(
-            _convert_one,
-            tasks,
-            num_workers=num_workers,
-            ray_address=ray_address,
-            folders=(data_dir, output),
-            initialize=functools.partial(NamedPictures, data_dir),
-            size=lambda task: _num_bytes(task.folder / SESSION_FILE),
-            label="converting",
-            unit="session",
-        )
-        outcomes = _without_copies(tasks, list(results_in_order))
+        tasks = _list_tasks(folders, output, window=window, data_dir=data_dir)
+        outcomes = _without_copies(tasks, _convert_sessions(tasks, data_dir, output, num_workers, ray_address))
         problems = list_problems(outcomes, data_dir)
         num_samples = {
             outcome.session: outcome.num_samples for outcome in outcomes if isinstance(outcome, SessionResult)
@@ -93,18 +76,18 @@ def convert_corpus(
             raise CheckFailedError(explain_nothing(data_dir, outcomes))
         held_out = choose_eval_sessions(num_samples, eval_fraction=eval_fraction)
         _join_shards(tasks, held_out, output)
-        shutil.rmtree(shards)
         report = build_report(outcomes, held_out=held_out, problems=problems)
-        (output / CONVERSION_REPORT).write_text(
-            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        hashes = {name: dataset_hash(output / name) for name in OUTPUTS[:2] if (output / name).exists()}
-        # run.json is UTF-8, and paths may contain bytes that are not.
-        cleaned = {
-            name: clean_text(value) if isinstance(value, str) else value for name, value in (options or {}).items()
-        }
-        write_run_record(output, stage="convert", options=cleaned, dataset_sha256=hashes)
+        _write_records(output, report, options or {})
     return report
+
+
+def _list_tasks(folders: Sequence[Path], output: Path, *, window: WindowOptions, data_dir: Path) -> list[_Task]:
+    shards = output / "shards"
+    shards.mkdir()
+    return [
+        _Task(folder, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir)
+        for index, (folder, session_id) in enumerate(zip(folders, session_ids(folders), strict=True))
+    ]
 
 
 def session_ids(folders: Sequence[Path]) -> list[str]:
@@ -126,6 +109,25 @@ def session_ids(folders: Sequence[Path]) -> list[str]:
         taken.add(session_id.casefold())
         ids.append(session_id)
     return ids
+
+
+def _convert_sessions(
+    tasks: Sequence[_Task], data_dir: Path, output: Path, num_workers: int, ray_address: str | None
+) -> list[SessionResult | SessionError]:
+    """Convert in parallel and return the outcomes in the order of `tasks`."""
+    # The largest first, so that no worker is left alone with one at the end.
+    outcomes = map_items(
+        _convert_one,
+        tasks,
+        num_workers=num_workers,
+        ray_address=ray_address,
+        folders=(data_dir, output),
+        initialize=functools.partial(NamedPictures, data_dir),
+        size=lambda task: _num_bytes(task.folder / SESSION_FILE),
+        label="converting",
+        unit="session",
+    )
+    return list(outcomes)
 
 
 def _convert_one(task: _Task, pictures: NamedPictures) -> SessionResult | SessionError:
@@ -187,3 +189,14 @@ def _join_shards(tasks: Sequence[_Task], held_out: set[str], output: Path) -> No
             if task.shard.exists():
                 with open(task.shard, "rb") as shard:
                     shutil.copyfileobj(shard, evaluation if task.session_id in held_out else train)
+    shutil.rmtree(output / "shards")
+
+
+def _write_records(output: Path, report: dict[str, Any], options: dict[str, Any]) -> None:
+    """Write the report and run.json next to the samples."""
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (output / CONVERSION_REPORT).write_text(text, encoding="utf-8")
+    hashes = {name: dataset_hash(output / name) for name in (TRAIN_FILE, EVAL_FILE) if (output / name).exists()}
+    # run.json is UTF-8, and paths may contain bytes that are not.
+    cleaned = {name: clean_text(value) if isinstance(value, str) else value for name, value in options.items()}
+    write_run_record(output, stage="convert", options=cleaned, dataset_sha256=hashes)
