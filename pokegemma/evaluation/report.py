@@ -42,13 +42,9 @@ def build_metrics(
         predicted: what the model predicted for `decisions`.
         seed: of the bootstrap.
     """
-    answers, scores = predicted.answers, predicted.scores
+    predictions = _model_buttons(predicted)
+    probabilities: dict[str, np.ndarray | None] = {"generated": None, "scored": predicted.scores}
     counts = count_buttons(train_decisions)
-    predictions: dict[str, np.ndarray] = {}
-    if answers is not None:
-        predictions["generated"] = metrics.button_indices(answer.button for answer in answers)
-    predictions["scored"] = scores.argmax(1)
-    probabilities: dict[str, np.ndarray | None] = {"generated": None, "scored": scores}
     for key, (_, predict) in BASELINES.items():
         predictions[key], probabilities[key] = predict(counts, decisions.previous)
     labels = {**MODEL_ROWS, **{key: label for key, (label, _) in BASELINES.items()}}
@@ -60,15 +56,8 @@ def build_metrics(
     best = max((rows[key] for key in BASELINES), key=lambda row: row["accuracy"])
     model_rows = [rows[key] for key in MODEL_ROWS if key in rows]
     num_sessions = len(set(decisions.sessions))
-    result = {
-        "headline": {
-            "model": model_rows[0]["key"],
-            "model_accuracy": model_rows[0]["accuracy"],
-            "model_accuracy_interval": model_rows[0]["accuracy_interval"],
-            "best_baseline": best["key"],
-            "best_baseline_accuracy": best["accuracy"],
-            "points_above_baseline": 100 * (model_rows[0]["accuracy"] - best["accuracy"]),
-        },
+    return {
+        "headline": _headline(model_rows[0], best),
         "rows": list(rows.values()),
         "differences": [metrics.build_difference(row, best, resampled) for row in model_rows],
         "num_decisions": len(decisions.truth),
@@ -84,24 +73,50 @@ def build_metrics(
         },
         "buttons": list(BUTTONS),
         "latency_ms": {key: metrics.percentiles_ms(seconds) for key, seconds in predicted.latency_s.items()},
-        "valid_json_rate": None,
-        "num_cut_off": None,
-        "agreement": None,
-        "reliability": metrics.reliability_table(decisions.truth, scores),
+        **_answer_facts(predicted, predictions),
+        "reliability": metrics.reliability_table(decisions.truth, predicted.scores),
+        **{row["key"]: _button_tables(decisions, predictions[row["key"]]) for row in model_rows},
     }
-    for row in model_rows:
-        buttons = predictions[row["key"]]
-        confusion = metrics.confusion_matrix(decisions.truth, buttons)
-        result[row["key"]] = {
-            "per_button": metrics.button_table(confusion),
-            "per_situation": metrics.situation_table(decisions, buttons),
-            "confusion": confusion.tolist(),
-        }
-    if answers is not None:
-        result["valid_json_rate"] = sum(answer.button is not None for answer in answers) / len(answers)
-        result["num_cut_off"] = sum(not answer.complete for answer in answers)
-        result["agreement"] = float((predictions["generated"] == predictions["scored"]).mean())
-    return result
+
+
+def _model_buttons(predicted: Predictions) -> dict[str, np.ndarray]:
+    """Return the index of the model's button for each decision: as written, if it wrote answers, and as scored."""
+    buttons = {}
+    if predicted.answers is not None:
+        buttons["generated"] = metrics.button_indices(answer.button for answer in predicted.answers)
+    return {**buttons, "scored": predicted.scores.argmax(1)}
+
+
+def _headline(model: Mapping[str, Any], best: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": model["key"],
+        "model_accuracy": model["accuracy"],
+        "model_accuracy_interval": model["accuracy_interval"],
+        "best_baseline": best["key"],
+        "best_baseline_accuracy": best["accuracy"],
+        "points_above_baseline": 100 * (model["accuracy"] - best["accuracy"]),
+    }
+
+
+def _answer_facts(predicted: Predictions, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return how the answers are written; None for each fact if the model wrote none."""
+    answers = predicted.answers
+    if answers is None:
+        return {"valid_json_rate": None, "num_cut_off": None, "agreement": None}
+    return {
+        "valid_json_rate": sum(answer.button is not None for answer in answers) / len(answers),
+        "num_cut_off": sum(not answer.complete for answer in answers),
+        "agreement": float((predictions["generated"] == predictions["scored"]).mean()),
+    }
+
+
+def _button_tables(decisions: Decisions, buttons: np.ndarray) -> dict[str, Any]:
+    confusion = metrics.confusion_matrix(decisions.truth, buttons)
+    return {
+        "per_button": metrics.button_table(confusion),
+        "per_situation": metrics.situation_table(decisions, buttons),
+        "confusion": confusion.tolist(),
+    }
 
 
 def _interval_note(num_sessions: int) -> str | None:
