@@ -66,7 +66,7 @@ class Command:
     """One of a script's commands: the class of its options, its function, and options that may be given by place."""
 
     options: type
-    action: Callable[..., None]
+    action: Callable[..., Any]
     positional: tuple[str, ...] = ()
 
 
