@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pokegemma.data.prompts import build_messages, sample_images
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.options import option
 from pokegemma.play.toy_recorder import record_sessions
 from pokegemma.provenance import git_commit, package_versions
 
@@ -42,17 +43,14 @@ LOSS_TOLERANCE = {"cpu": 1e-5, "cuda": 5e-2}
 class BenchmarkOptions:
     """What is trained on, and how often each row is timed."""
 
-    dataset_path: str | None = field(default=None, metadata={"help": "folder with train.jsonl; default: the toy game"})
-    samples_per_step: int = field(default=4, metadata={"help": "samples of a forward pass (and of an optimizer step)"})
-    max_decisions: int = field(default=16, metadata={"help": "decisions of a trajectory, which is a step"})
-    num_steps: int = field(default=3, metadata={"help": "steps that are timed, after one that is not"})
-    repeats: int = field(default=2, metadata={"help": "how often each row is run"})
-    rows: str | None = field(
-        default=None,
-        metadata={"help": "only rows whose name holds this, and the stock rows they need"},
-    )
-    row: str | None = field(default=None, metadata={"help": "internal: run one row (JSON) and print what it measured"})
-    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    dataset_path: str | None = option(None, "folder with train.jsonl; default: the toy game")
+    samples_per_step: int = option(4, "samples of a forward pass (and of an optimizer step)")
+    max_decisions: int = option(16, "decisions of a trajectory, which is a step")
+    num_steps: int = option(3, "steps that are timed, after one that is not")
+    repeats: int = option(2, "how often each row is run")
+    rows: str | None = option(None, "only rows whose name holds this, and the stock rows they need")
+    row: str | None = option(None, "internal: run one row (JSON) and print what it measured")
+    json: bool = option(False, "print the result as JSON")
 
 
 @dataclass(frozen=True)

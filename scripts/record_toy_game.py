@@ -4,12 +4,13 @@ python scripts/record_toy_game.py --output_dir toy_sessions --num_sessions 120 -
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import check_range
+from pokegemma.options import option
 from pokegemma.outputs import atomic_folder
 from pokegemma.play.toy_recorder import blind_accuracies, record_sessions
 from pokegemma.provenance import write_run_record
@@ -17,11 +18,11 @@ from pokegemma.provenance import write_run_record
 
 @dataclass
 class RecordOptions:
-    output_dir: str = field(metadata={"help": "Folder to make; the sessions go to OUTPUT_DIR/runs."})
-    num_sessions: int = field(default=120, metadata={"help": "Number of sessions."})
-    num_turns: int = field(default=25, metadata={"help": "Turns in each session."})
-    seed: int = field(default=0, metadata={"help": "The same seed gives the same sessions, byte for byte."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace OUTPUT_DIR if it exists."})
+    output_dir: str = option(..., "Folder to make; the sessions go to OUTPUT_DIR/runs.")
+    num_sessions: int = option(120, "Number of sessions.")
+    num_turns: int = option(25, "Turns in each session.")
+    seed: int = option(0, "The same seed gives the same sessions, byte for byte.")
+    overwrite: bool = option(False, "Replace OUTPUT_DIR if it exists.")
 
     def __post_init__(self) -> None:
         check_range("--num_sessions", self.num_sessions, at_least=1, at_most=2000)
