@@ -1,13 +1,10 @@
 """The results of an evaluation: metrics.json, predictions.jsonl, a short table, and one HTML page."""
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from pokegemma.data.frame_pictures import open_picture
@@ -17,7 +14,8 @@ from pokegemma.evaluation import metrics, plots
 from pokegemma.evaluation.baselines import BASELINES, count_buttons
 from pokegemma.evaluation.metrics import Decisions
 from pokegemma.evaluation.predict import Predictions
-from pokegemma.tables import format_table
+from pokegemma.pages import picture_url, render_page
+from pokegemma.tables import format_interval, format_percent, format_table
 
 _METRICS_FILE, _PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.jsonl", "report.html"
 MODEL_ROWS = {"generated": "model (generated)", "scored": "model (scored)"}
@@ -127,16 +125,6 @@ def _interval_note(num_sessions: int) -> str | None:
     return None
 
 
-def format_percent(value: float | None, *, digits: int = 1) -> str:
-    """Return a share as "93.1 %", or a dash for None."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def format_interval(bounds: Sequence[float] | None) -> str:
-    """Return an interval of shares as "90.0–96.2", in percent, or nothing for None."""
-    return "" if bounds is None else f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}"
-
-
 def metrics_table(result: Mapping[str, Any]) -> str:
     """Return the metrics as a short table for a terminal, one row for each predictor."""
     table = [("", "accuracy", "95 % interval", "macro-F1", "on changes", "NLL")]
@@ -180,14 +168,6 @@ def prediction_lines(samples: Sequence[Sample], decisions: Decisions, predicted:
     ]
 
 
-def _thumbnail(path: Path) -> str:
-    small = open_picture(path)
-    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def pick_examples(
     samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], *, layout: Layout, folder: Path
 ) -> list[dict[str, Any]]:
@@ -206,7 +186,7 @@ def pick_examples(
                     "right": right,
                     "answer": answers[place],
                     "ranked": ranked,
-                    "picture": _thumbnail(picture),
+                    "picture": picture_url(open_picture(picture), size_px=_THUMBNAIL_PX),
                     "goal": samples[place].metadata.get("goal"),
                 }
             )
@@ -215,17 +195,11 @@ def pick_examples(
 
 def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples: Sequence[Mapping[str, Any]]) -> str:
     """Return the report as one page that loads no other file. `facts` are named lines for its head."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=format_percent, interval=format_interval)
     model_keys = [key for key in MODEL_ROWS if key in result]
     detail = result[model_keys[0]]
-    page = environment.get_template("report.html.jinja").render(
+    return render_page(
+        Path(__file__).with_name("report.html.jinja"),
+        filters={"percent": format_percent, "interval": format_interval},
         result=result,
         detail=detail,
         facts=facts,
@@ -238,8 +212,6 @@ def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples
         recall_plot=plots.plot_recall(detail["per_button"]),
         reliability_plot=plots.plot_reliability(result["reliability"]),
     )
-    # Text of a sample may contain half a surrogate pair, which cannot be encoded.
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_report(folder: Path, result: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], page: str) -> None:
