@@ -37,7 +37,7 @@ _UNUSED_MODEL_OPTIONS = {
     "model_revision": ("main", "download that revision (hf download) and name its folder"),
     "lora_target_parameters": (None, "name linear layers with --lora_target_modules"),
     "lora_task_type": ("CAUSAL_LM", "it is always CAUSAL_LM"),
-    "bnb_4bit_quant_storage": (None, "it is for QLoRA on sharded weights, which is refused"),
+    "bnb_4bit_quant_storage": (None, "it follows --dtype"),
 }
 _PICTURES = "it does not work with pictures"
 _OUR_COLLATOR = "the loss is always on the answer and its end of turn"

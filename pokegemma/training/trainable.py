@@ -24,6 +24,7 @@ def load_trainable(checkpoint: Checkpoint, options: ModelOptions, training: Trai
             bnb_4bit_quant_type=options.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=options.use_bnb_nested_quant,
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype,  # the same type for all weights; it does not change their values
             llm_int8_skip_modules=family.not_quantised,
         )
         extra["device_map"] = {"": training.device}
