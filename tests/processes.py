@@ -89,6 +89,12 @@ def free_port() -> int:
             return port
 
 
+def is_listening(port: int) -> bool:
+    """Return whether a server of this machine accepts connections at a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
     """Return when a condition holds; fail where it never does, or `process` ended before."""
     end = time.monotonic() + WAIT_S
