@@ -29,8 +29,17 @@ GIB_PER_WORKER = 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests marked slow last, so that a failure shows early."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: else the order stays
+    """Put tests marked slow last, so that a failure shows early; of these the longest first.
+
+    A worker that has nothing left takes the last tests of another: short ones are shared, and no long test begins last.
+    """
+
+    def seconds(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("slow")
+        return 0 if mark is None else mark.args[0] if mark.args else 10
+
+    # Stable: tests with the same number stay in their order, next to those that share a fixture with them.
+    items.sort(key=lambda item: (seconds(item) > 0, -seconds(item)))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

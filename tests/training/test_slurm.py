@@ -85,7 +85,7 @@ def submit(project: Path, dataset: Path, model: Path, *, job_id: int, max_steps:
         return subprocess.Popen(["bash", str(JOB), *flags], env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 def test_a_job_on_two_machines_saves_when_its_time_is_up_and_continues_after_requeueing(
     project: Path, toy_dataset: Path, tiny_model: Path
 ) -> None:
