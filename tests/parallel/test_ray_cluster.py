@@ -234,7 +234,7 @@ def test_a_worker_with_other_code_is_refused():
         ray_worker.Job(divide, None, {}, versions).check_machine()
 
 
-def test_a_ray_client_gets_the_same_bytes(sessions, tmp_path, addresses):
+def test_a_ray_client_writes_the_same_bytes(sessions, tmp_path, addresses):
     convert(sessions, tmp_path / "one", num_workers=1)
     command = [
         sys.executable,

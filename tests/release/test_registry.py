@@ -729,7 +729,7 @@ def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
     assert call("check", "4") == ("version 4: evaluation not measured, parity not measured\n", "")
 
 
-def test_a_version_that_somebody_else_made_is_shown_without_the_facts_it_lacks(
+def test_a_version_from_another_tool_is_shown_without_missing_fields(
     registry: Any,
     add: Callable[..., int],
     call: Callable[..., Any],

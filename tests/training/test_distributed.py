@@ -232,9 +232,7 @@ def assert_same(ours: Launch, expected: Launch) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_config_trains_in_its_mode_to_the_same_losses_and_weights_as_one_process(
-    name: str, run: Callable[..., Launch]
-) -> None:
+def test_a_config_trains_in_its_mode_to_the_result_of_one_process(name: str, run: Callable[..., Launch]) -> None:
     assert_same(run(name, "lora"), run(None, "lora"))
 
 
@@ -253,7 +251,7 @@ def test_a_config_whose_mode_is_not_in_force_is_refused(run: Callable[..., Launc
 
 
 @pytest.mark.parametrize(("name", "variant"), WITH_FEATURES.items())
-def test_two_processes_that_share_a_feature_cache_train_as_one_that_decodes_every_picture(
+def test_two_processes_with_a_feature_cache_match_one_without(
     name: str, variant: str, run: Callable[..., Launch]
 ) -> None:
     ours = run(name, "cached")
@@ -307,7 +305,7 @@ def assert_frozen(folder: Path, variant: str, base: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
 @pytest.mark.parametrize("name", TWO_PROCESSES)
-def test_what_several_processes_train_has_the_files_names_and_shapes_of_one_process(
+def test_several_processes_write_the_files_names_and_shapes_of_one(
     name: str, variant: str, run: Callable[..., Launch], tiny_model: Path
 ) -> None:
     """What merges and converts from one process does so from several."""
@@ -326,7 +324,7 @@ def test_what_several_processes_train_has_the_files_names_and_shapes_of_one_proc
 
 
 @pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
-def test_what_is_trained_has_the_published_names_and_converts(
+def test_trained_checkpoints_have_the_published_names_and_convert(
     variant: str, run: Callable[..., Launch], tiny_model: Path, tmp_path: Path
 ) -> None:
     _, trained = run(None, variant)
