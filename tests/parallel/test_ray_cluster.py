@@ -27,7 +27,7 @@ from tests.processes import WAIT_S, free_port, is_listening, run_in_new_process,
 from tests.toy_work import count_calls, die, divide, fail_at_three, fail_to_start, note_ray_worker, use_state
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(30),
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ./init.sh --with ray"),
 ]
 

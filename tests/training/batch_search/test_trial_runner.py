@@ -426,14 +426,14 @@ def test_a_trial_that_did_not_do_what_it_was_to_measure_is_refused(asked: bool, 
     check_trial_mode({"out_of_memory": "x"}, expected=asked)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_a_trial_trains_for_real_and_measures(single: Trial) -> None:
     assert single.fits
     assert 200 * MIB < single.peak_bytes < 4 * GIB
     assert single.decisions_per_second > 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_the_search_stops_at_the_memory_limit_and_writes_what_it_found(
     single: Trial, toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable
 ) -> None:
@@ -461,7 +461,7 @@ def test_the_search_stops_at_the_memory_limit_and_writes_what_it_found(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".env", "batch_size_results.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_changes_are_suggested_where_one_sample_does_not_fit(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable
 ) -> None:
@@ -474,7 +474,7 @@ def test_changes_are_suggested_where_one_sample_does_not_fit(
     assert (tmp_path / ".env").read_text() == "BATCH_SIZE=4\n"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_a_trial_that_fails_for_another_reason_ends_the_search(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable
 ) -> None:
@@ -506,7 +506,7 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_the_search_uses_the_smaller_memory_limit_of_two_processes(
     single: Trial, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
