@@ -1,6 +1,7 @@
 """Versions of a model in MLflow's registry: found, promoted, exported. registration.py makes them."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.errors import CheckFailedError, PokegemmaError, one_line
 
 # Read by mlflow when it is imported. It would ask for telemetry settings over the network, and try for minutes to reach
 # a server that does not answer.
@@ -47,7 +48,7 @@ class Registry:
     """
 
     def __init__(self, uri: str, name: str, *, create: bool = False) -> None:
-        """Open a registry: a path, sqlite:///PATH, or http(s)://...; `create` makes a file that does not exist."""
+        """Name a registry: a path, sqlite:///PATH, or http(s)://...; `create` makes a file that does not exist."""
         if not _NAME.fullmatch(name):
             raise PokegemmaError(f"--name {name!r}: not a valid name; use letters, digits, '.', '_' and '-'")
         self.name, self.uri = name, uri
@@ -57,33 +58,42 @@ class Registry:
             self.uri = f"sqlite:///{self.file}"
             if not self.file.is_file() and not create:
                 raise PokegemmaError(f"{self.file}: no such registry; `register` makes one")
-        with self._access(writing=True):  # the first connection makes the tables
-            self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            self.client.search_registered_models(max_results=1)
+
+    @functools.cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's client, connected; the first connection to a file makes its tables."""
+        with self._lock():
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            client.search_registered_models(max_results=1)
+            return client
+
+    def _lock(self) -> contextlib.AbstractContextManager[Any]:
+        if self.file is None:
+            return contextlib.nullcontext()
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return file_lock(self.file.with_name(f".{self.file.name}.lock"))
 
     @contextlib.contextmanager
-    def _access(self, *, writing: bool = False) -> Iterator[None]:
-        """Report an error of MLflow, its database or the disk in one line; hold the lock of a file while writing."""
+    def _access(self, *, writing: bool = False) -> Iterator[MlflowClient]:
+        """Report an error of MLflow, its database or the disk in one line; have the lock of a file while writing."""
         try:
-            with contextlib.ExitStack() as stack:
-                if writing and self.file is not None:
-                    self.file.parent.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(file_lock(self.file.with_name(f".{self.file.name}.lock")))
-                yield
+            client = self.client  # connected before the lock, which it takes itself
+            with self._lock() if writing else contextlib.nullcontext():
+                yield client
         except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-            raise PokegemmaError(f"registry {self.uri}: {' '.join(str(error).split())[:300]}") from error
+            raise PokegemmaError(f"registry {self.uri}: {one_line(error, length=300)}") from error
 
     def versions(self) -> list[dict[str, Any]]:
         """Return `describe` of each version, the oldest first."""
-        with self._access():
-            found = find_all(self.client.search_model_versions, f"name = '{self.name}'")
-            aliases = self.client.get_registered_model(self.name).aliases if found else {}
+        with self._access() as client:
+            found = find_all(client.search_model_versions, f"name = '{self.name}'")
+            aliases = client.get_registered_model(self.name).aliases if found else {}
         return [_describe(version, aliases) for version in sorted(found, key=lambda version: int(version.version))]
 
     def find(self, spec: str) -> ModelVersion:
         """Return MLflow's record of a version."""
-        with self._access():
-            find = self.client.get_model_version if spec.isdecimal() else self.client.get_model_version_by_alias
+        with self._access() as client:
+            find = client.get_model_version if spec.isdecimal() else client.get_model_version_by_alias
             try:
                 return find(self.name, spec)
             except MlflowException as error:
@@ -94,15 +104,15 @@ class Registry:
 
     def describe(self, spec: str) -> dict[str, Any]:
         """Return the facts of a version as JSON has them: aliases, hashes, origin, results; no files."""
-        with self._access():
-            return _describe(self.find(spec), self.client.get_registered_model(self.name).aliases)
+        with self._access() as client:
+            return _describe(self.find(spec), client.get_registered_model(self.name).aliases)
 
     def fetch(self, spec: str, name: str, folder: Path) -> Path | None:
         """Fetch a file of a version, such as "run.json", or a folder of files; None if the version has none."""
         run_id, parent = self.find(spec).run_id, str(Path(name).parent).strip(".")
-        with self._access():  # a version that was not made by this project may have no run
-            if run_id and name in {file.path for file in self.client.list_artifacts(run_id, parent)}:
-                return Path(self.client.download_artifacts(run_id, name, str(folder)))
+        with self._access() as client:  # a version that was not made by this project may have no run
+            if run_id and name in {file.path for file in client.list_artifacts(run_id, parent)}:
+                return Path(client.download_artifacts(run_id, name, str(folder)))
         return None
 
     def read_text(self, spec: str, name: str) -> str | None:
@@ -125,14 +135,14 @@ class Registry:
         their registered place are from now on those of the given folders.
         """
         new = registration.read_submission(model_path, **folders)
-        with self._access(writing=True):
-            experiment = registration.open_experiment(self.client, self.file and self.file.parent / "artifacts")
+        with self._access(writing=True) as client:
+            experiment = registration.open_experiment(client, self.file and self.file.parent / "artifacts")
             query = f"name = '{self.name}' and tags.content_sha256 = '{new.tags['content_sha256']}'"
-            if same := find_all(self.client.search_model_versions, query):
+            if same := find_all(client.search_model_versions, query):
                 version = min(same, key=lambda version: int(version.version))
-                return registration.update_version(self.client, version, self._parts(str(version.version)), new)
+                return registration.update_version(client, version, self._parts(str(version.version)), new)
             options = {"experiment": experiment, "description": description, "is_local": self.file is not None}
-            return registration.make_version(self.client, self.name, new, **options)
+            return registration.make_version(client, self.name, new, **options)
 
     def _history(self, alias: str) -> list[int]:
         """Return the versions that an alias had before, the latest last."""
@@ -146,24 +156,24 @@ class Registry:
         """
         if not _NAME.fullmatch(alias) or alias.isdecimal():
             raise PokegemmaError(f"--alias {alias!r}: not a valid alias; use a word such as champion")
-        with self._access(writing=True):
+        with self._access(writing=True) as client:
             described = self.describe(spec)
             number, failed = described["version"], described["failed"]
             if failed and not force:
                 reasons = "; ".join(failed.values())
                 raise CheckFailedError(f"version {number} is not promoted: {reasons} (--force promotes it anyway)")
-            before = self.client.get_registered_model(self.name).aliases.get(alias)
+            before = client.get_registered_model(self.name).aliases.get(alias)
             before = None if before is None else int(before)
             if before not in (None, number):
                 # The history first: if this process dies between the two, `rollback` skips what the alias still has.
                 history = json.dumps([*self._history(alias), before])
-                self.client.set_registered_model_tag(self.name, f"history.{alias}", history)
-            self.client.set_registered_model_alias(self.name, alias, str(number))
+                client.set_registered_model_tag(self.name, f"history.{alias}", history)
+            client.set_registered_model_alias(self.name, alias, str(number))
         return number, before
 
     def rollback(self, alias: str) -> tuple[int, int]:
         """Give an alias back to the version that had it before; return the numbers of that version and of the other."""
-        with self._access(writing=True):
+        with self._access(writing=True) as client:
             current, history = int(self.find(alias).version), self._history(alias)
             while history and history[-1] == current:
                 history.pop()
@@ -171,8 +181,8 @@ class Registry:
                 raise PokegemmaError(f"{alias} is version {current} and was no other version before")
             earlier = history.pop()
             self.find(str(earlier))  # it may have been deleted
-            self.client.set_registered_model_alias(self.name, alias, str(earlier))
-            self.client.set_registered_model_tag(self.name, f"history.{alias}", json.dumps(history))
+            client.set_registered_model_alias(self.name, alias, str(earlier))
+            client.set_registered_model_tag(self.name, f"history.{alias}", json.dumps(history))
         return earlier, current
 
     def export(self, spec: str, output: Path, *, part: str = "model", overwrite: bool = False) -> int:

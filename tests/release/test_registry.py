@@ -750,6 +750,12 @@ def test_a_registry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         Registry(str(tmp_path / "file" / "registry.db"), "pokegemma", create=True).versions()
 
 
+def test_a_model_that_is_refused_makes_no_registry(tmp_path: Path) -> None:
+    with pytest.raises(PokegemmaError, match=str(tmp_path)):
+        Registry(str(tmp_path / "registry.db"), "pokegemma", create=True).register(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_is_not_a_registry_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.db").write_text("my notes, in no database")
     with pytest.raises(PokegemmaError, match=r"^registry sqlite:///.*mine\.db: .*not a database") as caught:
