@@ -16,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("WANDB_API_KEY", None)
 # A token for the Ray clusters of the tests: without one, Ray would write one to the home folder.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+# Ray gives its first process 30 s to start, which a busy machine may exceed.
+os.environ.update(RAY_gcs_server_port_wait_time_s="300")
 
 # The same examples every time, however long one takes; --hypothesis-profile default looks for others.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -29,8 +31,17 @@ GIB_PER_WORKER = 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests marked slow last, so that a failure shows early."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: else the order stays
+    """Put tests marked slow last, so that a failure shows early; of these the longest first.
+
+    A worker that has nothing left takes the last tests of another: short ones are shared, and no long test begins last.
+    """
+
+    def seconds(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("slow")
+        return 0 if mark is None else mark.args[0] if mark.args else 10
+
+    # Stable: tests with the same number stay in their order, next to those that share a fixture with them.
+    items.sort(key=lambda item: (seconds(item) > 0, -seconds(item)))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -28,6 +28,7 @@ from pokegemma.data.frame_pictures import FRAME_SIZE_PX
 from pokegemma.data.grids import GRID_SIZE_PX, draw_label
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import PokegemmaError
+from pokegemma.options import option
 from pokegemma.provenance import git_commit, package_versions
 
 
@@ -35,10 +36,10 @@ from pokegemma.provenance import git_commit, package_versions
 class BenchmarkOptions:
     """What is converted, and how often."""
 
-    eevee_data_dir: str = field(default="../shared/eevee_v1/runs", metadata={"help": "folder of recorded sessions"})
-    num_workers: int = field(default=2, metadata={"help": "processes of our conversion"})
-    repeats: int = field(default=5, metadata={"help": "how often each is timed"})
-    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    eevee_data_dir: str = option("../shared/eevee_v1/runs", "folder of recorded sessions")
+    num_workers: int = option(2, "processes of our conversion")
+    repeats: int = option(5, "how often each is timed")
+    json: bool = option(False, "print the result as JSON")
 
     def __post_init__(self) -> None:
         if self.num_workers < 1 or self.repeats < 1:

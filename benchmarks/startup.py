@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import psutil
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError, check_ranges
+from pokegemma.options import option
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.tables import format_table
 
@@ -35,12 +36,10 @@ NUM_STEPS, NUM_WARMUP_STEPS = 8, 3
 
 @dataclass(frozen=True)
 class StartupOptions:
-    base: str | None = field(default=None, metadata={"help": "Folder of a checkout of the commit to compare with."})
-    only: str = field(
-        default="demonstration,busy", metadata={"help": "What to measure: demonstration, busy, quick_tests, tests."}
-    )
-    repeats: int = field(default=1, metadata={"help": "Runs of each measurement and checkout; medians are printed."})
-    json: bool = field(default=False, metadata={"help": "Print JSON instead of tables."})
+    base: str | None = option(None, "Folder of a checkout of the commit to compare with.")
+    only: str = option("demonstration,busy", "What to measure: demonstration, busy, quick_tests, tests.")
+    repeats: int = option(1, "Runs of each measurement and checkout; medians are printed.")
+    json: bool = option(False, "Print JSON instead of tables.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "repeats", at_least=1)

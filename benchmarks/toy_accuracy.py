@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pokegemma import cli
@@ -22,6 +22,7 @@ from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
+from pokegemma.options import option
 from pokegemma.provenance import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,13 +33,11 @@ DECISIONS_A_STEP = 16
 class ToyOptions:
     """How long each layout is trained."""
 
-    num_steps: int = field(default=120, metadata={"help": f"optimizer steps of {DECISIONS_A_STEP} decisions"})
-    max_decisions: int = field(default=4, metadata={"help": "decisions of a trajectory"})
-    work_dir: str | None = field(default=None, metadata={"help": "keep everything here; default: a temporary folder"})
-    layouts: list[str] = field(
-        default_factory=lambda: ["frames", "grid", "grid 4 a row", "trajectory"], metadata={"help": "which, in order"}
-    )
-    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    num_steps: int = option(120, f"optimizer steps of {DECISIONS_A_STEP} decisions")
+    max_decisions: int = option(4, "decisions of a trajectory")
+    work_dir: str | None = option(None, "keep everything here; default: a temporary folder")
+    layouts: list[str] = option(["frames", "grid", "grid 4 a row", "trajectory"], "which, in order")
+    json: bool = option(False, "print the result as JSON")
 
 
 def run_script(name: str, **options: object) -> None:

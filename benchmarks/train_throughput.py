@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pokegemma.data.prompts import build_messages, sample_images
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.options import option
 from pokegemma.play.toy.recorder import record_sessions
 from pokegemma.provenance import git_commit, package_versions
 
@@ -42,17 +43,14 @@ LOSS_TOLERANCE = {"cpu": 1e-5, "cuda": 5e-2}
 class BenchmarkOptions:
     """What is trained on, and how often each row is timed."""
 
-    dataset_path: str | None = field(default=None, metadata={"help": "folder with train.jsonl; default: the toy game"})
-    samples_per_step: int = field(default=4, metadata={"help": "samples of a forward pass (and of an optimizer step)"})
-    max_decisions: int = field(default=16, metadata={"help": "decisions of a trajectory, which is a step"})
-    num_steps: int = field(default=3, metadata={"help": "steps that are timed, after one that is not"})
-    repeats: int = field(default=2, metadata={"help": "how often each row is run"})
-    rows: str | None = field(
-        default=None,
-        metadata={"help": "only rows whose name holds this, and the stock rows they need"},
-    )
-    row: str | None = field(default=None, metadata={"help": "internal: run one row (JSON) and print what it measured"})
-    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    dataset_path: str | None = option(None, "folder with train.jsonl; default: the toy game")
+    samples_per_step: int = option(4, "samples of a forward pass (and of an optimizer step)")
+    max_decisions: int = option(16, "decisions of a trajectory, which is a step")
+    num_steps: int = option(3, "steps that are timed, after one that is not")
+    repeats: int = option(2, "how often each row is run")
+    rows: str | None = option(None, "only rows whose name holds this, and the stock rows they need")
+    row: str | None = option(None, "internal: run one row (JSON) and print what it measured")
+    json: bool = option(False, "print the result as JSON")
 
 
 @dataclass(frozen=True)
@@ -298,21 +296,68 @@ def time_features(row: Row, options: BenchmarkOptions) -> tuple[int, float]:
     return (len(set(cache.digests.values())) if set(chunks.glob("*")) - before else 0), time.perf_counter() - began
 
 
-def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, Any]:
-    """Train a few steps and return losses, seconds a step, decisions and tokens a step, tower calls, peak memory.
+class Meter:
+    """Measure a trainer's steps: when they end, decisions, tokens, calls of the tower, peak memory, FLOPs."""
 
-    `audit`: two steps, of which the first shows the memory and the second, slowed down by counting, the FLOPs.
-    """
+    def __init__(self, trainer: Any, *, audit: bool) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        self.ends: list[float] = []
+        self.decisions: list[int] = []
+        self.tokens: list[int] = []
+        self.tower_calls, self.pictures, self.peak_mib = 0, 0, 0.0
+        self.flops = FlopCounterMode(display=False)
+        self._training_step = trainer.training_step
+        trainer.training_step = self._count_and_train
+        tower = next(module for name, module in trainer.model.named_modules() if name.endswith("vision_tower"))
+        tower.register_forward_pre_hook(self._see_tower, with_kwargs=True)
+        trainer.add_callback(self._clock(audit=audit))
+        self.memory = PeakMemory()
+
+    def _count_and_train(self, inner: Any, inputs: dict[str, Any], *rest: Any, **others: Any) -> Any:
+        import torch
+
+        starts = torch.nn.functional.pad((inputs["labels"] != -100).long(), (1, 0)).diff(dim=1)
+        self.decisions.append(int((starts == 1).sum()))
+        self.tokens.append(int(inputs["attention_mask"].sum()))
+        return self._training_step(inner, inputs, *rest, **others)
+
+    def _see_tower(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self.tower_calls += 1
+        self.pictures += len(kwargs["pixel_values"])
+
+    def _clock(self, *, audit: bool) -> Any:
+        """Return a callback; with `audit` it counts the FLOPs of the second step."""
+        import torch
+        from transformers import TrainerCallback
+
+        meter = self
+
+        class Clock(TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if audit and state.global_step == 1:
+                    meter.flops.__enter__()
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if state.global_step == 1:
+                    meter.peak_mib = meter.memory.peak_mib()
+                if audit and state.global_step == 2:
+                    meter.flops.__exit__(None, None, None)
+                meter.ends.append(time.perf_counter())
+
+        return Clock()
+
+
+def training_arguments(row: Row, options: BenchmarkOptions, *, num_steps: int) -> dict[str, Any]:
+    """Return the arguments that stock TRL and ours share, and ours in addition."""
     import torch
-    from torch.utils.data import SequentialSampler
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import TrainerCallback
 
-    folder = Path(options.dataset_path).parent
-    model, processor = make_model(folder / f"processor_{row.image_scale}", image_scale=row.image_scale)
+    on_gpu = torch.cuda.is_available()
     arguments = {
-        "output_dir": str(folder / "out"),
-        "max_steps": 2 if audit else options.num_steps + 1,
+        "output_dir": str(Path(options.dataset_path).parent / "out"),
+        "max_steps": num_steps,
         "learning_rate": 1e-4,
         "per_device_train_batch_size": options.samples_per_step,
         "gradient_accumulation_steps": 1,
@@ -322,66 +367,41 @@ def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, An
         "report_to": "none",
         "save_strategy": "no",
         "seed": 0,
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": torch.cuda.is_available(),
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
         "gradient_checkpointing": row.checkpointing,
     }
-    if not row.stock:
-        arguments |= {"eval_strategy": "no", "dataloader_num_workers": 2 if torch.cuda.is_available() else 0}
+    return arguments if row.stock else {**arguments, "eval_strategy": "no", "dataloader_num_workers": 2 * on_gpu}
+
+
+def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, Any]:
+    """Train a few steps and return losses, seconds a step, decisions and tokens a step, tower calls, peak memory.
+
+    `audit`: two steps, of which the first shows the memory and the second, slowed down by counting, the FLOPs.
+    """
+    import torch
+    from torch.utils.data import SequentialSampler
+
+    folder = Path(options.dataset_path).parent
+    model, processor = make_model(folder / f"processor_{row.image_scale}", image_scale=row.image_scale)
+    arguments = training_arguments(row, options, num_steps=2 if audit else options.num_steps + 1)
     build = stock_trainer if row.stock else our_trainer
     trainer = build(row, model, processor, options, arguments)
     trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)  # the same order for all
-    ends: list[float] = []
-    towers = {"calls": 0, "pictures": 0}
-    decisions: list[int] = []
-    tokens: list[int] = []
-    counter = FlopCounterMode(display=False)
-    peak_mib: list[float] = []
-
-    def see_tower(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        towers["calls"] += 1
-        towers["pictures"] += len(kwargs["pixel_values"])
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if audit and state.global_step == 1:
-                counter.__enter__()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if state.global_step == 1:
-                peak_mib.append(memory.peak_mib())
-            if audit and state.global_step == 2:
-                counter.__exit__(None, None, None)
-            ends.append(time.perf_counter())
-
-    training_step = trainer.training_step
-
-    def count_and_train(inner: Any, inputs: dict[str, Any], *rest: Any, **others: Any) -> Any:
-        starts = torch.nn.functional.pad((inputs["labels"] != -100).long(), (1, 0)).diff(dim=1)
-        decisions.append(int((starts == 1).sum()))
-        tokens.append(int(inputs["attention_mask"].sum()))
-        return training_step(inner, inputs, *rest, **others)
-
-    trainer.training_step = count_and_train
-    tower = next(module for name, module in trainer.model.named_modules() if name.endswith("vision_tower"))
-    tower.register_forward_pre_hook(see_tower, with_kwargs=True)
-    trainer.add_callback(Clock())
-    memory = PeakMemory()
+    meter = Meter(trainer, audit=audit)
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses = [entry["loss"] for entry in history]
     waits = [entry["data_wait_share"] for entry in history[1:] if "data_wait_share" in entry]
     return {
         "losses": losses,
-        "step_s": [b - a for a, b in pairwise(ends)],
-        "decisions": decisions[1:],
-        "tokens": tokens[1:],
-        "tower_calls": towers["calls"] / len(losses),
-        "pictures": towers["pictures"] / sum(decisions),
-        "teraflop": counter.get_total_flops() / 1e12 / decisions[1] if audit else None,
-        "peak_mib": peak_mib[0],
+        "step_s": [b - a for a, b in pairwise(meter.ends)],
+        "decisions": meter.decisions[1:],
+        "tokens": meter.tokens[1:],
+        "tower_calls": meter.tower_calls / len(losses),
+        "pictures": meter.pictures / sum(meter.decisions),
+        "teraflop": meter.flops.get_total_flops() / 1e12 / meter.decisions[1] if audit else None,
+        "peak_mib": meter.peak_mib,
         "data_wait": statistics.mean(waits) if waits else None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "on_gpu": torch.cuda.is_available(),

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from trl import TrlParser
 
-from pokegemma.errors import PokegemmaError, describe_machine_error
+from pokegemma.errors import PokegemmaError, describe_machine_error, one_line
 
 # Said on every start of a machine without a GPU, by libraries that only a GPU run uses; DeepSpeed says it on stdout.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -48,7 +48,7 @@ def parse_options(*option_types: type, description: str, argv: Sequence[str] | N
     try:
         options = parser.parse_args_and_config(arguments)
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error, length=None)
         message = message.replace("Some specified arguments are not used by the HfArgumentParser:", "unknown options:")
         raise PokegemmaError(f"{message} (see --help)") from error
     values = {name: value for part in options for name, value in vars(part).items()}
@@ -66,7 +66,7 @@ class Command:
     """One of a script's commands: the class of its options, its function, and options that may be given by place."""
 
     options: type
-    action: Callable[..., None]
+    action: Callable[..., Any]
     positional: tuple[str, ...] = ()
 
 

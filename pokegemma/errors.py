@@ -34,6 +34,11 @@ class CheckFailedError(PokegemmaError):
     exit_code = 1
 
 
+def one_line(error: BaseException, *, length: int | None = 200) -> str:
+    """Return an error's message in one line, of at most `length` characters; None: all of it."""
+    return " ".join(str(error).split())[:length]
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Return whether a file could not be written for lack of space, as the system, safetensors or torch report it."""
     if isinstance(error, OSError):
@@ -56,7 +61,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 def describe_machine_error(error: BaseException) -> str | None:
     """Return one line for an error of the machine: a full disk, no memory, a killed worker. None for all others."""
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     if is_disk_full(error):
         path = getattr(error, "filename", None) or f"a file ({reason})"
         return f"{path} could not be written, the disk is full; free some space, then repeat"

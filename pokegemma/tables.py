@@ -19,3 +19,13 @@ def format_table(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def format_percent(value: float | None, *, digits: int = 1) -> str:
+    """Return a share as "93.1 %", or a dash for None."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def format_interval(bounds: Sequence[float] | None) -> str:
+    """Return an interval of shares as "90.0–96.2", in percent, or nothing for None."""
+    return "" if bounds is None else f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}"

@@ -8,26 +8,26 @@ converter is llama.cpp's own, which ./init.sh --with gguf fetches.
 
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.export.weight_types import QUANTIZATIONS, check_quantizations
+from pokegemma.options import option
 from pokegemma.tables import format_table
 
 
 @dataclass
 class ConvertOptions:
-    model_path: str = field(metadata={"help": "Folder of the merged checkpoint."})
-    output_dir: str = field(metadata={"help": "Folder to make for the files."})
-    quantization: list[str] = field(
-        default_factory=lambda: ["f16", "q8_0"],
-        metadata={"help": f"Types of the language model, several at once: {' '.join(QUANTIZATIONS)}."},
+    model_path: str = option(..., "Folder of the merged checkpoint.")
+    output_dir: str = option(..., "Folder to create for the files.")
+    quantization: list[str] = option(
+        ["f16", "q8_0"], f"Types of the language model, several at once: {' '.join(QUANTIZATIONS)}."
     )
-    llama_cpp_dir: str | None = field(
-        default=None, metadata={"help": "Checkout of llama.cpp to convert with. Default: what ./init.sh fetched."}
+    llama_cpp_dir: str | None = option(
+        None, "Checkout of llama.cpp to convert with. Default: the one that ./init.sh fetched."
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_dir."})
+    overwrite: bool = option(False, "Replace an existing --output_dir.")
 
     def __post_init__(self) -> None:
         check_quantizations(self.quantization)

@@ -4,26 +4,23 @@ python scripts/convert_to_mlx.py --model_path outputs/merged --output_path outpu
 """
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.export.weight_types import MLX_BITS
+from pokegemma.options import option
 from pokegemma.tables import format_table
 
 
 @dataclass
 class MlxOptions:
-    model_path: str = field(metadata={"help": "Folder of the merged checkpoint."})
-    output_path: str = field(metadata={"help": "Folder to write."})
-    quantization_bits: int = field(
-        default=16,
-        metadata={
-            "help": "Bits a weight of the language model: 16 is bfloat16; the vision tower always has 16.",
-            "choices": [*MLX_BITS],
-        },
+    model_path: str = option(..., "Folder of the merged checkpoint.")
+    output_path: str = option(..., "Folder to create.")
+    quantization_bits: int = option(
+        16, "Bits of the language model's weights; 16 is bfloat16. The vision tower always has 16.", choices=[*MLX_BITS]
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_path."})
+    overwrite: bool = option(False, "Replace an existing --output_path.")
 
 
 def main() -> None:

@@ -4,16 +4,17 @@ python scripts/describe_environment.py
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from pokegemma.cli import parse_options, run
 from pokegemma.environment import detect_hardware
+from pokegemma.options import option
 
 
 @dataclass
 class DescribeEnvironmentOptions:
-    json: bool = field(default=False, metadata={"help": "Print JSON instead of two lines."})
-    shell: bool = field(default=False, metadata={"help": "Print name=value lines for a shell to read."})
+    json: bool = option(False, "Print JSON instead of two lines.")
+    shell: bool = option(False, "Print name=value lines for a shell to read.")
 
 
 def main() -> None:

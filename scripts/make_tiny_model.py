@@ -6,12 +6,13 @@ python scripts/make_tiny_model.py --family gemma4 --output_dir outputs/tiny_gemm
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError
+from pokegemma.options import option
 from pokegemma.outputs import atomic_folder
 from pokegemma.provenance import write_run_record
 
@@ -20,20 +21,14 @@ PATCH_SIZE_PX = 14
 
 @dataclass
 class TinyModelOptions:
-    output_dir: str = field(metadata={"help": "Folder to write the checkpoint to."})
-    family: str = field(
-        default="gemma3",
-        metadata={"help": "gemma3, gemma3n (needs timm) or gemma4.", "choices": ["gemma3", "gemma3n", "gemma4"]},
+    output_dir: str = option(..., "Folder to write the checkpoint to.")
+    family: str = option("gemma3", "gemma3, gemma3n (needs timm) or gemma4.", choices=["gemma3", "gemma3n", "gemma4"])
+    num_image_tokens: Literal[64, 256] = option(
+        256,
+        "Tokens of a picture: 256 (224 px), as published checkpoints have, or 64 (112 px). Only gemma3 can have 64.",
     )
-    num_image_tokens: Literal[64, 256] = field(
-        default=256,
-        metadata={
-            "help": "Tokens of a picture: 256 (224 px), as published checkpoints have, or 64 (112 px). Only gemma3 can "
-            "have 64."
-        },
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the weights and of the tokenizer's corpus."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing folder."})
+    seed: int = option(0, "Seed of the weights and of the tokenizer's corpus.")
+    overwrite: bool = option(False, "Replace an existing folder.")
 
     def __post_init__(self) -> None:
         if self.num_image_tokens != 256 and self.family != "gemma3":

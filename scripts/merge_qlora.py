@@ -4,33 +4,31 @@ python scripts/merge_qlora.py --lora_path outputs/adapter --output_path outputs/
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.samples import dataset_files
 from pokegemma.errors import PokegemmaError, check_range
+from pokegemma.options import option
 from pokegemma.provenance import read_run_record
 
 
 @dataclass
 class MergeOptions:
-    lora_path: str = field(metadata={"help": "Folder of the trained adapter."})
-    output_path: str = field(metadata={"help": "Folder to write the merged checkpoint to."})
-    base_model: str | None = field(default=None, metadata={"help": "Base checkpoint; default: the adapter's."})
-    dtype: Literal["bfloat16", "float32"] = field(default="bfloat16", metadata={"help": "Type of the stored weights."})
-    verify: bool = field(default=False, metadata={"help": "Compare logits of adapter + base and merged on samples."})
-    dataset_path: str | None = field(
-        default=None, metadata={"help": "Samples to verify on; default: those that the adapter was trained with."}
+    lora_path: str = option(..., "Folder of the trained adapter.")
+    output_path: str = option(..., "Folder to write the merged checkpoint to.")
+    base_model: str | None = option(None, "Base checkpoint. Default: that of the adapter.")
+    dtype: Literal["bfloat16", "float32"] = option("bfloat16", "Type of the stored weights.")
+    verify: bool = option(False, "Compare the logits of adapter + base and of the merged weights on samples.")
+    dataset_path: str | None = option(None, "Samples to verify on. Default: those that the adapter was trained with.")
+    num_samples: int = option(8, "Number of samples to verify on.")
+    stored_tolerance: float | None = option(
+        None, "With --verify: largest difference of the logits of the stored weights. Default: by --dtype."
     )
-    num_samples: int = field(default=8, metadata={"help": "Samples to verify on."})
-    stored_tolerance: float | None = field(
-        default=None,
-        metadata={"help": "With --verify: largest difference of the stored weights' logits. Default: by --dtype."},
-    )
-    device: str = field(default="cpu", metadata={"help": "Where to merge; float32 weights of a 4B need 17 GB."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_path."})
+    device: str = option("cpu", "Device to merge on. The float32 weights of a 4B model need 17 GB.")
+    overwrite: bool = option(False, "Replace an existing --output_path.")
 
     def __post_init__(self) -> None:
         check_range("--num_samples", self.num_samples, at_least=1)

@@ -7,21 +7,22 @@ HOST and PORT are read, too (defaults: 127.0.0.1 and 8000). Flags override varia
 
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError, check_range
+from pokegemma.options import option
 from pokegemma.serving.engine_command_lines import ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
 
 @dataclass
 class MlxServerOptions:
-    model_path: str | None = field(default=None, metadata={"help": "Folder of convert_to_mlx.py; else MODEL_PATH."})
-    host: str | None = field(default=None, metadata={"help": "Address to listen on; else HOST."})
-    port: int | None = field(default=None, metadata={"help": "Port to listen on; else PORT."})
-    print_command: bool = field(default=False, metadata={"help": "Print mlx-vlm's command line and start nothing."})
-    ready_timeout_s: float = field(default=600.0, metadata={"help": "Fail when it does not answer by then."})
+    model_path: str | None = option(None, "Folder of convert_to_mlx.py. Default: MODEL_PATH.")
+    host: str | None = option(None, "Address to listen on. Default: HOST.")
+    port: int | None = option(None, "Port to listen on. Default: PORT.")
+    print_command: bool = option(False, "Print mlx-vlm's command line and start nothing.")
+    ready_timeout_s: float = option(600.0, "Seconds in which the server must answer for the first time.")
 
 
 def read_address(options: MlxServerOptions) -> tuple[str, int]:

@@ -23,7 +23,6 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.outputs import RUN_FILE, atomic_file
 from pokegemma.release import version_tables
 from pokegemma.release.options import (
-    CheckOptions,
     CompareOptions,
     ExportOptions,
     ListOptions,
@@ -31,13 +30,18 @@ from pokegemma.release.options import (
     RegisterOptions,
     RollbackOptions,
     ShowOptions,
+    VersionOptions,
 )
 
 if TYPE_CHECKING:
     from pokegemma.release.registry import Registry
 
 
-def register(registry: "Registry", options: RegisterOptions) -> None:
+Versions = list[dict[str, Any]]
+"""What a command returns: versions (of `Registry.describe`) that `main` warns about if results of theirs failed."""
+
+
+def register(registry: "Registry", options: RegisterOptions) -> Versions:
     done = registry.register(
         Path(options.model_path),
         evaluation=Path(options.evaluation) if options.evaluation else None,
@@ -63,79 +67,71 @@ def register(registry: "Registry", options: RegisterOptions) -> None:
             print(f"  its results of {key} were replaced")
         for part in done.refiled:
             print(f"  its {part} is now the one given here")
-    _warn(registry.describe(str(done.version)))
+    return [registry.describe(str(done.version))]
 
 
-def _warn(described: dict[str, Any]) -> None:
-    for reason in described["failed"].values():
-        print(f"warning: {version_tables.version_title(described)}: {reason}", file=sys.stderr)
-
-
-def list_versions(registry: "Registry", options: ListOptions) -> None:
+def list_versions(registry: "Registry", options: ListOptions) -> Versions:
     versions = registry.versions()
-    for described in versions:
-        if described["aliases"]:  # it is in use; the table shows the failures of the others
-            _warn(described)
     print(json.dumps(versions, indent=2) if options.json else version_tables.format_versions(versions))
+    return [described for described in versions if described["aliases"]]  # the table shows the failures of the others
 
 
-def show(registry: "Registry", options: ShowOptions) -> None:
+def show(registry: "Registry", options: ShowOptions) -> Versions:
     described = registry.describe(options.version)
-    _warn(described)
-    text = registry.read_text(options.version, RUN_FILE)
-    run_record = None if text is None else json.loads(text)
+    run_record = json.loads(registry.read_text(options.version, RUN_FILE) or "null")
     if options.json:
         print(json.dumps({**described, "run": run_record}, indent=2))
-        return
-    del described["failed"]  # printed above
-    print(version_tables.format_version(described, run_record or {}))
+    else:
+        print(version_tables.format_version(described, run_record or {}))
+    return [described]
 
 
-def check(registry: "Registry", options: CheckOptions) -> None:
+def check(registry: "Registry", options: VersionOptions) -> Versions:
     described = registry.describe(options.version)
     title = version_tables.version_title(described)
     if failed := described["failed"]:
         raise CheckFailedError(f"{title}: {'; '.join(failed.values())}")
     found = (f"{key} {'passed' if described[key] else 'not measured'}" for key in ("evaluation", "parity"))
     print(f"{title}: {', '.join(found)}")
+    return []
 
 
-def compare(registry: "Registry", options: CompareOptions) -> None:
+def compare(registry: "Registry", options: CompareOptions) -> Versions:
     specs = (options.version, options.other)
-    compared = version_tables.compare_versions(*(registry.describe(spec) for spec in specs))
-    texts = [registry.read_text(spec, f"evaluation/{version_tables.PREDICTIONS_FILE}") for spec in specs]
-    if None not in texts:
-        predictions = map(version_tables.parse_predictions, texts)
+    compared = version_tables.compare_versions(*map(registry.describe, specs))
+    predictions = [registry.read_text(spec, "evaluation/predictions.jsonl") for spec in specs]
+    if None not in predictions:
         compared["accuracy_difference_interval"] = version_tables.paired_interval(*predictions)
     for warning in compared["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(json.dumps(compared, indent=2) if options.json else version_tables.format_comparison(compared))
+    return []
 
 
-def promote(registry: "Registry", options: PromoteOptions) -> None:
+def promote(registry: "Registry", options: PromoteOptions) -> Versions:
     number, before = registry.promote(options.version, options.alias, force=options.force)
     was = "" if before is None else ", as before" if before == number else f", before version {before}"
     print(f"{options.alias} is version {number}{was}")
-    _warn(registry.describe(str(number)))
+    return [registry.describe(str(number))]
 
 
-def rollback(registry: "Registry", options: RollbackOptions) -> None:
+def rollback(registry: "Registry", options: RollbackOptions) -> Versions:
     earlier, left = registry.rollback(options.alias)
     print(f"{options.alias} is version {earlier} again, after version {left}")
-    _warn(registry.describe(str(earlier)))
+    return [registry.describe(str(earlier))]
 
 
-def export(registry: "Registry", options: ExportOptions) -> None:
+def export(registry: "Registry", options: ExportOptions) -> Versions:
     number = registry.export(options.version, Path(options.output_dir), part=options.part, overwrite=options.overwrite)
     print(f"{options.part} of {options.name} version {number} in {options.output_dir}, every file as registered")
-    _warn(registry.describe(str(number)))
+    return [registry.describe(str(number))]
 
 
 COMMANDS = {
     "register": Command(RegisterOptions, register),
     "list": Command(ListOptions, list_versions),
     "show": Command(ShowOptions, show, ("version",)),
-    "check": Command(CheckOptions, check, ("version",)),
+    "check": Command(VersionOptions, check, ("version",)),
     "promote": Command(PromoteOptions, promote, ("version",)),
     "compare": Command(CompareOptions, compare, ("version", "other")),
     "rollback": Command(RollbackOptions, rollback),
@@ -147,7 +143,10 @@ def main() -> None:
     name, options = parse_command(COMMANDS, description=__doc__)
     from pokegemma.release.registry import Registry
 
-    COMMANDS[name].action(Registry(options.registry_uri, options.name, create=name == "register"), options)
+    registry = Registry(options.registry_uri, options.name, create=name == "register")
+    for described in COMMANDS[name].action(registry, options):
+        for reason in described["failed"].values():
+            print(f"warning: {version_tables.version_title(described)}: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

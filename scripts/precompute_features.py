@@ -9,41 +9,28 @@ Prints how many frames there are and their size.
 
 import functools
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import dataset_files
 from pokegemma.errors import check_ranges
+from pokegemma.options import option
 
 
 @dataclass
 class PrecomputeOptions:
-    dataset_path: str = field(metadata={"help": "Folder with train.jsonl (and eval.jsonl), or a JSONL file."})
-    vision_features: str = field(metadata={"help": "Folder of the features; created if it does not exist."})
-    model_name_or_path: str = field(
-        default="google/gemma-3-4b-it", metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder."}
-    )
-    layout: Layout = field(
-        default="grid", metadata={"help": "Which pictures: grids, or frames (also of trajectories)."}
-    )
-    image_size: int | None = field(default=None, metadata={"help": "As in training. Default: the checkpoint's own."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Type of the weights, as in training.", "choices": ["auto", "bfloat16", "float32"]},
-    )
-    batch_size: int = field(default=8, metadata={"help": "Frames in one forward pass."})
-    num_workers: int = field(
-        default=0,
-        metadata={"help": "Processes that decode pictures; with --ray_address workers that encode, 0 for all."},
-    )
-    ray_address: str | None = field(
-        default=None,
-        metadata={
-            "help": "Work on a Ray cluster whose machines share all folders: host:port, ray://host:port, auto, or "
-            "local."
-        },
+    dataset_path: str = option(..., "Folder with train.jsonl (and eval.jsonl), or a JSONL file.")
+    vision_features: str = option(..., "Folder of the features. It is created if it does not exist.")
+    model_name_or_path: str = option("google/gemma-3-4b-it", "Gemma 3 checkpoint with vision: a Hub id or a folder.")
+    layout: Layout = option("grid", "Which pictures to encode: grids, or frames (also for trajectories).")
+    image_size: int | None = option(None, "As in training. Default: the checkpoint's own.")
+    dtype: str = option("auto", "Type of the weights, as in training.", choices=["auto", "bfloat16", "float32"])
+    batch_size: int = option(8, "Frames in one forward pass.")
+    num_workers: int = option(0, "Processes that decode pictures. With --ray_address: workers that encode, 0 for all.")
+    ray_address: str | None = option(
+        None, "Work on a Ray cluster whose machines share all folders: host:port, ray://host:port, auto, or local."
     )
 
     def __post_init__(self) -> None:

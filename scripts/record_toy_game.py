@@ -4,12 +4,13 @@ python scripts/record_toy_game.py --output_dir toy_sessions --num_sessions 120 -
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import check_range
+from pokegemma.options import option
 from pokegemma.outputs import atomic_folder
 from pokegemma.play.toy.recorder import blind_accuracies, record_sessions
 from pokegemma.play.toy.rooms import check_level
@@ -18,23 +19,20 @@ from pokegemma.provenance import write_run_record
 
 @dataclass
 class RecordOptions:
-    output_dir: str = field(metadata={"help": "Folder to make; the sessions go to OUTPUT_DIR/runs."})
-    num_sessions: int = field(default=120, metadata={"help": "Number of sessions."})
-    num_turns: int = field(default=25, metadata={"help": "Turns in each session."})
-    level: int = field(
-        default=1,
-        metadata={
-            "help": "1 and 2: the trail starts at the player. 4 and 5: it is painted once and eaten up, and off it "
-            "an arrow shows the way back. 6: as 5, and all cells of the trail look alike. 3: nothing shows the way. "
-            "Rooms of 2, 3, 5 and 6 are longer."
-        },
+    output_dir: str = option(..., "Folder to make; the sessions go to OUTPUT_DIR/runs.")
+    num_sessions: int = option(120, "Number of sessions.")
+    num_turns: int = option(25, "Turns in each session.")
+    level: int = option(
+        1,
+        "1 and 2: the trail starts at the player. 4 and 5: it is painted once and eaten up, and off it an arrow shows "
+        "the way back. 6: as 5, and all cells of the trail look alike. 3: nothing shows the way. Rooms of 2, 3, 5 "
+        "and 6 are longer.",
     )
-    noise: float = field(
-        default=0.0,
-        metadata={"help": "Share of the presses to replace by another button; the expert's stays the label (DART)."},
+    noise: float = option(
+        0.0, "Share of the presses to replace by another button; the expert's stays the label (DART)."
     )
-    seed: int = field(default=0, metadata={"help": "The same seed gives the same sessions, byte for byte."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace OUTPUT_DIR if it exists."})
+    seed: int = option(0, "The same seed gives the same sessions, byte for byte.")
+    overwrite: bool = option(False, "Replace OUTPUT_DIR if it exists.")
 
     def __post_init__(self) -> None:
         check_range("--num_sessions", self.num_sessions, at_least=1, at_most=2000)

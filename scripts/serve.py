@@ -6,52 +6,47 @@ Prints a line when the server is ready, and runs until Ctrl-C. The engine's own 
 """
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError, check_ranges
+from pokegemma.options import option
 from pokegemma.serving.engine_command_lines import EngineName, Launch, ServerOptions, build_launch
 from pokegemma.serving.supervisor import serve
 
 
 @dataclass
 class ServeOptions:
-    engine: EngineName = field(metadata={"help": "Engine whose server to start."})
-    model_path: str = field(
-        metadata={
-            "help": "transformers, vllm: checkpoint folder or Hugging Face id; llama.cpp: a .gguf file next to its "
-            "mmproj, or the folder of convert_to_gguf.py; mlx: the folder of convert_to_mlx.py."
-        }
+    engine: EngineName = option(..., "Engine whose server to start.")
+    model_path: str = option(
+        ...,
+        "transformers, vllm: checkpoint folder or Hugging Face id. llama.cpp: a .gguf file next to its "
+        "mmproj, or the folder of convert_to_gguf.py. mlx: the folder of convert_to_mlx.py.",
     )
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 lets the network in."})
-    port: int = field(default=8000, metadata={"help": "Port to listen on."})
-    print_command: bool = field(default=False, metadata={"help": "Print the engine's command line and start nothing."})
-    quantization: str | None = field(
-        default=None, metadata={"help": "Which of a folder's GGUF files: f16, q8_0 ...; default: the only one."}
+    host: str = option("127.0.0.1", "Address to listen on. 0.0.0.0 accepts connections from the network.")
+    port: int = option(8000, "Port to listen on.")
+    print_command: bool = option(False, "Print the engine's command line and start nothing.")
+    quantization: str | None = option(
+        None, "Type of the GGUF file to take from a folder, such as f16 or q8_0. Default: the only one."
     )
-    device: str = field(default="auto", metadata={"help": "For transformers: auto, cuda:0, mps, cpu ..."})
-    dtype: Literal["auto", "float32", "bfloat16"] = field(
-        default="auto",
-        metadata={"help": "For transformers (auto: as the weights are stored) and vllm (auto: bfloat16)."},
+    device: str = option("auto", "Device for transformers: auto, cuda:0, mps or cpu.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "Type of the weights, for transformers (auto: as they are stored) and vllm (auto: bfloat16)."
     )
-    context_tokens: int | None = field(
-        default=None,
-        metadata={"help": "For llama.cpp and vllm: longest prompt with answer; default: enough for the layout."},
+    context_tokens: int | None = option(
+        None, "Longest prompt with its answer in tokens, for llama.cpp and vllm. Default: enough for the layout."
     )
-    log_probabilities: int = field(
-        default=0, metadata={"help": "For how many likeliest tokens the server can return log-probabilities; 0: none."}
+    log_probabilities: int = option(
+        0, "Number of likeliest tokens for which the server can return log-probabilities. 0: none."
     )
-    llama_server: str | None = field(
-        default=None,
-        metadata={"help": "llama.cpp's llama-server; default: the one on PATH, else llama-cpp-python's server."},
+    llama_server: str | None = option(
+        None, "Path of llama.cpp's llama-server. Default: the one on PATH, else llama-cpp-python's server."
     )
-    engine_flags: str = field(
-        default="", metadata={"help": "Further flags for the engine: --engine_flags='--tensor-parallel-size 2'."}
-    )
-    ready_timeout_s: float = field(default=600.0, metadata={"help": "Fail when it does not answer by then."})
-    log_file: str | None = field(default=None, metadata={"help": "Append the engine's messages to this file."})
+    engine_flags: str = option("", "Further flags for the engine, such as --engine_flags='--tensor-parallel-size 2'.")
+    ready_timeout_s: float = option(600.0, "Seconds in which the server must answer for the first time.")
+    log_file: str | None = option(None, "Append the engine's messages to this file.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "port", at_least=1, at_most=65535)

@@ -8,29 +8,23 @@ in the project's folder, on any number of machines. --trial_offline trains one t
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma import cli
 from pokegemma.errors import PokegemmaError
+from pokegemma.options import option
 
 
 @dataclass(frozen=True)
 class SetupOptions:
     """Options of setup_wandb.py."""
 
-    wandb_config: str | None = field(
-        default=None, metadata={"help": "file to read instead of the project's wandb_config.yaml"}
-    )
-    fixed: list[str] = field(
-        default_factory=list,
-        metadata={"help": "training flags of every trial: --fixed max_steps=20 layout=frames"},
-    )
-    dry_run: bool = field(default=False, metadata={"help": "check the sweep and print it as JSON; create nothing"})
-    trial_offline: bool = field(
-        default=False, metadata={"help": "draw one configuration at random and train with it, W&B offline"}
-    )
-    seed: int = field(default=0, metadata={"help": "seed of the draw"})
+    wandb_config: str | None = option(None, "File to read instead of the project's wandb_config.yaml.")
+    fixed: list[str] = option([], "Training flags of every trial, such as --fixed max_steps=20 layout=frames.")
+    dry_run: bool = option(False, "Check the sweep and print it as JSON. Nothing is created.")
+    trial_offline: bool = option(False, "Draw one configuration at random and train with it, with W&B offline.")
+    seed: int = option(0, "Seed of the draw.")
 
     def __post_init__(self) -> None:
         if self.dry_run and self.trial_offline:

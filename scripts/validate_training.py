@@ -11,12 +11,13 @@ import json
 import os
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.checks.records import Check
 from pokegemma.errors import check_ranges
+from pokegemma.options import option
 
 MAX_NAMED = 10
 
@@ -25,12 +26,10 @@ MAX_NAMED = 10
 class ValidateOptions:
     """How to check the training run that the other options describe."""
 
-    contact_sheet: str | None = field(
-        default=None, metadata={"help": "PNG to write; default: contact_sheet.png in the dataset's folder."}
-    )
-    skip_step: bool = field(default=False, metadata={"help": "Leave out the real training step."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that decode pictures; 0 means one a core."})
-    json: bool = field(default=False, metadata={"help": "Print JSON, with every bad record, instead of the table."})
+    contact_sheet: str | None = option(None, "PNG to write. Default: contact_sheet.png in the dataset's folder.")
+    skip_step: bool = option(False, "Do not run the training step.")
+    num_workers: int = option(0, "Processes that decode pictures. 0: one for each core.")
+    json: bool = option(False, "Print JSON with every bad record instead of the table.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "num_workers", at_least=0)

@@ -89,11 +89,19 @@ def free_port() -> int:
             return port
 
 
+def is_listening(port: int) -> bool:
+    """Return whether a server of this machine accepts connections at a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
     """Return when a condition holds; fail where it never does, or `process` ended before."""
     end = time.monotonic() + WAIT_S
     while not condition():
-        assert process is None or process.poll() is None, f"ended with exit status {process.returncode}"
+        if process is not None and process.poll() is not None:
+            printed = process.stderr.read() if process.stderr else "stderr was not kept"
+            pytest.fail(f"ended with exit status {process.returncode}: {printed[-2000:]}")
         assert time.monotonic() < end, f"waited {WAIT_S} s"
         time.sleep(0.02)
 

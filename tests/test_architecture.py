@@ -28,7 +28,18 @@ LAYERS = (
 )
 """A layer may import itself, those before it, and the base."""
 
-BASE = ("cli", "environment", "errors", "fingerprints", "outputs", "provenance", "settings", "tables")
+BASE = (
+    "cli",
+    "environment",
+    "errors",
+    "fingerprints",
+    "options",
+    "outputs",
+    "pages",
+    "provenance",
+    "settings",
+    "tables",
+)
 OUTSIDE = ("scripts", "tests", "benchmarks", "conftest")
 
 MODULES = {

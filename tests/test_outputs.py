@@ -199,7 +199,7 @@ with atomic_folder(Path(sys.argv[1]), stage="s"):
 """
 
 
-def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
+def test_only_folders_of_ended_processes_are_removed(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], cwd=PROJECT_ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
@@ -282,7 +282,7 @@ def test_an_output_that_contains_an_input_is_refused(tmp_path: Path) -> None:
     refuse_to_replace(tmp_path / "new", model, "google/gemma-3-4b-it", tmp_path / "out")
 
 
-def test_a_name_on_the_hub_is_not_inside_the_output_but_a_path_to_be_made_is(tmp_path: Path) -> None:
+def test_a_hub_name_is_not_taken_for_a_path_inside_the_output(tmp_path: Path) -> None:
     refuse_to_replace(Path.cwd(), "google/gemma-3-4b-it")
     with pytest.raises(PokegemmaError, match="--output_dir"):
         refuse_to_replace(tmp_path, tmp_path / "features")

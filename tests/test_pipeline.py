@@ -45,7 +45,7 @@ def test_the_real_sessions_give_503_samples_and_154_turns_without_a_decision(dat
     assert sum(report["turns_without_sample"].values()) == 154
 
 
-@pytest.mark.slow
+@pytest.mark.slow(35)
 @pytest.mark.parametrize("layout", ["grid", "frames", "trajectory"])
 def test_the_main_job_runs_on_the_real_sessions(layout: str, dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
     call = functools.partial(run, as_process=layout == "grid")  # the layouts differ within a process

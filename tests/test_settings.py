@@ -11,7 +11,7 @@ from pokegemma.settings import check_settings, read_api_key, read_settings, writ
 VALUES = {"BATCH_SIZE": "8", "GRAD_ACCUM": "2"}
 
 
-def test_settings_written_into_the_example_are_read_back_and_its_other_lines_stay(tmp_path: Path) -> None:
+def test_settings_are_written_and_read_back_and_other_lines_are_kept(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     before = (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     path.write_bytes((PROJECT_ROOT / ".env.example").read_bytes())

@@ -68,33 +68,11 @@ def convert_corpus(
     """
     data_dir, output_dir = Path(data_dir), Path(output_dir)
     recordings = find_recordings(data_dir)
-    folders = [recording.named_path for recording in recordings]
-    ids = session_ids(folders)
-    corrections_of = _assign_corrections(corrections, folders, ids) if corrections else [{}] * len(folders)
     with atomic_folder(output_dir, stage="convert", overwrite=overwrite, entries=OUTPUTS) as output:
         for name in ("frames", "grid_images"):
             refuse_to_replace(output_dir / name, *(recording.path for recording in recordings))
-        shards = output / "shards"
-        shards.mkdir()
-        tasks = [
-            _Task(recording, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir, corrected)
-            for index, (recording, session_id, corrected) in enumerate(
-                zip(recordings, ids, corrections_of, strict=True)
-            )
-        ]
-        # The largest first, so that no worker is left alone with one at the end.
-        results_in_order = map_items(
-            _convert_one,
-            tasks,
-            num_workers=num_workers,
-            ray_address=ray_address,
-            folders=(data_dir, output),
-            initialize=functools.partial(NamedPictures, data_dir),
-            size=lambda task: task.recording.num_bytes,
-            label="converting",
-            unit="session",
-        )
-        outcomes = _without_copies(tasks, list(results_in_order))
+        tasks = _list_tasks(recordings, output, window=window, data_dir=data_dir, corrections=corrections)
+        outcomes = _without_copies(tasks, _convert_sessions(tasks, data_dir, output, num_workers, ray_address))
         problems = list_problems(outcomes, data_dir)
         # Decisions that an option leaves out count here: the same sessions are held out with it and without it.
         num_decisions = {
@@ -106,20 +84,23 @@ def convert_corpus(
             raise CheckFailedError(explain_nothing(data_dir, outcomes))
         held_out = choose_eval_sessions(num_decisions, eval_fraction=eval_fraction)
         _join_shards(tasks, held_out, output)
-        shutil.rmtree(shards)
         report = build_report(outcomes, held_out=held_out, problems=problems)
-        (output / CONVERSION_REPORT).write_text(
-            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        hashes = {name: dataset_hash(output / name) for name in OUTPUTS[:2] if (output / name).exists()}
-        # run.json is UTF-8, and paths may contain bytes that are not.
-        cleaned = {
-            name: clean_text(value) if isinstance(value, str) else value for name, value in (options or {}).items()
-        }
-        write_run_record(
-            output, stage="convert", options=cleaned, window=dataclasses.asdict(window), dataset_sha256=hashes
-        )
+        _write_records(output, report, options or {}, window)
     return report
+
+
+def _list_tasks(
+    recordings: Sequence[Recording], output: Path, *, window: WindowOptions, data_dir: Path, corrections: Path | None
+) -> list[_Task]:
+    folders = [recording.named_path for recording in recordings]
+    ids = session_ids(folders)
+    corrected = _assign_corrections(corrections, folders, ids) if corrections else [{}] * len(folders)
+    shards = output / "shards"
+    shards.mkdir()
+    return [
+        _Task(recording, session_id, shards / f"{index:08d}.jsonl", output, window, data_dir, of_session)
+        for index, (recording, session_id, of_session) in enumerate(zip(recordings, ids, corrected, strict=True))
+    ]
 
 
 def session_ids(folders: Sequence[Path]) -> list[str]:
@@ -160,6 +141,25 @@ def _assign_corrections(path: Path, folders: Sequence[Path], ids: Sequence[str])
             raise PokegemmaError(f"{path}: {len(found)} of {len(folders)} sessions are called {name!r}")
         assigned[found[0]].update(corrections)
     return assigned
+
+
+def _convert_sessions(
+    tasks: Sequence[_Task], data_dir: Path, output: Path, num_workers: int, ray_address: str | None
+) -> list[SessionResult | SessionError]:
+    """Convert in parallel and return the outcomes in the order of `tasks`."""
+    # The largest first, so that no worker is left alone with one at the end.
+    outcomes = map_items(
+        _convert_one,
+        tasks,
+        num_workers=num_workers,
+        ray_address=ray_address,
+        folders=(data_dir, output),
+        initialize=functools.partial(NamedPictures, data_dir),
+        size=lambda task: task.recording.num_bytes,
+        label="converting",
+        unit="session",
+    )
+    return list(outcomes)
 
 
 def _convert_one(task: _Task, pictures: NamedPictures) -> SessionResult | SessionError:
@@ -217,3 +217,14 @@ def _join_shards(tasks: Sequence[_Task], held_out: set[str], output: Path) -> No
             if task.shard.exists():
                 with open(task.shard, "rb") as shard:
                     shutil.copyfileobj(shard, evaluation if task.session_id in held_out else train)
+    shutil.rmtree(output / "shards")
+
+
+def _write_records(output: Path, report: dict[str, Any], options: dict[str, Any], window: WindowOptions) -> None:
+    """Write the report and run.json next to the samples."""
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (output / CONVERSION_REPORT).write_text(text, encoding="utf-8")
+    hashes = {name: dataset_hash(output / name) for name in (TRAIN_FILE, EVAL_FILE) if (output / name).exists()}
+    # run.json is UTF-8, and paths may contain bytes that are not.
+    cleaned = {name: clean_text(value) if isinstance(value, str) else value for name, value in options.items()}
+    write_run_record(output, stage="convert", options=cleaned, window=dataclasses.asdict(window), dataset_sha256=hashes)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pokegemma.data.png import PNG_SIGNATURE, encode_png
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 
 FRAME_SIZE_PX = (240, 160)
 
@@ -89,7 +89,7 @@ def read_frame(content: bytes) -> Frame:
     except UnidentifiedImageError:
         raise FrameError("not a picture") from None
     except (*UNREADABLE, MemoryError) as error:
-        raise FrameError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise FrameError(one_line(error, length=None) or type(error).__name__) from error
     return Frame(png, np.asarray(fit_tile(rgb)))
 
 

@@ -116,14 +116,14 @@ def sample_images(sample: Sample, layout: Layout) -> tuple[str, ...]:
     """Return the pictures that `layout` shows, oldest first, as paths relative to the JSONL file.
 
     Raises:
-        ValueError: `layout` is grid and the sample has no grid picture.
+        PokegemmaError: `layout` is grid and the sample has no grid picture.
     """
     if layout == "frames":
         return sample.frames
     if layout == "trajectory":  # the first frame of a session fills its window several times
         return tuple(dict.fromkeys(sample.frames))
     if sample.image is None:
-        raise ValueError(f"{sample.id} has no grid picture (converted with --no_grid_images); use --layout frames")
+        raise PokegemmaError(f"{sample.id} has no grid picture (converted with --no_grid_images); use --layout frames")
     return (sample.image,)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from pokegemma.engines.engine import SOFT_TOKEN
 from pokegemma.engines.questions import Question
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 
 _STOCK_LOADER = AutoProcessor.__dict__["from_pretrained"]
 try:
@@ -68,7 +68,7 @@ def open_model(folder: Path, *, lazy: bool = False) -> Any:
     try:
         model = load_model(folder, lazy=lazy)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise PokegemmaError(f"{folder}: mlx-vlm cannot load it, is it complete? {reason}") from error
     # mlx-vlm only warns where a part has no weights at all.
     if model.model_type != "gemma3" or model.vision_tower is None or model.multi_modal_projector is None:

@@ -14,7 +14,6 @@ from pokegemma.data.frame_pictures import open_picture
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
-from pokegemma.errors import PokegemmaError
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,9 @@ def shown(example: Sample | Trajectory, layout: Layout) -> tuple[list[dict[str, 
     Raises:
         PokegemmaError: the sample has no picture for this layout.
     """
-    try:
-        if isinstance(example, Trajectory):
-            return prompts.build_trajectory_messages(example), prompts.trajectory_images(example)
-        return prompts.build_messages(example, layout), prompts.sample_images(example, layout)
-    except ValueError as error:
-        raise PokegemmaError(str(error)) from error
+    if isinstance(example, Trajectory):
+        return prompts.build_trajectory_messages(example), prompts.trajectory_images(example)
+    return prompts.build_messages(example, layout), prompts.sample_images(example, layout)
 
 
 def build_questions(

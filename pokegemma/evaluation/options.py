@@ -1,6 +1,6 @@
 """The options of an evaluation, and what follows from them before a model is loaded."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,51 +8,41 @@ from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import dataset_files, held_out_file
 from pokegemma.errors import check_ranges
 from pokegemma.evaluation.view import View, resolve_view
+from pokegemma.options import option
 from pokegemma.outputs import refuse_to_replace
 
 
 @dataclass
 class EvaluateOptions:
-    model_path: str = field(metadata={"help": "Checkpoint folder or Hugging Face id, or an adapter's folder."})
-    dataset_path: str = field(
-        metadata={"help": "Folder with eval.jsonl and train.jsonl, or a JSONL file next to a train.jsonl."}
+    model_path: str = option(..., "Folder of a checkpoint or of an adapter, or a Hugging Face id.")
+    dataset_path: str = option(..., "Folder with eval.jsonl and train.jsonl, or a JSONL file next to a train.jsonl.")
+    output_dir: str = option(..., "Folder to create for the report.")
+    layout: Layout | None = option(None, "How samples are shown. Default: that of the model's run.json, else grid.")
+    max_decisions: int | None = option(
+        None, "With --layout trajectory: decisions in a conversation. Default: as in training, else 16."
     )
-    output_dir: str = field(metadata={"help": "Folder to create for the report."})
-    layout: Layout | None = field(
-        default=None, metadata={"help": "How samples are shown. Default: that of the model's run.json, else grid."}
+    overlap_decisions: int | None = option(
+        None,
+        "With --layout trajectory: decisions repeated from the conversation before. Default: as in training, else 2.",
     )
-    max_decisions: int | None = field(
-        default=None,
-        metadata={"help": "With --layout trajectory: decisions in a conversation. Default: as in training, else 16."},
+    vision_features: str | None = option(
+        None, "Folder of the vision tower's features, as in training. It is created if it does not exist."
     )
-    overlap_decisions: int | None = field(
-        default=None,
-        metadata={"help": "Decisions repeated from the conversation before. Default: as in training, else 2."},
+    batch_size: int = option(8, "Decisions in one forward pass. With --layout trajectory, it is always one.")
+    max_samples: int | None = option(
+        None, "Evaluate on about this many decisions, evenly spread. Trajectories are not cut."
     )
-    vision_features: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the vision tower's features, as in training; created if it does not exist."},
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "auto: bfloat16 on a GPU that supports it, else float32."
     )
-    batch_size: int = field(
-        default=8, metadata={"help": "Decisions in one forward pass; with --layout trajectory it is always one."}
+    device: str | None = option(None, "cuda, cuda:1, mps or cpu. Default: the best device of this machine.")
+    generate: bool = option(
+        True, "Also let the model write whole answers. --no_generate only scores the buttons, which is faster."
     )
-    max_samples: int | None = field(
-        default=None,
-        metadata={"help": "Evaluate on about this many decisions, evenly spread; trajectories are taken whole."},
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = field(
-        default="auto", metadata={"help": "auto: bfloat16 on a GPU that supports it, else float32."}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "cuda, cuda:1, mps or cpu. Default: the best device of this machine."}
-    )
-    generate: bool = field(
-        default=True, metadata={"help": "Also let the model write whole answers; --no_generate scores only (faster)."}
-    )
-    max_new_tokens: int = field(default=256, metadata={"help": "Largest number of tokens in a written answer."})
-    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing OUTPUT_DIR."})
-    json: bool = field(default=False, metadata={"help": "Print metrics.json instead of the table."})
+    max_new_tokens: int = option(256, "Largest number of tokens in a written answer.")
+    seed: int = option(0, "Seed of the bootstrap.")
+    overwrite: bool = option(False, "Replace an existing OUTPUT_DIR.")
+    json: bool = option(False, "Print metrics.json instead of the table.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "batch_size", "max_samples", "max_new_tokens", "max_decisions", at_least=1)

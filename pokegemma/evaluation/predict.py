@@ -162,10 +162,7 @@ def require_pictures(samples: Sequence[Sample], *, layout: Layout, dataset_folde
     Raises:
         PokegemmaError: a picture is missing, or a sample has none for this layout.
     """
-    try:
-        paths = {path for sample in samples for path in sample_images(sample, layout)}
-    except ValueError as error:
-        raise PokegemmaError(str(error)) from error
+    paths = {path for sample in samples for path in sample_images(sample, layout)}
     missing = sorted(path for path in paths if not _is_file(dataset_folder / path))
     if missing:
         named = ", ".join(missing[:3])

@@ -1,13 +1,10 @@
 """The results of an evaluation: metrics.json, predictions.jsonl, a short table, and one HTML page."""
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from pokegemma.data.frame_pictures import open_picture
@@ -17,7 +14,8 @@ from pokegemma.evaluation import metrics, plots
 from pokegemma.evaluation.baselines import BASELINES, count_buttons
 from pokegemma.evaluation.metrics import Decisions
 from pokegemma.evaluation.predict import Predictions
-from pokegemma.tables import format_table
+from pokegemma.pages import picture_url, render_page
+from pokegemma.tables import format_interval, format_percent, format_table
 
 _METRICS_FILE, _PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.jsonl", "report.html"
 MODEL_ROWS = {"generated": "model (generated)", "scored": "model (scored)"}
@@ -42,13 +40,9 @@ def build_metrics(
         predicted: what the model predicted for `decisions`.
         seed: of the bootstrap.
     """
-    answers, scores = predicted.answers, predicted.scores
+    predictions = _model_buttons(predicted)
+    probabilities: dict[str, np.ndarray | None] = {"generated": None, "scored": predicted.scores}
     counts = count_buttons(train_decisions)
-    predictions: dict[str, np.ndarray] = {}
-    if answers is not None:
-        predictions["generated"] = metrics.button_indices(answer.button for answer in answers)
-    predictions["scored"] = scores.argmax(1)
-    probabilities: dict[str, np.ndarray | None] = {"generated": None, "scored": scores}
     for key, (_, predict) in BASELINES.items():
         predictions[key], probabilities[key] = predict(counts, decisions.previous)
     labels = {**MODEL_ROWS, **{key: label for key, (label, _) in BASELINES.items()}}
@@ -60,15 +54,8 @@ def build_metrics(
     best = max((rows[key] for key in BASELINES), key=lambda row: row["accuracy"])
     model_rows = [rows[key] for key in MODEL_ROWS if key in rows]
     num_sessions = len(set(decisions.sessions))
-    result = {
-        "headline": {
-            "model": model_rows[0]["key"],
-            "model_accuracy": model_rows[0]["accuracy"],
-            "model_accuracy_interval": model_rows[0]["accuracy_interval"],
-            "best_baseline": best["key"],
-            "best_baseline_accuracy": best["accuracy"],
-            "points_above_baseline": 100 * (model_rows[0]["accuracy"] - best["accuracy"]),
-        },
+    return {
+        "headline": _headline(model_rows[0], best),
         "rows": list(rows.values()),
         "differences": [metrics.build_difference(row, best, resampled) for row in model_rows],
         "num_decisions": len(decisions.truth),
@@ -84,24 +71,50 @@ def build_metrics(
         },
         "buttons": list(BUTTONS),
         "latency_ms": {key: metrics.percentiles_ms(seconds) for key, seconds in predicted.latency_s.items()},
-        "valid_json_rate": None,
-        "num_cut_off": None,
-        "agreement": None,
-        "reliability": metrics.reliability_table(decisions.truth, scores),
+        **_answer_facts(predicted, predictions),
+        "reliability": metrics.reliability_table(decisions.truth, predicted.scores),
+        **{row["key"]: _button_tables(decisions, predictions[row["key"]]) for row in model_rows},
     }
-    for row in model_rows:
-        buttons = predictions[row["key"]]
-        confusion = metrics.confusion_matrix(decisions.truth, buttons)
-        result[row["key"]] = {
-            "per_button": metrics.button_table(confusion),
-            "per_situation": metrics.situation_table(decisions, buttons),
-            "confusion": confusion.tolist(),
-        }
-    if answers is not None:
-        result["valid_json_rate"] = sum(answer.button is not None for answer in answers) / len(answers)
-        result["num_cut_off"] = sum(not answer.complete for answer in answers)
-        result["agreement"] = float((predictions["generated"] == predictions["scored"]).mean())
-    return result
+
+
+def _model_buttons(predicted: Predictions) -> dict[str, np.ndarray]:
+    """Return the index of the model's button for each decision: as written, if it wrote answers, and as scored."""
+    buttons = {}
+    if predicted.answers is not None:
+        buttons["generated"] = metrics.button_indices(answer.button for answer in predicted.answers)
+    return {**buttons, "scored": predicted.scores.argmax(1)}
+
+
+def _headline(model: Mapping[str, Any], best: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": model["key"],
+        "model_accuracy": model["accuracy"],
+        "model_accuracy_interval": model["accuracy_interval"],
+        "best_baseline": best["key"],
+        "best_baseline_accuracy": best["accuracy"],
+        "points_above_baseline": 100 * (model["accuracy"] - best["accuracy"]),
+    }
+
+
+def _answer_facts(predicted: Predictions, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return how the answers are written; None for each fact if the model wrote none."""
+    answers = predicted.answers
+    if answers is None:
+        return {"valid_json_rate": None, "num_cut_off": None, "agreement": None}
+    return {
+        "valid_json_rate": sum(answer.button is not None for answer in answers) / len(answers),
+        "num_cut_off": sum(not answer.complete for answer in answers),
+        "agreement": float((predictions["generated"] == predictions["scored"]).mean()),
+    }
+
+
+def _button_tables(decisions: Decisions, buttons: np.ndarray) -> dict[str, Any]:
+    confusion = metrics.confusion_matrix(decisions.truth, buttons)
+    return {
+        "per_button": metrics.button_table(confusion),
+        "per_situation": metrics.situation_table(decisions, buttons),
+        "confusion": confusion.tolist(),
+    }
 
 
 def _interval_note(num_sessions: int) -> str | None:
@@ -110,16 +123,6 @@ def _interval_note(num_sessions: int) -> str | None:
     if num_sessions < _FEW_SESSIONS:
         return f"intervals are rough: there are only {num_sessions} sessions to resample"
     return None
-
-
-def format_percent(value: float | None, *, digits: int = 1) -> str:
-    """Return a share as "93.1 %", or a dash for None."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def format_interval(bounds: Sequence[float] | None) -> str:
-    """Return an interval of shares as "90.0–96.2", in percent, or nothing for None."""
-    return "" if bounds is None else f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}"
 
 
 def metrics_table(result: Mapping[str, Any]) -> str:
@@ -165,14 +168,6 @@ def prediction_lines(samples: Sequence[Sample], decisions: Decisions, predicted:
     ]
 
 
-def _thumbnail(path: Path) -> str:
-    small = open_picture(path)
-    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def pick_examples(
     samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], *, layout: Layout, folder: Path
 ) -> list[dict[str, Any]]:
@@ -191,7 +186,7 @@ def pick_examples(
                     "right": right,
                     "answer": answers[place],
                     "ranked": ranked,
-                    "picture": _thumbnail(picture),
+                    "picture": picture_url(open_picture(picture), size_px=_THUMBNAIL_PX),
                     "goal": samples[place].metadata.get("goal"),
                 }
             )
@@ -200,17 +195,11 @@ def pick_examples(
 
 def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples: Sequence[Mapping[str, Any]]) -> str:
     """Return the report as one page that loads no other file. `facts` are named lines for its head."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=format_percent, interval=format_interval)
     model_keys = [key for key in MODEL_ROWS if key in result]
     detail = result[model_keys[0]]
-    page = environment.get_template("report.html.jinja").render(
+    return render_page(
+        Path(__file__).with_name("report.html.jinja"),
+        filters={"percent": format_percent, "interval": format_interval},
         result=result,
         detail=detail,
         facts=facts,
@@ -223,8 +212,6 @@ def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples
         recall_plot=plots.plot_recall(detail["per_button"]),
         reliability_plot=plots.plot_reliability(result["reliability"]),
     )
-    # Text of a sample may contain half a surrogate pair, which cannot be encoded.
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_report(folder: Path, result: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], page: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
@@ -16,12 +17,12 @@ from pokegemma.export.merge_check import check_merged_weights, require_weights, 
 from pokegemma.export.merge_limits import MERGE_TOLERANCE, STORED_TOLERANCE
 from pokegemma.gemma.adapters.attachment import attach_adapter
 from pokegemma.gemma.adapters.base import open_base
-from pokegemma.gemma.adapters.reading import read_adapter
+from pokegemma.gemma.adapters.reading import Adapter, read_adapter
 from pokegemma.gemma.batches.collator import IGNORED_LABEL
 from pokegemma.gemma.batches.processor_collator import Collator
 from pokegemma.gemma.checkpoint_files import write_converter_files
 from pokegemma.gemma.image_attention import attention_facts
-from pokegemma.gemma.loading import Dtype, open_checkpoint
+from pokegemma.gemma.loading import Checkpoint, Dtype, open_checkpoint
 from pokegemma.gemma.model_image_size import describe_image_size, picture_facts
 from pokegemma.outputs import atomic_folder, refuse_to_replace, require_space
 from pokegemma.provenance import write_run_record
@@ -138,32 +139,13 @@ def merge(
     refuse_to_replace(output, adapter, base, flag="--output_path")
     if checkpoint.is_quantised:
         raise PokegemmaError(f"{base}: its weights are quantised; name the full-precision checkpoint as --base_model")
-    run = source.run
-    layout = (run.get("options") or {}).get("layout", "grid")
+    layout = (source.run.get("options") or {}).get("layout", "grid")
     with atomic_folder(output, stage="merge", overwrite=overwrite) as folder:
-        processor = checkpoint.processor
-        model: Any = checkpoint.load_model(device=device)
-        require_weights(base, weight_names(model))
-        logger.info("image size: %s", describe_image_size(**picture_facts(model.config)))
-        num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
-        require_space(output, int(1.02 * num_bytes) + 64 * 2**20, remedy=_REMEDY)
         logits = _AnswerLogits(checkpoint.collator(layout=layout, dataset_folder=Path()), verify_on, num_samples)
-        logits.record("base", model)
-        model = attach_adapter(model, source, base)
-        logits.record("adapter", model)
-        model = model.merge_and_unload()
-        logits.record("merged", model)
-        model = model.to(getattr(torch, dtype))
-        model.config.use_cache = True
-        try:
-            model.save_pretrained(folder)
-        except SafetensorError as error:
-            raise PokegemmaError(f"{output} could not be written: {error}") from error
-        processor.save_pretrained(folder)
-        checkpoint.copy_tokenizer_model(folder)
-        write_converter_files(processor, folder)
-        names = weight_names(model)
-        facts = {"image_size_px": picture_facts(model.config)["image_size_px"], **attention_facts(model.config)}
+        model = _load_base(checkpoint, output, dtype=dtype, device=device)
+        model = _merge_adapter(model, source, base, logits).to(getattr(torch, dtype))
+        _write_checkpoint(folder, model, checkpoint, output)
+        names, config = weight_names(model), model.config
         del model
         weights = check_merged_weights(folder, base, source, names)
         logger.info("weights compared: %d changed by the adapter, %d as in the base", *vars(weights).values())
@@ -172,14 +154,46 @@ def merge(
             logits.record("stored", open_checkpoint(folder).load_model(device=device))
             verification = logits.verification(dtype)
             check_verification(verification, stored_tolerance=stored_tolerance)
-        options = {"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout}
         write_run_record(
             folder,
             stage="merge",
-            options=options,
-            **facts,
-            training=run or None,
+            options={"lora_path": str(adapter), "base_model": base, "dtype": dtype, "layout": layout},
+            image_size_px=picture_facts(config)["image_size_px"],
+            **attention_facts(config),
+            training=source.run or None,
             weights=vars(weights),
             verification=verification and vars(verification),
         )
     return verification
+
+
+def _load_base(checkpoint: Checkpoint, output: Path, *, dtype: Dtype, device: str) -> PreTrainedModel:
+    """Load the base in float32, if all its weights are there and its size in `dtype` fits on the disk of `output`."""
+    model = checkpoint.load_model(device=device)
+    require_weights(checkpoint.path, weight_names(model))
+    logger.info("image size: %s", describe_image_size(**picture_facts(model.config)))
+    num_bytes = sum(weight.numel() for weight in model.parameters()) * torch.finfo(getattr(torch, dtype)).bits // 8
+    require_space(output, int(1.02 * num_bytes) + 64 * 2**20, remedy=_REMEDY)
+    return model
+
+
+def _merge_adapter(model: PreTrainedModel, source: Adapter, base: str, logits: _AnswerLogits) -> PreTrainedModel:
+    """Merge the adapter into the base in memory, and record the logits before, with and after it."""
+    logits.record("base", model)
+    attached: Any = attach_adapter(model, source, base)
+    logits.record("adapter", attached)
+    merged = attached.merge_and_unload()
+    logits.record("merged", merged)
+    return merged
+
+
+def _write_checkpoint(folder: Path, model: PreTrainedModel, checkpoint: Checkpoint, output: Path) -> None:
+    """Write the weights and all that is needed to load them; `output`: the folder's name in messages."""
+    model.config.use_cache = True
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise PokegemmaError(f"{output} could not be written: {error}") from error
+    checkpoint.processor.save_pretrained(folder)
+    checkpoint.copy_tokenizer_model(folder)
+    write_converter_files(checkpoint.processor, folder)

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import Gemma3Config
 
 from pokegemma.engines.mlx_engine import mlx_processors
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 from pokegemma.export.mlx_check import MlxPart, check_config, check_mlx_weights, check_processor
 from pokegemma.export.source import PUBLISHED_HEAD, exported_tensors, open_exportable, stage_weights, staged_bytes
 from pokegemma.export.weight_types import MlxBits
@@ -203,7 +203,7 @@ def convert_to_mlx(path: Path, output: Path, *, bits: MlxBits = 16, overwrite: b
                     trust_remote_code=False,
                 )
             except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error)
                 raise PokegemmaError(f"{path}: mlx-vlm cannot convert it: {reason}") from error
         (folder / "README.md").unlink()  # an empty model card
         _leave_bos_to_template(folder)

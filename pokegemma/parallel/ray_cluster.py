@@ -20,8 +20,10 @@ from typing import Any
 from pokegemma.errors import PokegemmaError
 from pokegemma.parallel.ray_worker import Job, RayWorker, WorkerFailure, code_versions, list_names
 
+logger = logging.getLogger(__name__)
+
 LOCAL, AUTO, CLIENT = "local", "auto", "ray://"
-_CONNECT_TIMEOUT_S = 10
+_CONNECT_TIMEOUT_S, _MAX_CONNECTS = 10, 3
 _EXECUTOR_THREAD, _EXECUTOR_TIMEOUT_S = "StreamingExecutor-", 60.0
 _MAX_ATTEMPTS = 3  # at an item whose worker dies: of a lost machine, or of the item itself
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
@@ -164,15 +166,40 @@ def _connection(address: str, *, num_cpus: int) -> Iterator[None]:
             _check_reachable(address)
         stack.callback(ray.shutdown)
         stack.callback(_join_executors)
+        with _kept_sigterm():
+            _connect(
+                lambda: ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options), address
+            )
+        yield
+
+
+def _connect(connect: Callable[[], object], address: str) -> None:
+    """Call `connect`, again where the server of a Ray client did not start.
+
+    Ray forks that server from a process with many threads; now and then the fork dies before it starts the server
+    (https://github.com/ray-project/ray/issues/63202). The client then gets a ConnectionAbortedError after 30 s.
+
+    Raises:
+        PokegemmaError: it failed; with the last line of Ray's traceback, which names the cause.
+    """
+    for left in reversed(range(_MAX_CONNECTS)):
         try:
-            with _kept_sigterm():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            connect()
+            return
+        except ConnectionAbortedError as error:
+            cause = str(error).strip().rpartition("\n")[2].strip()
+            if not left:
+                raise PokegemmaError(
+                    f"--ray_address {address}: the cluster did not start a server for this client, "
+                    f"{_MAX_CONNECTS} times: {cause}; see the logs of the head node, and start the cluster with "
+                    "GRPC_ENABLE_FORK_SUPPORT=0 (https://github.com/ray-project/ray/issues/63202)"
+                ) from error
+            logger.warning("%s: %s; connecting again (at most %d times)", address, cause, left)
         except (OSError, ValueError, RuntimeError) as error:
             raise PokegemmaError(
                 f"--ray_address {address}: {' '.join(str(error).split())[:200]} (for a cluster with a token set "
                 "RAY_AUTH_MODE=token, see Ray's documentation)"
             ) from error
-        yield
 
 
 def _join_executors() -> None:

@@ -1,65 +1,49 @@
 """Options of scripts/check_parity.py."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pokegemma.data.prompts import Layout
 from pokegemma.errors import PokegemmaError, check_range, check_ranges
+from pokegemma.options import option
 from pokegemma.parity.limits import MAX_INVALID_JSON, MIN_AGREEMENT
 
 
 @dataclass
 class ParityOptions:
-    model_path: str = field(metadata={"help": "The reference: folder of the merged checkpoint."})
-    dataset_path: str = field(metadata={"help": "Folder with eval.jsonl, or a JSONL file."})
-    output_dir: str = field(metadata={"help": "Folder to make for the report."})
-    gguf: list[str] = field(
-        default_factory=list, metadata={"help": "GGUF files, or folders whose model-*.gguf are all compared."}
+    model_path: str = option(..., "Folder of the merged checkpoint. It is the reference.")
+    dataset_path: str = option(..., "Folder with eval.jsonl, or a JSONL file.")
+    output_dir: str = option(..., "Folder to create for the report.")
+    gguf: list[str] = option([], "GGUF files, or folders. All model-*.gguf of a folder are compared.")
+    mmproj: str | None = option(None, "Vision part of the GGUF files. Default: mmproj-f16.gguf next to each file.")
+    mlx: list[str] = option([], "MLX folders.")
+    transformers: list[str] = option([], "Other checkpoints. Each is computed in the type that it is stored in.")
+    server: str | None = option(None, "URL of an OpenAI-compatible server, without /v1. Its memory is not measured.")
+    server_model: str | None = option(None, "Name of the server's model. Default: the first that it lists.")
+    api_key_env: str | None = option(None, "Environment variable that contains the server's key.")
+    timeout_s: float = option(1800.0, "Seconds for one answer. An engine's first answer includes loading its model.")
+    num_samples: int = option(50, "Decisions to compare, evenly spread over the file.")
+    max_new_tokens: int = option(128, "Largest number of tokens of a written answer.")
+    layout: Layout | None = option(None, "How samples are shown. Default: that of the model's run.json, else grid.")
+    dtype: Literal["float32", "bfloat16"] = option(
+        "float32", "Type in which the reference is computed. bfloat16 needs half the memory."
     )
-    mmproj: str | None = field(default=None, metadata={"help": "Default: mmproj-f16.gguf next to each GGUF file."})
-    mlx: list[str] = field(default_factory=list, metadata={"help": "MLX folders."})
-    transformers: list[str] = field(
-        default_factory=list, metadata={"help": "Other checkpoints, each computed in the type that it is stored in."}
+    device: str | None = option(None, "Device for transformers: cuda, mps or cpu. Default: the fastest one.")
+    min_agreement: float = option(
+        MIN_AGREEMENT,
+        "Smallest share of decisions with the reference's button. It applies to scored and to written answers.",
     )
-    server: str | None = field(
-        default=None, metadata={"help": "URL of an OpenAI-compatible server, without /v1. A server reports no memory."}
+    max_log_probability_difference: float | None = option(
+        None,
+        "Largest mean difference in log-probability, of the eight buttons and of the answers' tokens. "
+        "Servers have no limit. Default: by the type of the weights, see pokegemma/parity/limits.py.",
     )
-    server_model: str | None = field(
-        default=None, metadata={"help": "The server's model. Default: the first that it lists."}
+    max_invalid_json: float = option(
+        MAX_INVALID_JSON, "Largest difference by which the share of valid answers may be below the reference's."
     )
-    api_key_env: str | None = field(default=None, metadata={"help": "Environment variable with the server's key."})
-    timeout_s: float = field(
-        default=1800.0,
-        metadata={"help": "Seconds for one answer; an engine's first answer includes loading its model."},
-    )
-    num_samples: int = field(default=50, metadata={"help": "Decisions to compare, evenly spread over the file."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Largest number of tokens of a written answer."})
-    layout: Layout | None = field(
-        default=None, metadata={"help": "How samples are shown. Default: as the model's run.json says, else grid."}
-    )
-    dtype: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "Type that the reference is computed in; bfloat16 needs half the memory."}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "Of transformers: cuda, mps or cpu. Default: the fastest one."}
-    )
-    min_agreement: float = field(
-        default=MIN_AGREEMENT,
-        metadata={"help": "Smallest share of decisions with the reference's button, scored and written."},
-    )
-    max_log_probability_difference: float | None = field(
-        default=None,
-        metadata={
-            "help": "Largest mean difference in log-probability, of the eight buttons and of the answers' tokens. "
-            "Default: by the type of the weights, see pokegemma/parity/limits.py; none for servers."
-        },
-    )
-    max_invalid_json: float = field(
-        default=MAX_INVALID_JSON, metadata={"help": "How far the share of valid answers may be below the reference's."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing OUTPUT_DIR."})
-    json: bool = field(default=False, metadata={"help": "Print parity.json instead of the table."})
+    overwrite: bool = option(False, "Replace an existing OUTPUT_DIR.")
+    json: bool = option(False, "Print parity.json instead of the table.")
 
     def __post_init__(self) -> None:
         if not (self.gguf or self.mlx or self.transformers or self.server):

@@ -1,18 +1,14 @@
 """Show a comparison: a table for the terminal, parity.json, and one HTML page."""
 
-import base64
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from pokegemma.evaluation.plots import plot_differences
-from pokegemma.evaluation.report import format_percent
+from pokegemma.pages import picture_url, render_page
 from pokegemma.parity.task import Task
-from pokegemma.tables import format_table
+from pokegemma.tables import format_percent, format_table
 
 RESULT_FILE, PARITY_REPORT = "parity.json", "report.html"
 _THUMBNAIL_PX = 448
@@ -123,37 +119,22 @@ def headline(result: Mapping[str, Any]) -> str:
     return f"{bad} of {total} exports {'does' if bad == 1 else 'do'} not agree {where}" if bad else f"All agree {where}"
 
 
-def _picture_url(task: Task, place: int) -> str:
-    """Return the newest picture of a question as a data URL."""
-    picture = task.question(place).pictures[-1]
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def render_parity_page(result: Mapping[str, Any], task: Task) -> str:
     """Return the report as one page that loads nothing from anywhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=format_percent, difference=format_difference, mib=format_mib)
     measured = [engine for engine in result["engines"] if engine.get("button_log_probability_difference")]
     places = {worst["place"] for engine in result["engines"] for worst in engine.get("worst", ())}
-    page = environment.get_template("report.html.jinja").render(
+    pictures = {place: task.question(place).pictures[-1] for place in sorted(places)}
+    return render_page(
+        Path(__file__).with_name("report.html.jinja"),
+        filters={"percent": format_percent, "difference": format_difference, "mib": format_mib},
         result=result,
         headline=headline(result),
         columns=COLUMNS,
         rows=table_rows(result),
         failures=_failures(result),
-        pictures={place: _picture_url(task, place) for place in sorted(places)},
+        pictures={place: picture_url(picture, size_px=_THUMBNAIL_PX) for place, picture in pictures.items()},
         plot=plot_differences([*result["variants"], *measured]) if measured else None,
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # text of a sample may hold half a surrogate pair
 
 
 def write_parity_report(folder: Path, result: Mapping[str, Any], task: Task) -> None:

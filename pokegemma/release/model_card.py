@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import jinja2
 import yaml
 
 from pokegemma.data.samples import TRAIN_FILE, dataset_hash
+from pokegemma.pages import render_page
 from pokegemma.provenance import is_hub_id, read_run_record
 from pokegemma.release.measurements import METRICS_FILE, PARITY_FILE, read_json
+from pokegemma.tables import format_interval, format_percent
 
 _FAMILIES = {"gemma3": "Gemma 3", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4"}
 _LICENSES = {"gemma3": "gemma", "gemma3n": "gemma", "gemma4": "apache-2.0"}
@@ -108,16 +109,10 @@ def render_card(
     base, model_type = base_model_name(record), config.get("model_type", "unknown")
     license_id = license_id or choose_license(base, model_type)
     result = read_json(evaluation / METRICS_FILE)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, interval=_interval, figure=_figure, public=public_name)
     layout = trained.get("options", {}).get("layout", "grid")
-    return environment.get_template("model_card.md.jinja").render(
+    return render_page(
+        Path(__file__).with_name("model_card.md.jinja"),
+        filters={"percent": format_percent, "interval": format_interval, "figure": _figure, "public": public_name},
         front_matter=front_matter(base=base, license_id=license_id, model_type=model_type, exports=exports),
         name=name,
         family=_FAMILIES.get(model_type, model_type),
@@ -137,9 +132,10 @@ def render_card(
 def _sentence(result: Mapping[str, Any]) -> str:
     headline = result["headline"]
     baseline = next(row["name"] for row in result["rows"] if row["key"] == headline["best_baseline"])
+    accuracy, best = (format_percent(headline[key]) for key in ("model_accuracy", "best_baseline_accuracy"))
     return (
-        f"It presses the right button on {_percent(headline['model_accuracy'])} of turns; the best baseline that uses "
-        f"no picture ({baseline}) reaches {_percent(headline['best_baseline_accuracy'])}."
+        f"It presses the right button on {accuracy} of turns; the best baseline that uses no picture ({baseline}) "
+        f"reaches {best}."
     )
 
 
@@ -185,14 +181,6 @@ def _training_rows(base: str, trained: Mapping[str, Any], record: Mapping[str, A
     versions = trained.get("versions") or {}
     rows.append(("versions", ", ".join(f"{package} {version}" for package, version in versions.items())))
     return rows
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _interval(bounds: Any) -> str:
-    return "" if bounds is None else f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}"
 
 
 def _figure(value: Any) -> str:

@@ -1,20 +1,18 @@
-"""Versions of a model: registered with origin, measurements and the hash of every file; promoted; exported.
-
-A version is a model version of MLflow, with its facts as tags, and an MLflow run with its files (registry_files.py).
-registration.py makes versions.
-"""
+"""Versions of a model in MLflow's registry: found, promoted, exported. registration.py makes them."""
 
 import contextlib
 import functools
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.errors import CheckFailedError, PokegemmaError, one_line
 
 # Read by mlflow when it is imported. It would ask for telemetry settings over the network, and try for minutes to reach
 # a server that does not answer.
@@ -32,12 +30,12 @@ try:
 except ImportError as error:
     raise PokegemmaError(f"the registry needs {error.name}: ./init.sh --with registry") from error
 
-from pokegemma.fingerprints import CARD_FILE
+from pokegemma.fingerprints import CARD_FILE, FileHashes, require_unchanged
 from pokegemma.outputs import RUN_FILE, atomic_folder, file_lock, refuse_to_replace
 from pokegemma.provenance import read_run_record, write_run_record
-from pokegemma.release import registry_files
-from pokegemma.release.registration import Registration, make_version, read_submission, update_version
-from pokegemma.release.registry_files import COPIES, describe_version, find_all
+from pokegemma.release import registration
+from pokegemma.release.measurements import failures
+from pokegemma.release.registration import COPIES, MANIFEST_FILE, Parts, Registration, find_all
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -46,15 +44,11 @@ class Registry:
     """The versions of one model, in a local SQLite file or on a tracking server.
 
     Processes that write to the same file wait for each other. On a server, two processes that register the same content
-    at the same moment can make two versions of it.
+    at the same moment can make two versions of it. A `spec` is the number of a version or an alias.
     """
 
     def __init__(self, uri: str, name: str, *, create: bool = False) -> None:
-        """Name a registry: a path, sqlite:///PATH, or http(s)://...; `create` makes a file that does not exist.
-
-        Raises:
-            PokegemmaError: the file does not exist, or `name` is not valid.
-        """
+        """Name a registry: a path, sqlite:///PATH, or http(s)://...; `create` makes a file that does not exist."""
         if not _NAME.fullmatch(name):
             raise PokegemmaError(f"--name {name!r}: not a valid name; use letters, digits, '.', '_' and '-'")
         self.name, self.uri = name, uri
@@ -68,7 +62,7 @@ class Registry:
     @functools.cached_property
     def client(self) -> MlflowClient:
         """MLflow's client, connected; the first connection to a file makes its tables."""
-        with self._plain_errors(), self._lock():
+        with self._lock():
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             client.search_registered_models(max_results=1)
             return client
@@ -80,37 +74,28 @@ class Registry:
         return file_lock(self.file.with_name(f".{self.file.name}.lock"))
 
     @contextlib.contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        """Report an error of MLflow, its database or the disk in one line."""
+    def _access(self, *, writing: bool = False) -> Iterator[MlflowClient]:
+        """Report an error of MLflow, its database or the disk in one line; have the lock of a file while writing."""
         try:
-            yield
+            client = self.client  # connected before the lock, which it takes itself
+            with self._lock() if writing else contextlib.nullcontext():
+                yield client
         except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-            raise PokegemmaError(f"registry {self.uri}: {' '.join(str(error).split())[:300]}") from error
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[MlflowClient]:
-        client = self.client  # before the lock, which it takes itself
-        with self._plain_errors(), self._lock():
-            yield client
+            raise PokegemmaError(f"registry {self.uri}: {one_line(error, length=300)}") from error
 
     def versions(self) -> list[dict[str, Any]]:
         """Return `describe` of each version, the oldest first."""
-        with self._plain_errors():
-            found = find_all(self.client.search_model_versions, f"name = '{self.name}'")
-            aliases = self.client.get_registered_model(self.name).aliases if found else {}
-            return [describe_version(one, aliases) for one in sorted(found, key=lambda one: int(one.version))]
+        with self._access() as client:
+            found = find_all(client.search_model_versions, f"name = '{self.name}'")
+            aliases = client.get_registered_model(self.name).aliases if found else {}
+        return [_describe(version, aliases) for version in sorted(found, key=lambda version: int(version.version))]
 
     def find(self, spec: str) -> ModelVersion:
-        """Return a version by its number or an alias.
-
-        Raises:
-            PokegemmaError: there is no such version.
-        """
-        with self._plain_errors():
+        """Return MLflow's record of a version."""
+        with self._access() as client:
+            find = client.get_model_version if spec.isdecimal() else client.get_model_version_by_alias
             try:
-                if spec.isdecimal():
-                    return self.client.get_model_version(self.name, spec)
-                return self.client.get_model_version_by_alias(self.name, spec)
+                return find(self.name, spec)
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
@@ -119,77 +104,59 @@ class Registry:
 
     def describe(self, spec: str) -> dict[str, Any]:
         """Return the facts of a version as JSON has them: aliases, hashes, origin, results; no files."""
-        with self._plain_errors():
-            return describe_version(self.find(spec), self.client.get_registered_model(self.name).aliases)
+        with self._access() as client:
+            return _describe(self.find(spec), client.get_registered_model(self.name).aliases)
 
     def fetch(self, spec: str, name: str, folder: Path) -> Path | None:
-        """Fetch a file of a version, such as "run.json", into `folder`; None if the version has none."""
-        with self._plain_errors():
-            return registry_files.fetch(self.client, self.find(spec), name, folder)
+        """Fetch a file of a version, such as "run.json", or a folder of files; None if the version has none."""
+        run_id, parent = self.find(spec).run_id, str(Path(name).parent).strip(".")
+        with self._access() as client:  # a version that was not made by this project may have no run
+            if run_id and name in {file.path for file in client.list_artifacts(run_id, parent)}:
+                return Path(client.download_artifacts(run_id, name, str(folder)))
+        return None
 
     def read_text(self, spec: str, name: str) -> str | None:
-        """Return the text of a file of a version, such as "run.json"; None if the version has none."""
+        """Return the text of a file of a version; None if the version has none."""
         with tempfile.TemporaryDirectory() as folder:
             path = self.fetch(spec, name, Path(folder))
             return None if path is None else path.read_text(encoding="utf-8")
 
+    def _parts(self, spec: str) -> Parts:
+        return json.loads(self.read_text(spec, MANIFEST_FILE) or '{"parts": {}}')["parts"]
+
     def missing_parts(self, spec: str) -> list[str]:
         """Return the parts of a version (the model, exports) that were not copied and whose files are missing."""
-        with self._plain_errors():
-            parts = registry_files.read_manifest(self.client, self.find(spec)) or {}
-        return [name for name, part in parts.items() if not registry_files.is_present(part)]
+        return [name for name, part in self._parts(spec).items() if not registration.is_present(part)]
 
-    def register(
-        self,
-        model_path: Path,
-        *,
-        evaluation: Path | None = None,
-        parity: Path | None = None,
-        exports: Sequence[Path] = (),
-        copy: bool = False,
-        description: str | None = None,
-    ) -> Registration:
-        """Make a version of a model's folder, unless a version has the same files.
+    def register(self, model_path: Path, *, description: str | None = None, **folders: Any) -> Registration:
+        """Make a version of a model's folder, unless a version has the same files; `folders`: see `read_submission`.
 
         In that case, results and exports that differ from the version's replace them, and files that are missing at
         their registered place are from now on those of the given folders.
-
-        Args:
-            evaluation: the output of scripts/evaluate.py for this model.
-            parity: the output of scripts/check_parity.py for it.
-            exports: folders of exports, named by their last part.
-            copy: keep a copy of all files; otherwise, the version only has their paths and hashes.
-
-        Raises:
-            PokegemmaError: a folder is not complete, or results are those of another model.
         """
-        submission = read_submission(model_path, evaluation=evaluation, parity=parity, exports=exports, copy=copy)
-        with self._writing() as client:
-            if self.file is not None:
-                registry_files.drop_killed_runs(client)
-            query = f"name = '{self.name}' and tags.content_sha256 = '{submission.tags['content_sha256']}'"
-            if known := find_all(client.search_model_versions, query):
-                return update_version(client, min(known, key=lambda version: int(version.version)), submission)
-            artifacts = self.file and self.file.parent / "artifacts"
-            return make_version(client, self.name, submission, description=description, artifacts=artifacts)
+        new = registration.read_submission(model_path, **folders)
+        with self._access(writing=True) as client:
+            experiment = registration.open_experiment(client, self.file and self.file.parent / "artifacts")
+            query = f"name = '{self.name}' and tags.content_sha256 = '{new.tags['content_sha256']}'"
+            if same := find_all(client.search_model_versions, query):
+                version = min(same, key=lambda version: int(version.version))
+                return registration.update_version(client, version, self._parts(str(version.version)), new)
+            options = {"experiment": experiment, "description": description, "is_local": self.file is not None}
+            return registration.make_version(client, self.name, new, **options)
 
     def _history(self, alias: str) -> list[int]:
         """Return the versions that an alias had before, the latest last."""
         return json.loads(self.client.get_registered_model(self.name).tags.get(f"history.{alias}", "[]"))
 
-    def _write_history(self, alias: str, history: Sequence[int]) -> None:
-        self.client.set_registered_model_tag(self.name, f"history.{alias}", json.dumps(list(history)))
-
     def promote(self, spec: str, alias: str, *, force: bool = False) -> tuple[int, int | None]:
         """Give an alias to a version; return its number and that of the version that had the alias before.
 
         Raises:
-            PokegemmaError: there is no such version, or `alias` is not valid.
             CheckFailedError: its evaluation or its parity failed, and not `force`.
         """
         if not _NAME.fullmatch(alias) or alias.isdecimal():
             raise PokegemmaError(f"--alias {alias!r}: not a valid alias; use a word such as champion")
-        with self._writing() as client:
+        with self._access(writing=True) as client:
             described = self.describe(spec)
             number, failed = described["version"], described["failed"]
             if failed and not force:
@@ -199,17 +166,14 @@ class Registry:
             before = None if before is None else int(before)
             if before not in (None, number):
                 # The history first: if this process dies between the two, `rollback` skips what the alias still has.
-                self._write_history(alias, [*self._history(alias), before])
+                history = json.dumps([*self._history(alias), before])
+                client.set_registered_model_tag(self.name, f"history.{alias}", history)
             client.set_registered_model_alias(self.name, alias, str(number))
         return number, before
 
     def rollback(self, alias: str) -> tuple[int, int]:
-        """Give an alias back to the version that had it before; return the numbers of that version and of the other.
-
-        Raises:
-            PokegemmaError: no version has the alias, or none had it before.
-        """
-        with self._writing() as client:
+        """Give an alias back to the version that had it before; return the numbers of that version and of the other."""
+        with self._access(writing=True) as client:
             current, history = int(self.find(alias).version), self._history(alias)
             while history and history[-1] == current:
                 history.pop()
@@ -218,41 +182,65 @@ class Registry:
             earlier = history.pop()
             self.find(str(earlier))  # it may have been deleted
             client.set_registered_model_alias(self.name, alias, str(earlier))
-            self._write_history(alias, history)
+            client.set_registered_model_tag(self.name, f"history.{alias}", json.dumps(history))
         return earlier, current
 
     def export(self, spec: str, output: Path, *, part: str = "model", overwrite: bool = False) -> int:
         """Write a version's model, or one of its exports, as a folder; return the version's number.
 
         Raises:
-            PokegemmaError: there is no such version or part, or `output` cannot be written.
             CheckFailedError: a file is missing or changed since it was registered; nothing is left at `output`.
         """
-        version = self.find(spec)
-        with self._plain_errors():
-            parts = registry_files.read_manifest(self.client, version)
-        if parts is None:
-            raise PokegemmaError(f"version {version.version} was not registered by this project: it has no manifest")
+        number = str(self.find(spec).version)  # an alias may move meanwhile
+        parts = self._parts(number)
+        if not parts:
+            raise PokegemmaError(f"version {number} was not registered by this project: it has no manifest")
         if part not in parts:
-            raise PokegemmaError(f"--part {part}: version {version.version} has {', '.join(parts)}")
+            raise PokegemmaError(f"--part {part}: version {number} has {', '.join(parts)}")
         source = Path(parts[part]["path"])
         refuse_to_replace(output, source)
         if output.resolve().is_relative_to(source):
             raise PokegemmaError(f"--output_dir {output} is inside the registered folder {source}; choose another")
-        number = str(version.version)
         with atomic_folder(output, stage="export", overwrite=overwrite) as folder:
-            copies = self.fetch(number, f"{COPIES}/{part}", folder / ".copies") if parts[part]["copied"] else None
-            registry_files.write_part(parts[part], folder, copies=copies)
+            self._write_part(number, part, parts[part], folder)
             record: dict[str, Any] = {}
             if part == "model":
                 for name in (RUN_FILE, CARD_FILE):
                     self.fetch(number, name, folder)
                 record = read_run_record(folder) or {}
-            write_run_record(
-                folder,
-                stage="export",
-                options={"name": self.name, "version": int(number), "part": part},
-                training=record.get("training") or record or None,
-                exported=record or None,
-            )
+            options = {"name": self.name, "version": int(number), "part": part}
+            training = record.get("training") or record or None
+            write_run_record(folder, stage="export", options=options, training=training, exported=record or None)
         return int(number)
+
+    def _write_part(self, number: str, name: str, part: Mapping[str, Any], folder: Path) -> None:
+        """Write the files of a part, from the copy if there is one, and compare them with their registered hashes."""
+        files = part["files"]
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            copies = self.fetch(number, f"{COPIES}/{name}", Path(temporary)) if part["copied"] else None
+            source, put = (copies, shutil.move) if copies else (Path(part["path"]), shutil.copyfile)
+            if missing := [file for file in files if not (source / file).is_file()]:
+                message = f"{len(missing)} of {len(files)} registered files are missing ({missing[0]})"
+                raise CheckFailedError(f"{source}: {message}")
+            for file in files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                put(source / file, folder / file)
+        require_unchanged(folder, files, FileHashes(), called=source)
+
+
+def _describe(version: ModelVersion, aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Return the facts of a version; `aliases`: the version of each alias."""
+    evaluation, parity = (json.loads(version.tags.get(key, "null")) for key in ("evaluation", "parity"))
+    return {
+        "name": version.name,
+        "version": int(version.version),
+        "aliases": sorted(alias for alias, number in aliases.items() if int(number) == int(version.version)),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(version.creation_timestamp / 1000)),
+        "description": version.description or None,
+        **{key: version.tags.get(key) for key in ("content_sha256", "dataset_sha256", "model_path")},
+        "copied": version.tags.get("copied") == "true",
+        "git_commit": version.tags.get("git_commit"),
+        "evaluation": evaluation,
+        "parity": parity,
+        "failed": failures(evaluation, parity),
+    }

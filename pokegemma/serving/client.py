@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 import httpx2
 
 from pokegemma.engines.questions import Question
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 
 Failure = Literal["refused", "timeout", "invalid"]
 """refused: no connection, a broken one, or an error status; timeout: no whole answer in time; invalid: an answer of
@@ -109,7 +109,7 @@ def request(method: str, url: str, *, timeout_s: float, api_key: str | None = No
     except TimeoutError as error:
         raise ServerError("timeout", f"{url}: no whole answer within {timeout_s:g} s") from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ServerError("refused", f"{url}: {reason}") from error
     if not response.is_success:
         text = " ".join(response.content.decode(errors="replace").split())[:200]

@@ -1,6 +1,6 @@
 """Options of scripts/health_monitor.py, and the questions that they select."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma.data.prompts import Layout
@@ -8,6 +8,7 @@ from pokegemma.data.samples import Sample, dataset_files, evenly_spread, read_sa
 from pokegemma.data.trajectories import Trajectory, cut_trajectories
 from pokegemma.engines.questions import Question, build_questions
 from pokegemma.errors import PokegemmaError, check_ranges
+from pokegemma.options import option
 
 _DECISIONS_IN_TRAJECTORY = 4
 _WEEK_S = 604_800.0
@@ -18,46 +19,36 @@ _WEEK_S = 604_800.0
 class MonitorOptions:
     """Which server to ask what, and the limits that it must keep; None: no such limit."""
 
-    server_url: str = field(metadata={"help": "The server, without /v1: http://127.0.0.1:8000."})
-    dataset_path: str = field(
-        metadata={"help": "Source of the questions: a converted dataset (its eval.jsonl, if any), or a JSONL file."}
+    server_url: str = option(..., "URL of the server without /v1, such as http://127.0.0.1:8000.")
+    dataset_path: str = option(
+        ...,
+        "Source of the questions: a converted dataset, or a JSONL file. Of a dataset, eval.jsonl is used if it exists.",
     )
-    model: str | None = field(
-        default=None, metadata={"help": "Name of the model in requests; default: the only one that the server lists."}
+    model: str | None = option(None, "Name of the model in requests. Default: the only one that the server lists.")
+    num_samples: int = option(8, "Number of questions, spread over the dataset. They are asked in turn.")
+    layout: Layout = option("grid", "How samples are shown. Use the layout of training.")
+    image_size: int = option(896, "Width and height of the pictures in pixels. Use the size of training.")
+    max_new_tokens: int = option(256, "Largest number of tokens of an answer.")
+    interval_s: float = option(30.0, "Seconds from the start of a check to the start of the next one.")
+    num_checks: int | None = option(None, "Stop after this many checks. Default: never.")
+    duration_s: float | None = option(None, "Stop after this many seconds. Default: never.")
+    timeout_s: float = option(30.0, "Seconds for a whole answer. A longer one is a timeout.")
+    max_latency_p95_s: float | None = option(
+        5.0, "Limit in seconds. A longer answer is slow. The 95th percentile over the window may not exceed the limit."
     )
-    num_samples: int = field(default=8, metadata={"help": "Questions to ask in turn, spread over the dataset."})
-    layout: Layout = field(default="grid", metadata={"help": "How samples are shown: as in training."})
-    image_size: int = field(default=896, metadata={"help": "Side of the pictures sent, in pixels: that of the model."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which an answer is cut off."})
-    interval_s: float = field(default=30.0, metadata={"help": "From the start of a check to that of the next."})
-    num_checks: int | None = field(default=None, metadata={"help": "Stop after this many; default: never."})
-    duration_s: float | None = field(default=None, metadata={"help": "Stop after this long; default: never."})
-    timeout_s: float = field(default=30.0, metadata={"help": "Limit for a whole answer; longer is a timeout."})
-    max_latency_p95_s: float | None = field(
-        default=5.0,
-        metadata={"help": "Longer answers are slow; the 95th percentile over the window may not exceed it."},
-    )
-    min_valid_rate: float = field(
-        default=0.95, metadata={"help": "Share of the window's checks that must get a valid answer."}
-    )
-    max_consecutive_failures: int = field(
-        default=3, metadata={"help": "This many checks in a row without a valid answer are a breach."}
-    )
-    max_memory_gib: float | None = field(default=None, metadata={"help": "Limit of the processes' resident memory."})
-    max_gpu_memory_gib: float | None = field(default=None, metadata={"help": "Limit of memory in use on the GPUs."})
-    max_restarts: int | None = field(default=None, metadata={"help": "Limit of restarts while watching."})
-    window: int = field(default=20, metadata={"help": "Checks over which percentiles and rates are taken."})
-    pid: int | None = field(
-        default=None, metadata={"help": "Process whose memory counts; default: the one listening on the port."}
-    )
-    log_file: str | None = field(default=None, metadata={"help": "Append a line of JSON for each check to this file."})
-    metrics_port: int | None = field(default=None, metadata={"help": "Serve Prometheus metrics on 127.0.0.1."})
-    webhook_url: str | None = field(default=None, metadata={"help": "URL that gets breaches and recoveries as JSON."})
-    api_key_variable: str | None = field(
-        default=None, metadata={"help": "Environment variable that holds the server's API key."}
-    )
-    exit_on_breach: bool = field(default=False, metadata={"help": "Stop at the first breach."})
-    json: bool = field(default=False, metadata={"help": "Print the summary as JSON."})
+    min_valid_rate: float = option(0.95, "Smallest share of the window's checks with a valid answer.")
+    max_consecutive_failures: int = option(3, "This many checks in a row without a valid answer are a breach.")
+    max_memory_gib: float | None = option(None, "Limit of the resident memory of the server's processes.")
+    max_gpu_memory_gib: float | None = option(None, "Limit of memory in use on the GPUs.")
+    max_restarts: int | None = option(None, "Limit of the server's restarts while it is watched.")
+    window: int = option(20, "Number of checks over which percentiles and rates are computed.")
+    pid: int | None = option(None, "Process whose memory is measured. Default: the one that listens on the port.")
+    log_file: str | None = option(None, "Append a line of JSON for each check to this file.")
+    metrics_port: int | None = option(None, "Serve Prometheus metrics on 127.0.0.1.")
+    webhook_url: str | None = option(None, "URL to which breaches and recoveries are sent as JSON.")
+    api_key_variable: str | None = option(None, "Environment variable that contains the server's API key.")
+    exit_on_breach: bool = option(False, "Stop at the first breach.")
+    json: bool = option(False, "Print the summary as JSON.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "num_samples", "image_size", "max_new_tokens", "num_checks", "pid", at_least=1)

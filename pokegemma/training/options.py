@@ -1,7 +1,7 @@
 """Options of a training run: what TRL's SFTConfig and ModelConfig have, with defaults for Gemma 3, and ours."""
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from pokegemma.environment import default_finetuning
 from pokegemma.errors import PokegemmaError, check_ranges
 from pokegemma.gemma.image_attention import ImageAttention
 from pokegemma.gemma.loading import Checkpoint, open_checkpoint
+from pokegemma.options import option
 from pokegemma.training.precision import choose_bf16, deepspeed_precision, is_forced_to_cpu
 
 DEFAULT_MODEL = "google/gemma-3-4b-it"
@@ -65,43 +66,33 @@ def _refuse(options: object, unused: dict[str, tuple[object, str]]) -> None:
 class DataOptions:
     """What to train on."""
 
-    dataset_path: str = field(metadata={"help": "Folder with train.jsonl (and eval.jsonl), or a JSONL file."})
-    eval_dataset_path: str | None = field(
-        default=None, metadata={"help": "Folder or JSONL file to evaluate on; default: eval.jsonl next to train.jsonl."}
+    dataset_path: str = option(..., "Folder with train.jsonl (and eval.jsonl), or a JSONL file.")
+    eval_dataset_path: str | None = option(
+        None, "Folder or JSONL file to evaluate on. Default: eval.jsonl next to train.jsonl."
     )
-    layout: Layout = field(
-        default="grid",
-        metadata={
-            "help": "grid: one 2x2 picture a sample; frames: each frame as a picture; trajectory: a stretch of a "
-            "session as one conversation, frame, answer, frame, answer ..., with loss on every answer."
-        },
+    layout: Layout = option(
+        "grid",
+        "grid: one 2x2 picture a sample. frames: each frame as a picture. trajectory: part of a session "
+        "as one conversation (frame, answer, frame, answer ...), with loss on every answer.",
     )
-    max_decisions: int = field(
-        default=DEFAULT_MAX_DECISIONS,
-        metadata={"help": "With --layout trajectory: decisions in a conversation; longer sessions are cut."},
+    max_decisions: int = option(
+        DEFAULT_MAX_DECISIONS, "With --layout trajectory: decisions in a conversation. Longer sessions are cut."
     )
-    overlap_decisions: int = field(
-        default=DEFAULT_OVERLAP,
-        metadata={
-            "help": "With --layout trajectory: number of decisions that are repeated where a session is cut. They "
-            "are not counted again."
-        },
+    overlap_decisions: int = option(
+        DEFAULT_OVERLAP,
+        "With --layout trajectory: decisions that are repeated where a session is cut. They are not counted again.",
     )
-    samples_per_row: int = field(
-        default=1,
-        metadata={
-            "help": "Samples that share a row and what their prompts begin with; the batch size still counts "
-            "samples. Not with --layout trajectory."
-        },
+    samples_per_row: int = option(
+        1,
+        "Samples that share a row and the first part of their prompts. The batch size still counts "
+        "samples. Not with --layout trajectory.",
     )
-    vision_features: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder for the vision tower's output for each frame: computed once, then no picture is "
-            "decoded and no tower is run. Not with --train_vision_tower or --train_projector."
-        },
+    vision_features: str | None = option(
+        None,
+        "Folder for the vision tower's output for each frame. It is computed once. After that, no picture "
+        "is decoded and the tower does not run. Not with --train_vision_tower or --train_projector.",
     )
-    overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in --output_dir first."})
+    overwrite: bool = option(False, "Delete an earlier run in --output_dir first.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "max_decisions", "samples_per_row", at_least=1)
@@ -126,41 +117,36 @@ class DataOptions:
 class ModelOptions(ModelConfig):
     """What to train. The defaults fit google/gemma-3-4b-it on a GPU with 24 GB."""
 
-    model_name_or_path: str = field(
-        default=DEFAULT_MODEL,
-        metadata={"help": "Gemma 3 checkpoint with vision: a Hub id or a folder.", "aliases": ["--model_name"]},
+    model_name_or_path: str = option(
+        DEFAULT_MODEL, "Gemma 3 checkpoint with vision: a Hub id or a folder.", aliases=["--model_name"]
     )
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Type of the weights; auto: bfloat16 on a GPU that has it, else float32. For full fine-tuning auto "
-            "is float32: bfloat16 rounds small updates away.",
-            "choices": ["auto", "bfloat16", "float32"],
-        },
+    dtype: str = option(
+        "auto",
+        "Type of the weights. auto: bfloat16 on a GPU that supports it, else float32. With --finetuning "
+        "full, auto is float32, because bfloat16 rounds small updates away.",
+        choices=["auto", "bfloat16", "float32"],
     )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "sdpa, eager or flex_attention; flash attention is wrong for Gemma 3."}
+    attn_implementation: str = option(
+        "sdpa", "sdpa, eager or flex_attention. Flash attention computes wrong results for Gemma 3."
     )
-    finetuning: Finetuning = field(
-        default=default_finetuning(),  # no factory: HfArgumentParser would take the flag for required
-        metadata={
-            "help": "qlora: LoRA on nf4 weights; lora: LoRA on unquantised ones; full. Without bitsandbytes lora."
-        },
+    finetuning: Finetuning = option(
+        default_finetuning(),
+        "qlora: LoRA on nf4 weights. lora: LoRA on unquantised weights. full: all weights. Default: "
+        "qlora, or lora without bitsandbytes.",
     )
-    train_vision_tower: bool = field(default=False, metadata={"help": "Also train SigLIP."})
-    train_projector: bool = field(default=False, metadata={"help": "Also train the projector, in full."})
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "Pixels a side of a picture: at 448 it has 64 tokens, not 256. Default: the model's (896)."},
+    train_vision_tower: bool = option(False, "Also train the vision tower.")
+    train_projector: bool = option(False, "Also train the projector, with all of its weights.")
+    image_size: int | None = option(
+        None,
+        "Width and height of a picture in pixels. At 448, a picture has 64 tokens instead of 256. "
+        "Default: the model's (896).",
     )
-    image_attention: ImageAttention | None = field(
-        default=None,
-        metadata={
-            "help": "bidirectional: a picture's tokens see all of it; causal: only what comes before them, as mlx-vlm "
-            "computes it. Default: the model's (bidirectional)."
-        },
+    image_attention: ImageAttention | None = option(
+        None,
+        "bidirectional: a picture's tokens attend to the whole picture. causal: they attend only to what "
+        "comes before them, as mlx-vlm computes it. Default: the model's (bidirectional).",
     )
-    use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
+    use_bnb_nested_quant: bool = option(True, "Also quantise the quantisation constants.")
 
     def __post_init__(self) -> None:
         _refuse(self, _UNUSED_MODEL_OPTIONS)
@@ -187,58 +173,44 @@ class ModelOptions(ModelConfig):
 class TrainingOptions(SFTConfig):
     """How to train: every option of TRL's SFTConfig, with other defaults."""
 
-    output_dir: str = field(default="outputs/adapter", metadata={"help": "Folder for checkpoints and the result."})
-    per_device_train_batch_size: int = field(default=2, metadata={"help": "Samples a device a forward pass."})
-    per_device_eval_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "The same, in evaluation. Default: as in training."},
+    output_dir: str = option("outputs/adapter", "Folder for checkpoints and the result.")
+    per_device_train_batch_size: int = option(2, "Samples on each device in a forward pass.")
+    per_device_eval_batch_size: int | None = option(None, "The same for evaluation. Default: as in training.")
+    gradient_accumulation_steps: int = option(8, "Forward passes for each optimizer step.")
+    num_train_epochs: float = option(3.0, "Passes over the data. --max_steps replaces it.")
+    learning_rate: float = option(2e-4, "Peak learning rate. Use about 1e-5 for full fine-tuning.")
+    lr_scheduler_type: str = option("cosine", "Schedule of the learning rate after the warm-up.")
+    warmup_steps: float = option(0.03, "Optimizer steps of the warm-up. A number below 1 is a share of all steps.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.")
+    max_length: int | None = option(
+        None, "Largest number of tokens of a sample. Longer samples are refused, not cut. Default: the model's."
     )
-    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Forward passes an optimizer step."})
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data, unless --max_steps."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate; 1e-5 for full fine-tuning."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up: steps, or a share of all if below 1."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm to clip to."})
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Most tokens a sample may have; a longer one is refused, never cut. Default: the model's."},
+    eval_strategy: str = option("steps", "When to evaluate: no, steps or epoch.")
+    eval_steps: float | None = option(100, "Optimizer steps between evaluations.")
+    save_steps: float = option(
+        100, "Optimizer steps between checkpoints. --eval_steps replaces a number that is not a multiple of it."
     )
-    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
-    eval_steps: float | None = field(default=100, metadata={"help": "Optimizer steps between evaluations."})
-    save_steps: float = field(
-        default=100, metadata={"help": "Optimizer steps between checkpoints; follows --eval_steps if not a multiple."}
+    save_total_limit: int | None = option(2, "Number of checkpoints to keep, including the best one.")
+    load_best_model_at_end: bool = option(True, "Return the checkpoint with the best evaluation.")
+    metric_for_best_model: str | None = option("eval_button_accuracy", "Metric that selects the best checkpoint.")
+    logging_steps: float = option(5, "Optimizer steps between log lines.")
+    dataloader_num_workers: int = option(
+        min(4, os.cpu_count() or 1),
+        "Processes that decode and resize pictures. Default: one for each core, at most four.",
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one included."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Return the checkpoint that evaluates best."})
-    metric_for_best_model: str | None = field(
-        default="eval_button_accuracy", metadata={"help": "What makes a checkpoint the best one."}
+    bf16: bool | None = option(
+        None,
+        "Compute in bfloat16. This overrides mixed_precision of the accelerate config. Default: as set "
+        "there, else bfloat16 on a GPU that supports it.",
     )
-    logging_steps: float = field(default=5, metadata={"help": "Optimizer steps between log lines."})
-    dataloader_num_workers: int = field(
-        default_factory=lambda: min(4, os.cpu_count() or 1),
-        metadata={"help": "Processes that decode and resize pictures; default: a core each, four at most."},
+    report_to: str | None = option(
+        None, "wandb, tensorboard or none. Default: wandb if WANDB_API_KEY is set, else tensorboard."
     )
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Compute in bfloat16; overrides mixed_precision of the accelerate config. Default: as set there, "
-            "else bfloat16 on a GPU that supports it."
-        },
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Search for unused weights in each step. It is not needed, because every sample has pictures."
     )
-    report_to: str | None = field(
-        default=None,
-        metadata={"help": "wandb, tensorboard or none; default: wandb with WANDB_API_KEY, else tensorboard."},
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every sample has pictures, so every trained weight is used."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Continue from a checkpoint folder; alone: the last one.",
-            "nargs": "?",
-            "const": LAST_CHECKPOINT[0],
-        },
+    resume_from_checkpoint: str | None = option(
+        None, "Checkpoint folder to continue from. Without a value: the last one.", nargs="?", const=LAST_CHECKPOINT[0]
     )
 
     def __post_init__(self) -> None:

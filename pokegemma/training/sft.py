@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, TrainerCallback
 
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 from pokegemma.gemma.adapters.attachment import check_tensors
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
 from pokegemma.gemma.checkpoint_files import write_converter_files
@@ -177,7 +177,7 @@ def build_trainer(
             before_first_step=record_mode,
         )
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
-        raise PokegemmaError(" ".join(str(error).split())[:300]) from error
+        raise PokegemmaError(one_line(error, length=300)) from error
     logger.info("trained weights: %s", describe_trainable(trainer.model, family))
     if files.resume_from is not None and has_adapter:
         check_tensors(files.resume_from, trainer.model)

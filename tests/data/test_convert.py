@@ -93,7 +93,7 @@ def test_the_first_frame_is_repeated_up_to_min_frames(make_session, tmp_path):
     assert [sample.metadata["frame_turns"] for sample in samples] == [[1], [1, 2], [2, 3]]
 
 
-def test_turns_without_a_decision_are_frames_and_only_what_was_pressed_is_told(make_session, tmp_path):
+def test_turns_without_a_decision_give_frames_and_no_buttons(make_session, tmp_path):
     turns = [
         turn_record(1, "up"),
         failed_turn(2),  # pressed "b"
@@ -133,7 +133,7 @@ def test_a_long_pause_starts_a_new_window(make_session, tmp_path, times, frame_t
     assert convert_turns(make_session, tmp_path, turns)[-1].metadata["frame_turns"] == frame_turns
 
 
-def test_a_window_never_joins_frames_with_a_long_pause_of_missing_ones_between(make_session, tmp_path):
+def test_a_window_ends_at_a_long_gap_of_missing_frames(make_session, tmp_path):
     turns = [turn_record(i, timestamp=f"2025-06-25T18:{i * 25 // 60:02d}:{i * 25 % 60:02d}") for i in range(1, 25)]
     samples = convert_turns(make_session, tmp_path, turns, session={"steps": [1, 2, 22, 23, 24]})
     assert {sample.metadata["turn"]: sample.metadata["frame_turns"] for sample in samples} == {
@@ -267,7 +267,7 @@ def test_a_picture_that_two_sessions_name_is_told(tmp_path):
     assert [problem.split(" is named by ")[0] for problem in problems] == ["analysis/2.png"]
 
 
-def test_a_picture_that_two_sessions_name_by_a_path_of_this_machine_is_told(tmp_path, monkeypatch):
+def test_a_picture_that_two_sessions_name_by_absolute_path_is_reported(tmp_path, monkeypatch):
     (tmp_path / "in" / "shared").mkdir(parents=True)
     (tmp_path / "in" / "shared" / "odd.png").write_bytes(frame_png(7))
     for name, button in (("one", "up"), ("two", "down")):
@@ -342,7 +342,7 @@ def test_other_files_in_the_output_folder_stay(make_session, tmp_path):
     assert (tmp_path / "out" / "README.md").read_text() == "keep me"
 
 
-def test_an_earlier_conversion_is_not_overwritten_unasked_and_leaves_nothing_behind(make_session, tmp_path):
+def test_an_earlier_conversion_is_not_overwritten_without_the_flag(make_session, tmp_path):
     make_session("a", [turn_record(1), turn_record(2)])
     make_session("b", [turn_record(1, "down")])
     convert(tmp_path / "runs", tmp_path / "out", eval_fraction=0.5)
@@ -519,7 +519,7 @@ def convert_record(folder, content):
 
 @settings(max_examples=1000, deadline=None)
 @given(record=SESSION)
-def test_no_session_makes_the_conversion_fail_otherwise_and_no_turn_is_lost(record, session_with_frames):
+def test_any_session_converts_or_is_reported_and_no_turn_is_lost(record, session_with_frames):
     try:
         result, lines = convert_record(session_with_frames, json.dumps(record).encode())
     except PokegemmaError as error:

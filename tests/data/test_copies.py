@@ -45,7 +45,7 @@ def test_a_copy_with_another_id_start_or_goal_is_a_copy(tmp_path: Path, change: 
     assert report["sessions"] == {"found": 2, "with_samples": 1, "without_samples": 0, "unreadable": 1}
 
 
-def test_the_same_of_two_copies_is_kept_whatever_their_folders_are_called(tmp_path: Path) -> None:
+def test_the_choice_between_copies_does_not_depend_on_folder_names(tmp_path: Path) -> None:
     kept = set()
     for number, names in enumerate(itertools.permutations("abc")):
         runs = tmp_path / str(number)
@@ -71,7 +71,7 @@ def test_of_a_session_and_its_beginnings_the_longest_is_kept(tmp_path: Path, nam
     assert [path.name for path in (tmp_path / "out" / "frames").iterdir()] == [whole]
 
 
-def test_a_beginning_under_another_id_with_moved_screenshots_and_more_keys_is_a_copy(tmp_path: Path) -> None:
+def test_a_shorter_session_under_another_id_is_a_copy(tmp_path: Path) -> None:
     write_session(tmp_path / "session_a", recorded(5))
     turns = [{**turn, "screenshot_path": f"/backup/{turn['turn']}.png", "reviewed": True} for turn in recorded(3)]
     write_session(tmp_path / "session_b", turns, start_time=None)
@@ -79,7 +79,7 @@ def test_a_beginning_under_another_id_with_moved_screenshots_and_more_keys_is_a_
     assert kept_turns(tmp_path / "out") == {"a": 5}
 
 
-def test_a_copy_that_lacks_pictures_or_has_cut_off_ones_gives_way_even_if_it_has_more_turns(tmp_path: Path) -> None:
+def test_the_copy_with_complete_pictures_is_kept_even_if_it_has_fewer_turns(tmp_path: Path) -> None:
     write_session(tmp_path / "session_a", recorded(7), steps=[])
     write_session(tmp_path / "session_b", recorded(6))
     cut_off = tmp_path / "session_b" / "sshots" / "step_0006_grid.png"

@@ -41,7 +41,7 @@ def test_the_newest_frame_is_bottom_right():
 @pytest.mark.parametrize(
     ("values", "reds"), [((5,), [5, 5, 5, 5]), ((5, 6), [5, 5, 5, 6]), ((1, 2, 3, 4, 5, 6), [3, 4, 5, 6])]
 )
-def test_fewer_frames_repeat_the_first_and_of_more_the_last_four_are_shown(values, reds):
+def test_a_grid_repeats_the_first_of_few_frames_and_shows_the_last_of_many(values, reds):
     grid = compose_grid([tile(value) for value in values])
     assert [middle(grid, column, row)[0] for row in (0, 1) for column in (0, 1)] == reds
 

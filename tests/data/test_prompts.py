@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pokegemma.data import prompts
 from pokegemma.data.prompts import Answer, AnswerError
 from pokegemma.data.samples import Sample
+from pokegemma.errors import PokegemmaError
 
 
 def sample(image="g.png"):
@@ -127,5 +128,5 @@ def test_a_conversation_has_one_slot_a_picture_and_the_answer_last():
 
 
 def test_the_grid_layout_needs_grid_pictures():
-    with pytest.raises(ValueError, match=r"--layout frames"):
+    with pytest.raises(PokegemmaError, match=r"--layout frames"):
         prompts.sample_images(sample(image=None), "grid")

@@ -161,7 +161,7 @@ def test_tensors_that_k_quants_cannot_hold_are_told(files: dict[str, GgufFile]) 
     assert gguf_check.fallback_note(replace(files["model-q4_k_m"], shapes=fitting)) is None
 
 
-def test_the_modelfile_names_both_files_and_writes_turns_as_the_chat_template_does() -> None:
+def test_the_modelfile_names_both_files_and_matches_the_chat_template() -> None:
     text = modelfile("model-q8_0.gguf", "mmproj-f16.gguf")
     assert text.startswith("FROM ./model-q8_0.gguf\nFROM ./mmproj-f16.gguf\nTEMPLATE ")
     assert "<start_of_turn>{{ $message.Role }}\n{{ $message.Content }}<end_of_turn>\n" in text
@@ -294,7 +294,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_converted(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_converter_that_fails_is_told_with_its_last_words_and_leaves_nothing(copy: Path) -> None:
+def test_a_failed_converter_is_reported_with_its_last_lines_and_no_files_remain(copy: Path) -> None:
     (copy / "tokenizer.model").write_bytes(b"broken")
     with pytest.raises(PokegemmaError) as caught:
         gguf.convert_to_gguf(copy, copy.parent / "out", quantizations=["f16"], converter=find_converter(None))

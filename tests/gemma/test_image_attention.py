@@ -155,7 +155,7 @@ def test_a_conversation_with_a_cache_scores_as_stock_rows_without_token_types(
         assert answer.text == tokenizer.decode(written[0, start:], skip_special_tokens=True)
 
 
-def test_stock_processors_read_the_switch_that_checkpoints_and_adapters_carry(adapter: Path, merged: Path) -> None:
+def test_stock_processors_read_the_switch_of_checkpoints_and_adapters(adapter: Path, merged: Path) -> None:
     """By the tokenizer's config, which transformers means to stop reading in 5.29: then this fails, and docs change."""
     messages = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (56, 56))}]}]
     for folder in (merged, adapter, *adapter.glob("checkpoint-*")):
@@ -165,7 +165,7 @@ def test_stock_processors_read_the_switch_that_checkpoints_and_adapters_carry(ad
         assert is_causal(processor), folder
 
 
-def test_stock_generate_writes_what_a_causal_model_scores_and_writes_here(
+def test_stock_generate_matches_our_scores_of_a_causal_model(
     merged: Path, samples: list[Sample], toy_dataset: Path
 ) -> None:
     predictor = load_predictor(
@@ -216,9 +216,7 @@ def test_adapter_and_merged_checkpoint_give_the_same_causal_scores(
     assert abs(of[path.parent] - of[adapter]).max() > 1e-4
 
 
-def test_config_json_decides_where_the_tokenizers_files_are_of_another_model(
-    merged: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_config_json_wins_over_tokenizer_files_of_another_model(merged: Path, tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(merged, tmp_path / "copy")
     shutil.copyfile(tiny_model / "tokenizer_config.json", tmp_path / "copy" / "tokenizer_config.json")
     assert is_causal(open_checkpoint(tmp_path / "copy").processor)

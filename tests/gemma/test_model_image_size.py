@@ -122,7 +122,7 @@ def test_without_a_size_nothing_of_the_processor_changes(base: Path) -> None:
     assert plain.full_image_sequence == resized.full_image_sequence
 
 
-def test_interpolation_keeps_what_is_the_same_everywhere_and_what_rises_evenly() -> None:
+def test_interpolation_keeps_constants_and_linear_ramps() -> None:
     """Cells are centred: the 2 x 2 old cells that a new one covers have it at their middle."""
     side = 16
     row = torch.arange(side, dtype=torch.float32).repeat_interleave(side)

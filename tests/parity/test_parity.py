@@ -30,9 +30,12 @@ from pokegemma.parity.task import Measured, Reading, Task, context_for
 from pokegemma.parity.worker import measure
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.serving.client import Reply, Token
+from tests.conftest import MakeOnce
 from tests.processes import WAIT_S, call_script, free_port, is_running, killed_after
 from tests.serving.served import SIZE_PX, write_colour_model
 
+CLOSED_URL = "http://127.0.0.1:1"
+"""Where no server is: the port is reserved."""
 PROJECTION = "multi_modal_projector.mm_input_projection_weight"
 
 
@@ -126,12 +129,25 @@ def faulty(
     colour_dataset: Path,
     colour_gguf: Path,
     colour_mlx: Path,
-    closed_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
+    make_once: MakeOnce,
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Return one run over right exports, one with each fault, and a server that is not there."""
-    gguf, mlx = colour_gguf, colour_mlx
-    folder = tmp_path_factory.mktemp("faults")
+
+    def make(folder: Path) -> None:
+        done = check_faulty_exports(folder, colour_model, colour_dataset, gguf=colour_gguf, mlx=colour_mlx)
+        printed = {"returncode": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+        (folder / "done.json").write_text(json.dumps(printed), encoding="utf-8")
+
+    folder = make_once("faulty_exports", make)
+    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    result = json.loads((folder / "out" / "parity.json").read_text(encoding="utf-8"))
+    return subprocess.CompletedProcess("check_parity", **done), result
+
+
+def check_faulty_exports(
+    folder: Path, colour_model: Path, colour_dataset: Path, *, gguf: Path, mlx: Path
+) -> subprocess.CompletedProcess[str]:
+    """Write a copy of each export with each fault, and check all of them and the right ones in one run."""
     swapped = folder / "swapped" / "model-swapped-f16.gguf"
     template = folder / "template" / "model-template-f16.gguf"
     blind = folder / "blind" / "model-blind-f16.gguf"
@@ -152,7 +168,7 @@ def faulty(
     text = (mlx_template / "chat_template.jinja").read_text(encoding="utf-8")
     (mlx_template / "chat_template.jinja").write_text(text.replace("<start_of_turn>model", "<start_of_turn>human"))
     same = Path(shutil.copytree(colour_model, folder / "same"))
-    return check_parity(
+    done, _ = check_parity(
         colour_model,
         colour_dataset,
         folder / "out",
@@ -168,11 +184,12 @@ def faulty(
         "--transformers",
         same,
         "--server",
-        closed_url,
+        CLOSED_URL,
     )
+    return done
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_right_exports_pass_next_to_faulty_ones(faulty: tuple) -> None:
     done, result = faulty
     assert done.returncode == 1
@@ -184,7 +201,7 @@ def test_right_exports_pass_next_to_faulty_ones(faulty: tuple) -> None:
     assert right["peak_memory_bytes"] > 2**20
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_the_same_checkpoint_agrees_in_everything(faulty: tuple, colour_model: Path) -> None:
     _, result = faulty
     (same,) = (engine for engine in result["engines"] if engine["kind"] == "transformers")
@@ -195,26 +212,26 @@ def test_the_same_checkpoint_agrees_in_everything(faulty: tuple, colour_model: P
     assert same["worst"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_a_missing_mmproj_is_named(faulty: tuple) -> None:
     done, result = faulty
     assert gates_failed(result, "llama.cpp blind-f16") == ["runs"]
     assert "mmproj-f16.gguf not found" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.parametrize("name", ["llama.cpp swapped-f16", "mlx mlx-swapped"])
 def test_a_swapped_row_of_the_projector_is_caught(faulty: tuple, name: str) -> None:
     assert "button_log_probability_difference" in gates_failed(faulty[1], name)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.parametrize("name", ["llama.cpp template-f16", "mlx mlx-template"])
 def test_a_wrong_chat_template_is_caught(faulty: tuple, name: str) -> None:
     assert "prompts_equal" in gates_failed(faulty[1], name)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_mlx_differs_by_its_attention_inside_pictures(faulty: tuple) -> None:
     _, result = faulty
     right = next(engine for engine in result["engines"] if engine["name"] == "mlx mlx")
@@ -223,7 +240,7 @@ def test_mlx_differs_by_its_attention_inside_pictures(faulty: tuple) -> None:
     assert causal < right["button_log_probability_difference"]["mean"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_stdout_names_engine_gate_value_limit_and_sample(faulty: tuple) -> None:
     done, result = faulty
     for engine in result["engines"]:
@@ -233,14 +250,14 @@ def test_stdout_names_engine_gate_value_limit_and_sample(faulty: tuple) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
-@pytest.mark.slow
-def test_a_server_that_does_not_exist_fails_and_the_others_are_compared(faulty: tuple, closed_url: str) -> None:
+@pytest.mark.slow(40)
+def test_a_server_that_does_not_exist_fails_and_the_others_are_compared(faulty: tuple) -> None:
     _, result = faulty
     assert [(engine["name"], engine["passed"]) for engine in result["engines"]][-2:] == [
         ("transformers same", True),
-        (f"server {closed_url}", False),
+        (f"server {CLOSED_URL}", False),
     ]
-    assert gates_failed(result, f"server {closed_url}") == ["runs"]
+    assert gates_failed(result, f"server {CLOSED_URL}") == ["runs"]
 
 
 @pytest.mark.parametrize("flag", ["--max_log_probability_difference", "--timeout_s"])
@@ -432,7 +449,7 @@ def test_an_engine_that_loaded_the_type_in_its_file_name_is_accepted(name: str, 
     check_loaded(EngineSpec("llama.cpp", "x", Path(f"{name}.gguf")), engine="llama.cpp", weights=weights)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_the_report_names_engine_and_weights(faulty: tuple) -> None:
     loaded = {engine["name"]: (engine.get("engine"), engine.get("weights")) for engine in faulty[1]["engines"]}
     assert loaded["llama.cpp f16"] == ("llama.cpp", "F16")

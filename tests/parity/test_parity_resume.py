@@ -91,7 +91,7 @@ def killed(
 
 
 @pytest.mark.slow
-def test_after_a_kill_the_same_command_loads_only_the_engines_that_were_not_finished(killed: Work) -> None:
+def test_after_a_kill_only_unfinished_engines_are_measured(killed: Work) -> None:
     kept = [json.loads(file.read_text(encoding="utf-8")) for file in killed.folder.glob(".out.finished/*.json")]
     done, num_started = killed.run("out")
     assert done.returncode == 0, done.stderr

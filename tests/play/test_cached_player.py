@@ -177,7 +177,7 @@ def test_a_turn_without_a_press_is_no_turn_of_the_conversation(
     assert np.abs(scores - others).max() > 1e-6  # but its frame was seen
 
 
-def test_frames_that_no_prompt_shows_again_are_forgotten_also_where_nothing_is_pressed(
+def test_frames_that_no_prompt_shows_again_are_dropped(
     trained: Predictor, session: list[Sample], toy_dataset: Path
 ) -> None:
     player = new_player(trained, session)

@@ -109,7 +109,7 @@ def release(
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_one_command_leads_from_checkpoint_to_registered_version(release: Release) -> None:
     from pokegemma.release.registry import Registry
 
@@ -122,7 +122,7 @@ def test_one_command_leads_from_checkpoint_to_registered_version(release: Releas
     assert (release.output / "README.md").read_text() == (release.output / "merged" / "README.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_second_run_repeats_nothing(release: Release) -> None:
     before = release.times()
     assert release.run() == {"merge": False, "evaluate": False, "register": False}
@@ -130,7 +130,7 @@ def test_a_second_run_repeats_nothing(release: Release) -> None:
     assert set(release.reasons().values()) == {"unchanged"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 @pytest.mark.parametrize(
     ("step", "option", "tight"),
     [
@@ -149,7 +149,7 @@ def test_a_failed_gate_names_value_and_limit_and_repeats_no_step(
     assert release.times() == before
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_dry_run_names_what_each_change_would_repeat(release: Release) -> None:
     assert release.reasons(dtype="float32")["merge"] == "runs: settings changed"
     assert release.reasons(dtype="float32")["evaluate"] == "runs if the output of merge differs"
@@ -158,7 +158,7 @@ def test_a_dry_run_names_what_each_change_would_repeat(release: Release) -> None
     assert release.reasons(name="other")["register"] == "runs: settings changed"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_changed_dataset_repeats_evaluation_and_not_the_merge(release: Release) -> None:
     path = release.dataset / "eval.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -170,7 +170,7 @@ def test_a_changed_dataset_repeats_evaluation_and_not_the_merge(release: Release
     assert release.run() == {"merge": False, "evaluate": False, "register": False}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_version_that_the_registry_lost_is_registered_again(
     release: Release, empty_registry: Path, tmp_path: Path
 ) -> None:
@@ -193,7 +193,7 @@ def test_a_version_that_the_registry_lost_is_registered_again(
         (tmp_path / "away.db").rename(registry)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_moved_release_keeps_its_results(release: Release, tmp_path: Path) -> None:
     from pokegemma.release.registry import Registry
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -22,11 +21,12 @@ from pokegemma.evaluation.predict import Predictions
 from pokegemma.fingerprints import FileHashes, content_hash, hash_folder
 from pokegemma.provenance import PROJECT_ROOT, write_run_record
 from pokegemma.release import version_tables
+from scripts import model_registry
 from tests.processes import WAIT_S, wait_until
 from tests.release import registry_process
 
 Registry = pytest.importorskip("pokegemma.release.registry", exc_type=PokegemmaError).Registry
-registry_files = pytest.importorskip("pokegemma.release.registry_files", exc_type=PokegemmaError)
+registration = pytest.importorskip("pokegemma.release.registration", exc_type=ImportError)
 
 NUM_SESSIONS = 6
 TRUTH = np.arange(12 * NUM_SESSIONS) % 8
@@ -355,14 +355,11 @@ def test_comparison_shows_differences_and_a_paired_interval(
     assert rows["accuracy"]["difference"] == 0.25
     assert rows["parity/model-f16.gguf"]["difference"] == 0.0
     assert compared["warnings"] == []
-    lines = [
-        version_tables.parse_predictions((tmp_path / f"{name}_eval" / "predictions.jsonl").read_text())
-        for name in ("one", "two")
-    ]
-    bounds = version_tables.paired_interval(*lines)
+    first, second = ((tmp_path / f"{name}_eval" / "predictions.jsonl").read_text() for name in ("one", "two"))
+    bounds = version_tables.paired_interval(first, second)
     assert bounds is not None
     assert 0 < bounds[0] <= 0.25 <= bounds[1] < 0.5
-    assert version_tables.paired_interval(lines[0], lines[1][1:]) is None  # other decisions
+    assert version_tables.paired_interval(first, second.partition("\n")[2]) is None  # other decisions
     assert "+0.2500" in version_tables.format_comparison(compared)
 
 
@@ -559,10 +556,12 @@ def test_versions_beyond_the_first_page_are_listed(registry: Any, monkeypatch: p
 def test_killed_registrations_beyond_the_first_page_are_removed(
     registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = tmp_path / "artifacts"
-    killed = [registry_files.start_run(registry.client, "pokegemma", "content", artifacts=files) for _ in range(5)]
+    client, files = registry.client, tmp_path / "registry" / "artifacts"
+    experiment = registration.open_experiment(client, files)
+    tags = {registration.MARK: "content"}
+    killed = [client.create_run(experiment, tags=tags).info.run_id for _ in range(5)]
     answer_in_pages(registry, monkeypatch, "search_runs")
-    registry_files.drop_killed_runs(registry.client)
+    registration.open_experiment(client, files)
     assert {registry.client.get_run(run_id).info.lifecycle_stage for run_id in killed} == {"deleted"}
 
 
@@ -651,104 +650,68 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
     assert (process.returncode, stderr) == (2, "error: the registry needs mlflow: ./init.sh --with registry\n")
 
 
+@pytest.fixture
+def call(registry: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Return a function that calls the script in this process and returns its stdout and stderr."""
+
+    def call_script(*words: object) -> Any:
+        monkeypatch.setattr(sys, "argv", ["model_registry.py", *map(str, words), "--registry_uri", str(registry.file)])
+        model_registry.main()
+        return capsys.readouterr()
+
+    return call_script
+
+
 def test_list_show_and_compare_print_json(
     registry: Any,
     add: Callable[..., int],
+    call: Callable[..., Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     add("one")
     add("two")
-    main = runpy.run_path(str(PROJECT_ROOT / "scripts" / "model_registry.py"))["main"]
-
-    def say(*words: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["model_registry.py", *words, "--registry_uri", str(registry.file)])
-        main()
-        return capsys.readouterr().out
 
     listed, shown, compared = (
-        json.loads(say(*words, "--json")) for words in (("list",), ("show", "2"), ("compare", "1", "2"))
+        json.loads(call(*words, "--json").out) for words in (("list",), ("show", "2"), ("compare", "1", "2"))
     )
     assert [one["version"] for one in listed] == [1, 2]
     assert shown["run"]["training"]["git_commit"] == "c0ffee"
     assert compared["accuracy_difference_interval"] == [0.0, 0.0]
     assert [one["version"] for one in compared["versions"]] == [1, 2]
-    assert [line.split()[0] for line in say("list").splitlines()] == ["version", "1", "2"]
-    assert "c0ffee" in say("show", "1")
+    assert [line.split()[0] for line in call("list").out.splitlines()] == ["version", "1", "2"]
+    assert "c0ffee" in call("show", "1").out
     (tmp_path / "file").touch()
     with pytest.raises(PokegemmaError, match=r"^--output .*file/done\.json cannot be written: "):
-        say("register", "--model_path", str(tmp_path / "one"), "--output", str(tmp_path / "file" / "done.json"))
+        call("register", "--model_path", str(tmp_path / "one"), "--output", str(tmp_path / "file" / "done.json"))
 
 
 def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
     registry: Any,
     add: Callable[..., int],
+    call: Callable[..., Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     add("one", parity=False)
     add("two")
     add("three", num_wrong=70)
     registry.register(write_model(tmp_path / "four", "four"))
     registry.promote("1", "champion", force=True)
-    main = runpy.run_path(str(PROJECT_ROOT / "scripts" / "model_registry.py"))["main"]
     warning = "warning: version 1 (champion): parity failed (model-f16.gguf)\n"
 
-    def say(*words: object) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["model_registry.py", *map(str, words), "--registry_uri", str(registry.file)])
-        main()
-        return capsys.readouterr()
-
-    lines, warned = say("list")
+    lines, warned = call("list")
     assert warned == warning
-    assert [line.split() for line in lines.splitlines()[1:]] == [
-        [
-            "1",
-            "champion",
-            registry.describe("1")["created"],
-            "90.3",
-            "%",
-            "failed",
-            "d" * 12,
-            registry.describe("1")["content_sha256"][:12],
-            str(tmp_path / "one"),
-        ],
-        [
-            "2",
-            "–",
-            registry.describe("2")["created"],
-            "90.3",
-            "%",
-            "passed",
-            "d" * 12,
-            registry.describe("2")["content_sha256"][:12],
-            str(tmp_path / "two"),
-        ],
-        [
-            "3",
-            "–",
-            registry.describe("3")["created"],
-            "2.8",
-            "%",
-            "(failed)",
-            "passed",
-            "d" * 12,
-            registry.describe("3")["content_sha256"][:12],
-            str(tmp_path / "three"),
-        ],
-        [
-            "4",
-            "–",
-            registry.describe("4")["created"],
-            "–",
-            "–",
-            "d" * 12,
-            registry.describe("4")["content_sha256"][:12],
-            str(tmp_path / "four"),
-        ],
-    ]
+    rows = []
+    for version, alias, results in (
+        ("1", "champion", "90.3 % failed"),
+        ("2", "–", "90.3 % passed"),
+        ("3", "–", "2.8 % (failed) passed"),
+        ("4", "–", "– –"),
+    ):
+        described = registry.describe(version)
+        content, path = described["content_sha256"][:12], described["model_path"]
+        rows.append([version, alias, described["created"], *results.split(), "d" * 12, content, path])
+    assert [line.split() for line in lines.splitlines()[1:]] == rows
+    assert [Path(row[-1]).name for row in rows] == ["one", "two", "three", "four"]
     results_of_one = ("--evaluation", tmp_path / "one_eval", "--parity", tmp_path / "one_parity")
     for words in (
         ("show", "1"),
@@ -757,34 +720,26 @@ def test_a_failed_version_is_named_wherever_it_is_shown_and_check_fails(
         ("export", "champion", "--output_dir", tmp_path / "out"),
         ("register", "--model_path", tmp_path / "one", *results_of_one),
     ):
-        assert say(*words)[1] == warning, words
+        assert call(*words)[1] == warning, words
     registry.promote("2", "champion")
-    assert say("rollback") == ("champion is version 1 again, after version 2\n", warning)
+    assert call("rollback") == ("champion is version 1 again, after version 2\n", warning)
     with pytest.raises(CheckFailedError, match=r"^version 1 \(champion\): parity failed \(model-f16\.gguf\)$"):
-        say("check", "champion")
-    assert say("check", "2") == ("version 2: evaluation passed, parity passed\n", "")
-    assert say("check", "4") == ("version 4: evaluation not measured, parity not measured\n", "")
+        call("check", "champion")
+    assert call("check", "2") == ("version 2: evaluation passed, parity passed\n", "")
+    assert call("check", "4") == ("version 4: evaluation not measured, parity not measured\n", "")
 
 
-def test_a_version_that_somebody_else_made_is_shown_without_what_it_does_not_say(
+def test_a_version_from_another_tool_is_shown_without_missing_fields(
     registry: Any,
     add: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     add("one")
     registry.client.create_model_version("pokegemma", str(tmp_path / "theirs"))
-    main = runpy.run_path(str(PROJECT_ROOT / "scripts" / "model_registry.py"))["main"]
-
-    def say(*words: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["model_registry.py", *map(str, words), "--registry_uri", str(registry.file)])
-        main()
-        return capsys.readouterr().out
-
-    assert say("list").splitlines()[2].split()[-5:] == ["–"] * 5
-    assert "model_path      None" in say("show", "2")
-    assert "version 2 has no evaluation" in json.loads(say("compare", "1", "2", "--json"))["warnings"]
+    assert call("list").out.splitlines()[2].split()[-5:] == ["–"] * 5
+    assert "model_path      None" in call("show", "2").out
+    assert "version 2 has no evaluation" in json.loads(call("compare", "1", "2", "--json").out)["warnings"]
     with pytest.raises(PokegemmaError, match=r"^version 2 "):
         registry.export("2", tmp_path / "out")
 
@@ -793,6 +748,12 @@ def test_a_registry_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PokegemmaError, match=r"^registry sqlite:.*file"):
         Registry(str(tmp_path / "file" / "registry.db"), "pokegemma", create=True).versions()
+
+
+def test_a_model_that_is_refused_makes_no_registry(tmp_path: Path) -> None:
+    with pytest.raises(PokegemmaError, match=str(tmp_path)):
+        Registry(str(tmp_path / "registry.db"), "pokegemma", create=True).register(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_not_a_registry_is_one_line(tmp_path: Path) -> None:

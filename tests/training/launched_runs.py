@@ -6,6 +6,9 @@ starts with the state of a launched process: no process group, and the environme
     accelerate launch --config_file CONFIG tests/training/launched_runs.py RUNS.json
 """
 
+import contextlib
+import gc
+import importlib
 import json
 import multiprocessing
 import os
@@ -54,6 +57,18 @@ def copy_unfinished(finished: Path, output: Path) -> None:
     (output / "adapter_model.safetensors").unlink()
 
 
+TRAINING_MODULES = ["pokegemma.training.sft", "deepspeed", "matplotlib.pyplot", "peft.tuners.lora.bnb"]
+"""What a training run imports. accelerate imports DeepSpeed, if it is installed, to look at a model's class (2 s)."""
+
+
+def import_for_training() -> None:
+    """Import before the forks what each run would import after it."""
+    for name in TRAINING_MODULES:
+        with contextlib.suppress(ModuleNotFoundError):  # DeepSpeed exists on Linux only
+            importlib.import_module(name)
+    gc.freeze()  # a collection after the fork would copy the pages of all objects
+
+
 def train(run: LaunchedRun, rank: int) -> None:
     """Be the training script."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -73,8 +88,7 @@ def train(run: LaunchedRun, rank: int) -> None:
 
 
 def main() -> None:
-    import pokegemma.training.sft  # noqa: F401  (before the forks)
-
+    import_for_training()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         import deepspeed
 

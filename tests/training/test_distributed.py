@@ -28,17 +28,17 @@ from tests.conftest import MakeOnce
 from tests.processes import call_script, free_port, killed_after
 from tests.training.launched_runs import LaunchedRun, write_runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a launch trains seven times, also on a busy machine
+pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(1800)]  # a launch trains seven times, also on a busy machine
 KEYS = ("loss", "grad_norm", "eval_loss", "eval_button_accuracy")
-BATCH, NUM_STEPS = 4, 6  # samples (or trajectories) an optimizer step, over all processes
+BATCH, NUM_STEPS = 4, 4  # samples (or trajectories) an optimizer step, over all processes
 FULL = {"finetuning": "full", "learning_rate": 1e-4}
-ALL_PARTS = {"train_vision_tower": True, "train_projector": True, "max_steps": 3}
+ALL_PARTS = {"train_vision_tower": True, "train_projector": True, "max_steps": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
     "shared_rows": {"samples_per_row": 2},
     "trajectory": {"layout": "trajectory", "max_decisions": 3, "overlap_decisions": 1},
     "lora_all_parts": ALL_PARTS,
-    "full": {**FULL, "max_steps": 3},
+    "full": {**FULL, "max_steps": 2},
     "full_all_parts": {**FULL, **ALL_PARTS, "image_size": 112},
 }
 MODES = {  # engine, class of the wrapped LoRA model, whether parameters are sharded
@@ -91,8 +91,8 @@ def flags(output: Path, *, num_processes: int, **changes: Any) -> list[str]:
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": BATCH // num_processes // batch_size,
         "max_steps": NUM_STEPS,
-        "eval_steps": 3,
-        "save_steps": 3,
+        "eval_steps": NUM_STEPS // 2,
+        "save_steps": NUM_STEPS // 2,
         "logging_steps": 1,
         "learning_rate": 2e-3,
         "warmup_steps": 0,
@@ -151,7 +151,7 @@ def plan_runs(name: str, folder: Path, dataset: Path, model: Path, gemma4: Path)
         alone = {"num_processes": 1, "environment": {"WORLD_SIZE": "1"}}
         runs.append(plan_run(folder / "one_process", dataset, model, {"max_steps": 1}, **alone))
     elif name == "deepspeed_zero3":
-        runs.append(plan_run(folder / "gemma4", dataset, gemma4, {"max_steps": 3}))
+        runs.append(plan_run(folder / "gemma4", dataset, gemma4, {"max_steps": 2}))
     else:
         runs.append(plan_run(folder / "refused", dataset, model, status=2))
     return runs
@@ -186,7 +186,7 @@ def run(
         if variant == "gemma4":
             # transformers gives each pass of Gemma 4 the same weight, however many tokens it has: the passes must be
             # the same.
-            model, changes = other_models("gemma4"), {"max_steps": 3, "per_device_train_batch_size": 1}
+            model, changes = other_models("gemma4"), {"max_steps": 2, "per_device_train_batch_size": 1}
             changes["gradient_accumulation_steps"] = BATCH
         where = {"dataset_path": dataset, "model_name_or_path": model}
         result = call_script("sft_pokemon_gemma3", *flags(folder / variant, num_processes=1, **where, **changes))
@@ -232,9 +232,7 @@ def assert_same(ours: Launch, expected: Launch) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_config_trains_in_its_mode_to_the_same_losses_and_weights_as_one_process(
-    name: str, run: Callable[..., Launch]
-) -> None:
+def test_a_config_trains_in_its_mode_to_the_result_of_one_process(name: str, run: Callable[..., Launch]) -> None:
     assert_same(run(name, "lora"), run(None, "lora"))
 
 
@@ -253,7 +251,7 @@ def test_a_config_whose_mode_is_not_in_force_is_refused(run: Callable[..., Launc
 
 
 @pytest.mark.parametrize(("name", "variant"), WITH_FEATURES.items())
-def test_two_processes_that_share_a_feature_cache_train_as_one_that_decodes_every_picture(
+def test_two_processes_with_a_feature_cache_match_one_without(
     name: str, variant: str, run: Callable[..., Launch]
 ) -> None:
     ours = run(name, "cached")
@@ -264,7 +262,7 @@ def test_two_processes_that_share_a_feature_cache_train_as_one_that_decodes_ever
 @pytest.mark.parametrize("name", ["deepspeed_zero3", "fsdp2"])
 def test_a_sharded_run_that_is_continued_ends_with_the_same_weights(name: str, run: Callable[..., Launch]) -> None:
     (_, continued), (_, through) = run(name, "continued"), run(name, "lora")
-    assert Path(f"{continued}.0.log").read_text().count("'loss'") == NUM_STEPS - 3
+    assert Path(f"{continued}.0.log").read_text().count("'loss'") == NUM_STEPS // 2
     ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in (continued, through))
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
@@ -307,7 +305,7 @@ def assert_frozen(folder: Path, variant: str, base: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
 @pytest.mark.parametrize("name", TWO_PROCESSES)
-def test_what_several_processes_train_has_the_files_names_and_shapes_of_one_process(
+def test_several_processes_write_the_files_names_and_shapes_of_one(
     name: str, variant: str, run: Callable[..., Launch], tiny_model: Path
 ) -> None:
     """What merges and converts from one process does so from several."""
@@ -326,7 +324,7 @@ def test_what_several_processes_train_has_the_files_names_and_shapes_of_one_proc
 
 
 @pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
-def test_what_is_trained_has_the_published_names_and_converts(
+def test_trained_checkpoints_have_the_published_names_and_convert(
     variant: str, run: Callable[..., Launch], tiny_model: Path, tmp_path: Path
 ) -> None:
     _, trained = run(None, variant)

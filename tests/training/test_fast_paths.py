@@ -145,7 +145,7 @@ def expected(
 
 
 @pytest.mark.parametrize("layout", ["grid", "frames"])
-def test_a_frozen_tower_without_gradients_changes_nothing(
+def test_a_frozen_tower_without_gradients_has_the_same_loss(
     layout: Layout, mixed: list[Sample], make_collator: MakeCollator, tiny_model: Path, expected: Callable
 ) -> None:
     model = with_lora(open_checkpoint(tiny_model).load_model())
@@ -153,7 +153,7 @@ def test_a_frozen_tower_without_gradients_changes_nothing(
 
 
 @pytest.mark.parametrize("layout", ["grid", "frames"])
-def test_a_trained_tower_gets_the_same_gradients_from_distinct_pictures(
+def test_encoding_each_picture_once_keeps_the_tower_gradients(
     layout: Layout, mixed: list[Sample], make_collator: MakeCollator, tiny_model: Path, expected: Callable
 ) -> None:
     model = with_lora(open_checkpoint(tiny_model).load_model(), everything=True)
@@ -164,7 +164,7 @@ def test_a_trained_tower_gets_the_same_gradients_from_distinct_pictures(
 
 
 @pytest.mark.parametrize("layout", ["grid", "frames"])
-def test_cached_features_change_nothing_and_run_no_tower(
+def test_cached_features_give_the_same_loss_without_running_the_tower(
     layout: Layout,
     mixed: list[Sample],
     make_collator: MakeCollator,
@@ -186,7 +186,7 @@ def test_cached_features_change_nothing_and_run_no_tower(
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("layout", ["grid", "frames"])
 @pytest.mark.parametrize("samples_per_row", [2, 4, 6])
-def test_samples_that_share_a_row_and_their_beginning_change_nothing(
+def test_samples_that_share_a_row_have_the_same_loss_and_gradients(
     samples_per_row: int,
     layout: Layout,
     attention: str,
@@ -203,7 +203,7 @@ def test_samples_that_share_a_row_and_their_beginning_change_nothing(
     assert_same(loss_and_gradients(model, batch), expected(layout))
 
 
-def test_masks_of_a_plain_row_would_make_a_shared_one_wrong(
+def test_the_masks_of_plain_rows_are_wrong_for_shared_rows(
     mixed: list[Sample], make_collator: MakeCollator, tiny_model: Path, expected: Callable
 ) -> None:
     batch = replace(make_collator("frames"), samples_per_row=6)(mixed)
@@ -214,7 +214,7 @@ def test_masks_of_a_plain_row_would_make_a_shared_one_wrong(
 
 @pytest.mark.parametrize("queries_per_block", [512, 50])
 @pytest.mark.parametrize("num_context", [0, 2])
-def test_a_trajectory_says_what_its_decisions_say_one_by_one(
+def test_a_trajectory_has_the_loss_of_its_decisions_one_by_one(
     num_context: int,
     queries_per_block: int,
     samples: list[Sample],
@@ -237,7 +237,7 @@ def test_a_trajectory_says_what_its_decisions_say_one_by_one(
     assert_same(ours, stock)
 
 
-def test_a_trajectory_of_one_decision_is_the_sample_in_frames(
+def test_a_trajectory_of_one_decision_equals_the_frames_layout(
     samples: list[Sample], make_collator: MakeCollator
 ) -> None:
     chosen = samples[4:7]  # whose windows are full of different frames
@@ -275,7 +275,7 @@ def steps_of(trainer: SFTTrainer) -> list[tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_training_takes_the_steps_of_stock_trl_with_one_tower_pass_a_picture(
+def test_training_matches_stock_trl_with_one_tower_pass_a_picture(
     samples: list[Sample], tiny_model: Path, toy_dataset: Path, make_collator: MakeCollator, tmp_path: Path
 ) -> None:
     """Stock TRL runs the frozen tower twice forward and once backward for every picture of every sample."""

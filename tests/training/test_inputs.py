@@ -37,7 +37,7 @@ def test_the_length_check_agrees_with_the_collator(toy_dataset: Path, tiny_model
         check_lengths(path, examples, collator, max_length=longest - 1)
 
 
-def test_rows_of_the_same_relative_path_elsewhere_are_read_anew(
+def test_another_folder_with_the_same_relative_path_is_read_again(
     toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("before", "after"):

@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
 from tests.conftest import MakeOnce
+from tests.training.launched_runs import TRAINING_MODULES
 
 OPTIONS = {
     "finetuning": "lora",
@@ -115,7 +116,7 @@ def start(folder: Path, dataset: Path, model: Path, disturb: Callable[[], None] 
         arguments.append("--resume_from_checkpoint")
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pokegemma.training.sft"])
+    context.set_forkserver_preload(TRAINING_MODULES)
     process = context.Process(target=run_script, args=(arguments, folder / "log.txt", disturb), daemon=True)
     process.start()
     return process
@@ -154,7 +155,7 @@ def assert_same_result(folder: Path, through: Path) -> None:
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_a_run_stopped_by_sigterm_and_resumed_ends_with_the_same_weights(
     through: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +168,7 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_with_the_same_weights(
     assert_same_result(tmp_path, through)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_a_run_killed_at_every_stage_and_resumed_ends_with_the_same_weights(
     through: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

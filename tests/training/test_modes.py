@@ -65,7 +65,7 @@ def observe(
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, REENTRANT, 2.0),
     ],
 )
-def test_layers_are_run_again_with_gradient_checkpointing_and_an_adapter(
+def test_gradient_checkpointing_recomputes_layers_with_an_adapter(
     training: dict[str, Any], expected: str, runs: float, tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     modes = observe(tiny_model, toy_dataset, tmp_path / "a", training=training, finetuning="lora")
@@ -79,7 +79,7 @@ def test_layers_are_run_again_with_gradient_checkpointing_and_an_adapter(
 @pytest.mark.parametrize(
     ("kwargs", "expected"), [({"every_n_layers": 2}, {ON, OFF}), ({"preserve_rng_state": False}, {ON})]
 )
-def test_other_arguments_of_checkpointing_leave_it_not_reentrant(
+def test_checkpointing_stays_not_reentrant_with_other_arguments(
     kwargs: dict[str, Any], expected: set[str], tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     training = {"gradient_checkpointing_kwargs": kwargs}
@@ -93,16 +93,14 @@ def test_a_trained_tower_is_checkpointed_too(tiny_model: Path, toy_dataset: Path
     assert modes["trained_weights"] == {"language_model": "float32", "vision_tower": "float32"}
 
 
-def test_bf16_is_the_type_that_every_linear_layer_computes_in(
-    tiny_model: Path, toy_dataset: Path, tmp_path: Path
-) -> None:
+def test_every_linear_layer_computes_in_bf16(tiny_model: Path, toy_dataset: Path, tmp_path: Path) -> None:
     modes = observe(tiny_model, toy_dataset, tmp_path / "a", bf16=True, finetuning="lora")
     assert modes["computed_in"] == {"language_model": "bfloat16", "vision_tower": "bfloat16"}
     assert modes["trained_weights"] == {"language_model": "float32"}
 
 
 @pytest.mark.parametrize(("bf16", "computed"), [(True, "bfloat16, float32"), (False, "float32")])
-def test_qlora_has_4_bits_in_every_linear_layer_of_the_language_model_alone(
+def test_qlora_stores_only_linear_layers_of_the_language_model_in_4_bits(
     bf16: bool, computed: str, tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     modes = observe(tiny_model, toy_dataset, tmp_path / "a", bf16=bf16, finetuning="qlora")
@@ -129,7 +127,7 @@ def test_qlora_in_bfloat16_stores_and_computes_in_it(tiny_model: Path, toy_datas
 
 
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4", "gemma4_large"])
-def test_qlora_of_other_families_has_4_bits_in_every_linear_layer_of_the_language_model_alone(
+def test_qlora_of_other_families_stores_only_the_language_model_in_4_bits(
     name: str, other_models, tmp_path: Path
 ) -> None:
     folder = other_models(name)
@@ -192,7 +190,7 @@ def test_flex_attention_is_in_force_where_it_was_asked_for(tiny_model: Path) -> 
 
 @pytest.mark.parametrize(("asked", "mask"), [("sdpa", "BlockMasks"), ("eager", "Tensor")])
 @pytest.mark.parametrize("layout", ["frames", "trajectory"])
-def test_rows_of_several_samples_or_answers_take_blocks_under_sdpa(
+def test_shared_rows_use_block_attention_under_sdpa(
     asked: str, mask: str, layout: str, attention_calls: list, make_collator, samples: list[Sample], tiny_model: Path
 ) -> None:
     model = open_checkpoint(tiny_model).load_model(attn_implementation=asked)
@@ -206,7 +204,7 @@ def test_rows_of_several_samples_or_answers_take_blocks_under_sdpa(
     assert text == [("blockwise" if asked == "sdpa" else "eager", mask)] * 6
 
 
-def test_with_cached_features_the_tower_sees_every_picture_once_and_training_and_evaluation_never(
+def test_with_cached_features_the_tower_runs_once_a_picture(
     tiny_model: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     pictures = []
@@ -246,7 +244,7 @@ def test_with_cached_features_the_tower_sees_every_picture_once_and_training_and
         ({"layout": "trajectory", "max_decisions": 5, "overlap_decisions": 0}, 2, [5, 5]),
     ],
 )
-def test_rows_of_a_run_hold_as_many_decisions_as_asked(
+def test_rows_contain_the_requested_number_of_decisions(
     view: dict[str, Any],
     num_rows: int,
     num_answers: list[int],
@@ -309,7 +307,7 @@ def test_a_mode_that_is_not_in_force_is_refused_in_one_line(found: dict, asked: 
     assert "\n" not in str(caught.value)
 
 
-def test_modes_as_asked_are_accepted() -> None:
+def test_requested_modes_that_are_in_force_are_accepted() -> None:
     check_modes(modes(), ModelOptions(model_name_or_path="m", finetuning="lora"), checkpointing=ON)
 
 

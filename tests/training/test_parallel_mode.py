@@ -38,7 +38,7 @@ def test_the_requested_mode_is_read_from_the_variables_of_the_launcher(
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
-def test_a_mode_that_accelerate_would_replace_is_refused_before_anything_is_loaded(
+def test_a_mode_that_accelerate_would_replace_is_refused_before_loading(
     variable: str, training: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_requested_mode(training)
@@ -48,7 +48,7 @@ def test_a_mode_that_accelerate_would_replace_is_refused_before_anything_is_load
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_weights_of_4_bits_are_not_sharded(
+def test_sharding_of_4_bit_weights_is_refused(
     variable: str, training: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = RunOptions(DataOptions(dataset_path="data"), training, ModelOptions(finetuning="qlora"))
@@ -57,7 +57,7 @@ def test_weights_of_4_bits_are_not_sharded(
         check_options(options)
 
 
-def test_a_process_that_accelerate_does_not_count_is_refused(
+def test_a_number_of_processes_that_accelerate_does_not_have_is_refused(
     training: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

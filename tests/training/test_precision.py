@@ -59,7 +59,7 @@ def test_an_explicit_flag_wins_over_the_launcher(monkeypatch: pytest.MonkeyPatch
     assert os.environ[LAUNCHED] == ("bf16" if asked else "no")
 
 
-def test_without_a_flag_the_launcher_counts_and_without_one_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_comes_from_the_flag_then_the_launcher_then_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv(LAUNCHED, raising=False)
     assert choose_bf16(None, use_cpu=False) is False
@@ -73,7 +73,7 @@ def test_without_a_flag_the_launcher_counts_and_without_one_the_gpu(monkeypatch:
     assert choose_bf16(None, use_cpu=True) is False
 
 
-def test_without_a_gpu_the_accelerate_config_may_ask_for_bf16_also_without_use_cpu(
+def test_bf16_in_the_accelerate_config_is_accepted_without_a_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As on a Mac; transformers refuses only the option."""
@@ -84,7 +84,7 @@ def test_without_a_gpu_the_accelerate_config_may_ask_for_bf16_also_without_use_c
 
 
 @pytest.mark.parametrize("by_flag", [True, False])
-def test_use_cpu_asks_no_gpu(by_flag: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_use_cpu_does_not_query_the_gpu(by_flag: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_gpu(monkeypatch, has_bf16=True)
     monkeypatch.delenv(LAUNCHED, raising=False)
     if not by_flag:
@@ -93,7 +93,7 @@ def test_use_cpu_asks_no_gpu(by_flag: bool, monkeypatch: pytest.MonkeyPatch, tmp
     assert (options.mixed_precision, options.bf16, options.use_cpu) == ("no", False, True)
 
 
-def test_a_gpu_without_bfloat16_trains_in_float32_and_says_so(
+def test_a_gpu_without_bfloat16_trains_in_float32_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     set_gpu(monkeypatch, has_bf16=False)
@@ -112,7 +112,7 @@ def test_fp16_and_fp8_in_the_accelerate_config_are_refused(monkeypatch: pytest.M
         choose_bf16(None, use_cpu=False)
 
 
-def test_a_deepspeed_config_has_the_last_word_and_a_flag_against_it_is_refused() -> None:
+def test_a_flag_that_contradicts_the_deepspeed_config_is_refused() -> None:
     on, off = ({"bf16": {"enabled": enabled}, "fp16": {"enabled": False}} for enabled in (True, False))
     assert [deepspeed_precision(on, asked=asked) for asked in (None, True)] == ["bf16", "bf16"]
     assert [deepspeed_precision(config, asked=asked) for config in (off, {}) for asked in (None, False)] == ["no"] * 4
@@ -123,9 +123,7 @@ def test_a_deepspeed_config_has_the_last_word_and_a_flag_against_it_is_refused()
         deepspeed_precision({"fp16": {"enabled": True}}, asked=None)
 
 
-def test_a_deepspeed_file_that_enables_bf16_is_seen_by_the_options(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_bf16_in_a_deepspeed_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed exists on Linux only")
     file = tmp_path / "deepspeed.json"
     for name, value in {
@@ -171,7 +169,7 @@ def assert_precision(output: Path, expected: str) -> None:
     ("launched", "flags", "expected"),
     [("bf16", ["--bf16", "false"], "no"), ("bf16", [], "bf16"), ("no", ["--bf16", "true"], "bf16")],
 )
-def test_training_computes_in_the_precision_that_the_flag_or_else_the_launcher_names(
+def test_training_computes_in_the_precision_of_the_flag_or_the_launcher(
     launched: str,
     flags: list[str],
     expected: str,

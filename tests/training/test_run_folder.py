@@ -39,7 +39,7 @@ def test_the_last_checkpoint_is_the_newest_that_every_process_has_written(tmp_pa
     assert last_checkpoint(tmp_path) == whole == resume(tmp_path)
 
 
-def test_a_checkpoint_that_was_cut_off_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     cut_off = make_checkpoint(tmp_path, 12, complete=False)
     with pytest.raises(PokegemmaError, match="checkpoint-12 is not a complete checkpoint"):
         resume(tmp_path, str(cut_off))
@@ -67,13 +67,13 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
 
 
 @pytest.mark.parametrize(("stage", "status"), [("train", "completed"), ("train", "interrupted"), ("merge", "running")])
-def test_what_is_not_a_killed_run_is_never_begun_again(stage: str, status: str, tmp_path: Path) -> None:
+def test_only_a_killed_run_is_started_again(stage: str, status: str, tmp_path: Path) -> None:
     write_run_record(tmp_path, stage=stage, options={}, status=status)
     with pytest.raises(PokegemmaError, match="no checkpoint in"):
         resume(tmp_path)
 
 
-def test_what_was_cut_off_is_deleted_by_name_and_the_rest_is_kept(
+def test_incomplete_checkpoints_are_deleted_and_other_files_are_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = make_checkpoint(tmp_path, 10)
@@ -87,7 +87,7 @@ def test_what_was_cut_off_is_deleted_by_name_and_the_rest_is_kept(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_no_run_has_made_is_never_emptied(overwrite: bool, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_from_a_run_is_never_emptied(overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(PokegemmaError, match=r"\(adapter, notes.txt\); choose an empty folder"):
@@ -96,7 +96,7 @@ def test_a_folder_that_no_run_has_made_is_never_emptied(overwrite: bool, tmp_pat
         check_output(tmp_path / "notes.txt", sources=[], overwrite=overwrite, resume=None)
 
 
-def test_what_a_run_leaves_that_is_killed_before_its_record_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_files_of_a_run_killed_before_its_record_do_not_block_the_next_run(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 2, complete=False)
     (tmp_path / "dataset_cache").mkdir()
     (tmp_path / ".run.json.7.part").touch()

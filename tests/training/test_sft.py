@@ -61,7 +61,7 @@ def finished(toy_dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempP
     return output
 
 
-def test_a_run_leaves_adapter_processor_curve_and_record(finished: Path, tiny_model: Path, toy_dataset: Path) -> None:
+def test_a_run_writes_adapter_processor_curve_and_record(finished: Path, tiny_model: Path, toy_dataset: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "processor_config.json", "chat_template.jinja"} <= names
     assert Image.open(finished / CURVE_FILE).size == (960, 540)
@@ -94,7 +94,7 @@ def test_a_run_shorter_than_eval_steps_is_evaluated_at_its_end(
     assert read_run_record(tmp_path)["best_checkpoint"].endswith("checkpoint-2")
 
 
-def test_the_log_says_how_long_a_step_waited_for_its_pictures(
+def test_the_time_that_a_step_waits_for_its_pictures_is_logged(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that a batch moves on by 3 s and a forward and backward pass by 1 s, however fast this machine is."""
@@ -131,7 +131,7 @@ def test_the_best_checkpoint_is_kept(finished: Path) -> None:
     assert all(torch.equal(kept[key], result[key]) for key in result)
 
 
-def test_qlora_trains_on_nf4_weights_and_leaves_the_tower_whole(
+def test_qlora_stores_the_language_model_in_nf4_and_not_the_tower(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     options = ModelOptions(model_name_or_path=str(tiny_model))
@@ -169,16 +169,16 @@ def test_gradient_checkpointing_changes_nothing(
         torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-4)
 
 
-def test_frames_of_any_number_are_trained_on(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_samples_with_different_numbers_of_frames_are_trained(
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     data = DataOptions(dataset_path=str(toy_dataset), layout="frames")
     training = TrainingOptions(output_dir=str(tmp_path / "a"), **QUICK)
     assert sft.train(data, training, ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora"))
     assert read_run_record(tmp_path / "a")["options"]["layout"] == "frames"
 
 
-def test_without_a_held_out_file_training_goes_on_without_evaluation(
-    toy_dataset: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_training_runs_without_a_held_out_file(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     alone.mkdir()
     for name in ("train.jsonl", "frames", "grid_images"):
@@ -187,7 +187,7 @@ def test_without_a_held_out_file_training_goes_on_without_evaluation(
     assert read_run_record(tmp_path / "a")["eval_dataset"] is None
 
 
-def test_held_out_samples_of_another_folder_find_their_pictures(
+def test_held_out_samples_of_another_folder_are_read_with_their_pictures(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     data = DataOptions(dataset_path=str(toy_dataset / "train.jsonl"), eval_dataset_path=str(toy_dataset))
@@ -196,7 +196,7 @@ def test_held_out_samples_of_another_folder_find_their_pictures(
     assert read_run_record(tmp_path / "a")["eval_dataset"]["path"] == str(toy_dataset / "eval.jsonl")
 
 
-def test_without_grid_pictures_the_grid_layout_is_refused(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_grid_layout_without_grid_pictures_is_refused(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
     sample = next(read_samples(toy_dataset / "train.jsonl"))
     (tmp_path / "train.jsonl").write_text(dataclasses.replace(sample, image=None).to_json())
     with pytest.raises(PokegemmaError, match="use --layout frames"):
@@ -204,7 +204,7 @@ def test_without_grid_pictures_the_grid_layout_is_refused(toy_dataset: Path, tin
     assert not (tmp_path / "a").exists()
 
 
-def test_a_layer_that_does_not_exist_is_one_line(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_unknown_target_module_is_reported_in_one_line(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
     options = {"finetuning": "lora", "lora_target_modules": ["nothing_proj"]}
     with pytest.raises(PokegemmaError, match="nothing_proj"):
         run_training(toy_dataset, tiny_model, tmp_path / "a", options=options)
@@ -226,7 +226,7 @@ def test_an_earlier_run_is_kept_until_everything_is_checked(
     assert read_run_record(output)["global_step"] == 2
 
 
-def test_an_earlier_run_outlives_a_feature_cache_of_another_model(
+def test_a_feature_cache_of_another_model_does_not_remove_an_earlier_run(
     finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     output, features = tmp_path / "adapter", tmp_path / "features"
@@ -241,7 +241,7 @@ def test_an_earlier_run_outlives_a_feature_cache_of_another_model(
 
 
 @pytest.mark.parametrize("which", ["dataset", "model"])
-def test_an_output_folder_that_holds_what_is_read_is_refused(which: str, toy_dataset: Path, tiny_model: Path) -> None:
+def test_an_output_folder_that_contains_an_input_is_refused(which: str, toy_dataset: Path, tiny_model: Path) -> None:
     folder = {"dataset": toy_dataset, "model": tiny_model}[which]
     with pytest.raises(PokegemmaError, match=r"--output_dir .* contains the input"):
         run_training(toy_dataset, tiny_model, folder, options={"finetuning": "lora"}, overwrite=True)
@@ -263,7 +263,7 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
     ("options", "layout", "message"),
     [({"lora_r": 4}, "grid", "lora_r was 16, is 4"), ({}, "frames", "layout was grid, is frames")],
 )
-def test_a_run_is_not_continued_as_another(
+def test_resuming_with_other_options_is_refused(
     options: dict[str, Any], layout: str, message: str, finished: Path, toy_dataset: Path, tiny_model: Path
 ) -> None:
     data = DataOptions(dataset_path=str(toy_dataset), layout=layout)
@@ -276,7 +276,7 @@ def test_a_run_records_which_frames_its_samples_show(finished: Path) -> None:
     assert read_run_record(finished)["window"] == {"num_frames": 4, "min_frames": 4, "max_gap_s": 30.0}
 
 
-def test_trajectories_are_not_continued_with_others(tmp_path: Path) -> None:
+def test_resuming_with_other_trajectory_options_is_refused(tmp_path: Path) -> None:
     options = dict.fromkeys(_FIXED_OPTIONS) | {"layout": "trajectory", "max_decisions": 8, "overlap_decisions": 2}
     facts = {"base_fingerprint": "f", "dataset": {"sha256": "d"}}
     write_run_record(tmp_path, stage="train", options=options, **facts)
@@ -298,7 +298,7 @@ def test_answers_that_evaluation_cannot_read_are_refused_before_training(
     assert not (tmp_path / "a").exists()
 
 
-def test_one_process_takes_one_gpu(
+def test_a_single_process_uses_one_gpu(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = TrainingOptions(output_dir=str(tmp_path / "a"), **{**QUICK, "max_steps": 1})
@@ -310,7 +310,7 @@ def test_one_process_takes_one_gpu(
     assert "using one of 2 GPUs; accelerate launch uses all" in caplog.text
 
 
-def test_a_finished_run_that_is_resumed_makes_no_further_step(
+def test_resuming_a_finished_run_takes_no_step(
     finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "adapter"
@@ -323,7 +323,7 @@ def test_a_finished_run_that_is_resumed_makes_no_further_step(
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
-def test_a_checkpoint_whose_adapter_is_not_whole_is_not_continued(
+def test_a_checkpoint_with_an_incomplete_adapter_is_refused(
     finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "adapter"
@@ -339,9 +339,7 @@ def test_a_checkpoint_whose_adapter_is_not_whole_is_not_continued(
 
 
 @pytest.mark.parametrize("finetuning", ["qlora", "lora", "full"])
-def test_a_base_that_is_stored_quantised_is_refused(
-    finetuning: str, toy_dataset: Path, quantised_model: Path, tmp_path: Path
-) -> None:
+def test_a_quantised_base_is_refused(finetuning: str, toy_dataset: Path, quantised_model: Path, tmp_path: Path) -> None:
     with pytest.raises(PokegemmaError, match=f"{quantised_model}: .* stored quantised, .*google/gemma-3-4b-it"):
         run_training(toy_dataset, quantised_model, tmp_path / "a", options={"finetuning": finetuning})
     assert not (tmp_path / "a").exists()
@@ -388,7 +386,7 @@ def test_contradicting_model_options_are_refused(options: dict[str, Any], messag
         ModelOptions(**options)
 
 
-def test_flex_attention_on_a_cpu_is_one_line(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_flex_attention_on_a_cpu_is_refused_in_one_line(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
     """torch has no backward pass of it there."""
     options = {"finetuning": "lora", "attn_implementation": "flex_attention"}
     with pytest.raises(PokegemmaError, match="--attn_implementation flex_attention"):
@@ -398,7 +396,7 @@ def test_flex_attention_on_a_cpu_is_one_line(toy_dataset: Path, tiny_model: Path
 @pytest.mark.parametrize(
     ("view", "flag"), [({"samples_per_row": 2}, "--samples_per_row"), ({"layout": "trajectory"}, "--layout trajectory")]
 )
-def test_rows_with_our_masks_are_refused_for_an_attention_that_takes_none(view: dict[str, Any], flag: str) -> None:
+def test_shared_rows_are_refused_for_an_attention_without_masks(view: dict[str, Any], flag: str) -> None:
     data, flex = DataOptions(dataset_path="d", **view), ModelOptions(attn_implementation="flex_attention")
     with pytest.raises(PokegemmaError, match=f"{flag} .* --attn_implementation .* flex_attention"):
         sft.check_fast_paths(data, flex)
@@ -406,7 +404,7 @@ def test_rows_with_our_masks_are_refused_for_an_attention_that_takes_none(view: 
     sft.check_fast_paths(DataOptions(dataset_path="d"), flex)
 
 
-def test_a_batch_that_is_too_small_for_its_rows_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batch_smaller_than_its_rows_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = DataOptions(dataset_path=str(tmp_path / "missing"), samples_per_row=4)
     training = TrainingOptions(output_dir=str(tmp_path / "a"), use_cpu=True)
     with pytest.raises(PokegemmaError, match="missing not found"):
@@ -426,7 +424,7 @@ def test_a_batch_that_is_too_small_for_its_rows_is_named(tmp_path: Path, caplog:
         {"push_to_hub": True},
     ],
 )
-def test_what_gemma_3_cannot_do_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+def test_options_that_gemma_3_does_not_have_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(PokegemmaError):
         TrainingOptions(output_dir=str(tmp_path), **options)
 
@@ -434,7 +432,7 @@ def test_what_gemma_3_cannot_do_is_refused(options: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     "options", [{"eval_strategy": "epoch"}, {"eval_steps": 200}, {"save_strategy": "no"}, {"save_steps": 30}]
 )
-def test_evaluation_and_checkpoints_go_together(options: dict[str, Any], tmp_path: Path) -> None:
+def test_evaluation_steps_must_match_checkpoint_steps(options: dict[str, Any], tmp_path: Path) -> None:
     training = TrainingOptions(output_dir=str(tmp_path), **options)
     assert not training.load_best_model_at_end or training.save_strategy == training.eval_strategy
 
@@ -446,14 +444,14 @@ def test_tracking_goes_to_wandb_when_a_key_is_set(tmp_path: Path, monkeypatch: p
     assert TrainingOptions(output_dir=str(tmp_path)).report_to == ["tensorboard"]
 
 
-def test_evaluation_has_the_batch_of_training_unless_told(tmp_path: Path) -> None:
+def test_the_evaluation_batch_defaults_to_the_training_batch(tmp_path: Path) -> None:
     sizes = {"output_dir": str(tmp_path), "per_device_train_batch_size": 3, "use_cpu": True}
     assert TrainingOptions(**sizes).per_device_eval_batch_size == 3
     assert TrainingOptions(**sizes, per_device_eval_batch_size=8).per_device_eval_batch_size == 8
 
 
 @pytest.mark.parametrize("layout", ["frames", "trajectory"])
-def test_evaluation_is_the_same_in_batches_of_any_size(
+def test_evaluation_does_not_depend_on_the_batch_size(
     layout: str, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     data = DataOptions(dataset_path=str(toy_dataset), layout=layout, max_decisions=3)

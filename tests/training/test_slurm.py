@@ -85,8 +85,8 @@ def submit(project: Path, dataset: Path, model: Path, *, job_id: int, max_steps:
         return subprocess.Popen(["bash", str(JOB), *flags], env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.slow
-def test_a_job_on_two_machines_saves_when_its_time_is_up_and_continues_after_requeueing(
+@pytest.mark.slow(50)
+def test_a_job_on_two_machines_saves_at_its_time_limit_and_continues(
     project: Path, toy_dataset: Path, tiny_model: Path
 ) -> None:
     log = project / "slurm.log"
@@ -115,7 +115,7 @@ def test_a_job_on_two_machines_saves_when_its_time_is_up_and_continues_after_req
     assert (project / "scontrol.log").read_text() == f"requeue {job_id}\n"
 
 
-def test_the_job_names_what_is_not_set() -> None:
+def test_the_job_names_missing_variables() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("DATASET_PATH", "OUTPUT_DIR")}
     result = subprocess.run(["bash", str(JOB)], env=environment, capture_output=True, text=True, cwd=PROJECT_ROOT)
     assert result.returncode != 0

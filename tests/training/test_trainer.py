@@ -24,7 +24,7 @@ def labels_of(rows: list[list[list[int]]]) -> torch.Tensor:
     return labels
 
 
-def test_answers_are_found_in_reading_order() -> None:
+def test_answers_are_counted_in_reading_order() -> None:
     rows, starts, ends = find_answers(labels_of([[ANSWER, ANSWER[:3]], [], [[5] * 14]]))
     assert rows.tolist() == [0, 0, 2]
     assert starts.tolist() == [2, 8, 2]
@@ -32,7 +32,7 @@ def test_answers_are_found_in_reading_order() -> None:
 
 
 @pytest.mark.parametrize("layout", ["grid", "trajectory"])
-def test_a_button_is_correct_if_all_its_tokens_are_and_rows_are_those_of_the_dataset(layout: str) -> None:
+def test_a_button_is_correct_if_all_its_tokens_are(layout: str) -> None:
     labels = labels_of([[ANSWER, ANSWER], [ANSWER]])
     is_top1 = torch.zeros(2, 15, dtype=torch.bool)  # of the next token
     is_top1[0, 8:10] = True  # both button tokens of the second answer

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 from pokegemma.gemma.adapters.reading import CONFIG_FILE, WEIGHTS_FILE, Adapter, name_some, trained_in_full
 from pokegemma.gemma.weight_files import plain_name
 
@@ -60,7 +60,7 @@ def attach_adapter(model: PreTrainedModel, adapter: Adapter, base: str) -> PeftM
             )
         attached.load_state_dict({places[name]: tensor for name, tensor in tensors.items()}, strict=False)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise PokegemmaError(f"{adapter.path} does not fit {base}, is it the wrong base? {reason}") from error
     return attached.eval()
 

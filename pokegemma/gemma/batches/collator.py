@@ -120,10 +120,7 @@ class Gemma3Collator:
         """
         if isinstance(example, Trajectory):
             return prompts.trajectory_images(example)
-        try:
-            return prompts.sample_images(example, self.layout)
-        except ValueError as error:
-            raise PokegemmaError(str(error)) from error
+        return prompts.sample_images(example, self.layout)
 
     def tokenize(self, example: Example) -> TokenRow:
         """Return the tokens of a conversation.

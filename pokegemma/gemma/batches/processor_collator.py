@@ -78,10 +78,7 @@ class ProcessorCollator:
         Raises:
             PokegemmaError: the layout is grid, and the sample has no grid picture.
         """
-        try:
-            return prompts.sample_images(sample, self.layout)
-        except ValueError as error:
-            raise PokegemmaError(str(error)) from error
+        return prompts.sample_images(sample, self.layout)
 
     def tokenize(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Return the tokens of the prompt, and of the answer with its end of turn.

@@ -15,6 +15,28 @@ from transformers import (
 
 from pokegemma.gemma.tiny.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
+_SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+_TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "max_position_embeddings": 8192,
+    "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+    **_SPECIAL,
+}
+_VISION = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+
 
 def _published_key(key: str) -> str:
     """Return the name that published checkpoints give a weight of a Gemma 3 built from its config."""
@@ -53,44 +75,20 @@ def make_tiny_gemma3(
     """
     set_seed(seed)
     tokenizer = train_tokenizer(folder, seed=seed)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<end_of_turn>", "<end_of_image>")}
-    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    stops = {"eos_token_id": [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]}
     config = Gemma3Config(
-        text_config={
-            "vocab_size": 64 * -(-len(tokenizer) // 64),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
-            "sliding_window": sliding_window,
-            "max_position_embeddings": 8192,
-            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
-            **special,
-        },
-        vision_config={
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "image_size": image_size_px,
-            "patch_size": 14,
-            "vision_use_head": False,
-        },
+        text_config={**_TEXT, "vocab_size": 64 * -(-len(tokenizer) // 64), "sliding_window": sliding_window},
+        vision_config={**_VISION, "image_size": image_size_px},
         mm_tokens_per_image=num_image_tokens,
         boi_token_index=tokenizer.boi_token_id,
-        eoi_token_index=ids["<end_of_image>"],
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
         image_token_index=tokenizer.image_token_id,
-        eos_token_id=[1, ids["<end_of_turn>"]],
         tie_word_embeddings=True,
+        **stops,
     )
     model = Gemma3ForConditionalGeneration(config)
     make_teachable(model)
-    model.generation_config = GenerationConfig(
-        **{**special, "eos_token_id": [1, ids["<end_of_turn>"]]}, cache_implementation="hybrid", do_sample=False
-    )
+    model.generation_config = GenerationConfig(**{**_SPECIAL, **stops}, cache_implementation="hybrid", do_sample=False)
     model.save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
     weights = {_published_key(key): value for key, value in weights.items()}

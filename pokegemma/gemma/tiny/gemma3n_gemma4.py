@@ -51,7 +51,55 @@ _GEMMA4_TEMPLATE = (
 )
 
 _SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-_LAYERS = ["sliding_attention", "full_attention"] * 2
+_TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "max_position_embeddings": 8192,
+    **_SPECIAL,
+}
+_GEMMA3N_TEXT = {
+    **_TEXT,
+    "hidden_size_per_layer_input": 64,
+    "num_kv_shared_layers": 2,
+    "laurel_rank": 64,
+    "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+}
+_GEMMA3N_AUDIO = {
+    "hidden_size": 32,
+    "conf_num_hidden_layers": 1,
+    "conf_num_attention_heads": 2,
+    "vocab_size": 2,
+    "sscp_conv_channel_size": (8, 4),
+}
+_GEMMA4_TEXT = {**_TEXT, "global_head_dim": 64, "final_logit_softcapping": 30.0}
+_GEMMA4_SMALL_TEXT = {**_GEMMA4_TEXT, "hidden_size_per_layer_input": 64, "num_kv_shared_layers": 2}
+_GEMMA4_LARGE_TEXT = {
+    **_GEMMA4_TEXT,
+    "hidden_size_per_layer_input": 0,
+    "use_bidirectional_attention": "vision",
+    "attention_k_eq_v": True,
+}
+_GEMMA4_VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "position_embedding_size": 1024,
+}
+_GEMMA4_AUDIO = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "output_proj_dims": 32,
+    "subsampling_conv_channels": [8, 4],
+}
 
 
 def _write_model(folder: Path, config: PreTrainedConfig, *, end_of_turn: int) -> None:
@@ -102,22 +150,10 @@ def make_tiny_gemma3n(
     assert tokenizer.audio_token_id == offset + 3 == len(tokenizer) - 1
     config = Gemma3nConfig(
         text_config={
+            **_GEMMA3N_TEXT,
             "vocab_size": len(tokenizer),
             "vocab_size_per_layer_input": offset,
-            "hidden_size": 128,
-            "hidden_size_per_layer_input": 64,
-            "intermediate_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "num_kv_shared_layers": 2,
-            "layer_types": _LAYERS,
             "sliding_window": sliding_window,
-            "max_position_embeddings": 8192,
-            "laurel_rank": 64,
-            "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
-            **_SPECIAL,
         },
         vision_config={
             "architecture": "mobilenetv5_300m_enc",
@@ -126,14 +162,7 @@ def make_tiny_gemma3n(
             "vocab_offset": offset,
             "model_args": {"channel_multiplier": 0.0625, "msfa_output_resolution": int(num_image_tokens**0.5)},
         },
-        audio_config={
-            "hidden_size": 32,
-            "conf_num_hidden_layers": 1,
-            "conf_num_attention_heads": 2,
-            "vocab_size": 2,
-            "vocab_offset": offset + 2,
-            "sscp_conv_channel_size": (8, 4),
-        },
+        audio_config={**_GEMMA3N_AUDIO, "vocab_offset": offset + 2},
         vision_soft_tokens_per_image=num_image_tokens,
         boi_token_id=tokenizer.boi_token_id,
         eoi_token_id=offset,
@@ -160,6 +189,31 @@ def make_tiny_gemma4(
     set_seed(seed)
     tokenizer = train_tokenizer(folder, seed=seed, control_symbols=_GEMMA4_CONTROL_SYMBOLS, tokens=_GEMMA4_TOKENS)
     (folder / "tokenizer.model").unlink()  # the published ones have none
+    _write_gemma4_processor(folder, max_image_tokens=max_image_tokens)
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _GEMMA4_TOKENS.items()}
+    vocabulary = 64 * -(-len(tokenizer) // 64)
+    config = Gemma4Config(
+        text_config={
+            **(_GEMMA4_LARGE_TEXT if large else _GEMMA4_SMALL_TEXT),
+            "vocab_size": vocabulary,
+            "vocab_size_per_layer_input": vocabulary,
+            "sliding_window": sliding_window,
+        },
+        vision_config=_GEMMA4_VISION,
+        audio_config=None if large else _GEMMA4_AUDIO,
+        boi_token_id=ids["boi_token"],
+        eoi_token_id=ids["eoi_token"],
+        image_token_id=ids["image_token"],
+        boa_token_id=ids["boa_token"],
+        eoa_token_index=ids["eoa_token"],
+        audio_token_id=ids["audio_token"],
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+    )
+    _write_model(folder, config, end_of_turn=tokenizer.convert_tokens_to_ids("<turn|>"))
+
+
+def _write_gemma4_processor(folder: Path, *, max_image_tokens: int) -> None:
+    """Write the chat template and the processor's configuration."""
     (folder / "chat_template.jinja").write_text(_GEMMA4_TEMPLATE, encoding="utf-8")
     images = Gemma4ImageProcessorPil(max_soft_tokens=max_image_tokens)
     processor = {
@@ -170,55 +224,3 @@ def make_tiny_gemma4(
         "video_processor": {"video_processor_type": "Gemma4VideoProcessor"},
     }
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
-    kind = (
-        {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision", "attention_k_eq_v": True}
-        if large
-        else {"hidden_size_per_layer_input": 64, "num_kv_shared_layers": 2}
-    )
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _GEMMA4_TOKENS.items()}
-    vocabulary = 64 * -(-len(tokenizer) // 64)
-    config = Gemma4Config(
-        text_config={
-            "vocab_size": vocabulary,
-            "vocab_size_per_layer_input": vocabulary,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "global_head_dim": 64,
-            "layer_types": _LAYERS,
-            "sliding_window": sliding_window,
-            "max_position_embeddings": 8192,
-            "final_logit_softcapping": 30.0,
-            **kind,
-            **_SPECIAL,
-        },
-        vision_config={
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "position_embedding_size": 1024,
-        },
-        audio_config=None
-        if large
-        else {
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "output_proj_dims": 32,
-            "subsampling_conv_channels": [8, 4],
-        },
-        boi_token_id=ids["boi_token"],
-        eoi_token_id=ids["eoi_token"],
-        image_token_id=ids["image_token"],
-        boa_token_id=ids["boa_token"],
-        eoa_token_index=ids["eoa_token"],
-        audio_token_id=ids["audio_token"],
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
-    )
-    _write_model(folder, config, end_of_turn=tokenizer.convert_tokens_to_ids("<turn|>"))

@@ -1,33 +1,30 @@
 """Options of the search for a batch size."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from pokegemma.errors import check_ranges
+from pokegemma.options import option
 
 
 @dataclass
 class SearchOptions:
     """How to search for the batch size."""
 
-    effective_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Samples an optimizer step, over all processes; default: batch size x accumulation as given."
-        },
+    effective_batch_size: int | None = option(
+        None, "Samples in an optimizer step, over all processes. Default: batch size times accumulation, as given."
     )
-    memory_limit_gib: float | None = field(
-        default=None,
-        metadata={"help": "Largest memory to use; default: that of the GPU, or the free memory of the machine."},
+    memory_limit_gib: float | None = option(
+        None, "Largest memory to use. Default: that of the GPU, or the free memory of the machine."
     )
-    headroom: float = field(default=0.1, metadata={"help": "Share of the memory to leave unused."})
-    trial_steps: int = field(default=3, metadata={"help": "Optimizer steps of a trial; the first is not timed."})
-    output: str = field(default="batch_size_results.json", metadata={"help": "JSON file to write."})
-    write_env: bool = field(default=False, metadata={"help": "Write BATCH_SIZE and GRAD_ACCUM into --env_path."})
-    env_path: str = field(default=".env", metadata={"help": "File for --write_env; its other lines stay."})
+    headroom: float = option(0.1, "Share of the memory that stays unused.")
+    trial_steps: int = option(3, "Optimizer steps of a trial. The first is not timed.")
+    output: str = option("batch_size_results.json", "JSON file to write.")
+    write_env: bool = option(False, "Write BATCH_SIZE and GRAD_ACCUM into --env_path.")
+    env_path: str = option(".env", "File for --write_env. Its other lines do not change.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "effective_batch_size", at_least=1)

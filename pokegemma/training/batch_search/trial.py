@@ -6,7 +6,7 @@ Started by `runner.TrialRunner` with the flags of the training run, then those t
 import json
 import resource
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError, is_out_of_memory
+from pokegemma.options import option
 from pokegemma.outputs import atomic_file
 from pokegemma.training.batch_search.options import SearchOptions
 from pokegemma.training.modes import LANGUAGE_MODEL, OFF, modes_in_force
@@ -25,8 +26,8 @@ from pokegemma.training.options import DataOptions, ModelOptions, TrainingOption
 class TrialOptions:
     """Options of a trial besides those of training."""
 
-    trial_result: str = field(metadata={"help": "JSON file to write."})
-    trial_limit_bytes: int = field(metadata={"help": "Largest memory to use on a GPU."})
+    trial_result: str = option(..., "JSON file to write.")
+    trial_limit_bytes: int = option(..., "Largest memory to use on a GPU.")
 
 
 def peak_resident_bytes() -> int:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from pokegemma.data.checks.records import Check
 from pokegemma.environment import GIB
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.weight_files import weight_files
 
@@ -58,7 +58,7 @@ def _check_hub_access(model: str) -> Check:
     except OfflineModeIsEnabled:
         return Check(name, "FAIL", f"{absent}, and HF_HUB_OFFLINE forbids to download it")
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         return Check(name, "FAIL", f"{absent}, and the Hugging Face Hub cannot be reached: {reason}")
     except ValueError:
         return Check(name, "FAIL", f"{model} is neither a folder nor a model id like google/gemma-3-4b-it")

@@ -16,7 +16,7 @@ import yaml
 from pokegemma.data.checks.records import NO_SAMPLES, Check, Split, skipped
 from pokegemma.data.samples import TRAIN_FILE, Sample
 from pokegemma.data.trajectories import cut_trajectories
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 from pokegemma.gemma.adapters.attachment import attach_adapter
 from pokegemma.gemma.adapters.reading import read_adapter
 from pokegemma.gemma.loading import open_checkpoint
@@ -174,7 +174,7 @@ def check_step(train_command: Sequence[str], train: Split, options: RunOptions) 
             try:
                 difference = _largest_difference(output, options, samples[0], dataset)
             except (PokegemmaError, OSError, ValueError, RuntimeError, KeyError) as error:
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(error, length=300)
                 raise _StepFailedError(f"the result cannot be loaded: {reason}", log) from error
             if not difference:
                 raise _StepFailedError(f"loss {loss:.3f}, but training changed nothing", log)

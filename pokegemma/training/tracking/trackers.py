@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import (
     rewrite_logs,
 )
 
+from pokegemma.errors import one_line
 from pokegemma.training.tracking.settings import SUMMARY_FILE, wandb_timeouts_s
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def _serve(calls: _Calls, errors: tuple[type[BaseException], ...]) -> None:
             call()
             failure = None
         except errors as error:
-            failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            failure = f"{type(error).__name__}: {one_line(error, length=300)}"
         finally:
             answer.put(failure)
 
@@ -209,7 +210,7 @@ class WandbRun(WandbCallback):
         try:
             run = start(resume="allow" if self.continued else None)
         except self._wandb.Error as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, length=300)
             with contextlib.suppress(SystemExit):
                 self._wandb.teardown()
             run = start(mode="offline")

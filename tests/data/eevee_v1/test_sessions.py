@@ -248,7 +248,7 @@ def test_a_folder_without_session_file_is_named(tmp_path):
         {"turn": 1},
     ],
 )
-def test_a_turn_without_a_usable_number_is_malformed_and_the_rest_goes_on(make_session, bad):
+def test_a_turn_without_a_usable_number_is_malformed_and_others_are_read(make_session, bad):
     session = read_session(make_session("s", [turn_record(1), bad, turn_record(3)]))
     assert statuses(session) == ["decision", "malformed_turn", "decision"]
     assert [turn.number for turn in session.turns] == [1, None, 3]

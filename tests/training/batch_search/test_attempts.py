@@ -81,14 +81,14 @@ def test_sizes_are_doubled_then_bisected() -> None:
     assert machine.calls == [(1, True), (2, True), (4, True), (8, True), (16, True), (48, True), (24, True)]
 
 
-def test_without_checkpointing_nothing_larger_than_what_fits_with_it_is_tried() -> None:
+def test_without_checkpointing_no_larger_batch_is_tried_than_fits_with_it() -> None:
     machine = Machine(10)
     try_sizes(machine, batch_sizes(16, 1), gradient_checkpointing=[True, False])
     assert machine.calls[:5] == [(1, True), (2, True), (4, True), (8, True), (16, True)]
     assert machine.calls[5:] == [(1, False), (2, False), (4, False), (8, False)]
 
 
-def test_where_one_sample_does_not_fit_with_checkpointing_nothing_is_tried_without() -> None:
+def test_without_checkpointing_nothing_is_tried_if_one_sample_does_not_fit_with_it() -> None:
     machine = Machine(2)
     assert find(machine, [1, 2, 4]) is None
     assert machine.calls == [(1, True)]
@@ -110,7 +110,7 @@ def test_of_equally_fast_sizes_the_smallest_is_taken() -> None:
     assert find(Machine(100, speed=lambda batch, on: 3.0), batch_sizes(16, 1), (True,)).batch_size == 1
 
 
-def test_processes_together_take_what_fits_in_all_at_the_pace_of_the_slowest() -> None:
+def test_several_processes_take_the_smallest_fit_and_the_slowest_speed() -> None:
     assert combine_trials([Trial(True, 5, 3.0), Trial(True, 7, 2.0)]) == Trial(True, 7, 4.0)
     assert combine_trials([Trial(True, 5, 3.0), Trial(False, 9, reason="too much")]) == Trial(
         False, 9, reason="too much"

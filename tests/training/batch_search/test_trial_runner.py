@@ -63,7 +63,7 @@ def test_the_samples_with_the_most_tokens_come_first(samples: list[Sample], make
     assert all(length == count(sample) for length, sample in chosen)
 
 
-def test_a_base_that_is_stored_quantised_is_refused(toy_dataset: Path, quantised_model: Path, tmp_path: Path) -> None:
+def test_a_quantised_base_is_refused(toy_dataset: Path, quantised_model: Path, tmp_path: Path) -> None:
     model = ModelOptions(model_name_or_path=str(quantised_model), finetuning="lora")
     with pytest.raises(PokegemmaError, match=f"{quantised_model}: .* stored quantised"):
         write_trial_dataset(DataOptions(dataset_path=str(toy_dataset)), model, tmp_path / "d", step_rows=1, num_steps=1)
@@ -340,7 +340,7 @@ def test_without_a_launcher_there_is_one_process_with_the_first_gpu() -> None:
     assert environ == {"CUDA_VISIBLE_DEVICES": "3", "PATH": "p"}
 
 
-def test_a_process_of_a_launcher_gets_its_gpu_and_its_trials_do_not_know_the_launcher() -> None:
+def test_trials_get_the_gpu_of_their_process_and_no_launcher_variables() -> None:
     launcher = {
         "RANK": "0",
         "LOCAL_RANK": "1",
@@ -426,14 +426,14 @@ def test_a_trial_that_did_not_do_what_it_was_to_measure_is_refused(asked: bool, 
     check_trial_mode({"out_of_memory": "x"}, expected=asked)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_a_trial_trains_for_real_and_measures(single: Trial) -> None:
     assert single.fits
     assert 200 * MIB < single.peak_bytes < 4 * GIB
     assert single.decisions_per_second > 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_the_search_stops_at_the_memory_limit_and_writes_what_it_found(
     single: Trial, toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable
 ) -> None:
@@ -461,8 +461,8 @@ def test_the_search_stops_at_the_memory_limit_and_writes_what_it_found(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".env", "batch_size_results.json"]
 
 
-@pytest.mark.slow
-def test_where_one_sample_does_not_fit_it_says_what_to_change(
+@pytest.mark.slow(45)
+def test_changes_are_suggested_where_one_sample_does_not_fit(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable
 ) -> None:
     (tmp_path / ".env").write_text("BATCH_SIZE=4\n")
@@ -474,8 +474,8 @@ def test_where_one_sample_does_not_fit_it_says_what_to_change(
     assert (tmp_path / ".env").read_text() == "BATCH_SIZE=4\n"
 
 
-@pytest.mark.slow
-def test_a_trial_that_fails_for_another_reason_is_no_answer(
+@pytest.mark.slow(45)
+def test_a_trial_that_fails_for_another_reason_ends_the_search(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable
 ) -> None:
     done = search(*flags(toy_dataset, tiny_model), "--lora_target_modules", "no_such_layer")
@@ -506,8 +506,8 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
 
 
-@pytest.mark.slow
-def test_of_two_processes_the_one_with_less_memory_counts(
+@pytest.mark.slow(45)
+def test_the_search_uses_the_smaller_memory_limit_of_two_processes(
     single: Trial, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "launched.py").write_text(LAUNCHED)

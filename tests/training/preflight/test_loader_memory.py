@@ -119,7 +119,7 @@ def test_workers_are_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_shared_memory_that_fills_up_during_training_ends_it_instead_of_hanging() -> None:
+def test_full_shared_memory_ends_training_instead_of_hanging() -> None:
     done = run_with_small_disk(FOLDER, 3 * 1024, shlex.join([sys.executable, "-c", COLLATE_IN_A_WORKER]))
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]

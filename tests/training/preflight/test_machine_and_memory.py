@@ -43,7 +43,7 @@ def test_a_package_outside_its_range_fails(monkeypatch):
     assert check.details[1] == "no-such-package is not installed"
 
 
-def test_hardware_without_a_gpu_warns_and_a_gpu_out_of_torchs_reach_fails(monkeypatch):
+def test_no_gpu_is_a_warning_and_a_gpu_that_torch_cannot_use_is_a_failure(monkeypatch):
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
     assert machine.check_hardware(hardware()).status == "WARN"
     check = machine.check_hardware(hardware(Gpu("H200", 139.0)))
