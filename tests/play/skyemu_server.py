@@ -280,6 +280,7 @@ class SkyEmuServer:
         standin = self
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = 0.5  # a client that was ended while it connected sends nothing; SkyEmu has threads for the others
             wbufsize = -1  # head and body in one packet: the second of two small ones waits for an acknowledgement
 
             def do_GET(self) -> None:

@@ -143,18 +143,16 @@ class SkyEmuClient:
         """Send one request and return the body of its answer; NoAnswerError without one."""
         query = "?" + urlencode(parameters, quote_via=quote) if parameters else ""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._limits.timeout_s + extra_s)
-        try:
+        is_sent = False
+        try:  # whatever interrupts it: a connection that stays open keeps a server waiting
             connection.connect()
-        except OSError as error:
-            connection.close()
-            raise NoAnswerError(error.strerror or str(error), may_be_done=False) from None
-        try:
+            is_sent = True
             connection.request("GET", f"{self._path}/{command}{query}", headers={"Connection": "close"})
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as error:
-            self.num_unanswered += 1
-            raise NoAnswerError(f"{type(error).__name__}: {error}") from None
+            self.num_unanswered += is_sent
+            raise NoAnswerError(f"{type(error).__name__}: {error}", may_be_done=is_sent) from None
         finally:
             connection.close()
         if response.status != http.HTTPStatus.OK:

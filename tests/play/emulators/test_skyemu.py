@@ -1,8 +1,10 @@
 """SkyEmu over HTTP, with a stand-in that speaks its protocol and fails as it does."""
 
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +123,40 @@ def test_buttons_are_released_where_the_program_ends(how: signal.Signals | str, 
         _, stderr = process.communicate()
     assert server.state.pressed == []
     assert "Traceback" not in stderr
+
+
+PLAY_ON = """
+import sys
+from contextlib import closing
+from pokegemma.cli import run
+from pokegemma.play.emulators.emulator import PressTiming
+from pokegemma.play.emulators.open import open_emulator
+
+def main():
+    with closing(open_emulator(sys.argv[1], timing=PressTiming())) as game:
+        print("plays", flush=True)
+        while True:
+            for button in ("up", "left", "a"):
+                game.press(button)
+
+run(main)
+"""
+
+
+@pytest.mark.slow
+def test_buttons_are_released_at_whatever_moment_a_player_is_ended(server: SkyEmuServer) -> None:
+    rng = random.Random(5)
+    for how in [signal.SIGTERM, signal.SIGINT] * 5:
+        command = [sys.executable, "-c", PLAY_ON, server.url]
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with killed_after(process):
+            assert process.stdout.readline() == "plays\n"
+            time.sleep(rng.uniform(0, 0.3))
+            process.send_signal(how)
+            _, stderr = process.communicate()
+        assert server.state.pressed == []
+        assert "Traceback" not in stderr
+        assert "could not be released" not in stderr
 
 
 @pytest.mark.parametrize("command", ["/step", "/input", "/screen"])
