@@ -1,5 +1,8 @@
 """Open what is to be played: the toy game, a ROM, or a SkyEmu that runs already."""
 
+import platform
+import sys
+
 from pokegemma.errors import PokegemmaError
 from pokegemma.play.emulators.emulator import Emulator, PressTiming
 from pokegemma.play.emulators.frames import Console, FrameEmulator
@@ -8,6 +11,9 @@ from pokegemma.play.emulators.retro_console import RetroConsole, has_stable_retr
 from pokegemma.play.emulators.rom_file import RomFile, read_rom
 from pokegemma.play.emulators.skyemu_console import SkyEmuConsole
 from pokegemma.play.emulators.toy import ToyEmulator
+
+_PLATFORMS_OF_STABLE_RETRO = {("linux", "x86_64"), ("darwin", "arm64")}
+"""Those for which it has wheels, as in pyproject.toml."""
 
 
 def open_emulator(game: str, *, timing: PressTiming, seed: int = 0, level: int = 1) -> Emulator:
@@ -29,14 +35,15 @@ def open_emulator(game: str, *, timing: PressTiming, seed: int = 0, level: int =
 
 
 def _start(rom: RomFile) -> Console:
-    """Start a ROM in the faster emulator; PyBoy where stable-retro is not installed."""
+    """Start a ROM in stable-retro, or in PyBoy where only that is installed."""
     if has_stable_retro():
         return RetroConsole(rom)
-    if rom.system == "GBA":
-        raise PokegemmaError(f"{rom.path}: needs stable-retro; ./init.sh --with play, or pip install 'pokegemma[play]'")
-    if has_pyboy():
+    if rom.system != "GBA" and has_pyboy():
         return PyBoyConsole(rom)
-    raise PokegemmaError(
-        f"{rom.path}: needs stable-retro or PyBoy; ./init.sh --with play, or --with pyboy, "
-        "or pip install 'pokegemma[play]', or 'pokegemma[pyboy]'"
-    )
+    if (sys.platform, platform.machine()) in _PLATFORMS_OF_STABLE_RETRO:
+        remedy = "it needs stable-retro: ./init.sh --with play, or pip install 'pokegemma[play]'"
+    elif rom.system == "GBA":
+        remedy = "stable-retro has no wheel for this machine; open the game in SkyEmu, and give its URL as --game"
+    else:
+        remedy = "it needs PyBoy: ./init.sh --with pyboy, or pip install 'pokegemma[pyboy]'"
+    raise PokegemmaError(f"{rom.path}: {remedy}")

@@ -16,7 +16,7 @@ from pokegemma.play.emulators.open import open_emulator
 from pokegemma.play.emulators.pyboy_console import PyBoyConsole, has_pyboy
 from pokegemma.play.emulators.retro_console import RetroConsole, has_stable_retro
 from pokegemma.play.emulators.rom_file import read_rom
-from tests.play.homebrew import BUTTON_NUMBERS, build_gb_rom, build_gba_rom, read_screen, write_roms
+from tests.play.homebrew import BUTTON_NUMBERS, build_gba_rom, read_screen, write_roms
 
 needs_retro = pytest.mark.skipif(not has_stable_retro(), reason="needs stable-retro (./init.sh --with play)")
 needs_pyboy = pytest.mark.skipif(not has_pyboy(), reason="needs PyBoy (./init.sh --with pyboy)")
@@ -237,16 +237,29 @@ def test_a_state_with_a_held_button_is_released_in_pyboy(start: Start, tmp_path:
     assert read_screen(console.picture())[2] <= 1
 
 
-def test_without_an_emulator_the_error_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("machine", "name", "words"),
+    [
+        ("x86_64", "GBA", r"\./init\.sh --with play, or pip install"),
+        ("x86_64", "GB", r"\./init\.sh --with play, or pip install"),
+        ("aarch64", "GBA", "open the game in SkyEmu"),
+        ("aarch64", "GBC", r"\./init\.sh --with pyboy, or pip install"),
+    ],
+)
+def test_without_an_emulator_the_error_names_the_command(
+    machine: str, name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for has in ("has_stable_retro", "has_pyboy"):
         monkeypatch.setattr(f"pokegemma.play.emulators.open.{has}", lambda: False)
-    (tmp_path / "game.gb").write_bytes(build_gb_rom())
-    (tmp_path / "game.gba").write_bytes(build_gba_rom())
-    for name, command in (("game.gb", "--with pyboy"), ("game.gba", r"\./init\.sh --with play, or pip install")):
-        with pytest.raises(PokegemmaError, match=command):
-            open_emulator(str(tmp_path / name), timing=PressTiming())
-    monkeypatch.setattr("pokegemma.play.emulators.open.has_pyboy", has_pyboy)
-    if has_pyboy():
-        game = open_emulator(str(tmp_path / "game.gb"), timing=PressTiming())
-        assert game.name.startswith("PyBoy")
-        game.close()
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    with pytest.raises(PokegemmaError, match=words):
+        open_emulator(str(write_roms(tmp_path)[name]), timing=PressTiming())
+
+
+@needs_pyboy
+def test_pyboy_plays_where_stable_retro_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pokegemma.play.emulators.open.has_stable_retro", lambda: False)
+    game = open_emulator(str(write_roms(tmp_path)["GB"]), timing=PressTiming())
+    assert game.name.startswith("PyBoy 2.")
+    game.close()
