@@ -189,6 +189,7 @@ class _Session:
             situation=choice.situation,
             decided_by=decided_by,
             correction=self._correct(pressed, decided_by),
+            new_start=self._num_before > 0 and not self.result.turns,
         )
 
     def _correct(self, pressed: str, decided_by: str) -> Correction | None:

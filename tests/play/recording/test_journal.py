@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -8,7 +10,6 @@ from PIL import Image
 from pokegemma.data.eevee_v1.sessions import read_session
 from pokegemma.errors import PokegemmaError
 from pokegemma.play.recording.journal import PlayedTurn, SessionJournal, new_session_folder
-from pokegemma.play.recording.states import EmulatorState, read_game_state
 
 START = datetime(2026, 11, 29, 19, 0)
 FACTS = {"emulator": "toy 1", "timing": {"hold_frames": 12}, "player": "expert", "seed": 3}
@@ -190,12 +191,30 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
     assert ([turn.number for turn in session.turns], session.problems) == ([1, 2], ())
 
 
-def test_the_state_of_the_game_belongs_to_the_last_turn(tmp_path):
-    with SessionJournal(tmp_path / "s", goal="g", facts=FACTS) as journal:
-        journal.record(screen(1), played(1))
-        journal.record(screen(2), played(2))
-        journal.save_state(b"state")
-    assert read_game_state(tmp_path / "s" / "emulator_state.bin") == EmulatorState(2, "toy 1", b"state")
+def test_a_turn_that_cannot_be_synced_is_reported_with_the_next(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def fail(file):
+        if Path(f"/proc/self/fd/{file}").readlink().name == "step_0003_grid.png":
+            raise OSError(errno.EIO, "Input/output error")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with SessionJournal(tmp_path / "s", goal="g", facts={}) as journal:
+        for number in (1, 2, 3):
+            journal.record(screen(number), played(number))
+        with pytest.raises(OSError, match=r"Input/output error.*step_0003_grid\.png"):
+            journal.record(screen(4), played(4))
+
+
+def test_each_turn_is_synced_picture_first(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(Path(f"/proc/self/fd/{file}").readlink()), sync(file)))
+    with SessionJournal(tmp_path / "s", goal="g", facts={}) as journal:
+        for number in (1, 2, 3):
+            journal.record(screen(number), played(number))
+    names = [path.name for path in synced if not path.name.endswith(".part")]
+    assert names == [name for number in (1, 2, 3) for name in (f"step_{number:04d}_grid.png", "journal.jsonl")]
 
 
 def test_new_sessions_have_new_folders(tmp_path):

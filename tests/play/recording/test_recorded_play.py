@@ -70,17 +70,11 @@ class ShownPlayer:
 def test_training_shows_what_play_showed_also_with_noise_and_after_a_resumed_session(tmp_path: Path) -> None:
     game, folder = ToyEmulator(5, level=4), tmp_path / "runs" / "session_s"
     goal, rng, player = game.world.goal, random.Random(3), ShownPlayer(game)
-    for num_turns in (9, 7):
+    noise = {"noise": 0.3, "rng": rng, "expert": lambda: game.world.expert_button()}
+    for _ in range(2):
         with SessionJournal(folder, goal=goal, facts={"noise": 0.3}) as journal:
-            play(
-                *(game, player),
-                max_turns=num_turns,
-                goal=goal,
-                journal=journal,
-                noise=0.3,
-                rng=rng,
-                expert=lambda: game.world.expert_button(),
-            )
+            for num_turns in (5, 3):  # the second time in one journal, the player starts anew, too
+                play(game, player, max_turns=num_turns, goal=goal, journal=journal, **noise)
     report, samples = convert(tmp_path / "runs", tmp_path / "out")
     assert (report["turns"], report["samples"], len(player.shown)) == (16, 16, 16)
     for sample, (context, question, grid, frames) in zip(samples, player.shown, strict=True):
