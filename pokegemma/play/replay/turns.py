@@ -82,7 +82,7 @@ def read_replay(recording: Recording) -> ReplaySession:
         _replay_turn(turn, raw if isinstance(raw, dict) else {}, key, is_stuck=is_stuck)
         for turn, raw, key, is_stuck in zip(session.turns, raw_turns, keys, stuck, strict=True)
     )
-    return ReplaySession(session.folder.resolve().name, session.goal, turns, screens)
+    return ReplaySession(recording.named_path.resolve().name, session.goal, turns, screens)
 
 
 def find_stuck(screens: Sequence[str | None], pressed: Sequence[tuple[str, ...]]) -> list[bool]:

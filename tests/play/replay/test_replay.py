@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
+from pokegemma.data.convert import WindowOptions
+from pokegemma.data.corpus import convert_corpus
+from pokegemma.data.prompts import parse_answer
+from pokegemma.data.recordings.corrections import Correction, read_corrections
 from pokegemma.data.recordings.readers import find_recordings
+from pokegemma.data.samples import read_samples
 from pokegemma.play.command.options import PlayOptions
 from pokegemma.play.command.session import play_session
 from pokegemma.play.replay import pages
@@ -62,6 +67,37 @@ def test_keys_and_clicks_go_through_the_turns(session: Path, tmp_path: Path) -> 
         assert browser.text("#turn") == "turn 21 of 40"
         assert browser.evaluate("document.querySelector('#screen').naturalWidth") == 240
         assert (browser.problems, browser.requests) == ([], [])
+
+
+def test_corrections_that_were_made_on_the_page_are_labels(session: Path, tmp_path: Path) -> None:
+    with open_browser(tmp_path / "browser") as browser:
+        browser.open(session / "replay.html")
+        assert browser.evaluate("document.querySelector('#save').disabled")
+        browser.press("1")
+        browser.press("3")  # the later one counts
+        assert "corrected: left is right" in browser.text("#note")
+        browser.press("ArrowRight")
+        browser.click("#rows button:nth-of-type(6)")
+        browser.press("ArrowRight")
+        browser.press("2")
+        browser.press("2")  # taken back
+        assert browser.text("#save") == "save corrections (2)"
+        lines = browser.evaluate("correctionLines()")
+        assert browser.problems == []
+    file = tmp_path / "corrections.jsonl"
+    file.write_text(lines, encoding="utf-8")
+    corrections = read_corrections(file)
+    assert corrections == {session.name: {1: Correction("left", "human"), 2: Correction("b", "human")}}
+    convert_corpus(
+        *(session, tmp_path / "out"),
+        window=WindowOptions(),
+        eval_fraction=0.0,
+        num_workers=1,
+        corrections=file,
+    )
+    first, second = list(read_samples(tmp_path / "out" / "train.jsonl"))[:2]
+    assert [parse_answer(sample.output).button for sample in (first, second)] == ["left", "b"]
+    assert first.metadata["label_by"] == "human"
 
 
 def test_many_turns_become_pages_with_an_index(session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
