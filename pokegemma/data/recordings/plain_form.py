@@ -46,7 +46,7 @@ def read_plain_form(folder: Path) -> Session:
     held: tuple[str, ...] = ()
     before: datetime | None = None
     for number, (row, frame) in enumerate(zip(rows, frames, strict=True), 1):
-        timestamp, time = read_moment((row or {}).get("time"))
+        timestamp, time = read_moment(row.get("time") if isinstance(row, dict) else None)
         continues = is_continued(before, time)
         decision, held = _decide(row, held=held if continues else (), by=info.get("by"))
         before = time
