@@ -1,7 +1,7 @@
 """Measure a model on held-out sessions, from the files of a dataset to the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,28 @@ class EvaluationSet:
         return self.trajectories or self.samples
 
 
-def evaluate(options: EvaluateOptions, *, held_out: Path, train: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PlayMeasurement:
+    """What play showed: `metrics` for JSON, and `section` of the report as HTML."""
+
+    metrics: dict[str, Any]
+    section: str
+
+
+def evaluate(
+    options: EvaluateOptions,
+    *,
+    held_out: Path,
+    train: Path,
+    measure_play: Callable[[Predictor], PlayMeasurement] | None = None,
+) -> dict[str, Any]:
     """Evaluate a model, write the report to `options.output_dir`, and return the metrics.
 
     Args:
         options: with a view, see `EvaluateOptions.with_view`.
         held_out: JSONL file to evaluate on.
         train: JSONL file that the baselines are fitted on.
+        measure_play: lets the model play; the result contains what it returns under "closed_loop".
 
     Raises:
         PokegemmaError: the dataset or the model cannot be used.
@@ -68,10 +83,14 @@ def evaluate(options: EvaluateOptions, *, held_out: Path, train: Path) -> dict[s
         config = predictor.model.config
         result = report.build_metrics(decisions, train_decisions, predictions, seed=options.seed)
         result |= {"num_available": evaluated.num_available, **picture_facts(config), **attention_facts(config)}
+        played = None if measure_play is None else measure_play(predictor)
+        result |= {"closed_loop": played.metrics} if played else {}
         lines = report.prediction_lines(evaluated.samples, decisions, predictions)
         examples = report.pick_examples(evaluated.samples, lines, layout=view.layout, folder=dataset_folder)
         facts = _report_facts(options, predictor, evaluated, held_out, num_sessions=result["num_sessions"])
-        report.write_report(output, result, lines, report.render_html(result, facts=facts, examples=examples))
+        section = played.section if played else ""
+        page = report.render_html(result, facts=facts, examples=examples, play_section=section)
+        report.write_report(output, result, lines, page)
         write_run_record(output, stage="evaluate", options=asdict(options), dataset_hash=dataset_hash(held_out))
     return result
 

@@ -183,6 +183,14 @@ def interval(values: np.ndarray | None) -> list[float] | None:
     return None if values is None else [float(value) for value in np.percentile(values, _INTERVAL_PERCENTILES)]
 
 
+def wilson_interval(num_right: int, total: int) -> list[float]:
+    """Return the 95 % interval of a share of independent trials (Wilson 1927), which fits 0 and 100 % as well."""
+    z, share = 1.96, num_right / total
+    centre = share + z**2 / (2 * total)
+    half = z * (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5
+    return [(centre - half) / (1 + z**2 / total), (centre + half) / (1 + z**2 / total)]
+
+
 def finite(value: float) -> float | None:
     """Return `value` as a float that JSON can hold: None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None

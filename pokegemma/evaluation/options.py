@@ -6,7 +6,7 @@ from typing import Literal
 
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import dataset_files, held_out_file
-from pokegemma.errors import check_ranges
+from pokegemma.errors import PokegemmaError, check_ranges
 from pokegemma.evaluation.view import View, resolve_view
 from pokegemma.options import option
 from pokegemma.outputs import refuse_to_replace
@@ -15,8 +15,11 @@ from pokegemma.outputs import refuse_to_replace
 @dataclass
 class EvaluateOptions:
     model_path: str = option(..., "Folder of a checkpoint or of an adapter, or a Hugging Face id.")
-    dataset_path: str = option(..., "Folder with eval.jsonl and train.jsonl, or a JSONL file next to a train.jsonl.")
     output_dir: str = option(..., "Folder to create for the report.")
+    dataset_path: str | None = option(
+        None,
+        "Folder with eval.jsonl and train.jsonl, or a JSONL file next to a train.jsonl. Not needed with --closed_loop.",
+    )
     layout: Layout | None = option(None, "How samples are shown. Default: that of the model's run.json, else grid.")
     max_decisions: int | None = option(
         None, "With --layout trajectory: decisions in a conversation. Default: as in training, else 16."
@@ -73,6 +76,8 @@ class EvaluateOptions:
         Raises:
             PokegemmaError: one of them does not exist, the dataset has another format, or the output contains an input.
         """
+        if self.dataset_path is None:
+            raise PokegemmaError("--dataset_path or --closed_loop N is needed: what the model is measured on")
         held_out = held_out_file(Path(self.dataset_path))
         train, _ = dataset_files(held_out.parent)
         features = [] if self.vision_features is None else [Path(self.vision_features)]

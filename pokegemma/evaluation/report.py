@@ -193,8 +193,19 @@ def pick_examples(
     return examples
 
 
-def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples: Sequence[Mapping[str, Any]]) -> str:
-    """Return the report as one page that loads no other file. `facts` are named lines for its head."""
+def render_html(
+    result: Mapping[str, Any],
+    *,
+    facts: Mapping[str, str],
+    examples: Sequence[Mapping[str, Any]],
+    play_section: str = "",
+) -> str:
+    """Return the report as one page that loads no other file.
+
+    Args:
+        facts: named lines of the page.
+        play_section: HTML about play, which follows the table of predictors.
+    """
     model_keys = [key for key in MODEL_ROWS if key in result]
     detail = result[model_keys[0]]
     return render_page(
@@ -204,6 +215,7 @@ def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples
         detail=detail,
         facts=facts,
         examples=examples,
+        play_section=play_section,
         sentence=headline_sentence(result),
         model_keys=model_keys,
         labels=MODEL_ROWS,
@@ -214,9 +226,14 @@ def render_html(result: Mapping[str, Any], *, facts: Mapping[str, str], examples
     )
 
 
+def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write metrics.json into `folder`."""
+    (folder / _METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def write_report(folder: Path, result: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], page: str) -> None:
     """Write metrics.json, predictions.jsonl and report.html into `folder`."""
-    (folder / _METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_metrics(folder, result)
     lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in predictions)
     (folder / _PREDICTIONS_FILE).write_text(lines, encoding="utf-8")
     (folder / REPORT_FILE).write_text(page, encoding="utf-8")

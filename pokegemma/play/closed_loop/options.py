@@ -1,0 +1,42 @@
+"""The options of closed-loop evaluation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pokegemma.errors import check_range, check_ranges
+from pokegemma.options import option
+from pokegemma.play.closed_loop.rules import RoomRules
+from pokegemma.play.toy.rooms import check_level
+
+
+@dataclass
+class ClosedLoopOptions:
+    """How many rooms of the toy game the model plays, and how."""
+
+    closed_loop: int | None = option(
+        None, "Let the model play this many rooms of the toy game that no recording contains."
+    )
+    level: int = option(1, "Level of the rooms, as in record_toy_game.py.")
+    noise: float = option(0.0, "Share of the presses to replace by another button.")
+    game: Literal["toy", "rom"] = option(
+        "toy", "toy: in Python, several rooms at once. rom: in mGBA, one after the other."
+    )
+    stuck: int = option(
+        0, "Same screen and same button this often: draw another button. 0, the default: never, which is greedy."
+    )
+    first_room: int = option(0, "Number of the first room; the next follow it.")
+    play_batch_size: int = option(32, "Rooms whose decisions share a forward pass.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "closed_loop", "play_batch_size", at_least=1)
+        check_ranges(self, "stuck", "first_room", at_least=0)
+        check_range("--noise", self.noise, at_least=0, at_most=1)
+        check_level(self.level)
+
+    @property
+    def rules(self) -> RoomRules:
+        return RoomRules(level=self.level, noise=self.noise, game=self.game, stuck=self.stuck or None)
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_room, self.first_room + (self.closed_loop or 0))
