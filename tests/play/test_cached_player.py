@@ -1,5 +1,6 @@
 """A session decided frame by frame from a cache gets the scores of the recorded samples as whole rows."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -17,7 +18,9 @@ from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.predict import Predictor
 from pokegemma.gemma.batches.collator import Gemma3Collator
-from pokegemma.gemma.button_scores import score_buttons
+from pokegemma.gemma.button_scores import encoded_pictures, score_buttons
+from pokegemma.gemma.cached_conversation import Conversation
+from pokegemma.gemma.families import stop_tokens
 from pokegemma.gemma.image_attention import change_processor
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.play.cached_player import CachedPlayer
@@ -251,3 +254,68 @@ def test_a_decision_that_was_interrupted_leaves_nothing_in_the_next(
         broken.prepare()
     hook.remove()
     assert broken.decide(toy_dataset / session[2].frames[-1]).probabilities == pytest.approx(expected[2], abs=1e-5)
+
+
+def test_a_generated_answer_is_that_of_the_whole_prompt(
+    trained: Predictor, session: list[Sample], toy_dataset: Path
+) -> None:
+    predictor = replace(in_layout(trained, "frames"), max_new_tokens=12)
+    cache, tokens = PromptCache(predictor), predictor.collator.button_tokens
+    for sample in session[:4]:
+        row = predictor.collator.tokenize(sample)
+        ids = row.ids[: row.num_prompt]
+        pictures = [Image.open(toy_dataset / path).convert("RGB") for path in sample.frames]
+        begun = (*tokens.prefix, *tokens.branches[2])
+        whole = Conversation(predictor.model)
+        batch = predictor.collator.read_paths(sample.frames)
+        soft = encoded_pictures(predictor.model, batch)
+        types = predictor.collator.token_types(torch.tensor([*ids, *begun]))
+        whole.say([*ids, *begun], types, soft)
+        stops = stop_tokens(predictor.collator.processor.tokenizer)
+        expected = [*begun, *whole.generate(stops=stops, max_new_tokens=12)]
+        cache.score(ids, pictures)
+        assert cache.write(ids, pictures, begun, max_new_tokens=12) == expected
+        assert cache.write(ids, pictures, begun, max_new_tokens=12) == expected  # all of it is in the cache by now
+        assert cache._conversation.num_tokens == len(cache._said)
+
+
+def test_earlier_answers_have_the_reasons_that_the_model_writes(
+    trained: Predictor, session: list[Sample], toy_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = in_layout(trained, "trajectory")
+    outputs = iter([sample.output for sample in session])
+
+    def write(cache: PromptCache, ids: list[int], pictures: list, begun: tuple, **_: object) -> list[int]:
+        tokenizer = cache.predictor.collator.processor.tokenizer
+        return tokenizer(next(outputs) + "<end_of_turn>", add_special_tokens=False)["input_ids"]
+
+    monkeypatch.setattr(PromptCache, "write", write)
+    expected = play(new_player(predictor, session), session[:4], toy_dataset, prepare=True)
+    player, scores = new_player(predictor, session), []
+    for sample in session[:4]:
+        scores.append(player.decide(toy_dataset / sample.frames[-1]).probabilities)
+        player.pressed(*sample.metadata["buttons"])
+        player.prepare()
+    assert [sample.output for sample in player.history._stretch] == [sample.output for sample in session[:4]]
+    assert np.stack(scores) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_answer_that_is_none_leaves_the_button_without_a_reason(
+    trained: Predictor, session: list[Sample], toy_dataset: Path
+) -> None:
+    predictor = replace(in_layout(trained, "trajectory"), max_new_tokens=3)
+    player = CachedPlayer(predictor, PlayView("trajectory"), decide="generate")
+    choice = player.decide(toy_dataset / session[0].frames[-1])
+    assert (choice.button in BUTTONS, choice.reasoning) == (True, "")
+    player.pressed(choice.button)
+    expected = json.dumps({"button": choice.button, "reasoning": "", "context": ""})
+    assert [sample.output for sample in player.history._stretch] == [expected]
+
+
+def test_a_new_start_is_a_new_session(trained: Predictor, session: list[Sample], toy_dataset: Path) -> None:
+    predictor = in_layout(trained, "trajectory")
+    fresh, again = new_player(predictor, session), new_player(predictor, session)
+    play(again, session[3:8], toy_dataset, prepare=True)
+    again.start(session[0].metadata["goal"])
+    expected = play(fresh, session[:3], toy_dataset, prepare=False)
+    assert play(again, session[:3], toy_dataset, prepare=False) == pytest.approx(expected, abs=1e-5)
