@@ -1,4 +1,4 @@
-"""Time one decision, from picture to button: stock generate, buttons scored in one pass, and a cache over the session.
+"""Time one decision, from picture to button: stock generate, buttons scored in one pass, a cache, and the loop of play.
 
     python benchmarks/decision_latency.py
 
@@ -34,6 +34,7 @@ if __name__ == "__main__":  # a script has only its own folder on the path
 
 from benchmarks import decision_cost
 from benchmarks.decision_cost import GEMMA_3_4B, Pass, Rates
+from benchmarks.play_path import play_recorded
 from benchmarks.train_throughput import make_model, record_dataset
 from pokegemma import cli
 from pokegemma.data import prompts
@@ -53,7 +54,8 @@ from pokegemma.provenance import git_commit, package_versions
 
 WHOLE, STOPPED, SCORED = "generate, whole answer", "generate, stopped at the button", "scored, one pass"
 CACHED, PREPARED = "session cache", "session cache, prepared"
-WAYS = (WHOLE, STOPPED, SCORED, CACHED, PREPARED)
+PLAYED = "scripts/play.py, screen to button"
+WAYS = (WHOLE, STOPPED, SCORED, CACHED, PREPARED, PLAYED)
 
 LARGEST_DIFFERENCE = 1e-4
 """Of a probability from a cache to that from the whole prompt, in float32."""
@@ -95,6 +97,7 @@ class Setting:
     predictor: Predictor
     seconds: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
     prepare_s: list[float] = field(default_factory=list)
+    played_prepare_s: list[float] = field(default_factory=list)
     buttons: dict[str, list[str | None]] = field(default_factory=lambda: {way: [] for way in WAYS})
     passes: dict[str, list[list[Pass]]] = field(default_factory=lambda: {way: [] for way in WAYS})
     largest_difference: float = 0.0
@@ -277,6 +280,7 @@ class Meter:
         players = {way: CachedPlayer(self.setting.predictor, view) for way in (CACHED, PREPARED)}
         for player in players.values():
             player.start(goal)
+        whole_scores = []
         for number, sample in enumerate(session):
             example = example_of(self.setting, session, number)
             whole = self._generate(WHOLE, example, self.options.max_new_tokens, record=record)
@@ -287,8 +291,24 @@ class Meter:
             self._note(SCORED, now() - began, BUTTONS[int(scores.argmax())], passes, record=record)
             for way, player in players.items():
                 self._decide(way, player, sample, scores, record=record)
+            whole_scores.append(scores)
             if record and whole is None:
                 tqdm.write(f"{self.setting.name}: no answer to {sample.id}", file=sys.stderr)
+        self._play(session, view, whole_scores, record=record)
+
+    def _play(self, session: Sequence[Sample], view: PlayView, scores: Sequence[np.ndarray], *, record: bool) -> None:
+        """Decide the session once more, in the loop of scripts/play.py."""
+        predictor = self.setting.predictor
+        player = CachedPlayer(predictor, view)
+        played = play_recorded(player, session, predictor.collator.dataset_folder)
+        for decision, expected in zip(played, scores, strict=True):
+            passes = [self._text(decision.num_new, num_cached=decision.num_cached)]
+            if decision.num_pictures:
+                passes.insert(0, self._picture(decision.num_pictures))
+            self._note(PLAYED, decision.seconds, decision.button, passes, record=record)
+            self._note_difference(decision.probabilities, expected)
+            if record:
+                self.setting.played_prepare_s.append(decision.prepare_s)
 
     def _generate(self, way: str, example: Sample | Trajectory, limit: int, *, record: bool) -> str | None:
         began = now()
@@ -313,9 +333,12 @@ class Meter:
         if cache.num_encoded > pictures:
             passes.insert(0, self._picture(cache.num_encoded - pictures))
         self._note(way, seconds, decision.button, passes, record=record)
-        difference = float(np.abs(decision.probabilities - scores).max())
-        self.setting.largest_difference = max(self.setting.largest_difference, difference)
+        self._note_difference(decision.probabilities, scores)
         player.pressed(*sample.metadata["buttons"], answer=sample.output)
+
+    def _note_difference(self, probabilities: np.ndarray, expected: np.ndarray) -> None:
+        difference = float(np.abs(probabilities - expected).max())
+        self.setting.largest_difference = max(self.setting.largest_difference, difference)
 
     def _picture(self, number: int) -> Pass:
         return decision_cost.picture_pass(
@@ -384,6 +407,7 @@ def check_buttons(settings: Sequence[Setting], *, exact: bool) -> list[str]:
 def summarise(setting: Setting, rates: Rates) -> list[dict[str, Any]]:
     """Return a row for each way: median and range in ms, ratio, agreement, floor, and what the passes hold."""
     rows = []
+    between = {PREPARED: setting.prepare_s, PLAYED: setting.played_prepare_s}
     for way in WAYS:
         seconds = setting.seconds[way]
         pairs = zip(setting.buttons[WHOLE], setting.buttons[way], strict=True)
@@ -402,7 +426,7 @@ def summarise(setting: Setting, rates: Rates) -> list[dict[str, Any]]:
                 "compared": len(compared),
                 "floor_ms": 1e3 * statistics.median(floors),
                 "gigaflop": statistics.median(sum(one.flop for one in passes) / 1e9 for passes in setting.passes[way]),
-                "between_ms": 1e3 * statistics.median(setting.prepare_s) if way == PREPARED else None,
+                "between_ms": 1e3 * statistics.median(between[way]) if way in between else None,
             }
         )
     return rows

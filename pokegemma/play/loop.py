@@ -89,6 +89,7 @@ def play(
     """
     session = _Session(emulator, player, journal, rng or random.Random(0), stuck, noise, expert, on_turn)
     player.start(goal)
+    player.prepare()
     try:
         while len(session.result.turns) < max_turns:
             if is_done():

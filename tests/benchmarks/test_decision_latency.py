@@ -8,7 +8,18 @@ import pytest
 
 from benchmarks import decision_latency
 from benchmarks.decision_cost import Rates
-from benchmarks.decision_latency import CACHED, PREPARED, SCORED, STOPPED, WAYS, WHOLE, BenchmarkOptions, Meter, Setting
+from benchmarks.decision_latency import (
+    CACHED,
+    PLAYED,
+    PREPARED,
+    SCORED,
+    STOPPED,
+    WAYS,
+    WHOLE,
+    BenchmarkOptions,
+    Meter,
+    Setting,
+)
 from pokegemma.data.samples import Sample, read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation.predict import Predictor
@@ -41,11 +52,11 @@ def test_every_way_is_timed_and_the_cache_gives_the_whole_prompts_scores(
     assert setting.buttons == {way: [] for way in WAYS}
     meter.run(session, record=True)
     assert {way: len(times) for way, times in setting.seconds.items()} == dict.fromkeys(WAYS, 3)
-    assert setting.buttons[SCORED] == setting.buttons[CACHED] == setting.buttons[PREPARED]
+    assert setting.buttons[SCORED] == setting.buttons[CACHED] == setting.buttons[PREPARED] == setting.buttons[PLAYED]
     assert 0 < setting.largest_difference < 1e-5
     rows = {row["way"]: row for row in decision_latency.summarise(setting, Rates(1e9, 1e9))}
-    flop = [rows[way]["gigaflop"] for way in (WHOLE, STOPPED, SCORED, CACHED, PREPARED)]
-    assert flop[0] > flop[1] and flop[2] > flop[3] > flop[4] > 0
+    flop = [rows[way]["gigaflop"] for way in (WHOLE, STOPPED, SCORED, CACHED, PREPARED, PLAYED)]
+    assert flop[0] > flop[1] and flop[2] > flop[3] > flop[4] == flop[5] > 0
     assert "| frames, 56 px: session cache, prepared |" in decision_latency.format_table(list(rows.values()))
     # Random weights write no answers.
     with pytest.raises(CheckFailedError, match="frames, 56 px: no generated text was an answer"):
