@@ -38,6 +38,10 @@ OTHER_FLAGS |= {
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(PROJECT_ROOT)))
 
 
+WITHOUT_MAIN = ("benchmarks/decision_cost.py", "benchmarks/play_path.py")
+"""Modules that a benchmark imports."""
+
+
 def read(path: Path | str) -> str:
     return (PROJECT_ROOT / path).read_text(encoding="utf-8")
 
@@ -150,9 +154,7 @@ def test_imports_of_python_blocks_exist(page: Path) -> None:
 def test_flags_in_the_text_exist(page: Path) -> None:
     ours = (*(f"scripts/{name}.py" for name in SCRIPTS), "./init.sh", "docs/make_picture.py")
     ours += tuple(str(path.relative_to(PROJECT_ROOT)) for path in (PROJECT_ROOT / "benchmarks").glob("*.py"))
-    known = launch_flags().union(
-        OTHER_FLAGS, *(flags_of(name) for name in ours if name != "benchmarks/decision_cost.py")
-    )
+    known = launch_flags().union(OTHER_FLAGS, *(flags_of(name) for name in ours if name not in WITHOUT_MAIN))
     assert set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", read(page))) - known == set()
 
 
