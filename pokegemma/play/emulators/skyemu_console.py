@@ -30,7 +30,7 @@ _NAMES = {
 
 _CONNECT_PATIENCE_S = 3.0
 _LOAD_PATIENCE_S = 2.0
-_MAX_RELEASES = 10
+_MAX_RELEASES, _MAX_STEPS = 10, 10
 _PICTURE_FORMATS = ("BMP", "PNG")
 
 
@@ -91,11 +91,14 @@ class SkyEmuConsole:
         press, at worst a longer one. Where the picture before is not known, the step is not repeated.
         """
         before, self._picture = self._picture, None
-        while not self._client.step(frames) and before is not None:
+        for _ in range(_MAX_STEPS):
+            if self._client.step(frames) or before is None:
+                return
             after = self.picture()
             self._picture = None
             if after.tobytes() != before.tobytes():
                 return
+        raise SkyEmuError(f"{self._client.url}: {_MAX_STEPS} steps were not answered, and the picture stays the same")
 
     def picture(self) -> Image.Image:
         """Return the latest frame. BMP takes SkyEmu a fifth of the time of PNG."""

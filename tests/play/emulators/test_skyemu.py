@@ -206,6 +206,13 @@ def test_a_skyemu_that_ended_is_reported_in_one_line(game: FrameEmulator, server
     game.close()  # does not raise, and does not wait long
 
 
+def test_a_skyemu_that_never_steps_is_reported(game: FrameEmulator, server: SkyEmuServer) -> None:
+    server.planned = [("/step", "error")] * 30
+    with pytest.raises(SkyEmuError, match="10 steps were not answered, and the picture stays the same"):
+        game.press("up")
+    assert server.state.pressed == []
+
+
 def test_a_skyemu_that_comes_back_is_played_on(game: FrameEmulator, server: SkyEmuServer) -> None:
     server.planned = [("/input", "refused"), ("/step", "refused"), ("/screen", "refused")]
     button = server.state.game.world.expert_button()
