@@ -15,8 +15,9 @@ from pokegemma.cli import parse_options, run
 from pokegemma.data.conversion_report import format_report
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
+from pokegemma.data.recordings.corrections import LABELLERS
 from pokegemma.environment import usable_cores
-from pokegemma.errors import check_range, check_ranges
+from pokegemma.errors import PokegemmaError, check_range, check_ranges
 
 
 @dataclass
@@ -39,6 +40,10 @@ class ConvertOptions:
     corrections: str | None = field(
         default=None,
         metadata={"help": "File of corrected labels, one JSON object a line: session, turn, button, by, reasoning."},
+    )
+    label_by: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Keep only labels by these: {', '.join(LABELLERS)}. Default: all, also Eevee v1's."},
     )
     eval_fraction: float = field(default=0.1, metadata={"help": "Share of the samples held out, in whole sessions."})
     grid_images: bool = field(default=True, metadata={"help": "Write each window as one 2x2 picture, too."})
@@ -64,6 +69,8 @@ class ConvertOptions:
         check_range("--num_frames", self.num_frames, at_least=1, at_most=64)
         check_range("--min_frames", self.min_frames, at_least=1, at_most=self.num_frames)
         check_range("--max_repeats", self.max_repeats, at_least=1)
+        if unknown := sorted(set(self.label_by) - set(LABELLERS)):
+            raise PokegemmaError(f"--label_by {unknown[0]}: must be among {', '.join(LABELLERS)}")
         check_range("--eval_fraction", self.eval_fraction, at_least=0, below=1)
         check_ranges(self, "max_gap_s", "num_workers", at_least=0)
 
@@ -81,6 +88,7 @@ def main() -> None:
             grid_images=options.grid_images,
             drop_no_effect=options.drop_no_effect,
             max_repeats=options.max_repeats,
+            label_by=tuple(options.label_by),
         ),
         eval_fraction=options.eval_fraction,
         num_workers=options.num_workers or (usable_cores() if options.ray_address in (None, "local") else 0),

@@ -121,7 +121,8 @@ def _explain_session(result: SessionResult, data_dir: Path) -> str:
     if num_unreadable:
         return f"{result.folder}: {num_unreadable} decisions whose pictures cannot be read"
     if result.num_left_out:
-        return f"{result.folder}: {result.num_left_out} decisions, all left out by --drop_no_effect or --max_repeats"
+        names = "--label_by, --drop_no_effect or --max_repeats"
+        return f"{result.folder}: {result.num_left_out} decisions, all left out by {names}"
     return f"{result.folder}: {result.num_turns} turns, and none of them is a decision"
 
 

@@ -29,8 +29,9 @@ class WindowOptions:
 
     If there are fewer than `min_frames`, the first is repeated. A new window starts after a pause of more than
     `max_gap_s` seconds between two frames. `drop_no_effect` leaves out decisions after which the screen is the same,
-    `max_repeats` all but so many equal decisions in a row on equal screens. What is left out stays in the windows and
-    among the earlier buttons of other samples.
+    `max_repeats` all but so many equal decisions in a row on equal screens, and `label_by`, unless it is empty, those
+    whose label is by none of these `corrections.LABELLERS`. What is left out stays in the windows and among the earlier
+    buttons of other samples.
     """
 
     num_frames: int = 4
@@ -39,6 +40,7 @@ class WindowOptions:
     grid_images: bool = True
     drop_no_effect: bool = False
     max_repeats: int | None = None
+    label_by: tuple[str, ...] = ()
 
 
 @dataclass
@@ -107,7 +109,9 @@ class SessionConverter:
         self.reasons: collections.Counter[str] = collections.Counter()
         self.labellers: collections.Counter[str] = collections.Counter()
         self.decisions: list[tuple[int, FrameHash, str]] = []
-        self.filter = TurnFilter(drop_no_effect=options.drop_no_effect, max_repeats=options.max_repeats)
+        self.filter = TurnFilter(
+            drop_no_effect=options.drop_no_effect, max_repeats=options.max_repeats, label_by=options.label_by
+        )
 
     def convert(self) -> Iterator[Sample]:
         """Yield the session's samples in turn order, each after its pictures are written; then `result` is complete."""

@@ -24,6 +24,7 @@ REASONS = (
     "blind_press",  # a random press, noise or a way out of a loop, without a correction
     "invalid_correction",  # a correction without a valid button and a valid name
     "held",  # of other recorders: only buttons that were already held on the row before
+    "other_label",  # --label_by: the label is by somebody else, or the recording does not state by whom
     "no_effect",  # --drop_no_effect: the screen after the press is the screen before
     "repeated",  # --max_repeats: the same button on the same screen as in the decisions before
 )

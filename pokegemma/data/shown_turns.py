@@ -1,5 +1,6 @@
 """A turn with what was on the screen: the unit that the converter and the inspection page read a session in."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,8 +61,10 @@ def is_repeat_of(shown: ShownTurn, before: ShownTurn) -> bool:
 class TurnFilter:
     """Find decisions that options leave out. `judge` is called once for every decision of a session, in order."""
 
-    def __init__(self, *, drop_no_effect: bool = False, max_repeats: int | None = None) -> None:
-        self.drop_no_effect, self.max_repeats = drop_no_effect, max_repeats
+    def __init__(
+        self, *, drop_no_effect: bool = False, max_repeats: int | None = None, label_by: Collection[str] = ()
+    ) -> None:
+        self.drop_no_effect, self.max_repeats, self.label_by = drop_no_effect, max_repeats, label_by
         self._last: ShownTurn | None = None
         self._num_equal = 0
 
@@ -71,6 +74,8 @@ class TurnFilter:
         Args:
             after: the turn that follows, whose frame shows what the press did; None after the last one.
         """
+        if self.label_by and (shown.turn.decision.label_by or "").partition(":")[0] not in self.label_by:
+            return "other_label"
         if self.drop_no_effect and has_no_effect(shown, after):
             return "no_effect"
         is_repeat = self._last is not None and is_repeat_of(shown, self._last)

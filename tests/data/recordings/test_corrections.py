@@ -246,6 +246,27 @@ def test_the_script_takes_a_file_of_corrections(make_session, tmp_path):
     assert missing.stderr.endswith(f"{tmp_path}/no cannot be read: No such file or directory\n")
 
 
+def test_only_labels_by_some_can_be_kept(make_session, tmp_path):
+    turns = [
+        turn_record(1, decided_by="model:tiny"),
+        turn_record(2, decided_by="model:tiny", correction={"button": "a", "by": "human:anna"}),
+        turn_record(3, "down", decided_by="expert"),
+        turn_record(4),
+    ]
+    make_session("s", turns)
+    folders = ("--eevee_data_dir", tmp_path / "runs", "--output_dir", tmp_path / "out", "--num_workers", 1)
+    done = call_script("convert_eevee_data_v2", *folders, "--label_by", "human", "expert")
+    assert done.returncode == 0, done.stderr
+    samples = list(read_samples(tmp_path / "out" / "train.jsonl"))
+    assert [sample.metadata["label_by"] for sample in samples] == ["human:anna", "expert"]
+    assert samples[1].metadata["frame_turns"] == [1, 1, 2, 3]
+    assert samples[1].previous_buttons == ["up", "up"]
+    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    assert report["turns_without_sample"]["other_label"] == 2
+    wrong = call_script("convert_eevee_data_v2", *folders, "--label_by", "anna")
+    assert (wrong.returncode, "--label_by anna" in wrong.stderr) == (2, True)
+
+
 def test_of_two_copies_the_corrected_one_is_kept(make_session, tmp_path):
     turns = [turn_record(1), turn_record(2)]
     make_session("a", turns)
