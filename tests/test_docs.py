@@ -14,6 +14,7 @@ from PIL import Image
 
 from docs import make_options, make_picture
 from pokegemma.errors import CheckFailedError
+from pokegemma.play.players import ButtonChoice
 from pokegemma.provenance import PROJECT_ROOT
 
 DOCS = sorted((PROJECT_ROOT / "docs").glob("*.md"))
@@ -237,7 +238,7 @@ def test_a_dead_link_is_found(link: str) -> None:
 
 def test_the_picture_colours_the_pressed_button() -> None:
     probabilities = np.array([0.7, 0.3, 0, 0, 0, 0, 0, 0])
-    picture = make_picture.draw_turn(Image.new("RGB", (240, 160), "blue"), "up", probabilities)
+    picture = make_picture.draw_turn(Image.new("RGB", (240, 160), "blue"), ButtonChoice("up", probabilities))
     colours = {colour: count for count, colour in picture.getcolors(100_000)}
     assert picture.size == (720, 320)
     assert colours[0, 0, 255] == 480 * 320
@@ -245,9 +246,17 @@ def test_the_picture_colours_the_pressed_button() -> None:
 
 
 def test_a_model_that_does_not_leave_the_room_makes_no_picture(tiny_model: Path) -> None:
+    pytest.importorskip("stable_retro", reason="needs stable-retro (./init.sh --with play)")
     options = make_picture.PictureOptions(model_path=str(tiny_model), num_turns=2)
     with pytest.raises(CheckFailedError, match="2 turns"):
         make_picture.play(options)
+
+
+def test_the_picture_shows_what_moves_between_two_screens() -> None:
+    colours = [1] * 9 + list(range(2, 18)) + [17] * 4
+    film = [Image.new("RGB", (2, 2), (colour, 0, 0)) for colour in colours]
+    assert [frame.getpixel((0, 0))[0] for frame in make_picture.moving(film)] == [9]
+    assert make_picture.moving(film[:9]) == []
 
 
 def test_the_picture_is_small() -> None:
