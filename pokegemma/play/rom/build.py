@@ -20,6 +20,7 @@ ROOM_OFFSET = 0x2000
 """Where the room begins in the ROM: the engine may become that long."""
 
 _STRIDE, _NUM_ROWS, _MAX_PLACES, _NOWHERE = 32, 22, 8, 0xFFFF
+_SPRITE, _GROUND = "<hhHHI", "<I"
 _TRAILS = ("redrawn", "painted", "none")
 _MARGIN = 8  # pixels around a tile, which some drawings exceed
 
@@ -47,21 +48,17 @@ def build_rom(seed: int | str, level: int = 1) -> bytes:
     indices = [_indices(picture[..., :3], palette) * (picture[..., 3] > 0) for picture in pictures]
     rules = _pack_rules(world.room, LEVELS[level])
     colours = np.pad(palette, (1, 255 - len(palette))).tobytes()
-    first_offset = len(rules) + len(colours) + struct.calcsize("<hhHHI") * len(sprites) + struct.calcsize("<I")
-    offsets = np.cumsum([first_offset, *(picture.size for picture in indices)]).tolist()
+    table_bytes = struct.calcsize(_SPRITE) * len(sprites) + struct.calcsize(_GROUND)
+    ground_offset = len(rules) + len(colours) + table_bytes
+    assert ground_offset % 4 == 0, "the engine copies the ground by words"
+    offsets = np.cumsum([ground_offset + ground[..., 0].size, *(picture.size for picture in indices)]).tolist()
     table = b"".join(
-        struct.pack("<hhHHI", sprite.left, sprite.top, *sprite.picture.size, offset)
+        struct.pack(_SPRITE, sprite.left, sprite.top, *sprite.picture.size, offset)
         for sprite, offset in zip(sprites, offsets, strict=False)
     )
-    pixels = b"".join(picture.tobytes() for picture in (*indices, _indices(ground, palette)))
-    return (
-        ENGINE.read_bytes().ljust(ROOM_OFFSET, b"\0")
-        + rules
-        + colours
-        + table
-        + struct.pack("<I", offsets[-1])
-        + pixels
-    )
+    pixels = [picture.tobytes() for picture in (_indices(ground, palette), *indices)]
+    engine = ENGINE.read_bytes().ljust(ROOM_OFFSET, b"\0")
+    return b"".join((engine, rules, colours, table, struct.pack(_GROUND, ground_offset), *pixels))
 
 
 def _pack_rules(room: Room, level: Level) -> bytes:
