@@ -20,6 +20,7 @@ IN_INTRODUCTION = ("overwrite", "json")
 
 SCRIPTS = {
     "convert_eevee_data_v2": "Convert recorded sessions",
+    "inspect_data": "Look at the data",
     "validate_training": "Check before training",
     "find_batch_size": "Find the batch size",
     "sft_pokemon_gemma3": "Train",

@@ -116,6 +116,13 @@ TABLE = {
         mistake="--sessions_path nowhere --output_file {out}/replay.html",
         names="--sessions_path nowhere",
     ),
+    "inspect_data": Calls(
+        success="--data_path {record_toy_game}/runs --output_file {out}/page.html --num_workers 1",
+        prints="sessions 3",
+        writes=("page.html",),
+        mistake="--data_path nowhere --output_file {out}/page.html",
+        names="--data_path nowhere",
+    ),
     "make_tiny_model": Calls(
         success="--output_dir {out}",
         prints="{out}",

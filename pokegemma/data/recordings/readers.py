@@ -110,7 +110,7 @@ def read_recordings(data_dir: Path) -> Iterator[Session]:
         yield recording.read(pictures=pictures)
 
 
-def find_recordings(data_dir: Path) -> list[Recording]:
+def find_recordings(data_dir: Path, *, flag: str = "--eevee_data_dir") -> list[Recording]:
     """Return the recordings at and below `data_dir` at any depth, the least deep first, then by name.
 
     A folder called session_* without a recording in or below it is returned, too, so that it can be reported, except in
@@ -123,15 +123,15 @@ def find_recordings(data_dir: Path) -> list[Recording]:
     data_dir = Path(data_dir)
     try:
         if not data_dir.is_dir():
-            raise PokegemmaError(f"--eevee_data_dir {data_dir}: no such folder")
+            raise PokegemmaError(f"{flag} {data_dir}: no such folder")
         found, suffixes = _walk(data_dir)
     except OSError as error:
-        raise PokegemmaError(f"--eevee_data_dir {data_dir} cannot be read: {error.strerror}") from error
+        raise PokegemmaError(f"{flag} {data_dir} cannot be read: {error.strerror}") from error
     if not found:
         kinds = "; ".join(reader.expects for reader in READERS)
         files = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(_MAX_NAMED)) or "no files"
         raise PokegemmaError(
-            f"--eevee_data_dir {data_dir}: no session found. Read are: {kinds} (docs/recordings.md). Found: {files}"
+            f"{flag} {data_dir}: no session found. Read are: {kinds} (docs/recordings.md). Found: {files}"
         )
     paths = sorted(found, key=lambda path: (len(path.parts), path.parts))
     return [Recording(path, found[path]) for path in paths]

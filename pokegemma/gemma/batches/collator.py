@@ -134,7 +134,7 @@ class Gemma3Collator:
         labelled: list[bool] = []
         starts: list[int] = []
         num_context = example.num_context if isinstance(example, Trajectory) else 0
-        tokenized = self.tokenize_pieces(list(self._pieces(example)))
+        tokenized = self.tokenize_pieces(list(self.text_pieces(example)))
         for number, piece in enumerate(tokenized):  # prompt, answer, prompt, answer ...
             starts += [len(ids)] * (number % 2)
             ids += piece
@@ -161,7 +161,7 @@ class Gemma3Collator:
         rows = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template has written the BOS
         return [[copy for token in row for copy in [token] * (num_soft if token == soft else 1)] for row in rows]
 
-    def _pieces(self, example: Example) -> Iterator[str]:
+    def text_pieces(self, example: Example) -> Iterator[str]:
         """Yield the chat template's text in pieces: what comes before an answer, the answer, what comes before ..."""
         if isinstance(example, Trajectory):
             messages = prompts.build_trajectory_messages(example)

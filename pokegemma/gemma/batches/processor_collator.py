@@ -89,7 +89,7 @@ class ProcessorCollator:
         """
         tokenizer = self.processor.tokenizer
         counts = self._count_soft_tokens(sample)
-        pieces = self._expand(self._split(sample), counts, name=sample.id)
+        pieces = self._expand(self.text_pieces(sample), counts, name=sample.id)
         # The template has written the BOS already.
         prompt, answer = tokenizer(pieces, add_special_tokens=False)["input_ids"]
         ids = [*prompt, *answer]
@@ -99,7 +99,7 @@ class ProcessorCollator:
                 raise PokegemmaError(f"{sample.id}: {token} is there {found} times, not {expected}")
         return prompt, answer
 
-    def _split(self, sample: Sample) -> tuple[str, str]:
+    def text_pieces(self, sample: Sample) -> tuple[str, str]:
         """Return the text of the prompt, and of the answer with its end of turn."""
         messages = prompts.build_messages(sample, self.layout)
         prompt = self.processor.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
