@@ -6,7 +6,7 @@ from typing import Any
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.inspection.dataset import inspect_dataset
-from pokegemma.data.inspection.page import PAGE_MARK, Conversations, render_page
+from pokegemma.data.inspection.page import PAGE_MARK, Conversations, render_inspection
 from pokegemma.data.inspection.recordings import inspect_recordings
 from pokegemma.data.inspection.views import Marks, SessionView, find_marks, summarise
 from pokegemma.data.prompts import Layout
@@ -85,7 +85,7 @@ def check_page(path: Path) -> None:
 
 def write_page(path: Path, inspection: Inspection, blocks: Conversations, *, prompt_note: str) -> int:
     """Write the page, and return its size in bytes."""
-    page = render_page(
+    page = render_inspection(
         inspection.sessions,
         inspection.marks,
         source=inspection.path.resolve().name,

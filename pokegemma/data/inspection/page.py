@@ -30,7 +30,7 @@ CONTEXT, PICTURE = 0, 1
 """What stands for the session's context, which would be repeated in each sample, and for a picture."""
 
 
-def render_page(
+def render_inspection(
     sessions: Sequence[SessionView],
     marks: Marks,
     *,

@@ -8,10 +8,10 @@ from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP, Trajectory, cut_trajectories
 from pokegemma.gemma.batches.processor_collator import Collator
 
-Parts = list[tuple[str, list[str]]]
+_Parts = list[tuple[str, list[str]]]
 
 
-def conversation_texts(collator: Collator, samples: Sequence[Sample]) -> dict[str, Parts]:
+def conversation_texts(collator: Collator, samples: Sequence[Sample]) -> dict[str, _Parts]:
     """Return, by sample, the text of its conversation in parts: ("prompt", [text]), ("answer", [text]) ...
 
     The text is exact, but for each picture's mark, which the processor replaces by soft tokens. A sample of a
