@@ -137,10 +137,12 @@ class SessionConverter:
 
     def read_turns(self) -> Iterator[ShownTurn]:
         """Yield every turn of the session in order, with its frame and window; write nothing."""
+        start_turn = None
         for turn in self.session.turns:
             if turn.new_start:
                 self.window.clear()
                 self.previous.clear()
+                start_turn = turn.number
             if turn.decision.problem:
                 self.result.problems.append(f"{self.result.folder} turn {turn.number}: {turn.decision.problem}")
             frame = self._show(turn)
@@ -149,7 +151,7 @@ class SessionConverter:
                 status = "control_token"
             if status == DECISION and not frame:
                 status = "frame_unreadable"
-            yield ShownTurn(turn, status, frame, tuple(self.window), tuple(self.previous))
+            yield ShownTurn(turn, status, frame, tuple(self.window), tuple(self.previous), start_turn)
             self.previous.extend(turn.decision.pressed)
 
     def _spells_control_token(self, turn: Turn) -> bool:
@@ -206,7 +208,7 @@ class SessionConverter:
         window, previous = self._fill_window(shown), list(shown.previous)
         recorded = {} if decision.label_by is None else {"label_by": decision.label_by}
         recorded |= {"corrected": True} if decision.is_corrected else {}
-        recorded |= {"new_start": True} if turn.new_start else {}
+        recorded |= {} if shown.start_turn is None else {"start_turn": shown.start_turn}
         return Sample(
             id=f"{self.id}/{turn.number}",
             frames=tuple(frame.path for frame in window),

@@ -47,6 +47,11 @@ class Sample:
         return self.metadata["session"]
 
     @property
+    def episode(self) -> tuple[str, int | None]:
+        """What samples share that were played without a break: the session, and where it last started anew."""
+        return self.session, self.metadata.get("start_turn")
+
+    @property
     def previous_buttons(self) -> list[str]:
         """Buttons pressed before this turn, oldest first, the last few only."""
         return self.metadata["previous_buttons"]

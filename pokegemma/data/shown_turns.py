@@ -27,7 +27,8 @@ class ShownTurn:
     """A turn with what its player saw and had pressed.
 
     `status` is DECISION or why the turn is not a sample. `frame` is None where no picture decodes; it is the last one
-    of `window`. `previous` are the buttons pressed before, oldest first.
+    of `window`. `previous` are the buttons pressed before, oldest first. `start_turn` is the last turn up to this one
+    that has `new_start`, None where there is none.
     """
 
     turn: Turn
@@ -35,6 +36,7 @@ class ShownTurn:
     frame: ShownFrame | None
     window: tuple[ShownFrame, ...]
     previous: tuple[str, ...]
+    start_turn: int | None = None
 
     def shows_same(self, other: "ShownTurn | None") -> bool:
         """Return whether both turns have a frame, and these have equal pixels."""

@@ -34,15 +34,16 @@ class Trajectory:
 def cut_trajectories(samples: Iterable[Sample], *, max_decisions: int, overlap: int) -> Iterator[Trajectory]:
     """Yield the stretches of samples in file order, with one session at a time in memory.
 
-    Samples of a session that do not follow each other in the file count as several sessions. After `max_decisions` the
-    next stretch begins with the last `overlap` decisions of the one before, as context.
+    Samples of a session that do not follow each other in the file count as several sessions, and so do those before and
+    after a new start (`Sample.episode`). After `max_decisions` the next stretch begins with the last `overlap`
+    decisions of the one before, as context.
 
     Raises:
         ValueError: `overlap` is not between 0 and `max_decisions` - 1.
     """
     if not 0 <= overlap < max_decisions:
         raise ValueError(f"an overlap of {overlap} leaves nothing of {max_decisions} decisions")
-    for _, group in groupby(samples, key=lambda sample: sample.session):
+    for _, group in groupby(samples, key=lambda sample: sample.episode):
         session, start = tuple(group), 0
         yield Trajectory(session[:max_decisions])
         while (end := start + max_decisions) < len(session):

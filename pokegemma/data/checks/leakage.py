@@ -122,9 +122,9 @@ def check_history(splits: Iterable[Split]) -> Check:
         before: Sample | None = None
         for where, sample in split.located():
             previous, before = before, sample
-            if previous is None or previous.session != sample.session:
+            if previous is None:
                 continue
-            if sample.metadata["turn"] != previous.metadata["turn"] + 1 or sample.metadata.get("new_start"):
+            if sample.metadata["turn"] != previous.metadata["turn"] + 1 or sample.episode != previous.episode:
                 continue
             num_compared += 1
             button = answer_button(previous.output)

@@ -4,12 +4,15 @@ import shutil
 
 import pytest
 
+from pokegemma.data.checks.leakage import check_history
+from pokegemma.data.checks.records import Split
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
 from pokegemma.data.decisions import read_decision
 from pokegemma.data.prompts import parse_answer
 from pokegemma.data.recordings.corrections import Correction, read_correction, read_corrections
 from pokegemma.data.samples import read_samples
+from pokegemma.data.trajectories import cut_trajectories
 from pokegemma.errors import PokegemmaError
 from tests.conftest import failed_turn, turn_record
 from tests.processes import call_script
@@ -135,7 +138,7 @@ def test_recordings_without_corrections_have_reports_as_before(make_session, tmp
     report, samples = convert(tmp_path)
     assert not {"blind_press", "invalid_correction"} & set(report["turns_without_sample"])
     assert "labels_by" not in report
-    assert not {"label_by", "corrected", "new_start"} & set(samples[1].metadata)
+    assert not {"label_by", "corrected", "start_turn"} & set(samples[1].metadata)
 
 
 def test_a_turn_whose_answer_failed_can_be_corrected(make_session, tmp_path):
@@ -159,7 +162,11 @@ def test_a_new_start_forgets_frames_and_buttons(make_session, tmp_path):
     _, samples = convert(tmp_path)
     assert samples[4].metadata["frame_turns"] == [4, 4, 4, 4]
     assert (samples[4].previous_buttons, samples[5].previous_buttons) == ([], ["up"])
-    assert (samples[4].metadata["new_start"], "new_start" in samples[5].metadata) == (True, False)
+    assert [samples[turn].metadata.get("start_turn") for turn in range(1, 6)] == [None, None, None, 4, 4]
+    conversations = cut_trajectories(samples.values(), max_decisions=16, overlap=2)
+    assert [[sample.id for sample in one.samples] for one in conversations] == [["s/1", "s/2", "s/3"], ["s/4", "s/5"]]
+    check = check_history([Split("train", tmp_path / "out" / "train.jsonl")])
+    assert (check.status, check.summary) == ("PASS", "0 of 3 samples disagree with the turn before them")
 
 
 # A file of corrections
