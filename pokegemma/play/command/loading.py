@@ -41,12 +41,8 @@ def load_model_player(options: PlayOptions) -> ButtonPlayer:
         PokegemmaError: the model cannot be loaded, or the options do not fit it.
     """
     view = choose_play_view(options)
-    logger.info(
-        "shown to the model: layout %s, %d frames, a new window after %g s",
-        view.layout,
-        view.window.num_frames,
-        view.window.max_gap_s,
-    )
+    frames = "1 frame" if view.window.num_frames == 1 else f"{view.window.num_frames} frames"
+    logger.info("shown to the model: layout %s, %s; new after %g s", view.layout, frames, view.window.max_gap_s)
     drawing = {"decide": options.decide, "temperature": options.temperature, "rng": random.Random(options.seed)}
     if options.server is not None:
         return _server_player(options, view, drawing)
