@@ -91,7 +91,7 @@ def play_session(options: PlayOptions) -> PlaySummary:
             stop_on_interrupt=True,
         )
         if journal is not None and result.turns:
-            _save_state(emulator, folder, turn=result.turns[-1].number)
+            _save_state(emulator, folder, turn=journal.num_turns)
             journal.close(result.ended)
     return PlaySummary(result, folder)
 
