@@ -54,6 +54,9 @@ class ConvertOptions:
         default=None,
         metadata={"help": "Keep at most so many equal decisions in a row on equal screens. Default: all."},
     )
+    remove_overlay: bool = field(
+        default=False, metadata={"help": "Undo the grid of lines and labels that Eevee v1 drew on its screenshots."}
+    )
     num_workers: int = field(default=0, metadata={"help": "Processes. 0: one for each core."})
     ray_address: str | None = field(
         default=None,
@@ -88,6 +91,7 @@ def main() -> None:
             grid_images=options.grid_images,
             drop_no_effect=options.drop_no_effect,
             max_repeats=options.max_repeats,
+            remove_overlay=options.remove_overlay,
             label_by=tuple(options.label_by),
         ),
         eval_fraction=options.eval_fraction,

@@ -28,6 +28,7 @@ def build_report(
     results = [outcome for outcome in outcomes if isinstance(outcome, SessionResult)]
     reasons = sum((Counter(result.reasons) for result in results), Counter())
     labellers = sum((Counter(result.labellers) for result in results), Counter())
+    overlays = sum((Counter(result.overlays) for result in results), Counter())
     turns = sum(result.num_turns for result in results)
     samples = sum(result.num_samples for result in results)
     assert turns == samples + reasons.total(), "a turn was lost"
@@ -56,6 +57,7 @@ def build_report(
         },
         **({"labels_by": dict(sorted(labellers.items()))} if labellers else {}),
         "frames": sum(result.num_frames for result in results),
+        **({"overlays": dict(sorted(overlays.items()))} if overlays else {}),
         "goals_shortened": sum(result.goal_shortened for result in results),
         "splits": splits,
         "problems": list(problems),
@@ -153,6 +155,9 @@ def format_report(report: dict[str, Any], output_dir: Path) -> str:
     for button, count in splits["train"]["buttons"].items():
         rows.append((f"  {button}", f"{count} train, {splits['eval']['buttons'][button]} eval"))
     rows += [(f"labels by {name}", f"{count} samples") for name, count in report.get("labels_by", {}).items()]
+    if "overlays" in report:
+        counts = ", ".join(f"{count} {name}" for name, count in report["overlays"].items())
+        rows.append(("overlays of screenshots", counts))
     if report["goals_shortened"]:
         rows.append(("goals shortened", f"{report['goals_shortened']} sessions"))
     rows.append(("written to", f"{clean_text(str(output_dir))} (details: {CONVERSION_REPORT})"))

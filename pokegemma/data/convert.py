@@ -1,10 +1,7 @@
 """Convert one recorded session into samples (docs/format_spec.md)."""
 
-import base64
 import collections
 import itertools
-import re
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,13 +11,13 @@ from pokegemma.data import prompts
 from pokegemma.data.checks.still_pictures import find_still
 from pokegemma.data.copies import Fingerprint, FrameHash
 from pokegemma.data.decisions import DECISION, LEFT_OUT, REASONS, clean_text
-from pokegemma.data.frame_pictures import FrameError, read_frame
+from pokegemma.data.eevee_v1.overlay import Overlay, remove_overlay
+from pokegemma.data.frame_pictures import Frame, FrameError, read_frame, read_recorded
 from pokegemma.data.grids import GridEncoder
+from pokegemma.data.png import encode_png
 from pokegemma.data.recordings.session import Session, Turn
 from pokegemma.data.samples import Sample, find_control_token
 from pokegemma.data.shown_turns import ShownFrame, ShownTurn, TurnFilter
-
-MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class WindowOptions:
     `max_gap_s` seconds between two frames. `drop_no_effect` leaves out decisions after which the screen is the same,
     `max_repeats` all but so many equal decisions in a row on equal screens, and `label_by`, unless it is empty, those
     whose label is by none of these `corrections.LABELLERS`. What is left out stays in the windows and among the earlier
-    buttons of other samples.
+    buttons of other samples. `remove_overlay` undoes Eevee v1's grid on screenshots.
     """
 
     num_frames: int = 4
@@ -41,6 +38,7 @@ class WindowOptions:
     drop_no_effect: bool = False
     max_repeats: int | None = None
     label_by: tuple[str, ...] = ()
+    remove_overlay: bool = False
 
 
 @dataclass
@@ -49,8 +47,9 @@ class SessionResult:
 
     `labellers` has the number of samples by who gave the label, where the recording states it.
 
-    `pictures` are the turns' frames, None where there is none. `missing_picture` is the name of the picture that the
-    first decision without one should have. `outside_pictures` are those that are not in the session's folder.
+    `pictures` are the turns' frames, None where there is none. `overlays` counts screenshots by what was undone on
+    them. `missing_picture` is the name of the picture that the first decision without one should have.
+    `outside_pictures` are those that are not in the session's folder.
     """
 
     session: str
@@ -67,6 +66,7 @@ class SessionResult:
     labellers: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     pictures: list[FrameHash | None] = field(default_factory=list)
+    overlays: dict[Overlay, int] = field(default_factory=dict)
     missing_picture: str | None = None
     outside_pictures: list[Path] = field(default_factory=list)
 
@@ -169,11 +169,13 @@ class SessionConverter:
         """Append the turn's frame to the window (emptied after a long pause); return it, None if none decodes."""
         for source in turn.frames:
             try:
-                frame = read_frame(_read_bytes(source))
+                frame = read_frame(read_recorded(source))
             except FrameError as error:
                 name = "its raw frame" if isinstance(source, str) else source.name
                 self.result.problems.append(f"{self.result.folder} turn {turn.number}: {name} unreadable: {error}")
                 continue
+            if self.options.remove_overlay and isinstance(source, Path):
+                frame = self._without_overlay(frame)
             self.shown_since += 1
             if _is_gap(self.last_time, turn.time, max_gap_s=self.options.max_gap_s * self.shown_since):
                 self.window.clear()
@@ -184,6 +186,11 @@ class SessionConverter:
             self.window.append(ShownFrame(turn.number, path, frame.png, frame.tile, frame_hash))
             return self.window[-1]
         return None
+
+    def _without_overlay(self, frame: Frame) -> Frame:
+        tile, overlay = remove_overlay(frame.tile)
+        self.result.overlays[overlay] = self.result.overlays.get(overlay, 0) + 1
+        return frame if overlay == "none" else Frame(encode_png(tile), tile)
 
     def _write_sample(self, shown: ShownTurn) -> Sample:
         """Write the pictures that a decision's window needs and that are not written yet; return its sample."""
@@ -263,22 +270,6 @@ def convert_session(
 def _write_output(turn: Turn) -> str:
     decision = turn.decision
     return prompts.build_output(button=decision.label, reasoning=decision.reasoning, context=decision.situation)
-
-
-def _read_bytes(source: str | Path) -> bytes:
-    if isinstance(source, str):
-        source = re.sub(r"^\s*data:image/[\w.+-]+;base64,", "", source, flags=re.IGNORECASE)
-        try:
-            return base64.b64decode("".join(source.split()), validate=True)
-        except ValueError as error:
-            raise FrameError("not base64") from error
-    try:
-        status = source.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FRAME_BYTES:
-            raise FrameError("not a file, or too large for a screenshot")
-        return source.read_bytes()
-    except OSError as error:
-        raise FrameError(error.strerror or "cannot be read") from error
 
 
 def _is_gap(last: datetime | None, now: datetime | None, *, max_gap_s: float) -> bool:

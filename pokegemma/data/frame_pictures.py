@@ -1,6 +1,9 @@
 """The picture of a frame: opened, checked, and resized to the size of a tile."""
 
+import base64
 import io
+import re
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ FRAME_SIZE_PX = (240, 160)
 
 
 MAX_FRAME_PIXELS = 4096 * 4096
+MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -91,6 +95,27 @@ def read_frame(content: bytes) -> Frame:
     except (*UNREADABLE, MemoryError) as error:
         raise FrameError(one_line(error, length=None) or type(error).__name__) from error
     return Frame(png, np.asarray(fit_tile(rgb)))
+
+
+def read_recorded(source: str | Path) -> bytes:
+    """Return the content of a recorded picture: base64 text, or a file.
+
+    Raises:
+        FrameError: it cannot be read, or is larger than `MAX_FRAME_BYTES`.
+    """
+    if isinstance(source, str):
+        source = re.sub(r"^\s*data:image/[\w.+-]+;base64,", "", source, flags=re.IGNORECASE)
+        try:
+            return base64.b64decode("".join(source.split()), validate=True)
+        except ValueError as error:
+            raise FrameError("not base64") from error
+    try:
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FRAME_BYTES:
+            raise FrameError("not a file, or too large for a screenshot")
+        return source.read_bytes()
+    except OSError as error:
+        raise FrameError(error.strerror or "cannot be read") from error
 
 
 def _check_chunks(png: bytes) -> None:

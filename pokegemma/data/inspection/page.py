@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from pokegemma.data import prompts
@@ -16,6 +15,7 @@ from pokegemma.data.inspection.views import Marks, SessionView, TurnView, summar
 from pokegemma.data.prompts import BUTTONS, Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS, DEFAULT_OVERLAP, cut_trajectories
+from pokegemma.pages import render_page
 
 PAGE_MARK = '<meta name="generator" content="pokegemma inspect_data">'
 """By this line a page is recognised as one that may be replaced."""
@@ -49,17 +49,12 @@ def render_inspection(
         blocks: by sample, the conversation that the model is trained on.
         prompt_note: how these conversations were written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first_strips = [0, *itertools.accumulate(len(session.strips) for session in sessions)]
     strips = [base64.b64encode(strip).decode() for session in sessions for strip in session.strips]
     problems = [*problems, *(f"{session.id}: {line}" for session in sessions for line in session.problems)]
-    page = environment.get_template("page.html.jinja").render(
+    return render_page(
+        Path(__file__).with_name("page.html.jinja"),
+        filters={},
         mark=Markup(PAGE_MARK),
         source=source,
         num_found=num_found,
@@ -78,8 +73,6 @@ def render_inspection(
             ],
         },
     )
-    # Text of a recording may contain half a surrogate pair, which cannot be encoded.
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def message_blocks(samples: Sequence[Sample], layout: Layout) -> dict[str, list[ConversationPart]]:
