@@ -1,6 +1,7 @@
 """Drawings of the toy game: 32-pixel tiles, the player always at the centre of 240x160 pixels.
 
 Floor and obstacles take their colours from the room's seed and stay dark; cues have the same bright colours everywhere.
+All colours are multiples of 8, which the Game Boy Advance shows as they are (five bits a part, in mGBA and SkyEmu).
 """
 
 import colorsys
@@ -19,10 +20,10 @@ Colour = tuple[int, int, int]
 
 CENTRE = ((SCREEN_SIZE[0] - TILE) // 2, (SCREEN_SIZE[1] - TILE) // 2)
 MARGIN = 4  # tiles drawn around the room, so that the screen never leaves the drawing
-_TRAIL, _TRAIL_EDGE = (255, 236, 40), (190, 140, 0)
-_SPEECH, _BELL, _MENU = (0, 190, 255), (240, 40, 40), (120, 30, 160)
-_ARROW = (60, 240, 90)
-_PAPER, INK, _WOOD, _SKIN = (250, 250, 245), (30, 30, 40), (150, 95, 45), (240, 200, 160)
+_TRAIL, _TRAIL_EDGE = (248, 232, 40), (184, 136, 0)
+_SPEECH, _BELL, _MENU = (0, 184, 248), (240, 40, 40), (120, 24, 160)
+_ARROW = (56, 240, 88)
+_PAPER, INK, _WOOD, _SKIN = (248, 248, 240), (24, 24, 40), (144, 88, 40), (240, 200, 160)
 
 ARROW_SIZE = 48
 ARROW_PLACE = ((SCREEN_SIZE[0] - ARROW_SIZE) // 2, 8)
@@ -112,7 +113,7 @@ def draw_arrow(direction: str) -> tuple[Image.Image, Image.Image]:
 
 def _random_colour(rng: random.Random, *, saturation: tuple[float, float], value: tuple[float, float]) -> Colour:
     red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
-    return int(red * 255), int(green * 255), int(blue * 255)
+    return _console_colour((int(red * 255), int(green * 255), int(blue * 255)))
 
 
 def _draw_ground(room: Room, rng: random.Random) -> Image.Image:
@@ -143,6 +144,11 @@ def _draw_ground(room: Room, rng: random.Random) -> Image.Image:
 
 def _lighter(colour: Colour, by: int) -> Colour:
     red, green, blue = (min(255, max(0, part + by)) for part in colour)
+    return _console_colour((red, green, blue))
+
+
+def _console_colour(colour: Colour) -> Colour:
+    red, green, blue = (part & 0b11111000 for part in colour)
     return red, green, blue
 
 
@@ -212,9 +218,9 @@ def draw_player(pen: ImageDraw.ImageDraw, x: int, y: int, facing: str) -> None:
     pen.rectangle((x + 9, y + 16, x + 22, y + 28), fill=(40, 80, 200))
     pen.rectangle((x + 9, y + 25, x + 22, y + 28), fill=INK)
     pen.ellipse((x + 7, y + 2, x + 24, y + 19), fill=_SKIN)
-    pen.pieslice((x + 6, y + 0, x + 25, y + 19), 180, 360, fill=(20, 130, 110))
+    pen.pieslice((x + 6, y + 0, x + 25, y + 19), 180, 360, fill=(16, 128, 104))
     if facing == "up":
-        pen.ellipse((x + 7, y + 2, x + 24, y + 17), fill=(20, 130, 110))
+        pen.ellipse((x + 7, y + 2, x + 24, y + 17), fill=(16, 128, 104))
         return
     eyes = {"down": (11, 18), "left": (8, 13), "right": (16, 21)}[facing]
     for eye in eyes:
