@@ -97,6 +97,8 @@ class PlayOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self, "max_turns", "save_every", "num_frames", "max_new_tokens", "image_size", at_least=1)
+        check_ranges(self, "hold", "still", "wait", at_least=1)
+        check_ranges(self, "wait", at_least=self.still)
         check_ranges(self, "stuck", "temperature", at_least=0)
         check_ranges(self, "noise", at_least=0, at_most=1)
         check_ranges(self, "timeout_s", "max_gap_s", above=0)

@@ -70,9 +70,9 @@ def play_session(options: PlayOptions) -> PlaySummary:
         callbacks: list[Callable[[PlayedTurn, Image.Image], None]] = []
         journal = None
         if folder is not None:
+            journal = _open_journal(folder, goal=goal or "", facts=session_facts(options, emulator, player))
             stack.callback(_write_replay, folder)  # after the journal is closed
-            facts = session_facts(options, emulator, player)
-            journal = stack.enter_context(SessionJournal(folder, goal=goal or "", facts=facts))
+            stack.enter_context(journal)
             callbacks.append(_StateKeeper(emulator, folder, options.save_every).after_turn)
         if not options.quiet:
             callbacks.append(LiveView(sys.stderr).show)
@@ -132,6 +132,13 @@ def _session_folder(options: PlayOptions) -> Path | None:
     if not (folder / JOURNAL_FILE).is_file():
         raise PokegemmaError(f"--resume {folder}: not a session that scripts/play.py recorded")
     return folder
+
+
+def _open_journal(folder: Path, *, goal: str, facts: dict[str, Any]) -> SessionJournal:
+    try:
+        return SessionJournal(folder, goal=goal, facts=facts)
+    except OSError as error:
+        raise PokegemmaError(f"--record: {folder} cannot be written: {error.strerror}") from error
 
 
 def _recorded_goal(options: PlayOptions) -> str | None:

@@ -88,6 +88,8 @@ def test_the_summary_has_every_stage_and_fits_json(tmp_path: Path) -> None:
         ({"player": "random", "noise": 1.5}, "--noise 1.5"),
         ({"player": "random", "temperature": -1}, "--temperature -1"),
         ({"player": "random", "max_turns": 0}, "--max_turns 0"),
+        ({"player": "random", "hold": 0}, "--hold 0"),
+        ({"player": "random", "wait": 3}, "--wait 3: must be at least 4"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: dict, message: str) -> None:
@@ -98,6 +100,12 @@ def test_options_that_contradict_each_other_are_refused(options: dict, message: 
 def test_a_folder_without_a_journal_is_not_continued(tmp_path: Path) -> None:
     with pytest.raises(PokegemmaError, match=f"--resume {tmp_path}"):
         play_session(PlayOptions(player="random", resume=str(tmp_path), quiet=True))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PokegemmaError, match=f"--record: {tmp_path}/file/session_.* cannot be written: Not a dir"):
+        play_session(PlayOptions(player="random", record=str(tmp_path / "file"), quiet=True))
 
 
 def turn(**changes: object) -> PlayedTurn:
