@@ -125,6 +125,8 @@ def _explain_session(result: SessionResult, data_dir: Path) -> str:
     if result.num_left_out:
         names = "--label_by, --drop_no_effect or --max_repeats"
         return f"{result.folder}: {result.num_left_out} decisions, all left out by {names}"
+    if num_blind := result.reasons.get("blind_press"):
+        return f"{result.folder}: {num_blind} presses at random or by noise; correct them to make them samples"
     return f"{result.folder}: {result.num_turns} turns, and none of them is a decision"
 
 

@@ -1,19 +1,17 @@
 """What a replay shows of recorded sessions: screens, presses, mistakes, and where the player was stuck."""
 
 import base64
-import binascii
 import hashlib
 import io
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from pokegemma.data.eevee_v1.sessions import read_record
-from pokegemma.data.frame_pictures import FrameError, read_frame
+from pokegemma.data.frame_pictures import FrameError, read_frame, read_recorded
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.data.recordings.readers import EEVEE_V1, Recording
 from pokegemma.data.recordings.session import Turn
@@ -127,9 +125,8 @@ def _store_screen(turn: Turn, screens: dict[str, str]) -> str | None:
     """Add a turn's picture to `screens` with few colours, and return its key; None if none decodes."""
     for source in turn.frames:
         try:
-            content = source.read_bytes() if isinstance(source, Path) else base64.b64decode(source)
-            tile = read_frame(content).tile
-        except (OSError, binascii.Error, FrameError):
+            tile = read_frame(read_recorded(source)).tile
+        except FrameError:
             continue
         key = hashlib.sha256(tile.tobytes()).hexdigest()[:16]
         if key not in screens:

@@ -13,7 +13,7 @@ from pokegemma.data.prompts import parse_answer
 from pokegemma.data.recordings.corrections import Correction, read_correction, read_corrections
 from pokegemma.data.samples import read_samples
 from pokegemma.data.trajectories import cut_trajectories
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from tests.conftest import failed_turn, turn_record
 from tests.processes import call_script
 
@@ -109,6 +109,12 @@ def test_a_blind_press_is_a_sample_only_with_a_correction(decided_by):
     assert read_decision(turn).pressed == ("up",)
     corrected = read_decision(turn | {"correction": {"button": "down", "by": "expert"}})
     assert (corrected.status, corrected.label, corrected.pressed) == ("decision", "down", ("up",))
+
+
+def test_a_recording_of_blind_presses_alone_says_what_to_do(make_session, tmp_path):
+    make_session("s", [turn_record(1, decided_by="random")])
+    with pytest.raises(CheckFailedError, match="session_s: 1 presses at random or by noise; correct them"):
+        convert(tmp_path)
 
 
 @pytest.mark.parametrize("decided_by", ["model", "human:anna", "expert"])

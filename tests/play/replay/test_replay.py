@@ -18,6 +18,7 @@ from pokegemma.play.command.session import play_session
 from pokegemma.play.replay import pages
 from pokegemma.play.replay.turns import find_stuck, read_replay
 from tests.browser import open_browser
+from tests.conftest import raw_frame, turn_record, write_session
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,13 @@ def test_many_turns_become_pages_with_an_index(session: Path, tmp_path: Path, mo
         browser.wait_until("document.querySelector('#turn')")
         assert browser.text("#turn") == "turn 31 of 40"
         assert browser.problems == []
+
+
+def test_a_raw_frame_may_be_a_data_url(tmp_path: Path) -> None:
+    raw = {"turn_number": 1, "screenshot_base64": "data:image/png;base64," + raw_frame(1, 200)["screenshot_base64"]}
+    write_session(tmp_path / "session_s", [turn_record(1)], steps=[], enhanced_turns=[raw])
+    (recording,) = find_recordings(tmp_path)
+    assert len(read_replay(recording).screens) == 1
 
 
 def test_sessions_that_fit_share_a_page(session: Path, tmp_path: Path) -> None:
