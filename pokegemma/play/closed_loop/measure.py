@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,25 @@ def require_fair(level: int) -> None:
         )
 
 
-def measure_play(predictor: Predictor, view: PlayView, options: ClosedLoopOptions) -> dict[str, Any]:
-    """Return what the model and the baselines reached on the same rooms, ready for JSON."""
-    seeds, rules = options.seeds, options.rules
-    episodes = {"model": play_rooms(predictor, view, seeds, rules, batch_size=options.play_batch_size)}
+def measure_play(
+    predictor: Predictor, view: PlayView, options: ClosedLoopOptions, *, load: Callable[[], Predictor]
+) -> dict[str, Any]:
+    """Return what the model and the baselines reached on the same rooms, ready for JSON.
+
+    Args:
+        load: loads the same model in another process.
+
+    Raises:
+        PokegemmaError: several processes shall play with a model that is on a GPU.
+    """
+    seeds, rules, device = options.seeds, options.rules, predictor.model.device
+    if options.play_workers > 1 and device.type != "cpu":
+        raise PokegemmaError(
+            f"--play_workers {options.play_workers}: the processes cannot share {device}; leave it out, or add "
+            "--device cpu"
+        )
+    at_once = {"batch_size": options.play_batch_size, "num_workers": options.play_workers, "load": load}
+    episodes = {"model": play_rooms(predictor, view, seeds, rules, **at_once)}
     episodes |= {name: play_baseline(name, seeds, rules) for name in OTHER_PLAYERS}
     return {
         "rules": asdict(rules),
@@ -67,9 +83,10 @@ def prepare_measurement(
         return None
     require_fair(loop.level)
     view = play_view(options.model_path, layout=options.layout)
+    load = partial(load_predictor, options.model_path, layout=view.layout, dtype=options.dtype, device=options.device)
 
     def measure(predictor: Predictor) -> PlayMeasurement:
-        result = measure_play(predictor, view, loop)
+        result = measure_play(predictor, view, loop, load=load)
         return PlayMeasurement(result, play_section(result))
 
     return measure

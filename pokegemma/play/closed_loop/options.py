@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pokegemma.errors import check_range, check_ranges
+from pokegemma.errors import PokegemmaError, check_range, check_ranges
 from pokegemma.options import option
 from pokegemma.play.closed_loop.rules import RoomRules
 from pokegemma.play.toy.rooms import check_level
@@ -19,19 +19,24 @@ class ClosedLoopOptions:
     level: int = option(1, "Level of the rooms, as in record_toy_game.py.")
     noise: float = option(0.0, "Share of the presses to replace by another button.")
     game: Literal["toy", "rom"] = option(
-        "toy", "toy: in Python, several rooms at once. rom: in mGBA, one after the other."
+        "toy", "toy: in Python, several rooms at once. rom: in mGBA, one in each process."
     )
     stuck: int = option(
         0, "Same screen and same button this often: draw another button. 0, the default: never, which is greedy."
     )
     first_room: int = option(0, "Number of the first room; the next follow it.")
     play_batch_size: int = option(32, "Rooms whose decisions share a forward pass.")
+    play_workers: int = option(1, "With --game rom on a CPU: processes that play at once; each loads the model.")
 
     def __post_init__(self) -> None:
-        check_ranges(self, "closed_loop", "play_batch_size", at_least=1)
+        check_ranges(self, "closed_loop", "play_batch_size", "play_workers", at_least=1)
         check_ranges(self, "stuck", "first_room", at_least=0)
         check_range("--noise", self.noise, at_least=0, at_most=1)
         check_level(self.level)
+        if self.play_workers > 1 and self.game != "rom":
+            raise PokegemmaError(
+                f"--play_workers {self.play_workers}: only for --game rom; rooms in Python share a pass"
+            )
 
     @property
     def rules(self) -> RoomRules:

@@ -1,7 +1,7 @@
 """Play rooms of the toy game, in Python or as ROMs, and write down what happened."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,14 +13,13 @@ from tqdm import tqdm
 from pokegemma.data.recordings.corrections import Correction
 from pokegemma.evaluation.predict import Predictor
 from pokegemma.gemma.families import family_of
-from pokegemma.play.cached_player import CachedPlayer
 from pokegemma.play.closed_loop.episodes import Episode, ObservedTurn
+from pokegemma.play.closed_loop.processes import make_player, play_in_processes
 from pokegemma.play.closed_loop.rules import RoomRules
 from pokegemma.play.closed_loop.together import play_together
 from pokegemma.play.emulators.toy import ToyEmulator
 from pokegemma.play.history import PlayView
 from pokegemma.play.loop import play
-from pokegemma.play.plain_player import PlainPlayer
 from pokegemma.play.players import ButtonPlayer, ExpertPlayer, RandomPlayer, RepeatPlayer
 from pokegemma.play.recording.journal import PlayedTurn, SessionJournal
 from pokegemma.play.rom.game import ToyRomEmulator
@@ -48,11 +47,14 @@ def play_rooms(
     *,
     batch_size: int = 32,
     record_to: Path | None = None,
+    num_workers: int = 1,
+    load: Callable[[], Predictor] | None = None,
 ) -> list[Episode]:
     """Let a model play a room for each seed, with a progress bar; the likeliest button is chosen.
 
     Rooms in Python are decided for together in one forward pass. Where that is not possible (a ROM, since one emulator
-    runs in a process; conversations, which write reasons; other families), rooms are played one after the other.
+    runs in a process; conversations, which write reasons; other families), rooms are played one after the other, in
+    this process or in `num_workers`, which load the model with `load`.
 
     Args:
         record_to: folder to make for the sessions, one for each room, each turn labelled by the expert.
@@ -61,13 +63,16 @@ def play_rooms(
         partial(play_room, seed=seed, rules=rules, folder=record_to and record_to / f"session_{number:05d}")
         for number, seed in enumerate(seeds)
     ]
+    label = f"play level {rules.level}"
+    if num_workers > 1:
+        assert load is not None
+        return play_in_processes(games, view, load=load, num_workers=num_workers, label=label)
     is_inexact = family_of(predictor.model.config).inexact
-    with tqdm(total=len(games), desc=f"play level {rules.level}", unit="room") as progress:
+    with tqdm(total=len(games), desc=label, unit="room") as progress:
         if rules.game == "toy" and view.layout != "trajectory" and not is_inexact:
             on_end = lambda _: progress.update()  # noqa: E731
             return play_together(predictor, view, games, batch_size=batch_size, on_end=on_end)
-        player = PlainPlayer(predictor, view) if is_inexact else CachedPlayer(predictor, view)
-        episodes = []
+        player, episodes = make_player(predictor, view), []
         for game in games:
             episodes.append(game(player))
             progress.update()
