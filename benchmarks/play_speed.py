@@ -55,6 +55,7 @@ class SpeedOptions:
     num_turns: int = field(default=1000, metadata={"help": "Turns to play and record; the last room is finished."})
     num_rooms: int = field(default=16, metadata={"help": "Rooms to play in one and in several processes; 0: none."})
     num_workers: int = field(default=2, metadata={"help": "Processes that play at once."})
+    num_threads: int = field(default=1, metadata={"help": "Threads of each process; a tiny model gains by no second."})
     json: bool = field(default=False, metadata={"help": "Print JSON instead of tables."})
 
     def __post_init__(self) -> None:
@@ -90,10 +91,9 @@ class ExpertPress:
         return ButtonChoice(self._game.world.expert_button(), choice.probabilities)
 
 
-def load_player(options: SpeedOptions, model_path: str, num_threads: int | None) -> CachedPlayer:
-    """Return the model as a player; `num_threads` None leaves torch's default."""
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+def load_player(options: SpeedOptions, model_path: str) -> CachedPlayer:
+    """Return the model as a player."""
+    torch.set_num_threads(options.num_threads)
     view = PlayView(layout=options.layout, window=WindowOptions(num_frames=options.num_frames))
     return CachedPlayer(load_predictor(model_path, layout=options.layout), view)
 
@@ -117,7 +117,7 @@ def play_room(seed: int, player: CachedPlayer, *, level: int, record_to: Path) -
 
 def measure_stages(options: SpeedOptions, model_path: str, folder: Path) -> list[PlayedRoom]:
     """Play rooms in this process until `num_turns` are recorded; one more room before that warms up."""
-    player = load_player(options, model_path, None)
+    player = load_player(options, model_path)
     play_room(0, player, level=options.level, record_to=folder / "warm_up")
     rooms: list[PlayedRoom] = []
     while sum(room.num_turns for room in rooms) < options.num_turns:
@@ -125,9 +125,7 @@ def measure_stages(options: SpeedOptions, model_path: str, folder: Path) -> list
     return rooms
 
 
-def measure_processes(
-    options: SpeedOptions, model_path: str, folder: Path, *, num_workers: int, num_threads: int
-) -> float:
+def measure_processes(options: SpeedOptions, model_path: str, folder: Path, *, num_workers: int) -> float:
     """Return turns a second of `num_workers` processes together, from when all have begun until the first has no more.
 
     The first room of each process warms up.
@@ -137,8 +135,8 @@ def measure_processes(
             functools.partial(play_room, level=options.level, record_to=folder),
             range(options.num_rooms),
             num_workers=num_workers,
-            initialize=functools.partial(load_player, options, model_path, num_threads),
-            label=f"{num_workers} x {num_threads} threads",
+            initialize=functools.partial(load_player, options, model_path),
+            label=f"{num_workers} processes",
             unit="room",
         )
     )
@@ -146,17 +144,6 @@ def measure_processes(
     began = max(sorted(room.ended for room in rooms if room.process == process)[0] for process in processes)
     ended = min(max(room.ended for room in rooms if room.process == process) for process in processes)
     return sum(turns_between(room, began, ended) for room in rooms) / (ended - began)
-
-
-def measure_ways(options: SpeedOptions, model_path: str, folder: Path) -> dict[str, float]:
-    """Return turns a second of several processes, and of one with one thread and with as many."""
-    speeds = {}
-    for num_workers, num_threads in ((options.num_workers, 1), (1, 1), (1, options.num_workers)):
-        name = f"{num_workers} x {num_threads}"
-        speeds[name] = measure_processes(
-            options, model_path, folder / name, num_workers=num_workers, num_threads=num_threads
-        )
-    return speeds
 
 
 def turns_between(room: PlayedRoom, began: float, ended: float) -> float:
@@ -186,10 +173,10 @@ def print_tables(result: dict) -> None:
     print(format_table([["stage, ms a turn", "mean", "p50", "p95", "share"], *rows]))
     print(f"outside the model: {result['outside_model']:.1%} of {result['num_turns']} turns")
     if result["processes"]:
-        rows = [[name, f"{speed:.1f}"] for name, speed in result["processes"].items()]
-        print(format_table([["processes x threads", "turns a second"], *rows]))
-        several, single, threaded = result["processes"].values()
-        print(f"several processes: {several / single:.2f} times one, {several / threaded:.2f} times one with threads")
+        rows = [[str(number), f"{speed:.1f}"] for number, speed in result["processes"].items()]
+        print(format_table([["processes", "turns a second"], *rows]))
+        several, single = result["processes"].values()
+        print(f"several processes: {several / single:.2f} times one")
 
 
 def main() -> None:
@@ -201,7 +188,11 @@ def main() -> None:
             (folder / "tiny").mkdir()
             make_tiny("gemma3", folder / "tiny")
         # Several processes first: a process that has used OpenMP's threads must not be forked.
-        processes = measure_ways(options, model_path, folder) if options.num_rooms else {}
+        processes = {
+            number: measure_processes(options, model_path, folder / str(number), num_workers=number)
+            for number in (options.num_workers, 1)
+            if options.num_rooms
+        }
         rooms = measure_stages(options, model_path, folder)
     rows = stage_rows(rooms)
     outside = sum(row["share"] for row in rows if row["stage"] not in MODEL_STAGES)

@@ -17,7 +17,7 @@ from pokegemma.play.players import ButtonPlayer
 Game = Callable[[ButtonPlayer], Episode]
 
 
-def make_player(predictor: Predictor, view: PlayView) -> CachedPlayer | PlainPlayer:
+def make_model_player(predictor: Predictor, view: PlayView) -> CachedPlayer | PlainPlayer:
     """Return a player of one game at a time."""
     return (PlainPlayer if family_of(predictor.model.config).inexact else CachedPlayer)(predictor, view)
 
@@ -39,7 +39,7 @@ def play_in_processes(
 
 def _start_player(load: Callable[[], Predictor], view: PlayView) -> CachedPlayer | PlainPlayer:
     torch.set_num_threads(1)  # the processes share the cores; and a forked one waits for ever for OpenMP's threads
-    return make_player(load(), view)
+    return make_model_player(load(), view)
 
 
 def _play(game: Game, player: ButtonPlayer) -> Episode:

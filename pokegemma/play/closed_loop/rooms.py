@@ -14,7 +14,7 @@ from pokegemma.data.recordings.corrections import Correction
 from pokegemma.evaluation.predict import Predictor
 from pokegemma.gemma.families import family_of
 from pokegemma.play.closed_loop.episodes import Episode, ObservedTurn
-from pokegemma.play.closed_loop.processes import make_player, play_in_processes
+from pokegemma.play.closed_loop.processes import make_model_player, play_in_processes
 from pokegemma.play.closed_loop.rules import RoomRules
 from pokegemma.play.closed_loop.together import play_together
 from pokegemma.play.emulators.toy import ToyEmulator
@@ -72,7 +72,7 @@ def play_rooms(
         if rules.game == "toy" and view.layout != "trajectory" and not is_inexact:
             on_end = lambda _: progress.update()  # noqa: E731
             return play_together(predictor, view, games, batch_size=batch_size, on_end=on_end)
-        player, episodes = make_player(predictor, view), []
+        player, episodes = make_model_player(predictor, view), []
         for game in games:
             episodes.append(game(player))
             progress.update()

@@ -38,6 +38,9 @@ class Console(Protocol):
     def picture(self) -> Image.Image:
         """Return the picture of the latest frame as a copy, RGB."""
 
+    def pixels(self) -> bytes:
+        """Return the picture's bytes, red, green and blue of one pixel after the other."""
+
     def get_state(self) -> bytes:
         """Return the state of the game."""
 
@@ -55,7 +58,7 @@ class FrameEmulator:
         """Release all buttons and go on until the game shows something, and that stays still."""
         self.name, self.frame_size, self.timing = console.name, console.frame_size, timing
         self._console, self._is_closed = console, False
-        self._picture: Image.Image | None = None  # None: the console has a newer one
+        self._pixels: bytes | None = None  # None: the console has a newer picture
         console.set_button(None)
         console.step(1)
         for _ in range(timing.max_wait_frames):
@@ -66,7 +69,7 @@ class FrameEmulator:
 
     def screen(self) -> Image.Image:
         """Return a copy of the screen."""
-        return self._look().copy()
+        return Image.frombytes("RGB", self.frame_size, self._look())
 
     def press(self, button: str) -> None:
         """Hold a button, release it, and wait until the game has answered.
@@ -92,7 +95,7 @@ class FrameEmulator:
     def save(self) -> bytes:
         """Return the state of the game with its picture."""
         encoded = io.BytesIO()
-        self._look().save(encoded, "PNG")
+        self.screen().save(encoded, "PNG")
         console = self._console
         return GameState(console.core, console.game, console.get_state(), encoded.getvalue()).to_bytes()
 
@@ -105,7 +108,7 @@ class FrameEmulator:
         saved = read_state(state, core=self._console.core, game=self._console.game)
         self._console.set_button(None)
         self._console.set_state(saved.data)
-        self._picture = Image.open(io.BytesIO(saved.picture)).convert("RGB")
+        self._pixels = Image.open(io.BytesIO(saved.picture)).convert("RGB").tobytes()
 
     def close(self) -> None:
         """Release all buttons and end the emulator; closing twice does nothing."""
@@ -118,21 +121,21 @@ class FrameEmulator:
             finally:
                 self._console.close()
 
-    def _look(self) -> Image.Image:
-        if self._picture is None:
-            self._picture = self._console.picture()
-        return self._picture
+    def _look(self) -> bytes:
+        if self._pixels is None:
+            self._pixels = self._console.pixels()
+        return self._pixels
 
     def _step(self, frames: int) -> None:
-        self._picture = None
+        self._pixels = None
         self._console.step(frames)
 
     def _wait_until_still(self) -> None:
         """Go on until the picture was the same `still_frames` times in a row, at most `max_wait_frames`."""
-        before, times_same = self._look().tobytes(), 0
+        before, times_same = self._look(), 0
         for _ in range(self.timing.max_wait_frames):
             self._step(1)
-            now = self._look().tobytes()
+            now = self._look()
             times_same = times_same + 1 if now == before else 0
             if times_same == self.timing.still_frames:
                 return

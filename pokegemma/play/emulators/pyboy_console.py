@@ -73,6 +73,10 @@ class PyBoyConsole:
         """Return a copy of the latest frame; PyBoy's own picture is one object for ever."""
         return self._pyboy.screen.image.convert("RGB")
 
+    def pixels(self) -> bytes:
+        """Return the bytes of the latest frame."""
+        return self.picture().tobytes()
+
     def get_state(self) -> bytes:
         """Return PyBoy's state."""
         state = io.BytesIO()

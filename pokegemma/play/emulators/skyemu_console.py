@@ -105,6 +105,10 @@ class SkyEmuConsole:
         self._picture = self._client.ask("screen", decode_screen, {"format": "bmp"})
         return self._picture.copy()
 
+    def pixels(self) -> bytes:
+        """Return the bytes of the latest frame."""
+        return self.picture().tobytes()
+
     def get_state(self) -> bytes:
         """Return SkyEmu's state: a PNG of the screen, enlarged, that contains the state. It comes over the network."""
 
