@@ -92,17 +92,38 @@ class DataOptions:
         "Folder for the vision tower's output for each frame. It is computed once. After that, no picture "
         "is decoded and the tower does not run. Not with --train_vision_tower or --train_projector.",
     )
+    augment_colour: float = option(
+        0.0,
+        "Change the colours of each training picture at random, by up to this share of their range; others in each "
+        "epoch. Evaluation sees the recorded pictures. Not with --vision_features.",
+    )
+    augment_noise: float = option(
+        0.0,
+        "Add noise with this standard deviation, as a share of the range, to each training picture. Not with "
+        "--vision_features.",
+    )
     overwrite: bool = option(False, "Delete an earlier run in --output_dir first.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "max_decisions", "samples_per_row", at_least=1)
         check_ranges(self, "overlap_decisions", at_least=0)
+        check_ranges(self, "augment_colour", "augment_noise", at_least=0, at_most=0.5)
+        if self.augments and self.vision_features is not None:
+            raise PokegemmaError(
+                "--vision_features: stored features are those of the recorded pictures, which --augment_colour and "
+                "--augment_noise change; leave out one of the two"
+            )
         if self.layout == "trajectory":
             if self.samples_per_row > 1:
                 raise PokegemmaError(
                     "--samples_per_row: with --layout trajectory a row is a conversation; use --max_decisions"
                 )
             self.overlap_decisions = min(self.overlap_decisions, self.max_decisions - 1)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training pictures are changed at random."""
+        return self.augment_colour > 0 or self.augment_noise > 0
 
     def find_splits(self) -> tuple[Split, Split | None]:
         """Return the split to train on and the one to evaluate on; None where the dataset has no such file.

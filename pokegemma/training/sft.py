@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from pokegemma.errors import PokegemmaError, one_line
 from pokegemma.gemma.adapters.attachment import check_tensors
+from pokegemma.gemma.batches.augmentation import Augmentation
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
 from pokegemma.gemma.checkpoint_files import write_converter_files
 from pokegemma.gemma.families import TOWER, check_checkpointing, set_fsdp_layers
@@ -175,6 +176,9 @@ def build_trainer(
             callbacks=[*callbacks, EvaluateAtEnd(), CurvePlotter()],
             peft_config=adapter,
             before_first_step=record_mode,
+            augmentation=Augmentation(options.data.augment_colour, options.data.augment_noise, training.seed)
+            if options.data.augments
+            else None,
         )
     except ValueError as error:  # options that TRL, PEFT or transformers refuse
         raise PokegemmaError(one_line(error, length=300)) from error

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with button accuracy, throughput, and checkpoints that are either complete or ignored."""
 
+import dataclasses
 import functools
 import logging
 import time
@@ -9,10 +10,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 from trl import SFTTrainer
 
+from pokegemma.gemma.batches.augmentation import Augmentation
 from pokegemma.gemma.batches.collator import IGNORED_LABEL
 from pokegemma.training.run_folder import COMPLETE_FILE
 
@@ -36,13 +39,19 @@ class PokemonTrainer(SFTTrainer):
 
     Args:
         data_collator: a `Gemma3Collator` or `ProcessorCollator`.
+        augmentation: of training pictures; evaluation sees the recorded ones.
         before_first_step: called with the wrapped model (DDP, FSDP, DeepSpeed or none) before its first forward pass.
     """
 
     def __init__(
-        self, *args: Any, before_first_step: Callable[[torch.nn.Module], None] | None = None, **options: Any
+        self,
+        *args: Any,
+        before_first_step: Callable[[torch.nn.Module], None] | None = None,
+        augmentation: Augmentation | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        self._augmentation = augmentation
         self._before_first_step = before_first_step
         # TRL converts the trained weights of a quantised model to bfloat16. That rounds away small updates and the
         # slow averages of Adam, and does not fit a projector in float32.
@@ -56,7 +65,19 @@ class PokemonTrainer(SFTTrainer):
         self._paused_s = 0.0  # evaluating and saving since then
         self._waited_s = 0.0  # for batches since then
 
-    def _run_epoch(self, *args: Any, **options: Any) -> None:
+    def get_train_dataloader(self) -> DataLoader:
+        plain = self.data_collator
+        if self._augmentation is not None:
+            self.data_collator = dataclasses.replace(plain, augmentation=self._augmentation)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+    def _run_epoch(self, *args: Any, epoch: int, **options: Any) -> None:
+        options["epoch"] = epoch
+        if self._augmentation is not None:  # before the workers start, which copy it
+            self._augmentation.epoch = epoch
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **options)
         else:  # continued from its last step: transformers would train one step more before it checks

@@ -16,6 +16,7 @@ from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.attention_masks import TRUNK
+from pokegemma.gemma.batches.augmentation import Augmentation
 from pokegemma.gemma.batches.feature_cache import FeatureCache
 from pokegemma.gemma.batches.picture_resize import read_pictures
 from pokegemma.gemma.batches.shared_memory import share
@@ -83,6 +84,7 @@ class Gemma3Collator:
         dataset_folder: what the samples' paths are relative to.
         samples_per_row: how many samples share a row and the beginning of their conversations.
         features: the cache of the pictures' soft tokens; None: pictures are decoded.
+        augmentation: of the pictures; only for training, and not with `features`.
     """
 
     processor: Gemma3Processor
@@ -90,6 +92,7 @@ class Gemma3Collator:
     dataset_folder: Path
     samples_per_row: int = 1
     features: FeatureCache | None = None
+    augmentation: Augmentation | None = None
 
     def __call__(self, examples: Sequence[Example | Row]) -> dict[str, torch.Tensor]:
         parsed = [read_example(example) for example in examples]
@@ -237,7 +240,8 @@ class Gemma3Collator:
         index = torch.tensor([places.setdefault(path, len(places)) for path in full])
         if self.features is not None:
             return {"image_features": self.features.read(list(places)), "image_index": index}
-        return {"pixel_values": read_pictures(self.processor, list(places)), "image_index": index}
+        pixels = read_pictures(self.processor, list(places), augmentation=self.augmentation)
+        return {"pixel_values": pixels, "image_index": index}
 
 
 def pad_rows(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, *, side: Side) -> dict[str, torch.Tensor]:

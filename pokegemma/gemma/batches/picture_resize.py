@@ -9,15 +9,21 @@ from PIL import Image
 from transformers import Gemma3Processor
 
 from pokegemma.data.frame_pictures import open_picture
+from pokegemma.gemma.batches.augmentation import Augmentation
 
 
-def read_pictures(processor: Gemma3Processor, paths: Sequence[str | Path]) -> torch.Tensor:
-    """Return pictures resized and normalised, (pictures, 3, height, width) float32.
+def read_pictures(
+    processor: Gemma3Processor, paths: Sequence[str | Path], *, augmentation: Augmentation | None = None
+) -> torch.Tensor:
+    """Return pictures augmented, resized and normalised, (pictures, 3, height, width) float32.
 
     Raises:
         PokegemmaError: one cannot be read.
     """
-    return to_pixels(processor, [open_picture(path) for path in paths])
+    images = [open_picture(path) for path in paths]
+    if augmentation is not None:
+        images = [augmentation.apply(image, str(path)) for image, path in zip(images, paths, strict=True)]
+    return to_pixels(processor, images)
 
 
 def to_pixels(processor: Gemma3Processor, images: Sequence[Image.Image]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from pokegemma.data.frame_pictures import UNREADABLE, to_rgb
 from pokegemma.data.prompts import Layout
 from pokegemma.data.samples import Sample
 from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.batches.augmentation import Augmentation
 from pokegemma.gemma.batches.collator import IGNORED_LABEL, Gemma3Collator, Row, Side, pad_rows, read_example
 from pokegemma.gemma.batches.shared_memory import share
 from pokegemma.gemma.button_tokens import ButtonTokens
@@ -43,6 +44,7 @@ class ProcessorCollator:
     processor: ProcessorMixin
     layout: Layout
     dataset_folder: Path
+    augmentation: Augmentation | None = None
 
     def __call__(self, examples: Sequence[Sample | Row]) -> dict[str, torch.Tensor]:
         samples = [read_example(example) for example in examples]
@@ -140,7 +142,8 @@ class ProcessorCollator:
         images = []
         for path in distinct:
             with self._opened(path) as image:
-                images.append(to_rgb(image))
+                rgb = to_rgb(image)
+            images.append(rgb if self.augmentation is None else self.augmentation.apply(rgb, path))
         made = self.processor.image_processor(images, return_tensors="pt")
         places = [distinct.index(path) for path in paths]
         return {name: values[places] for name, values in made.items() if name != "num_soft_tokens_per_image"}
