@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.play_speed import PlayedRoom, SpeedOptions, stage_rows, turns_between
+from benchmarks.play_speed import PlayedRoom, SpeedOptions, share_outside, stage_rows, turns_between
 from pokegemma.errors import PokegemmaError
 from pokegemma.play.loop import STAGES
 
@@ -21,6 +21,11 @@ def test_a_stage_has_its_share_of_the_time() -> None:
     assert rows["decide"]["share"] == pytest.approx(0.6)
     assert (rows["press"]["mean"], rows["press"]["p50"]) == pytest.approx((200, 200))
     assert rows["record"]["share"] == 0
+
+
+def test_what_is_not_the_models_is_outside() -> None:
+    rows = stage_rows([room(began=0, ended=1, decide=[0.2, 0.4], prepare=[0.1, 0.1], press=[0.1, 0.1])])
+    assert share_outside(rows, "mean") == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("option", "value"), [("num_turns", 0), ("num_workers", 1), ("num_rooms", 3)])
