@@ -122,7 +122,7 @@ def record_room(runs: Path, seed: int) -> tuple[list[str], Counter[str]]:
         return room.presses, server.num_faults
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 def test_five_hundred_faults_of_skyemu_lose_no_turn(tmp_path: Path) -> None:
     num_faults: Counter[str] = Counter()
     pressed: list[list[str]] = []
@@ -160,18 +160,18 @@ def test_a_skyemu_that_ends_leaves_all_turns_and_is_played_on_later(tmp_path: Pa
     assert [turn.number for turn in turns if turn.new_start] == [6]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_a_recorded_and_corrected_run_of_a_model_can_be_trained_on(tmp_path: Path, tiny_model: Path) -> None:
     checkpoint, runs = open_checkpoint(tiny_model), tmp_path / "runs"
     collator = Gemma3Collator(processor=checkpoint.processor, layout="grid", dataset_folder=tmp_path)
-    player = CachedPlayer(Predictor(model=checkpoint.load_model(), collator=collator), PlayView())
+    player = CachedPlayer(Predictor(model=checkpoint.load_model(), collator=collator), PlayView(), name="tiny")
     for seed in (1, 2):
         game = ToyEmulator(seed)
         with SessionJournal(runs / f"session_{seed}", goal=game.world.goal, facts={"seed": seed}) as journal:
             play(game, player, max_turns=6, goal=game.world.goal, journal=journal)
     report, before = convert(runs, tmp_path / "before")
     assert report["samples"] == report["turns"] == 12
-    assert report["labels_by"] == {"model": 12}
+    assert report["labels_by"] == {"model:tiny": 12}
     wrong = next(sample for sample in before if sample.id == "2/3")
     button = "left" if parse_answer(wrong.output).button != "left" else "right"
     (tmp_path / "corrections.jsonl").write_text(
