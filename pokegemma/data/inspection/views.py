@@ -103,7 +103,8 @@ def summarise(sessions: list[SessionView], marks: Marks) -> dict[str, object]:
     turns = [(place, turn) for place, session in enumerate(sessions) for turn in session.turns]
     groups = Counter(marks.same_screen.values())
     reasons = Counter(turn.status for _, turn in turns if not turn.is_sample)
-    reasons.update({name: count for session in sessions for name, count in session.unseen.items()})
+    for session in sessions:
+        reasons.update(session.unseen)
     samples = [turn for _, turn in turns if turn.is_sample]
     return {
         "sessions": len(sessions),

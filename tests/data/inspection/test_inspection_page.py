@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pokegemma.data.inspection.views import SessionView, find_marks, summarise
 from tests.browser import Browser, open_browser
 from tests.conftest import failed_turn, frame_png, raw_frame, turn_record, write_session
 from tests.processes import call_script
@@ -231,3 +232,9 @@ def test_damaged_sessions_and_pictures_are_named(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "session_cut" in page
     assert "step_0002_grid.png unreadable" in page
+
+
+def test_turns_that_a_dataset_does_not_contain_count_in_all_sessions() -> None:
+    sessions = [SessionView(name, "", (), (), (), unseen={"no_effect": 2}) for name in ("a", "b")]
+    counts = summarise(sessions, find_marks(sessions))
+    assert (counts["turns"], counts["turns_without_sample"]) == (4, {"no_effect": 4})
