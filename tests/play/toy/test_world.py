@@ -24,7 +24,7 @@ from pokegemma.play.toy.rooms import LEVELS, STEPS
 from pokegemma.play.toy.world import ToyWorld
 
 DIGESTS = {1: "10058ec892a52586", 2: "5cd566a7769465b3", 3: "2b9d2655d69b6c9c"}
-"""Of the frames of rooms as they were drawn before levels with paint existed."""
+"""Of the frames of rooms without paint."""
 
 
 def play_to_the_door(world: ToyWorld, *, max_presses: int = 400) -> list[str]:
@@ -165,7 +165,7 @@ def test_the_button_can_be_read_off_the_newest_frame(level):
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_rooms_without_paint_are_drawn_as_ever(level):
+def test_rooms_without_paint_keep_their_pixels(level):
     digest = hashlib.sha256()
     rng = random.Random(0)
     for seed in range(4):
