@@ -60,8 +60,9 @@ def measure_play(
             f"--play_workers {options.play_workers}: the processes cannot share {device}; leave it out, or add "
             "--device cpu"
         )
+    record_to = None if options.record is None else Path(options.record)
     at_once = {"batch_size": options.play_batch_size, "num_workers": options.play_workers, "load": load}
-    episodes = {"model": play_rooms(predictor, view, seeds, rules, **at_once)}
+    episodes = {"model": play_rooms(predictor, view, seeds, rules, record_to=record_to, **at_once)}
     episodes |= {name: play_baseline(name, seeds, rules) for name in OTHER_PLAYERS}
     return {
         "rules": asdict(rules),
@@ -82,6 +83,8 @@ def prepare_measurement(
     if loop.closed_loop is None:
         return None
     require_fair(loop.level)
+    if loop.record is not None and Path(loop.record).exists():
+        raise PokegemmaError(f"--record {loop.record}: exists; choose a new folder")
     view = play_view(options.model_path, layout=options.layout)
     load = partial(load_predictor, options.model_path, layout=view.layout, dtype=options.dtype, device=options.device)
 

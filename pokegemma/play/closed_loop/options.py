@@ -8,6 +8,9 @@ from pokegemma.options import option
 from pokegemma.play.closed_loop.rules import RoomRules
 from pokegemma.play.toy.rooms import check_level
 
+FIRST_RECORDED_ROOM = 1_000_000
+"""Rooms from this number on are for recordings, those before for measuring."""
+
 
 @dataclass
 class ClosedLoopOptions:
@@ -25,6 +28,12 @@ class ClosedLoopOptions:
         0, "Same screen and same button this often: draw another button. 0, the default: never, which is greedy."
     )
     first_room: int = option(0, "Number of the first room; the next follow it.")
+    max_detour: float = option(3.0, "A room is given up after this many times the turns that the expert needs.")
+    record: str | None = option(
+        None,
+        "Also record this play in this folder as sessions, each turn labelled by the expert. --first_room must be at "
+        "least 1000000: the rooms before are for measuring.",
+    )
     play_batch_size: int = option(32, "Rooms whose decisions share a forward pass.")
     play_workers: int = option(1, "With --game rom on a CPU: processes that play at once; each loads the model.")
 
@@ -32,15 +41,21 @@ class ClosedLoopOptions:
         check_ranges(self, "closed_loop", "play_batch_size", "play_workers", at_least=1)
         check_ranges(self, "stuck", "first_room", at_least=0)
         check_range("--noise", self.noise, at_least=0, at_most=1)
+        check_range("--max_detour", self.max_detour, above=0)
         check_level(self.level)
         if self.play_workers > 1 and self.game != "rom":
             raise PokegemmaError(
                 f"--play_workers {self.play_workers}: only for --game rom; rooms in Python share a pass"
             )
+        if self.record is not None and self.first_room < FIRST_RECORDED_ROOM:
+            raise PokegemmaError(
+                f"--first_room {self.first_room}: must be at least {FIRST_RECORDED_ROOM} with --record"
+            )
 
     @property
     def rules(self) -> RoomRules:
-        return RoomRules(level=self.level, noise=self.noise, game=self.game, stuck=self.stuck or None)
+        stuck, detour = self.stuck or None, self.max_detour
+        return RoomRules(self.level, noise=self.noise, game=self.game, stuck=stuck, turns_per_expert_turn=detour)
 
     @property
     def seeds(self) -> range:
