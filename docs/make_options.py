@@ -35,6 +35,7 @@ SCRIPTS = {
     "health_monitor": "Watch a server",
     "play": "Play",
     "make_replay": "Replay recorded play",
+    "improve": "Learn from play",
     "production_pipeline": "Release",
     "model_registry": "Versions",
     "setup_wandb": "Sweeps",

@@ -116,6 +116,11 @@ TABLE = {
         mistake="--sessions_path nowhere --output_file {out}/replay.html",
         names="--sessions_path nowhere",
     ),
+    "improve": Calls(
+        tested_in="tests/play/improve/test_improve.py",
+        mistake="--model_path {tiny_model} --output_dir {out} --level 3",
+        names="level 3",
+    ),
     "inspect_data": Calls(
         success="--data_path {record_toy_game}/runs --output_file {out}/page.html --num_workers 1",
         prints="sessions 3",

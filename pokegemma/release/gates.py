@@ -62,11 +62,15 @@ def read_gates(step: str, output: Path, options: PipelineOptions) -> list[Gate]:
             Gate("--max_stored_difference", stored, verified.get("stored_error"), at_most=limit),
         ]
     if step == "evaluate":
-        summary = summarize_evaluation(read_json(output / METRICS_FILE))
+        metrics = read_json(output / METRICS_FILE)
+        summary = summarize_evaluation(metrics)
         what, gain = "accuracy above the best baseline's", summary["points_above_baseline"] / 100
         gates = [Gate("--min_gain_over_baseline", what, gain, at_least=options.min_gain_over_baseline)]
         if options.min_accuracy is not None:
             gates.append(Gate("--min_accuracy", "accuracy", summary["accuracy"], at_least=options.min_accuracy))
+        if options.min_solved is not None:
+            solved = metrics["closed_loop"]["players"]["model"]["success"]
+            gates.append(Gate("--min_solved", "share of rooms solved", solved, at_least=options.min_solved))
         return gates
     if step == "parity":
         return [gate for engine in read_json(output / PARITY_FILE)["engines"] for gate in _read_engine(engine, options)]

@@ -7,6 +7,7 @@ from pokegemma.errors import PokegemmaError, check_ranges
 from pokegemma.export.weight_types import MLX_BITS, check_quantizations
 from pokegemma.options import option
 from pokegemma.parity.limits import MIN_AGREEMENT
+from pokegemma.play.toy.rooms import check_level
 
 EXPORTS = ("gguf", "mlx")
 DEFAULT_REGISTRY = "outputs/registry/registry.db"
@@ -41,6 +42,10 @@ class PipelineOptions:
     min_gain_over_baseline: float = option(
         0.0, "Gate of evaluate: smallest difference to the accuracy of the best baseline. 0.05 is five points."
     )
+    closed_loop: int | None = option(None, "Also let the model play this many unseen rooms of the toy game.")
+    level: int = option(1, "Level of these rooms.")
+    noise: float = option(0.0, "Share of the presses to replace in these rooms.")
+    min_solved: float | None = option(None, "Gate of evaluate: smallest share of these rooms that the model solves.")
     max_export_gib: float | None = option(
         None, "Gate of each export: largest size of its smallest model with the vision part, in GiB."
     )
@@ -67,8 +72,11 @@ class PipelineOptions:
         if "none" in self.exports and len(self.exports) > 1:
             raise PokegemmaError(f"--exports: none and {', '.join(set(self.exports) - {'none'})} contradict each other")
         check_quantizations(self.quantization)
-        check_ranges(self, "parity_samples", "max_samples", at_least=1)
-        check_ranges(self, "min_accuracy", "min_agreement", at_least=0, at_most=1)
+        check_ranges(self, "parity_samples", "max_samples", "closed_loop", at_least=1)
+        check_ranges(self, "min_accuracy", "min_agreement", "min_solved", "noise", at_least=0, at_most=1)
+        check_level(self.level)
+        if self.min_solved is not None and self.closed_loop is None:
+            raise PokegemmaError(f"--min_solved {self.min_solved}: needs --closed_loop, the number of rooms to play")
         check_ranges(self, "min_gain_over_baseline", at_least=-1, at_most=1)
         check_ranges(self, "max_stored_difference", "max_export_gib", "max_log_probability_difference", at_least=0)
 

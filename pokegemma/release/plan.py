@@ -77,7 +77,12 @@ def _steps_of_a_model(options: PipelineOptions, model: Path, train: Path, held_o
         "evaluate.py --overwrite",
         output=results["evaluation"],
         paths={"model_path": model, "dataset_path": held_out, "output_dir": results["evaluation"]},
-        settings={"max_samples": options.max_samples, "generate": options.generate, "device": options.device},
+        settings={
+            "max_samples": options.max_samples,
+            "generate": options.generate,
+            "device": options.device,
+            **_play_settings(options),
+        },
         inputs={**inputs, "eval.jsonl": samples, "train.jsonl": train},
     )
     exports = {kind: output_dir / kind for kind in EXPORTS if kind in options.exports}
@@ -123,6 +128,13 @@ def _steps_of_a_model(options: PipelineOptions, model: Path, train: Path, held_o
             inputs={"model": model, **results, **exports},
             why_result_is_missing=lambda: _find_lost_version(options, output, {"model": model, **exports}),
         )
+
+
+def _play_settings(options: PipelineOptions) -> dict[str, Any]:
+    """Return the flags of play; none without --closed_loop, so that earlier results stay valid."""
+    if options.closed_loop is None:
+        return {}
+    return {"closed_loop": options.closed_loop, "level": options.level, "noise": options.noise}
 
 
 def _find_lost_version(options: PipelineOptions, registration: Path, parts: Mapping[str, Path]) -> str | None:

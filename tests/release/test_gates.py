@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pokegemma.errors import CheckFailedError
+from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.release.gates import Gate, check_gates, read_gates
 from pokegemma.release.options import PipelineOptions
 
@@ -93,3 +93,36 @@ def test_engines_of_parity_are_compared_with_the_limits(failed: Callable[..., li
         assert failed("parity", **changes) == [
             "mlx failed (killed by SIGKILL: out of memory), its agreement not measured, --min_agreement 0 (at least)"
         ]
+
+
+def test_a_model_that_solves_too_few_rooms_stops_a_release(tmp_path: Path) -> None:
+    row = {
+        "key": "scored",
+        "accuracy": 1.0,
+        "accuracy_interval": None,
+        "macro_f1": 1.0,
+        "change_accuracy": 1.0,
+        "nll": 0.1,
+    }
+    headline = {
+        "model": "scored",
+        "points_above_baseline": 50.0,
+        "best_baseline": "markov",
+        "best_baseline_accuracy": 0.5,
+    }
+    counts = {"valid_json_rate": None, "num_decisions": 10, "num_sessions": 2}
+    played = {"players": {"model": {"success": 0.55}}}
+    metrics = {"headline": headline, "rows": [row], **counts, "closed_loop": played}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+
+    def gates_that_fail(**changes: Any) -> list[str]:
+        options = PipelineOptions(checkpoint="x", dataset_path="x", output_dir="x", closed_loop=20, **changes)
+        return [str(gate) for gate in read_gates("evaluate", tmp_path, options) if not gate.holds]
+
+    assert gates_that_fail(min_solved=0.5) == gates_that_fail() == []
+    assert gates_that_fail(min_solved=0.6) == ["share of rooms solved 0.55, --min_solved 0.6 (at least)"]
+
+
+def test_a_share_of_rooms_needs_rooms() -> None:
+    with pytest.raises(PokegemmaError, match=r"--min_solved 0\.5"):
+        PipelineOptions(checkpoint="x", dataset_path="x", output_dir="x", min_solved=0.5)

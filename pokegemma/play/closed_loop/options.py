@@ -48,9 +48,7 @@ class ClosedLoopOptions:
                 f"--play_workers {self.play_workers}: only for --game rom; rooms in Python share a pass"
             )
         if self.record is not None and self.first_room < FIRST_RECORDED_ROOM:
-            raise PokegemmaError(
-                f"--first_room {self.first_room}: must be at least {FIRST_RECORDED_ROOM} with --record"
-            )
+            raise PokegemmaError(f"--first_room {self.first_room}: {FIRST_RECORDED_ROOM} or more with --record")
 
     @property
     def rules(self) -> RoomRules:
