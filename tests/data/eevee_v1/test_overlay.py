@@ -2,12 +2,13 @@
 
 import base64
 import io
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
@@ -91,3 +92,28 @@ def test_the_converter_undoes_screenshots_and_counts_them(tmp_path: Path, remove
         newest, before = np.asarray(grid)[180:, 270:], np.asarray(grid)[180:, :240]
     assert np.array_equal(newest, random_screen(3)[20:, 30:])
     assert np.array_equal(before, random_screen(2)[20:]) == remove
+
+
+def overlap(pixels: np.ndarray, dx: int, dy: int) -> np.ndarray:
+    """Return the part of a picture that a scroll by (dx, dy) pixels keeps in view."""
+    return pixels[max(0, dy) : 160 + min(0, dy), max(0, dx) : 240 + min(0, dx)]
+
+
+@pytest.mark.slow
+def test_what_the_grid_covered_is_what_the_scrolled_screenshot_shows(real_runs: Path) -> None:
+    """The same scene, scrolled by whole tiles: pixels under the grid in one screenshot are free in the next."""
+    alpha, num_pairs, num_pixels, error = overlay._tables()[0], 0, 0, 0
+    for folder in sorted(real_runs.glob("*/sshots")):
+        screens = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))]
+        undone = [screen for screen, found in map(remove_overlay, screens) if found == "removed"]
+        for first, second in itertools.pairwise(undone):
+            for dx, dy in [(0, 16), (0, -16), (16, 0), (-16, 0), (0, 32), (0, -32), (32, 0), (-32, 0)]:
+                under, free = overlap(alpha, dx, dy) > 0, overlap(alpha, -dx, -dy) == 0
+                difference = np.abs(overlap(first, dx, dy).astype(int) - overlap(second, -dx, -dy)).max(-1)
+                moved = ~under & free & (difference > 0)  # sprites and text boxes do not scroll
+                if np.array_equal(first, second) or moved[~under & free].mean() > 0.05:
+                    continue
+                near_moved = np.asarray(Image.fromarray(moved.astype(np.uint8)).filter(ImageFilter.MaxFilter(9))) > 0
+                compared = difference[under & free & ~near_moved]
+                num_pairs, num_pixels, error = num_pairs + 1, num_pixels + compared.size, max(error, compared.max())
+    assert (num_pairs > 100, num_pixels > 300_000, error) == (True, True, 0)
