@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from pokegemma.data import prompts
 from pokegemma.data.frame_pictures import FRAME_SIZE_PX
 from pokegemma.data.inspection.frame_strips import FRAMES_PER_STRIP
@@ -55,7 +53,7 @@ def render_inspection(
     return render_page(
         Path(__file__).with_name("page.html.jinja"),
         filters={},
-        mark=Markup(PAGE_MARK),
+        mark=PAGE_MARK,
         source=source,
         num_found=num_found,
         summary=summarise(list(sessions), marks),
