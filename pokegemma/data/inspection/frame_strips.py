@@ -10,7 +10,8 @@ from pokegemma.data.frame_pictures import FRAME_SIZE_PX
 
 FRAMES_PER_STRIP = 32
 """Frames of a session repeat each other's tiles, which the compressor finds within one picture. The 657 real frames
-have 8.7 kB each as single pictures, 3.0 kB in strips of 32, and 2.8 kB in strips of 64; lossy ones have 7.4 kB."""
+have 8.7 kB each as single pictures, 4.3 kB in strips of 32 (of a whole page), and 2.8 kB in strips of 64; lossy ones
+have 7.4 kB."""
 
 _DIGEST_BYTES = 8
 
