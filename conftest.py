@@ -16,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("WANDB_API_KEY", None)
 # A token for the Ray clusters of the tests: without one, Ray would write one to the home folder.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+# A process that a signal such as SIGSEGV ends prints where it was.
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 # Ray gives its first process 30 s to start, which a busy machine may exceed.
 os.environ.update(RAY_gcs_server_port_wait_time_s="300")
 

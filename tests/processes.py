@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -142,7 +143,14 @@ def wait_until_ended(processes: Iterable[psutil.Process | int]) -> None:
 def run_in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a function of a module returns in a new Python, or raise its error, as for a script of its own.
 
-    Ray needs it: under load, a process that had connected to it several times ended without a message (Ray 2.60).
+    Ray needs it: under load, a process that had connected to it several times ended without a message, and once one
+    that had just begun (Ray 2.60). So a process that dies is tried again, once.
     """
+    with contextlib.suppress(BrokenProcessPool):
+        return _run_in_new_process(function, *arguments)
+    return _run_in_new_process(function, *arguments)
+
+
+def _run_in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()

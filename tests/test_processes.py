@@ -3,11 +3,12 @@
 import logging
 import os
 import signal
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from tests.processes import call_script
+from tests.processes import call_script, run_in_new_process
 
 
 def test_a_called_script_logs_to_its_stderr(toy_dataset: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -28,3 +29,20 @@ def test_a_called_script_leaves_the_process_as_it_was(
     assert (root.handlers[:], root.level, dict(os.environ), signal.getsignal(signal.SIGTERM)) == before
     assert (done.returncode, bool(done.stdout), bool(done.stderr)) == (status, status == 0, status == 2)
     assert capfd.readouterr() == ("", "")
+
+
+def die_until(marker: Path) -> str:
+    if marker.exists():
+        return "done"
+    marker.touch()
+    os._exit(1)
+
+
+def die() -> None:
+    os._exit(1)
+
+
+def test_a_new_process_that_dies_is_tried_once_more(tmp_path: Path) -> None:
+    assert run_in_new_process(die_until, tmp_path / "marker") == "done"
+    with pytest.raises(BrokenProcessPool):
+        run_in_new_process(die)

@@ -129,8 +129,8 @@ def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_
 
 def check_each_worker_makes_its_state_once_and_results_come_in_order(addresses, tmp_path):
     items = [f"item {number}" for number in range(12)]
-    (workers := tmp_path / "workers").mkdir()
-    (begun := tmp_path / "begun").mkdir()
+    (workers := tmp_path / "workers").mkdir(exist_ok=True)
+    (begun := tmp_path / "begun").mkdir(exist_ok=True)
     work = functools.partial(use_state, folder=begun, num_workers=2)
     work = functools.partial(note_ray_worker, work=work, folder=workers)
     results = list(map_items(work, items, num_workers=2, initialize=count_calls, ray_address=addresses[0], size=len))
