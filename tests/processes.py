@@ -130,6 +130,11 @@ def killed_after(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
             process.wait()
 
 
+def take_sigint() -> None:
+    """Undo, as `preexec_fn`, that what a shell starts with "&" ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_until_ended(processes: Iterable[psutil.Process | int]) -> None:
     """Return when none of the processes runs any more; kill those that do not end, and fail."""
     processes = list(processes)

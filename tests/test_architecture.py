@@ -121,6 +121,13 @@ def test_no_folder_has_more_than_fourteen_modules() -> None:
     assert {str(folder): count for folder, count in counts.items() if count > 14} == {}
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest imports a file of a folder without __init__.py by its name, and reports the second as a mismatch."""
+    folder = PROJECT_ROOT / "tests"
+    counts = Counter(path.name for path in folder.glob("*/**/test_*.py"))
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
 def imported_at_start(source: str, module: str) -> set[str]:
     """Return the modules of the package that are imported when `module` is, without those within its functions."""
     tree = ast.parse(source)

@@ -20,7 +20,7 @@ from pokegemma.environment import Gpu, Hardware, visible_gpus
 from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.settings import read_settings
-from tests.processes import WAIT_S, is_running, killed_after, wait_until, wait_until_ended
+from tests.processes import WAIT_S, is_running, killed_after, take_sigint, wait_until, wait_until_ended
 
 LAUNCHERS = [
     "init.sh",
@@ -546,7 +546,7 @@ def test_a_signal_lets_training_save_and_skips_what_follows(project, start, numb
         env=clean_environ(ACCELERATE_CONFIG="mine.yaml"),
         stdout=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # bash traps nothing that it found ignored
+        preexec_fn=take_sigint,
     )
     wait_until(lambda: len(list((project / "outputs/toy/adapter").glob("started*"))) == num_processes, process)
     # Ctrl-C goes to the whole process group of the terminal, SIGTERM usually to the launcher alone.

@@ -25,7 +25,7 @@ from pokegemma.data.split import choose_eval_sessions
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import conversion_command, failed_turn, frame_png, raw_frame, red_of, turn_record, write_session
-from tests.processes import WAIT_S, killed_after, wait_until
+from tests.processes import WAIT_S, killed_after, take_sigint, wait_until
 
 
 def convert(data_dir, output, *, num_workers=1, eval_fraction=0.0, overwrite=False, **window):
@@ -396,7 +396,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
+        preexec_fn=take_sigint,
     )
     with killed_after(process):
         wait_until(lambda: list(tmp_path.glob(".out.*/new/out/frames/*/*.png")), process)

@@ -23,7 +23,7 @@ from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import conversion_command, failed_turn, raw_frame, turn_record, write_long_sessions, write_session
 from tests.data.test_convert import folder_hashes
 from tests.data.test_stopped_conversion import processes_in_group
-from tests.processes import WAIT_S, free_port, is_listening, run_in_new_process, wait_until
+from tests.processes import WAIT_S, free_port, is_listening, run_in_new_process, take_sigint, wait_until
 from tests.toy_work import count_calls, die, divide, fail_at_three, fail_to_start, note_ray_worker, use_state
 
 pytestmark = [
@@ -322,7 +322,7 @@ def test_a_signal_ends_a_conversion_on_ray_and_leaves_nothing(tmp_path, addresse
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs us with "&"
+        preexec_fn=take_sigint,
     )
     try:
         written = lambda: list(tmp_path.glob(".out.*/new/out/frames/*/0009.png"))  # noqa: E731

@@ -17,7 +17,7 @@ from pokegemma.fingerprints import FileHashes
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.release import step_runner
 from pokegemma.release.step_runner import RECORD_FILE, Step, StepRunner, hash_contents, lock_folder
-from tests.processes import WAIT_S, is_running, killed_after, wait_until
+from tests.processes import WAIT_S, is_running, killed_after, take_sigint, wait_until
 
 COUNT = """
 import sys, pathlib
@@ -235,7 +235,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" ignores it
+                preexec_fn=take_sigint,
             )
             return stack.enter_context(killed_after(process))
 

@@ -228,7 +228,8 @@ def assert_same(ours: Launch, expected: Launch) -> None:
     weights, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (ours[1], expected[1]))
     assert weights.keys() == theirs.keys()
     for key in theirs:
-        torch.testing.assert_close(weights[key].float(), theirs[key], atol=1e-3, rtol=1e-2)
+        # Not each weight: Adam divides by the size of a gradient, so the rounding of one near 0 moves its weight.
+        assert (weights[key].float() - theirs[key]).norm() <= 5e-3 * theirs[key].norm(), key
 
 
 @pytest.mark.parametrize("name", MODES)

@@ -24,7 +24,7 @@ from pokegemma.provenance import PROJECT_ROOT
 from tests.play.homebrew import read_screen, write_roms
 from tests.play.skyemu_server import BUTTONS as SKYEMU_BUTTONS
 from tests.play.skyemu_server import FAULTS, RomFrames, SkyEmuServer, SkyEmuState, ToyFrames, encode_bmp
-from tests.processes import free_port, killed_after
+from tests.processes import free_port, killed_after, take_sigint
 
 LIMITS = SkyEmuLimits(timeout_s=0.1, patience_s=20)
 DELAY_S = 0.2
@@ -113,8 +113,7 @@ run(main)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, "leave"])
 def test_buttons_are_released_where_the_program_ends(how: signal.Signals | str, server: SkyEmuServer) -> None:
-    command = [sys.executable, "-c", PLAY_FOR_EVER, server.url, str(how)]
-    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(PLAY_FOR_EVER, server.url, str(how))
     with killed_after(process):
         assert process.stdout.readline() == "pressed\n"
         if isinstance(how, signal.Signals):
@@ -123,6 +122,12 @@ def test_buttons_are_released_where_the_program_ends(how: signal.Signals | str, 
         _, stderr = process.communicate()
     assert server.state.pressed == []
     assert "Traceback" not in stderr
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=take_sigint)
 
 
 PLAY_ON = """
@@ -147,8 +152,7 @@ run(main)
 def test_buttons_are_released_at_whatever_moment_a_player_is_ended(server: SkyEmuServer) -> None:
     rng = random.Random(5)
     for how in [signal.SIGTERM, signal.SIGINT] * 5:
-        command = [sys.executable, "-c", PLAY_ON, server.url]
-        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = start(PLAY_ON, server.url)
         with killed_after(process):
             assert process.stdout.readline() == "plays\n"
             time.sleep(rng.uniform(0, 0.3))
