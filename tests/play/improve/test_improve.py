@@ -83,7 +83,8 @@ def test_a_round_is_played_corrected_trained_on_and_measured_and_a_second_call_r
     assert results[1]["num_samples"] > results[0]["num_samples"]
     assert (output / "best" / "adapter_model.safetensors").is_file()
     labels = {
-        sample.metadata["label_by"] for sample in read_samples(output / "seed0" / "round1" / "dataset" / "train.jsonl")
+        sample.metadata.get("label_by")
+        for sample in read_samples(output / "seed0" / "round1" / "dataset" / "train.jsonl")
     }
     assert "expert" in labels
     before = {path: path.stat().st_mtime_ns for path in output.rglob("run.json") if "best" not in path.parts}
