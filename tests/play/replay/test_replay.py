@@ -111,8 +111,7 @@ def test_many_turns_become_pages_with_an_index(session: Path, tmp_path: Path, mo
         browser.open(written[0])
         assert browser.count("a") == 6
         browser.click("a[href='replay_003.html']")
-        browser.wait_until("document.querySelector('#turn')")
-        assert browser.text("#turn") == "turn 31 of 40"
+        browser.wait_until("document.querySelector('#turn')?.textContent === 'turn 31 of 40'")
         assert browser.problems == []
 
 
