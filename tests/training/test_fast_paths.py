@@ -252,7 +252,9 @@ def trainer_options(folder: Path) -> dict[str, object]:
         "output_dir": str(folder),
         "max_steps": 3,
         "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
+        # Not Adam: it divides by the size of a gradient, so the rounding of one near 0 moves its weight by a step.
+        "optim": "sgd",
+        "learning_rate": 0.1,
         "gradient_accumulation_steps": 2,
         "logging_steps": 1,
         "report_to": "none",
@@ -331,8 +333,6 @@ def test_training_matches_stock_trl_with_one_tower_pass_a_picture(
             steps = steps_of(trainer)
         assert (counts["forward"], counts["backward"]) == (calls, 0), name
         assert counts["pictures"] < 6 * 4 * 4
-        assert steps[0][0] == pytest.approx(expected[0][0], abs=1e-5), name
         for (loss, norm), (stock_loss, stock_norm) in zip(steps, expected, strict=True):
-            # Adam divides by the size of each gradient: a rounding of one near 0 moves its weight by a whole step.
-            assert loss == pytest.approx(stock_loss, rel=1e-5), name
+            assert loss == pytest.approx(stock_loss, abs=1e-5), name
             assert norm == pytest.approx(stock_norm, rel=1e-4), name
