@@ -13,6 +13,9 @@ from unittest import mock
 
 from pokegemma import cli
 
+if __name__ == "__main__":  # a script has only its own folder on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 PAGE = Path(__file__).with_name("options.md")
 START = "<!-- From here on python docs/make_options.py writes this page. -->\n"
 

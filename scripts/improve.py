@@ -21,11 +21,17 @@ def main() -> None:
     from pokegemma.play.improve.plot import improvement_table, plot_improvement, pool_arms
     from pokegemma.play.improve.rounds import improve
 
-    rows = pool_arms(improve(options))
+    improvement = improve(options)
+    rows = pool_arms(improvement.results)
     plot_improvement(folder / "improvement.png", rows, level=options.level, noise=options.noise)
     (folder / "pooled.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(improvement_table(rows, level=options.level, also_level=options.also_level))
-    print(f"the model that plays best: {folder / 'best'}; plot: {folder / 'improvement.png'}")
+    played = improvement.best_play
+    print(
+        f"the model that plays best: {folder / 'best'} ({improvement.best['model']}); "
+        f"of {played['num_episodes']} other rooms it solves {played['num_solved']}"
+    )
+    print(f"plot: {folder / 'improvement.png'}")
 
 
 if __name__ == "__main__":

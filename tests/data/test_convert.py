@@ -517,6 +517,7 @@ def convert_record(folder, content):
     return result, list(scan_samples(shard))
 
 
+@pytest.mark.slow(5)
 @settings(max_examples=1000, deadline=None)
 @given(record=SESSION)
 def test_any_session_converts_or_is_reported_and_no_turn_is_lost(record, session_with_frames):

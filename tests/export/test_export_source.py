@@ -113,6 +113,7 @@ def test_converters_are_shown_published_names_of_a_training_checkpoint(
     assert_same_tensors(staged_weights(checkpoint_n, tmp_path / "staged"), load_file(tiny_model / "model.safetensors"))
 
 
+@pytest.mark.slow(7)
 def test_a_training_checkpoint_becomes_the_gguf_files_of_the_same_merged_one(
     checkpoint_n: Path, gguf_folder: Path, tmp_path: Path
 ) -> None:

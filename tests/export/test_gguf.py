@@ -294,6 +294,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_converted(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow(5)
 def test_a_failed_converter_is_reported_with_its_last_lines_and_no_files_remain(copy: Path) -> None:
     (copy / "tokenizer.model").write_bytes(b"broken")
     with pytest.raises(PokegemmaError) as caught:

@@ -268,6 +268,7 @@ def test_too_little_disk_space_is_said_before_writing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow(7)
 def test_a_disk_that_fills_up_leaves_one_line_and_no_folder(adapter: Path, tmp_path: Path) -> None:
     def no_large_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -462,6 +462,7 @@ def test_the_transformers_engine_reports_the_type_it_computes_in(tiny_model: Pat
     assert (engine.name, engine.weights) == ("transformers bfloat16", "bf16")
 
 
+@pytest.mark.slow(5)
 def test_an_engine_that_fails_is_reported_with_its_last_words(
     gguf_folder: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:

@@ -232,6 +232,7 @@ def test_an_engine_that_is_not_ready_in_time_is_ended(broken_gguf: Path, tmp_pat
     assert set(psutil.Process().children()) <= before
 
 
+@pytest.mark.slow(3)
 def test_a_server_does_not_outlive_a_script_that_is_killed(
     broken_gguf: Path, start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:

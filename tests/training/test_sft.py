@@ -156,6 +156,7 @@ def test_full_fine_tuning_writes_a_checkpoint_and_keeps_the_frozen_parts(
     assert (tmp_path / "full" / "tokenizer.model").is_file()
 
 
+@pytest.mark.slow(4)
 def test_gradient_checkpointing_changes_nothing(
     finished: Path, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -345,6 +346,7 @@ def test_a_quantised_base_is_refused(finetuning: str, toy_dataset: Path, quantis
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow(5)
 def test_full_fine_tuning_resumes_where_it_stopped_and_returns_its_best(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -491,6 +493,7 @@ class FullDisk(TrainerCallback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100 * 1024, resource.RLIM_INFINITY))
 
 
+@pytest.mark.slow(4)
 def test_a_run_whose_disk_is_full_keeps_its_checkpoint_and_continues(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,10 @@ class ImproveOptions:
     output_dir: str = option(..., "Folder for everything. An earlier run in it with the same options is continued.")
     level: int = option(5, "Level to learn; its rooms are played with --noise.")
     also_level: int = option(1, "Level that must not be forgotten; its rooms are played without noise.")
-    noise: float = option(0.2, "Share of the presses to replace by another button.")
+    noise: float = option(0.2, "Share of the presses to replace by another button, where play is measured.")
+    play_noise: float = option(
+        0.5, "The same where play is recorded to learn from: more noise shows more of the screens after a mistake."
+    )
     rounds: int = option(3, "Rounds of play, correction and training.")
     seeds: list[int] = option([0, 1, 2], "Each seed is a whole run with data and training of its own.", nargs="+")
     num_sessions: int = option(40, "Sessions of 25 turns that the expert records first, on each of the two levels.")
@@ -32,6 +35,7 @@ class ImproveOptions:
         check_ranges(self, "num_sessions", "rooms_per_round", "num_rooms", "max_steps", "num_parallel", at_least=1)
         check_range("--rounds", self.rounds, at_least=0, at_most=20)
         check_range("--noise", self.noise, at_least=0, at_most=1)
+        check_range("--play_noise", self.play_noise, at_least=0, at_most=1)
         check_range("--samples_per_row", self.samples_per_row, at_least=1)
         for level in (self.level, self.also_level):
             check_level(level)

@@ -27,8 +27,23 @@ _ROOMS_A_SEED, _ROOMS_A_ROUND = 1_000_000, 10_000
 RESULTS_FILE = "results.json"
 
 
-def improve(options: ImproveOptions) -> list[dict[str, Any]]:
-    """Run all seeds, and return one record for each model: arm, round, seed, number of samples, and its play.
+@dataclass(frozen=True)
+class Improvement:
+    """What was learned.
+
+    Attributes:
+        results: one record for each model: arm, round, seed, number of samples, folder, and its play on both levels.
+        best: the record of the model that plays best.
+        best_play: its play on rooms that did not choose it.
+    """
+
+    results: list[dict[str, Any]]
+    best: dict[str, Any]
+    best_play: dict[str, Any]
+
+
+def improve(options: ImproveOptions) -> Improvement:
+    """Run all seeds, and keep the model that plays best in `options.output_dir`/best.
 
     Raises:
         PokegemmaError: the folder contains a run with other options.
@@ -44,11 +59,16 @@ def improve(options: ImproveOptions) -> list[dict[str, Any]]:
         results = [result for run in runs for result in run.result()]
     with atomic_file(folder / RESULTS_FILE) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    _keep_best(folder, results, also_level=options.also_level)
-    return results
+    best = choose_best(results)
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    shutil.copytree(best["model"], folder / "best")
+    model = Path(best["model"])
+    others = {"level": options.level, "noise": options.noise, "first_room": options.num_rooms}
+    played = measure_rooms(runner, model, model.parent / "play_others", options, **others)
+    return Improvement(results, best, played)
 
 
-def choose_best(results: Sequence[dict[str, Any]], *, also_level: int) -> dict[str, Any]:
+def choose_best(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the model that solves most rooms of the level, among those that solve 95 % of the other where any does."""
     able = [result for result in results if result["also"]["success"] >= 0.95]
     return max(able or results, key=lambda result: (result["play"]["success"], result["also"]["success"]))
@@ -77,7 +97,7 @@ class _SeedRun:
         if options.controls and options.rounds:
             num_more = results[-1]["num_samples"] - results[0]["num_samples"]
             num_sessions = max(1, round(num_more / NUM_TURNS))
-            for arm, noise in (("expert", 0.0), ("dart", options.noise)):
+            for arm, noise in (("expert", 0.0), ("dart", options.play_noise)):
                 more = self._record(f"more_{arm}", options.level, num_sessions=num_sessions, noise=noise, offset=1)
                 results.append(self._train(arm, [*start, more], arm=arm, number=options.rounds))
         return results
@@ -111,7 +131,7 @@ class _SeedRun:
             model_path=model,
             closed_loop=options.rooms_per_round,
             level=options.level,
-            noise=options.noise,
+            noise=options.play_noise,
             first_room=FIRST_RECORDED_ROOM + self.seed * _ROOMS_A_SEED + number * _ROOMS_A_ROUND,
             max_detour=1.5,
             record=sessions,
@@ -141,6 +161,7 @@ class _SeedRun:
             eval_strategy="no",
             report_to="none",
         )
+        play = {"level": options.level, "noise": options.noise}
         num_samples = sum(len((dataset / f"{part}.jsonl").read_text().splitlines()) for part in ("train", "eval"))
         return {
             "arm": arm,
@@ -148,15 +169,26 @@ class _SeedRun:
             "seed": self.seed,
             "num_samples": num_samples,
             "model": str(adapter),
-            "play": self._measure(adapter, folder / "play", options.level, options.noise),
-            "also": self._measure(adapter, folder / "play_also", options.also_level, 0.0),
+            "play": measure_rooms(self.runner, adapter, folder / "play", options, **play),
+            "also": measure_rooms(self.runner, adapter, folder / "play_also", options, level=options.also_level),
         }
 
-    def _measure(self, model: Path, output: Path, level: int, noise: float) -> dict[str, Any]:
-        options = {"closed_loop": self.options.num_rooms, "level": level, "noise": noise, "output_dir": output}
-        self.runner.run("evaluate", output, model_path=model, **options)
-        played = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["closed_loop"]
-        return played["players"]["model"]
+
+def measure_rooms(
+    runner: ScriptRunner,
+    model: Path,
+    output: Path,
+    options: ImproveOptions,
+    *,
+    level: int,
+    noise: float = 0.0,
+    first_room: int = 0,
+) -> dict[str, Any]:
+    """Let a model play unseen rooms; return what it reached."""
+    rooms = {"closed_loop": options.num_rooms, "first_room": first_room, "level": level, "noise": noise}
+    runner.run("evaluate", output, model_path=model, output_dir=output, **rooms)
+    played = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["closed_loop"]
+    return played["players"]["model"]
 
 
 def _keep_options(folder: Path, options: ImproveOptions) -> None:
@@ -173,10 +205,3 @@ def _keep_options(folder: Path, options: ImproveOptions) -> None:
     if changed := [name for name, value in values.items() if before.get(name) != value]:
         pairs = ", ".join(f"--{name} was {before.get(name)}, is {values[name]}" for name in changed)
         raise PokegemmaError(f"{folder} contains a run with other options: {pairs}; choose another --output_dir")
-
-
-def _keep_best(folder: Path, results: Sequence[dict[str, Any]], *, also_level: int) -> None:
-    """Copy the model that plays best to `folder`/best."""
-    best = folder / "best"
-    shutil.rmtree(best, ignore_errors=True)
-    shutil.copytree(choose_best(results, also_level=also_level)["model"], best)

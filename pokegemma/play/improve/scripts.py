@@ -1,8 +1,9 @@
 """Run the project's scripts as steps whose results are kept, so that a run can be continued."""
 
 import logging
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
 import time
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ from pokegemma.errors import CheckFailedError
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
 
 logger = logging.getLogger(__name__)
+
+_IMPORTS = ["pokegemma.training.sft", "pokegemma.evaluation.predict", "peft.tuners.lora.bnb"]
+"""What most scripts import, which takes a core several seconds: once, before their processes are forked."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,38 @@ class ScriptRunner:
             return
         name, began = "_".join(output.relative_to(self.logs.parent).parts), time.monotonic()
         logger.info("%s: %s ...", name, script)
-        command = [sys.executable, str(PROJECT_ROOT / "scripts" / f"{script}.py"), *_flags(options)]
+        arguments, log = _flags(options), self.logs / f"{name}.log"
         if record is not None and any(output.glob("checkpoint-*")):
-            command.append("--resume_from_checkpoint")
+            arguments.append("--resume_from_checkpoint")
         elif script == "sft_pokemon_gemma3":
-            command.append("--overwrite")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.num_threads), "TOKENIZERS_PARALLELISM": "false"}
-        log = self.logs / f"{name}.log"
-        with open(log, "ab") as file:
-            status = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
-        if status != 0:
-            raise CheckFailedError(f"scripts/{script}.py ended with status {status}; its output is in {log}")
+            arguments.append("--overwrite")
+        # A fork of a process with frameworks of Apple's in it may crash.
+        context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
+        if sys.platform != "darwin":
+            context.set_forkserver_preload(_IMPORTS)
+        process = context.Process(target=_be_script, args=(script, arguments, log, self.num_threads))
+        process.start()
+        try:
+            process.join()
+        finally:
+            process.kill()
+        if process.exitcode != 0:
+            raise CheckFailedError(f"scripts/{script}.py ended with status {process.exitcode}; its output is in {log}")
         logger.info("%s: took %.0f s", name, time.monotonic() - began)
+
+
+def _be_script(script: str, arguments: list[str], log: Path, num_threads: int) -> None:
+    """Run a script in this process, with its output in a file."""
+    import torch
+
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(OMP_NUM_THREADS=str(num_threads), TOKENIZERS_PARALLELISM="false")
+    torch.set_num_threads(num_threads)
+    path = str(PROJECT_ROOT / "scripts" / f"{script}.py")
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")
 
 
 def link_sessions(folders: Iterable[Path], runs: Path) -> None:

@@ -75,6 +75,7 @@ def check(session: Session, folder: Path) -> SessionResult:
     return result
 
 
+@pytest.mark.slow(4)
 @settings(max_examples=300, deadline=None)
 @given(st.lists(STEP | RECORD, max_size=5))
 def test_no_line_of_a_trajectory_log_is_lost(folder: Path, records: list) -> None:

@@ -13,6 +13,7 @@ from pokegemma.play.closed_loop.rooms import play_rooms
 from pokegemma.play.closed_loop.rules import RoomRules
 
 
+@pytest.mark.slow(5)
 def test_two_processes_play_the_episodes_of_one(tiny_model: Path) -> None:
     pytest.importorskip("stable_retro", reason="needs stable-retro (./init.sh --with play)")
     load = partial(load_predictor, tiny_model, layout="grid", device="cpu")

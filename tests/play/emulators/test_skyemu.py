@@ -13,6 +13,7 @@ import pytest
 
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import PokegemmaError
+from pokegemma.play.emulators import skyemu_console
 from pokegemma.play.emulators.emulator import PressTiming
 from pokegemma.play.emulators.frames import FrameEmulator
 from pokegemma.play.emulators.open import open_emulator
@@ -26,8 +27,8 @@ from tests.play.skyemu_server import BUTTONS as SKYEMU_BUTTONS
 from tests.play.skyemu_server import FAULTS, RomFrames, SkyEmuServer, SkyEmuState, ToyFrames, encode_bmp
 from tests.processes import free_port, killed_after, take_sigint
 
-LIMITS = SkyEmuLimits(timeout_s=0.1, patience_s=20)
-DELAY_S = 0.2
+LIMITS = SkyEmuLimits(timeout_s=0.05, patience_s=20)
+DELAY_S = 0.1
 """Of an answer that comes too late for LIMITS."""
 
 
@@ -239,7 +240,10 @@ def test_a_state_comes_back_as_bytes_and_loads(game: FrameEmulator, server: SkyE
     assert server.state.game.presses[5:] == after
 
 
-def test_a_state_that_skyemu_cannot_read_is_reported(game: FrameEmulator, server: SkyEmuServer) -> None:
+def test_a_state_that_skyemu_cannot_read_is_reported(
+    game: FrameEmulator, server: SkyEmuServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skyemu_console, "_LOAD_PATIENCE_S", 0.2)
     state = game.save()
     server.planned = [("/load", "failed")] * 20
     with pytest.raises(PokegemmaError, match="does it run on this machine"):
@@ -284,11 +288,11 @@ def test_the_stand_in_runs_as_a_program() -> None:
         game.close()
 
 
-def test_nothing_that_listens_is_reported_in_one_line() -> None:
+def test_nothing_that_listens_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skyemu_console, "_CONNECT_PATIENCE_S", 0.2)
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(
-        PokegemmaError, match=f"{url}: no usable answer to /status for 3 s .*refused.*is SkyEmu running"
-    ):
+    expected = rf"{url}: no usable answer to /status for 0\.2 s .*refused.*is SkyEmu running"
+    with pytest.raises(PokegemmaError, match=expected):
         open_emulator(url, timing=PressTiming())
 
 
@@ -307,6 +311,7 @@ def test_a_skyemu_without_a_game_is_refused() -> None:
 
 
 def test_another_server_is_refused(monkeypatch: pytest.MonkeyPatch, server: SkyEmuServer) -> None:
+    monkeypatch.setattr(skyemu_console, "_CONNECT_PATIENCE_S", 0.2)
     monkeypatch.setattr(SkyEmuState, "_status", lambda state, parameters: ("text/html", b"<html>hello"))
     with pytest.raises(PokegemmaError, match="not SkyEmu: its status begins with '<html>hello'"):
         open_emulator(server.url, timing=PressTiming())

@@ -20,8 +20,8 @@ def result(arm: str, number: int, *, seed: int = 0, solved: int = 50, also: int 
 
 def test_the_model_that_plays_best_without_forgetting_the_other_level_is_kept() -> None:
     results = [result("dagger", 0, solved=40), result("dagger", 1, solved=80), result("dagger", 2, solved=95, also=90)]
-    assert choose_best(results, also_level=1)["round"] == 1
-    assert choose_best(results[2:], also_level=1)["round"] == 2
+    assert choose_best(results)["round"] == 1
+    assert choose_best(results[2:])["round"] == 2
 
 
 def test_seeds_are_pooled_in_table_and_plot(tmp_path: Path) -> None:

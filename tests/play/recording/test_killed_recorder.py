@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from PIL import Image
 
 from pokegemma.data.convert import WindowOptions
@@ -30,6 +31,7 @@ def record_and_kill(folder, delay_s):
     return int(printed[: printed.rindex("\n")].split("\n")[-1])
 
 
+@pytest.mark.slow(7)
 def test_killed_at_thirty_moments_a_session_loses_at_most_the_turn_in_flight(tmp_path):
     moments, folder = random.Random(7), tmp_path / "runs" / "session_s"
     for _ in range(NUM_KILLS):

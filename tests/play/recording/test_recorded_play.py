@@ -31,8 +31,8 @@ from pokegemma.play.toy.world import ToyWorld
 from tests.play.skyemu_server import FAULTS, SkyEmuServer, SkyEmuState, ToyFrames
 from tests.processes import call_script
 
-LIMITS = SkyEmuLimits(timeout_s=0.1, patience_s=20)
-DELAY_S = 0.2
+LIMITS = SkyEmuLimits(timeout_s=0.05, patience_s=20)
+DELAY_S = 0.1
 """Of an answer that comes too late for LIMITS."""
 
 

@@ -1,6 +1,5 @@
 """The engine of the toy ROM: how long a step takes, what a tap does, and what is in the memory."""
 
-import gc
 import itertools
 import shutil
 import subprocess
@@ -36,13 +35,11 @@ def open_console(tmp_path: Path) -> Iterator[Open]:
 
     def start(*, seed: int = 5, level: int = 3) -> RomConsole:
         consoles.clear()
-        gc.collect()
         consoles.append(RomConsole(tmp_path, seed=seed, level=level))
         return consoles[0]
 
     yield start
     consoles.clear()
-    gc.collect()
 
 
 @pytest.mark.skipif(

@@ -1,8 +1,6 @@
 """The toy ROM in mGBA shows what the Python game shows, and is played like it."""
 
-import gc
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,12 +12,6 @@ from pokegemma.play.rom.game import ToyRomEmulator
 from pokegemma.play.toy.rooms import LEVELS
 
 pytest.importorskip("stable_retro", reason="needs stable-retro (./init.sh --with play)")
-
-
-@pytest.fixture(autouse=True)
-def no_other_game() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 def looks_as_in_python(game: ToyRomEmulator) -> bool:

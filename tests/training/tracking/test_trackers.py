@@ -113,6 +113,7 @@ def test_training_goes_on_when_the_wandb_service_dies(tmp_path: Path, monkeypatc
     assert warning.endswith(f"wandb sync {run}")
 
 
+@pytest.mark.slow(4)
 def test_training_goes_on_when_the_wandb_service_hangs(tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
@@ -127,6 +128,7 @@ def test_training_goes_on_when_the_wandb_service_hangs(tmp_path: Path, monkeypat
     assert not services()
 
 
+@pytest.mark.slow(4)
 def test_the_rest_can_be_uploaded_after_the_server_went_away(
     server: WandbServer, tmp_path: Path, monkeypatch, caplog
 ) -> None:
