@@ -129,6 +129,18 @@ def _grow_route(rng: random.Random, *, num_moves: int) -> list[Cell] | None:
     return route
 
 
+def _place_signs(rng: random.Random, route: list[Cell], *, num_signs: int) -> list[Cell] | None:
+    """Return cells next to the route, in its order, one for each sign; None where a cell of it has no free one."""
+    signs: list[Cell] = []
+    for place in sorted(rng.sample(range(1, len(route) - 2), num_signs)):
+        beside = [neighbour(route[place], direction) for direction in STEPS]
+        free = [cell for cell in beside if cell not in route and cell not in signs]
+        if not free:
+            return None
+        signs += rng.sample(free, 1)
+    return signs
+
+
 def build_room(rng: random.Random, *, level: int) -> Room:
     """Return a random room of one of `LEVELS`.
 
@@ -137,13 +149,10 @@ def build_room(rng: random.Random, *, level: int) -> Room:
     """
     check_level(level)
     plan = LEVELS[level]
-    route = None
-    while route is None:
+    route = signs = None
+    while route is None or signs is None:  # about one route in 4,000 with four signs has no room for them
         route = _grow_route(rng, num_moves=plan.num_moves)
-    signs: list[Cell] = []
-    for place in sorted(rng.sample(range(1, len(route) - 2), plan.num_signs)):
-        beside = [neighbour(route[place], direction) for direction in STEPS]
-        signs += rng.sample([cell for cell in beside if cell not in route and cell not in signs], 1)
+        signs = route and _place_signs(rng, route, num_signs=plan.num_signs)
     cells = {(x, y) for x in range(ROOM_SIZE) for y in range(ROOM_SIZE) if _is_inside((x, y))}
     spare = sorted(cells - set(route) - set(signs))
     opened = rng.sample(spare, int(len(spare) * plan.open_fraction))

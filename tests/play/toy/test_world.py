@@ -117,6 +117,10 @@ def test_the_expert_finishes_after_any_buttons(seed, level, buttons):
     play_to_the_door(world)
 
 
+def test_a_route_without_a_free_cell_for_a_sign_is_grown_anew():
+    play_to_the_door(ToyWorld(1928, level=5))
+
+
 def test_windows_take_only_the_button_that_closes_them():
     world = ToyWorld(1)
     while world.situation != "sign":
