@@ -4,9 +4,10 @@
     python benchmarks/window_ablation.py --output_dir outputs/window_recorded --recordings path/to/runs \\
         --eval_fraction 0.3
 
-Without --recordings, sessions of the toy game's expert are recorded. Each cell of the ablation trains the same random
-weights for the same number of optimizer steps, with about the same number of decisions in each. Answers are cut to the
-button. A finished cell is a line of OUTPUT_DIR/results.jsonl; the same command continues a run that was stopped.
+Without --recordings, sessions of the toy game's expert are recorded. Each cell of the ablation trains random weights of
+the same seed for the same number of optimizer steps, with about the same number of decisions in each. A frame has the
+same number of pixels and tokens in every layout. Answers are cut to the button. A finished cell is a line of
+OUTPUT_DIR/results.jsonl; the same command continues a run that was stopped.
 """
 
 import contextlib
@@ -63,9 +64,9 @@ class AblationOptions:
     level: int = option(1, "level of the toy game")
     num_sessions: int = option(120, "recorded sessions of 25 turns of the toy game")
     eval_fraction: float = option(0.1, "share of the samples held out, in whole sessions")
-    num_steps: int = option(70, "optimizer steps of each cell")
+    num_steps: int = option(80, "optimizer steps of each cell")
     decisions_a_step: int = option(16, "decisions in an optimizer step")
-    image_size: int = option(56, "pixels of a picture, a multiple of 14; each 14 x 14 are one token")
+    frame_size_px: int = option(56, "width and height of a frame, a multiple of 14; each 14 x 14 pixels are a token")
     num_rooms: int = option(20, "rooms that a model of the toy game plays, where that is possible; 0: none")
     seed: int = option(0, "of the weights and of the order of the samples")
 
@@ -74,8 +75,8 @@ class AblationOptions:
         check_ranges(self, "num_rooms", "seed", at_least=0)
         check_range("--num_sessions", self.num_sessions, at_least=2)
         check_range("--eval_fraction", self.eval_fraction, above=0, below=1)
-        if self.image_size < PATCH_SIZE_PX or self.image_size % PATCH_SIZE_PX:
-            raise PokegemmaError(f"--image_size {self.image_size}: must be a multiple of {PATCH_SIZE_PX}")
+        if self.frame_size_px < PATCH_SIZE_PX or self.frame_size_px % PATCH_SIZE_PX:
+            raise PokegemmaError(f"--frame_size_px {self.frame_size_px}: must be a multiple of {PATCH_SIZE_PX}")
         check_level(self.level)
         if self.recordings is None and self.num_rooms:
             require_fair(self.level)
@@ -143,6 +144,17 @@ def make_dataset(options: AblationOptions, cell: Cell) -> tuple[Path, Path]:
     return files[0], files[1]
 
 
+def make_model(options: AblationOptions, cell: Cell) -> Path:
+    """Return the random weights of a cell: a grid of two by two frames is twice as large as a frame."""
+    size_px = options.frame_size_px * (2 if cell.layout == "grid" else 1)
+    model = Path(options.output_dir) / f"model_{size_px}px"
+    if not model.is_dir():
+        with atomic_folder(model, stage="tiny model") as folder:
+            num_tokens = (size_px // PATCH_SIZE_PX) ** 2
+            make_tiny_gemma3(folder, seed=options.seed, image_size_px=size_px, num_image_tokens=num_tokens)
+    return model
+
+
 def train_cell(options: AblationOptions, cell: Cell, train_file: Path, held_out: Path, adapter: Path) -> float:
     """Train a cell's adapter; return the mean number of decisions of a step.
 
@@ -159,7 +171,7 @@ def train_cell(options: AblationOptions, cell: Cell, train_file: Path, held_out:
         layout_settings = {"max_decisions": cell.num_frames, "overlap_decisions": 0}
     settings = {
         "config": PROJECT_ROOT / "training_configs" / "toy.yaml",
-        "model_name_or_path": Path(options.output_dir) / "model",
+        "model_name_or_path": make_model(options, cell),
         "dataset_path": train_file,
         "eval_dataset_path": held_out,
         "output_dir": adapter,
@@ -280,10 +292,6 @@ def main() -> None:
     root = Path(options.output_dir)
     root.mkdir(parents=True, exist_ok=True)
     results = read_results(root / RESULTS_FILE, options)
-    if not (root / "model").is_dir():
-        with atomic_folder(root / "model", stage="tiny model") as folder:
-            size_px, num_tokens = options.image_size, (options.image_size // PATCH_SIZE_PX) ** 2
-            make_tiny_gemma3(folder, seed=options.seed, image_size_px=size_px, num_image_tokens=num_tokens)
     done = [Cell(**result["cell"]) for result in results]
     for number, cell in enumerate(cells := list_cells(), start=1):
         if cell not in done:
