@@ -1,6 +1,7 @@
 """Measure how far colours alone go in the toy game, next to baselines that see no picture.
 
     python benchmarks/colour_baselines.py
+    python benchmarks/colour_baselines.py --levels 4 5 6 --noise 0.2 --recording_noise 0.2
 
 For each level the expert is recorded as in the demonstration, and the same sessions are held out. A multinomial
 logistic regression gets nothing but the mean colour of the frame, or those of 12 x 8 equal parts of it. It is measured
@@ -53,11 +54,14 @@ class ColourOptions:
     levels: list[int] = option([1, 2, 4, 5, 6], "levels of the toy game")
     num_sessions: int = option(120, "recorded sessions of 25 turns for each level; a tenth is held out")
     num_rooms: int = option(100, "rooms that each regression plays")
+    recording_noise: float = option(0.0, "share of the presses replaced by another button in recordings (DART)")
+    noise: float = option(0.0, "the same in the rooms that are played")
     json: bool = option(False, "print the result as JSON")
 
     def __post_init__(self) -> None:
         check_ranges(self, "num_rooms", at_least=1)
         check_ranges(self, "num_sessions", at_least=2)
+        check_ranges(self, "recording_noise", "noise", at_least=0, at_most=1)
         for level in self.levels:
             check_level(level)
             require_fair(level)
@@ -94,9 +98,10 @@ class ColourPlayer:
         pass
 
 
-def record_dataset(folder: Path, *, level: int, num_sessions: int) -> tuple[list[Sample], list[Sample]]:
+def record_dataset(folder: Path, *, level: int, options: ColourOptions) -> tuple[list[Sample], list[Sample]]:
     """Record and convert the expert as ./train_gemma3.sh does; return the samples to learn from and those held out."""
-    record_sessions(folder / "recorded", num_sessions=num_sessions, seed=0, level=level)
+    noise, num_sessions = options.recording_noise, options.num_sessions
+    record_sessions(folder / "recorded", num_sessions=num_sessions, seed=0, level=level, noise=noise)
     window = WindowOptions(num_frames=1, min_frames=1, grid_images=False)
     convert_corpus(folder / "recorded", folder / "dataset", window=window, eval_fraction=0.1, num_workers=1)
     train, held_out = (list(read_samples(folder / "dataset" / f"{name}.jsonl")) for name in ("train", "eval"))
@@ -105,7 +110,7 @@ def record_dataset(folder: Path, *, level: int, num_sessions: int) -> tuple[list
 
 def measure_level(folder: Path, *, level: int, options: ColourOptions) -> dict[str, Any]:
     """Return the share of right buttons of each baseline and regression, and how many rooms the regressions solve."""
-    splits = record_dataset(folder, level=level, num_sessions=options.num_sessions)
+    splits = record_dataset(folder, level=level, options=options)
     train, held_out = (read_decisions(samples) for samples in splits)
     pictures = [[open_picture(folder / "dataset" / sample.frames[-1]) for sample in samples] for samples in splits]
     right = {
@@ -117,7 +122,7 @@ def measure_level(folder: Path, *, level: int, options: ColourOptions) -> dict[s
         known, unseen = ([mean_colours(picture, columns=columns, rows=rows) for picture in some] for some in pictures)
         regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(known, train.truth)
         right[name] = regression.predict(unseen) == held_out.truth
-        player, rules = ColourPlayer(regression, columns, rows), RoomRules(level)
+        player, rules = ColourPlayer(regression, columns, rows), RoomRules(level, noise=options.noise)
         rooms = tqdm(range(options.num_rooms), desc=f"level {level}, {name}", unit="room")
         solved[name] = sum(play_room(player, seed=seed, rules=rules).is_solved for seed in rooms)
     return {
