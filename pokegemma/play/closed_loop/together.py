@@ -1,5 +1,6 @@
 """Play several games at once, and make their decisions in one forward pass."""
 
+import hashlib
 import logging
 import threading
 import types
@@ -28,16 +29,45 @@ GameResult = TypeVar("GameResult")
 
 
 def score_together(
-    predictor: Predictor, samples: Sequence[Sample], pictures: Sequence[Sequence[Image.Image]]
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    pictures: Sequence[Sequence[Image.Image]],
+    known: dict[bytes, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Return the probabilities (N, 8) of the buttons for N samples, whose pictures are in memory, in one forward pass.
+    """Return the probabilities (N, 8) of the buttons, for N samples whose pictures are in memory, in one forward pass.
+
+    Args:
+        known: probabilities of earlier calls by a hash of what the model saw, to look up here and to add to. Most
+            decisions of a player that is stuck are about a screen that it has seen.
 
     Raises:
         CheckFailedError: they are NaN.
     """
-    collator, device = predictor.collator, predictor.model.device
-    rows = [collator.tokenize(sample) for sample in samples]
+    known = {} if known is None else known
+    rows = [predictor.collator.tokenize(sample) for sample in samples]
     prompts = [row.ids[: row.answer_starts[-1]] for row in rows]
+    keys = [_hash_input(prompt, shown) for prompt, shown in zip(prompts, pictures, strict=True)]
+    new = {key: place for place, key in enumerate(keys) if key not in known}
+    if new:
+        scores = _score(
+            predictor, [prompts[place] for place in new.values()], [pictures[place] for place in new.values()]
+        )
+        known.update(zip(new, scores, strict=True))
+    return np.stack([known[key] for key in keys])
+
+
+def _hash_input(prompt: Sequence[int], pictures: Sequence[Image.Image]) -> bytes:
+    digest = hashlib.sha256(np.asarray(prompt, np.int64).tobytes())
+    for picture in pictures:
+        digest.update(f"{picture.mode} {picture.size}".encode())
+        digest.update(picture.tobytes())
+    return digest.digest()
+
+
+def _score(
+    predictor: Predictor, prompts: Sequence[Sequence[int]], pictures: Sequence[Sequence[Image.Image]]
+) -> np.ndarray:
+    collator, device = predictor.collator, predictor.model.device
     batch = pad_rows(prompts, collator.processor.tokenizer, side="left")
     batch["token_type_ids"] = collator.token_types(batch["input_ids"])
     shown = [picture for several in pictures for picture in several]
@@ -145,6 +175,7 @@ class _Table:
 
     def serve(self, predictor: Predictor, on_end: Callable[..., None]) -> None:
         """Decide for the games until none is left; raise what one of them raised."""
+        known: dict[bytes, np.ndarray] = {}
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -161,7 +192,7 @@ class _Table:
                     return
                 continue
             samples, pictures = zip(*asked.values(), strict=True)
-            scores = score_together(predictor, samples, pictures)
+            scores = score_together(predictor, samples, pictures, known)
             with self._changed:
                 self._asked.clear()
                 self._answers = dict(zip(asked, scores, strict=True))

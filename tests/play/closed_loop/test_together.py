@@ -49,6 +49,30 @@ def test_scores_of_several_games_are_those_of_each_alone(predictor: Predictor) -
     np.testing.assert_allclose(score_together(predictor, samples, pictures), alone, atol=1e-5)
 
 
+def test_a_screen_with_the_same_goal_is_decided_once(predictor: Predictor) -> None:
+    num_decided: list[int] = []
+    handle = predictor.model.model.vision_tower.register_forward_hook(
+        lambda module, inputs, output: num_decided.append(len(output.last_hidden_state))
+    )
+    world, other = ToyWorld(0, level=5), ToyWorld(1, level=5)
+    inputs = [("leave", world), ("read the sign", world), ("leave", other), ("leave", world)]
+    samples, pictures, known = [], [], {}
+    for goal, shown in inputs:
+        history = History(view_of(1))
+        history.start(goal)
+        samples.append(history.see(shown.render()))
+        pictures.append([shown.render()])
+    try:
+        first = score_together(predictor, samples, pictures, known)
+        again = score_together(predictor, samples[::-1], pictures[::-1], known)
+    finally:
+        handle.remove()
+    assert (num_decided, len(known)) == ([3], 3)
+    assert (again[::-1] == first).all()
+    assert (first[0] == first[3]).all()
+    assert len({tuple(row) for row in first}) == 3
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_rooms_played_together_end_as_rooms_played_alone(predictor: Predictor, batch_size: int) -> None:
     seeds = range(4)
