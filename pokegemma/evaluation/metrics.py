@@ -188,7 +188,8 @@ def wilson_interval(num_right: int, total: int) -> list[float]:
     z, share = 1.96, num_right / total
     centre = share + z**2 / (2 * total)
     half = z * (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5
-    return [(centre - half) / (1 + z**2 / total), (centre + half) / (1 + z**2 / total)]
+    bounds = (centre - half) / (1 + z**2 / total), (centre + half) / (1 + z**2 / total)
+    return [min(1.0, max(0.0, bound)) for bound in bounds]  # rounding may lead outside
 
 
 def finite(value: float) -> float | None:

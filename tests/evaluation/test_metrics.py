@@ -188,3 +188,11 @@ def test_decisions_are_read_from_samples():
 def test_unknown_button_is_an_error_that_names_the_sample(button, previous):
     with pytest.raises(PokegemmaError, match=r"^s/1: .*'fly'"):
         metrics.read_decisions([make_sample(button, previous)])
+
+
+@pytest.mark.parametrize("total", [1, 60, 77, 100])
+def test_an_interval_of_all_or_none_stays_inside_0_and_1(total):
+    (none, some), (most, all_of_them) = metrics.wilson_interval(0, total), metrics.wilson_interval(total, total)
+    assert f"{none:.1f}" == "0.0"  # not -0.0
+    assert all_of_them <= 1
+    assert some == pytest.approx(1 - most)
