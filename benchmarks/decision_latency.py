@@ -48,6 +48,7 @@ from pokegemma.gemma.batches.collator import Gemma3Collator
 from pokegemma.gemma.button_scores import checked_scores, place_branches, score_buttons
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.model_image_size import resize_config, resize_processor
+from pokegemma.options import option
 from pokegemma.play.cached_player import CachedPlayer
 from pokegemma.play.history import PlayView
 from pokegemma.provenance import git_commit, package_versions
@@ -76,14 +77,14 @@ DATA_SHEETS = {
 class BenchmarkOptions:
     """What is decided, by which model, and how often."""
 
-    dataset_path: str | None = field(default=None, metadata={"help": "folder with train.jsonl; default: the toy game"})
-    model_path: str | None = field(default=None, metadata={"help": "a Gemma 3 checkpoint; default: made and taught"})
-    layouts: list[str] = field(default_factory=lambda: list(LAYOUTS), metadata={"help": "grid frames trajectory"})
-    num_decisions: int = field(default=6, metadata={"help": "decisions of a session; a trajectory holds all of them"})
-    repeats: int = field(default=2, metadata={"help": "how often each is decided in each way"})
-    max_new_tokens: int = field(default=64, metadata={"help": "of a whole answer"})
-    teach_steps: int = field(default=200, metadata={"help": "most steps that teach the made model to answer"})
-    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    dataset_path: str | None = option(None, "folder with train.jsonl; default: the toy game")
+    model_path: str | None = option(None, "a Gemma 3 checkpoint; default: made and taught")
+    layouts: list[str] = option(list(LAYOUTS), "grid frames trajectory")
+    num_decisions: int = option(6, "decisions of a session; a trajectory holds all of them")
+    repeats: int = option(2, "how often each is decided in each way")
+    max_new_tokens: int = option(64, "of a whole answer")
+    teach_steps: int = option(200, "most steps that teach the made model to answer")
+    json: bool = option(False, "print the result as JSON")
 
 
 @dataclass

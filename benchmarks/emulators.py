@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the games of
 
 from pokegemma import cli
 from pokegemma.errors import check_ranges
+from pokegemma.options import option
 from pokegemma.play.emulators.emulator import PressTiming
 from pokegemma.play.emulators.frames import FrameEmulator
 from pokegemma.play.emulators.open import open_emulator
@@ -47,11 +48,11 @@ BUTTONS = ("up", "left", "down", "right")
 class BenchmarkOptions:
     """How much is timed."""
 
-    num_frames: int = field(default=600, metadata={"help": "frames in each timing"})
-    num_presses: int = field(default=40, metadata={"help": "presses in each timing"})
-    repeats: int = field(default=5, metadata={"help": "how often each is timed"})
-    skyemu_url: str | None = field(default=None, metadata={"help": "also time a SkyEmu that runs, such as your own"})
-    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    num_frames: int = option(600, "frames in each timing")
+    num_presses: int = option(40, "presses in each timing")
+    repeats: int = option(5, "how often each is timed")
+    skyemu_url: str | None = option(None, "also time a SkyEmu that runs, such as your own")
+    json: bool = option(False, "print the result as JSON")
 
     def __post_init__(self) -> None:
         check_ranges(self, "num_frames", "num_presses", "repeats", at_least=1)

@@ -10,7 +10,7 @@ import json
 import random
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +19,7 @@ if __name__ == "__main__":  # a script has only its own folder on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pokegemma import cli
+from pokegemma.options import option
 from pokegemma.play.command.loading import load_model_player
 from pokegemma.play.command.options import PlayOptions
 from pokegemma.play.emulators.emulator import Emulator, PressTiming
@@ -38,12 +39,12 @@ GAMES = ("Python", "ROM in mGBA", "ROM over SkyEmu's HTTP")
 class SameButtonsOptions:
     """Which model plays which rooms."""
 
-    model_path: str = field(default="outputs/toy/merged", metadata={"help": "the demonstration's model"})
-    num_rooms: int = field(default=100, metadata={"help": "rooms of the seeds FIRST_SEED and on"})
-    first_seed: int = field(default=1000, metadata={"help": "recordings never use rooms of whole numbers"})
-    level: int = field(default=1, metadata={"help": "of the rooms"})
-    stuck: int = field(default=2, metadata={"help": "as of scripts/play.py; 0: never"})
-    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    model_path: str = option("outputs/toy/merged", "the demonstration's model")
+    num_rooms: int = option(100, "rooms of the seeds FIRST_SEED and on")
+    first_seed: int = option(1000, "recordings never use rooms of whole numbers")
+    level: int = option(1, "of the rooms")
+    stuck: int = option(2, "as of scripts/play.py; 0: never")
+    json: bool = option(False, "print the result as JSON")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ the frames between two decisions are shown, too.
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import CheckFailedError
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.evaluation.view import resolve_window
+from pokegemma.options import option
 from pokegemma.play.cached_player import CachedPlayer
 from pokegemma.play.emulators.emulator import PressTiming
 from pokegemma.play.emulators.frames import FrameEmulator
@@ -42,10 +43,10 @@ NUM_COLOURS = 48
 
 @dataclass
 class PictureOptions:
-    model_path: str = field(default="outputs/toy/merged", metadata={"help": "Merged checkpoint of the demonstration."})
-    output: str = field(default="docs/toy_game.gif", metadata={"help": "GIF to write."})
-    seed: int = field(default=11, metadata={"help": "Room to play; recordings never use rooms of whole numbers."})
-    num_turns: int = field(default=40, metadata={"help": "Stop after this many turns, if the room is not done before."})
+    model_path: str = option("outputs/toy/merged", "Merged checkpoint of the demonstration.")
+    output: str = option("docs/toy_game.gif", "GIF to write.")
+    seed: int = option(11, "Room to play; recordings never use rooms of whole numbers.")
+    num_turns: int = option(40, "Stop after this many turns, if the room is not done before.")
 
 
 class FilmedConsole(RetroConsole):

@@ -3,11 +3,12 @@
 python scripts/build_toy_rom.py --seed 1 --level 1 --output_file toy.gba
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import PokegemmaError
+from pokegemma.options import option
 from pokegemma.outputs import atomic_file
 from pokegemma.play.rom.build import build_rom
 from pokegemma.play.toy.rooms import check_level
@@ -15,10 +16,10 @@ from pokegemma.play.toy.rooms import check_level
 
 @dataclass
 class RomOptions:
-    output_file: str = field(metadata={"help": "ROM to write; the name ends in .gba."})
-    seed: int = field(default=0, metadata={"help": "Room to build, the same as the toy game's room of this seed."})
-    level: int = field(default=1, metadata={"help": "Level of the room, as for the toy game."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace OUTPUT_FILE if it exists."})
+    output_file: str = option(..., "ROM to write; the name ends in .gba.")
+    seed: int = option(0, "Room to build, the same as the toy game's room of this seed.")
+    level: int = option(1, "Level of the room, as for the toy game.")
+    overwrite: bool = option(False, "Replace OUTPUT_FILE if it exists.")
 
     def __post_init__(self) -> None:
         check_level(self.level)

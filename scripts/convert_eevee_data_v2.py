@@ -8,7 +8,7 @@ describes.
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
@@ -18,55 +18,43 @@ from pokegemma.data.corpus import convert_corpus
 from pokegemma.data.recordings.corrections import LABELLERS
 from pokegemma.environment import usable_cores
 from pokegemma.errors import PokegemmaError, check_range, check_ranges
+from pokegemma.options import option
 
 
 @dataclass
 class ConvertOptions:
-    eevee_data_dir: str = field(
-        metadata={
-            "aliases": ["--eevee_runs_dir", "--recordings_dir"],
-            "help": "Folder of recorded sessions, at any depth: runs/, its parent, or one session.",
-        }
+    eevee_data_dir: str = option(
+        ...,
+        "Folder of recorded sessions, at any depth: runs/, its parent, or one session.",
+        aliases=["--eevee_runs_dir", "--recordings_dir"],
     )
-    output_dir: str = field(
-        default="training_data", metadata={"help": "Folder of the dataset; other files in it stay."}
+    output_dir: str = option("training_data", "Folder of the dataset; other files in it stay.")
+    num_frames: int = option(4, "Frames of a sample, at most. The last is the target turn's.")
+    min_frames: int | None = option(
+        None, "A sample with fewer frames repeats its first. Default: 4, or --num_frames if that is less."
     )
-    num_frames: int = field(default=4, metadata={"help": "Frames of a sample, at most. The last is the target turn's."})
-    min_frames: int | None = field(
-        default=None,
-        metadata={"help": "A sample with fewer frames repeats its first. Default: 4, or --num_frames if that is less."},
+    max_gap_s: float = option(30.0, "A longer pause between two frames starts a new window.")
+    corrections: str | None = option(
+        None, "File of corrected labels, one JSON object a line: session, turn, button, by, reasoning."
     )
-    max_gap_s: float = field(default=30.0, metadata={"help": "A longer pause between two frames starts a new window."})
-    corrections: str | None = field(
-        default=None,
-        metadata={"help": "File of corrected labels, one JSON object a line: session, turn, button, by, reasoning."},
+    label_by: list[str] = option(
+        [], f"Keep only labels by these: {', '.join(LABELLERS)}. Default: all, also Eevee v1's."
     )
-    label_by: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"Keep only labels by these: {', '.join(LABELLERS)}. Default: all, also Eevee v1's."},
+    eval_fraction: float = option(0.1, "Share of the samples held out, in whole sessions.")
+    grid_images: bool = option(True, "Write each window as one 2x2 picture, too.")
+    drop_no_effect: bool = option(False, "Leave out decisions after which the screen is the same as before.")
+    max_repeats: int | None = option(
+        None, "Keep at most so many equal decisions in a row on equal screens. Default: all."
     )
-    eval_fraction: float = field(default=0.1, metadata={"help": "Share of the samples held out, in whole sessions."})
-    grid_images: bool = field(default=True, metadata={"help": "Write each window as one 2x2 picture, too."})
-    drop_no_effect: bool = field(
-        default=False, metadata={"help": "Leave out decisions after which the screen is the same as before."}
+    remove_overlay: bool = option(False, "Undo the grid of lines and labels that Eevee v1 drew on its screenshots.")
+    num_workers: int = option(0, "Processes. 0: one for each core.")
+    ray_address: str | None = option(
+        None,
+        "Convert on a Ray cluster whose machines share both folders: host:port, ray://host:port, auto, or "
+        "local (one on this machine).",
     )
-    max_repeats: int | None = field(
-        default=None,
-        metadata={"help": "Keep at most so many equal decisions in a row on equal screens. Default: all."},
-    )
-    remove_overlay: bool = field(
-        default=False, metadata={"help": "Undo the grid of lines and labels that Eevee v1 drew on its screenshots."}
-    )
-    num_workers: int = field(default=0, metadata={"help": "Processes. 0: one for each core."})
-    ray_address: str | None = field(
-        default=None,
-        metadata={
-            "help": "Convert on a Ray cluster whose machines share both folders: host:port, ray://host:port, auto, or "
-            "local (one on this machine)."
-        },
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier conversion in --output_dir."})
-    json: bool = field(default=False, metadata={"help": "Print the report as JSON."})
+    overwrite: bool = option(False, "Replace an earlier conversion in --output_dir.")
+    json: bool = option(False, "Print the report as JSON.")
 
     def __post_init__(self) -> None:
         check_range("--num_frames", self.num_frames, at_least=1, at_most=64)

@@ -9,7 +9,7 @@ for each session, and the conversation of a sample: with --model_name_or_path as
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
@@ -18,26 +18,20 @@ from pokegemma.data.inspection.page import message_blocks
 from pokegemma.data.prompts import Layout
 from pokegemma.environment import usable_cores
 from pokegemma.errors import check_range, check_ranges
+from pokegemma.options import option
 
 
 @dataclass
 class InspectOptions:
-    data_path: str = field(
-        metadata={"help": "Folder of recorded sessions, at any depth; or a dataset's folder or JSONL file."}
+    data_path: str = option(..., "Folder of recorded sessions, at any depth; or a dataset's folder or JSONL file.")
+    output_file: str = option("outputs/inspection.html", "The page; an earlier one is replaced.")
+    layout: Layout | None = option(
+        None, "Layout of the conversations. Default: grid, or frames where there are no grid pictures."
     )
-    output_file: str = field(
-        default="outputs/inspection.html", metadata={"help": "The page; an earlier one is replaced."}
-    )
-    layout: Layout | None = field(
-        default=None,
-        metadata={"help": "Layout of the conversations. Default: grid, or frames where there are no grid pictures."},
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Show conversations as this model's chat template writes them."}
-    )
-    max_sessions: int = field(default=500, metadata={"help": "Of more sessions, show so many, evenly spread."})
-    num_workers: int = field(default=0, metadata={"help": "Processes. 0: one for each core."})
-    json: bool = field(default=False, metadata={"help": "Print the counts as JSON."})
+    model_name_or_path: str | None = option(None, "Show conversations as this model's chat template writes them.")
+    max_sessions: int = option(500, "Of more sessions, show so many, evenly spread.")
+    num_workers: int = option(0, "Processes. 0: one for each core.")
+    json: bool = option(False, "Print the counts as JSON.")
 
     def __post_init__(self) -> None:
         check_range("--max_sessions", self.max_sessions, at_least=1)

@@ -5,20 +5,21 @@ python scripts/make_replay.py --sessions_path outputs/play --output_file outputs
 Arrow keys go from turn to turn. More than 2,000 turns become a page for each session, with OUTPUT_FILE as their index.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pokegemma.cli import parse_options, run
 from pokegemma.data.recordings.readers import find_recordings
 from pokegemma.errors import PokegemmaError
+from pokegemma.options import option
 from pokegemma.play.replay.pages import write_replay
 
 
 @dataclass
 class ReplayOptions:
-    sessions_path: str = field(metadata={"help": "A recorded session, or a folder with sessions at any depth."})
-    output_file: str = field(metadata={"help": "Page to write, .html."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing OUTPUT_FILE."})
+    sessions_path: str = option(..., "A recorded session, or a folder with sessions at any depth.")
+    output_file: str = option(..., "Page to write, .html.")
+    overwrite: bool = option(False, "Replace an existing OUTPUT_FILE.")
 
     def __post_init__(self) -> None:
         if not Path(self.sessions_path).is_dir():

@@ -1,10 +1,11 @@
 """Options of scripts/play.py."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pokegemma.data.prompts import Layout
 from pokegemma.errors import PokegemmaError, check_ranges
+from pokegemma.options import option
 from pokegemma.play.emulators.emulator import PressTiming
 from pokegemma.play.players import Decide
 
@@ -13,87 +14,56 @@ from pokegemma.play.players import Decide
 class PlayOptions:
     """What plays which game, and what is kept of it."""
 
-    model_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint folder or Hugging Face id, or an adapter's folder. With --server: the folder that is "
-            "served, whose run.json tells layout and frames."
-        },
+    model_path: str | None = option(
+        None,
+        "Checkpoint folder or Hugging Face id, or an adapter's folder. With --server: the folder that is "
+        "served, whose run.json tells layout and frames.",
     )
-    server: str | None = field(
-        default=None, metadata={"help": "OpenAI-compatible server, without /v1: http://127.0.0.1:8000."}
+    server: str | None = option(None, "OpenAI-compatible server, without /v1: http://127.0.0.1:8000.")
+    player: Literal["model", "expert", "random", "repeat"] = option(
+        "model", "expert knows the toy game's rooms; random and repeat see no screen."
     )
-    player: Literal["model", "expert", "random", "repeat"] = field(
-        default="model", metadata={"help": "expert knows the toy game's rooms; random and repeat see no screen."}
+    game: str = option("toy", "toy, a ROM of your own (.gba, .gb, .gbc), or the http URL of SkyEmu's control server.")
+    goal: str | None = option(None, "What the player is told. Default: the toy room's own, else none.")
+    max_turns: int = option(300, "Stop after this many turns.")
+    layout: Layout | None = option(None, "How turns are shown. Default: that of the model's run.json, else grid.")
+    num_frames: int | None = option(None, "Frames that a decision shows. Default: as in training, else 4.")
+    max_gap_s: float | None = option(
+        None, "After a longer pause the window of frames begins anew. Default: as in training, else 30."
     )
-    game: str = field(
-        default="toy",
-        metadata={"help": "toy, a ROM of your own (.gba, .gb, .gbc), or the http URL of SkyEmu's control server."},
+    decide: Decide = option(
+        "scored", "scored: the eight buttons are scored in one pass; generate: the model writes its reason."
     )
-    goal: str | None = field(
-        default=None, metadata={"help": "What the player is told. Default: the toy room's own, else none."}
+    temperature: float = option(0.0, "0: the likeliest button; above: drawn.")
+    stuck: int = option(3, "Same screen and same button this often: draw another button. 0: never.")
+    noise: float = option(0.0, "Fraction of presses that are replaced at random.")
+    record: str | None = option(None, "Folder in which to record the session, for the converter; with replay.html.")
+    resume: str | None = option(None, "Session folder to continue, from its last saved state of the game.")
+    save_every: int = option(50, "With --record: save the game's state every so many turns.")
+    load_state: str | None = option(None, "Start from this saved state of the game.")
+    correct: bool = option(False, "Toy game: record the expert's button as a correction where another was pressed.")
+    seed: int = option(0, "Of the toy game's room, and of everything drawn at random.")
+    level: int = option(1, "Level of the toy game.")
+    hold: int = option(PressTiming.hold_frames, "Frames (1/60 s) that a button is held.")
+    still: int = option(
+        PressTiming.still_frames, "After a press, wait until the picture was the same this many frames."
     )
-    max_turns: int = field(default=300, metadata={"help": "Stop after this many turns."})
-    layout: Layout | None = field(
-        default=None, metadata={"help": "How turns are shown. Default: that of the model's run.json, else grid."}
+    wait: int = option(PressTiming.max_wait_frames, "Longest wait after a press, in frames.")
+    server_model: str | None = option(
+        None, "Name of the model in requests; default: the only one that the server lists."
     )
-    num_frames: int | None = field(
-        default=None, metadata={"help": "Frames that a decision shows. Default: as in training, else 4."}
+    api_key_variable: str | None = option(None, "Environment variable that holds the server's API key.")
+    image_size: int | None = option(
+        None, "With --server: side of the pictures sent. Default: of --model_path's run.json, else 896."
     )
-    max_gap_s: float | None = field(
-        default=None,
-        metadata={"help": "After a longer pause the window of frames begins anew. Default: as in training, else 30."},
+    timeout_s: float = option(60.0, "Longest wait for a server's answer.")
+    max_new_tokens: int = option(256, "Largest number of tokens in a written answer.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "auto: bfloat16 on a GPU that supports it, else float32."
     )
-    decide: Decide = field(
-        default="scored",
-        metadata={"help": "scored: the eight buttons are scored in one pass; generate: the model writes its reason."},
-    )
-    temperature: float = field(default=0.0, metadata={"help": "0: the likeliest button; above: drawn."})
-    stuck: int = field(
-        default=3,
-        metadata={"help": "Same screen and same button this often: draw another button. 0: never."},
-    )
-    noise: float = field(default=0.0, metadata={"help": "Fraction of presses that are replaced at random."})
-    record: str | None = field(
-        default=None, metadata={"help": "Folder in which to record the session, for the converter; with replay.html."}
-    )
-    resume: str | None = field(
-        default=None, metadata={"help": "Session folder to continue, from its last saved state of the game."}
-    )
-    save_every: int = field(default=50, metadata={"help": "With --record: save the game's state every so many turns."})
-    load_state: str | None = field(default=None, metadata={"help": "Start from this saved state of the game."})
-    correct: bool = field(
-        default=False,
-        metadata={"help": "Toy game: record the expert's button as a correction where another was pressed."},
-    )
-    seed: int = field(default=0, metadata={"help": "Of the toy game's room, and of everything drawn at random."})
-    level: int = field(default=1, metadata={"help": "Level of the toy game."})
-    hold: int = field(default=PressTiming.hold_frames, metadata={"help": "Frames (1/60 s) that a button is held."})
-    still: int = field(
-        default=PressTiming.still_frames,
-        metadata={"help": "After a press, wait until the picture was the same this many frames."},
-    )
-    wait: int = field(default=PressTiming.max_wait_frames, metadata={"help": "Longest wait after a press, in frames."})
-    server_model: str | None = field(
-        default=None, metadata={"help": "Name of the model in requests; default: the only one that the server lists."}
-    )
-    api_key_variable: str | None = field(
-        default=None, metadata={"help": "Environment variable that holds the server's API key."}
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "With --server: side of the pictures sent. Default: of --model_path's run.json, else 896."},
-    )
-    timeout_s: float = field(default=60.0, metadata={"help": "Longest wait for a server's answer."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Largest number of tokens in a written answer."})
-    dtype: Literal["auto", "float32", "bfloat16"] = field(
-        default="auto", metadata={"help": "auto: bfloat16 on a GPU that supports it, else float32."}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "cuda, cuda:1, mps or cpu. Default: the best device of this machine."}
-    )
-    quiet: bool = field(default=False, metadata={"help": "Show no turns while playing."})
-    json: bool = field(default=False, metadata={"help": "Print the summary as JSON."})
+    device: str | None = option(None, "cuda, cuda:1, mps or cpu. Default: the best device of this machine.")
+    quiet: bool = option(False, "Show no turns while playing.")
+    json: bool = option(False, "Print the summary as JSON.")
 
     def __post_init__(self) -> None:
         check_ranges(self, "max_turns", "save_every", "num_frames", "max_new_tokens", "image_size", at_least=1)
