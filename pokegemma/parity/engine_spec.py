@@ -1,12 +1,14 @@
 """Which engines are compared: checkpoints, GGUF files and MLX folders, and the type of their weights."""
 
 import json
+import math
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from safetensors import safe_open
 
 from pokegemma.errors import PokegemmaError
 
@@ -111,12 +113,10 @@ def weights_type(spec: EngineSpec) -> str:
 
 
 def _tensor_sizes(file: Path) -> list[tuple[int, str]]:
-    """Return (bytes, type) of each tensor of a safetensors file."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        entries = json.loads(stream.read(length))
-    entries.pop("__metadata__", None)
-    return [(entry["data_offsets"][1] - entry["data_offsets"][0], entry["dtype"]) for entry in entries.values()]
+    """Return (number of values, type) of each tensor of a safetensors file."""
+    with safe_open(file, framework="numpy") as tensors:
+        slices = map(tensors.get_slice, tensors.keys())
+        return [(math.prod(tensor.get_shape()), tensor.get_dtype()) for tensor in slices]
 
 
 def check_loaded(spec: EngineSpec, *, engine: str, weights: str) -> None:
