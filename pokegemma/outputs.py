@@ -43,6 +43,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file; an earlier one stays until the new one is whole and on the disk."""
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_if_changed(path: Path, text: str) -> None:
     """Write a file, whole or not at all, unless it already contains this text."""
     if path.is_file() and path.read_bytes() == text.encode():

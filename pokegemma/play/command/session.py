@@ -15,6 +15,7 @@ from PIL import Image
 from pokegemma.data.eevee_v1.journals import JOURNAL_FILE, read_journal
 from pokegemma.data.recordings.readers import EEVEE_V1, Recording
 from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import write_synced
 from pokegemma.play.command.live_view import LiveView
 from pokegemma.play.command.options import PlayOptions
 from pokegemma.play.emulators.emulator import Emulator
@@ -23,11 +24,13 @@ from pokegemma.play.emulators.toy import ToyEmulator
 from pokegemma.play.loop import STAGES, PlayResult, play
 from pokegemma.play.players import ButtonPlayer, ExpertPlayer, RandomPlayer, RepeatPlayer
 from pokegemma.play.recording.journal import PlayedTurn, SessionJournal, new_session_folder
-from pokegemma.play.recording.states import STATE_FILE, EmulatorState, read_game_state, write_game_state
 from pokegemma.play.replay.pages import REPLAY_FILE, write_replay
 from pokegemma.tables import format_table
 
 logger = logging.getLogger(__name__)
+
+STATE_FILE = "emulator_state.bin"
+"""In the session's folder: what `Emulator.save` returned."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def play_session(options: PlayOptions) -> PlaySummary:
             stop_on_interrupt=True,
         )
         if journal is not None and result.turns:
-            _save_state(emulator, folder, turn=journal.num_turns)
+            write_synced(folder / STATE_FILE, emulator.save())
             journal.close(result.ended)
     return PlaySummary(result, folder)
 
@@ -147,7 +150,11 @@ def _recorded_goal(options: PlayOptions) -> str | None:
 
 
 def _load_state(emulator: Emulator, options: PlayOptions) -> None:
-    """Load the state that the options name, if any."""
+    """Load the state that the options name, if any.
+
+    Raises:
+        PokegemmaError: the file cannot be read, is damaged, or is not a state of this game.
+    """
     path = options.load_state
     if options.resume is not None:
         path = Path(options.resume) / STATE_FILE
@@ -155,9 +162,13 @@ def _load_state(emulator: Emulator, options: PlayOptions) -> None:
             logger.warning("%s: no saved state of the game; it starts from its beginning", options.resume)
             return
     if path is not None:
-        state = read_game_state(Path(path))
-        emulator.load(state.data)
-        logger.info("%s: the game continues after turn %d", path, state.turn)
+        try:
+            emulator.load(Path(path).read_bytes())
+        except OSError as error:
+            raise PokegemmaError(f"{path} cannot be read: {error.strerror}") from error
+        except PokegemmaError as error:
+            raise PokegemmaError(f"{path}: {error}") from error
+        logger.info("%s: the game continues from this state", path)
 
 
 class _StateKeeper:
@@ -168,15 +179,11 @@ class _StateKeeper:
 
     def after_turn(self, turn: PlayedTurn, screen: Image.Image) -> None:
         if turn.number % self._save_every == 0:
-            _save_state(self._emulator, self._folder, turn=turn.number)
+            write_synced(self._folder / STATE_FILE, self._emulator.save())
 
 
 def _write_replay(folder: Path) -> None:
     write_replay([Recording(folder, EEVEE_V1)], folder / REPLAY_FILE)
-
-
-def _save_state(emulator: Emulator, folder: Path, *, turn: int) -> None:
-    write_game_state(folder / STATE_FILE, EmulatorState(turn, emulator.name, emulator.save()))
 
 
 def stage_latencies(result: PlayResult) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pokegemma.errors import PokegemmaError
 
-_FIRST_LINE = b"pokegemma state 1\n"
+_FIRST_LINE = b"pokegemma state 2\n"
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,13 @@ class GameState:
     picture: bytes = b""
 
     def to_bytes(self) -> bytes:
-        """Return the state as `read_state` reads it: a line that names the format, a line of JSON, data, picture."""
-        body = self.data + self.picture
-        header = {
-            "core": self.core,
-            "game": self.game,
-            "data_bytes": len(self.data),
-            "sha256": hashlib.sha256(body).hexdigest(),
-        }
-        return _FIRST_LINE + json.dumps(header).encode() + b"\n" + body
+        """Return the state as `read_state` reads it.
+
+        A line that names the format, a line with the SHA-256 of the rest, a line of JSON, data, picture.
+        """
+        header = {"core": self.core, "game": self.game, "data_bytes": len(self.data)}
+        body = json.dumps(header).encode() + b"\n" + self.data + self.picture
+        return _FIRST_LINE + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 def read_state(state: bytes, *, core: str, game: str) -> GameState:
@@ -43,15 +41,15 @@ def read_state(state: bytes, *, core: str, game: str) -> GameState:
     Raises:
         PokegemmaError: it is not such a state, it is damaged, or it belongs to another core or game.
     """
-    first, _, rest = state.removeprefix(_FIRST_LINE).partition(b"\n")
-    try:
-        header = json.loads(first) if state.startswith(_FIRST_LINE) else None
-        saved_core, saved_game, size, digest = (header[key] for key in ("core", "game", "data_bytes", "sha256"))
-    except (ValueError, TypeError, KeyError):
-        raise PokegemmaError("this is not a saved state of pokegemma; take one that scripts/play.py wrote") from None
-    if hashlib.sha256(rest).hexdigest() != digest:
-        raise PokegemmaError(f"the saved state is damaged ({len(rest)} bytes); take an earlier one")
-    for what, saved, wanted in (("emulator", saved_core, core), ("game", saved_game, game)):
-        if saved != wanted:
-            raise PokegemmaError(f"the saved state is of another {what}: {saved}, and this is {wanted}")
-    return GameState(core=core, game=game, data=rest[:size], picture=rest[size:])
+    if not state.startswith(_FIRST_LINE):
+        raise PokegemmaError("this is not a saved state of pokegemma; take one that scripts/play.py wrote")
+    digest, _, body = state.removeprefix(_FIRST_LINE).partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise PokegemmaError(f"the saved state is damaged ({len(state)} bytes); take an earlier one")
+    header, _, content = body.partition(b"\n")
+    saved = json.loads(header)
+    for what, name, wanted in (("emulator", saved["core"], core), ("game", saved["game"], game)):
+        if name != wanted:
+            raise PokegemmaError(f"the saved state is of another {what}: {name}, and this is {wanted}")
+    size = saved["data_bytes"]
+    return GameState(core=core, game=game, data=content[:size], picture=content[size:])

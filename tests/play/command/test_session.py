@@ -13,9 +13,9 @@ from pokegemma.data.eevee_v1.journals import JOURNAL_FILE, read_journal
 from pokegemma.errors import PokegemmaError
 from pokegemma.play.command.live_view import LiveView, describe_turn, draw_blocks, panel_lines
 from pokegemma.play.command.options import PlayOptions
-from pokegemma.play.command.session import format_summary_table, play_session, stage_latencies
+from pokegemma.play.command.session import STATE_FILE, format_summary_table, play_session, stage_latencies
+from pokegemma.play.emulators.toy import ToyEmulator
 from pokegemma.play.recording.journal import PlayedTurn
-from pokegemma.play.recording.states import STATE_FILE, read_game_state
 from pokegemma.play.toy.world import ToyWorld
 
 
@@ -50,7 +50,11 @@ def test_after_a_crash_play_goes_on_from_the_state_that_was_saved_last(
         with pytest.raises(MemoryError):
             play_session(options)
     (folder,) = tmp_path.iterdir()
-    assert read_game_state(folder / STATE_FILE).turn == 3
+    saved, played = ToyEmulator(5), ToyEmulator(5)
+    saved.load((folder / STATE_FILE).read_bytes())
+    for _ in range(3):
+        played.press(played.world.expert_button())
+    assert saved.save() == played.save()
     result = play_session(PlayOptions(player="expert", seed=5, resume=str(folder), quiet=True)).result
     assert result.turns[0].number == 6  # five turns were recorded
     assert result.ended == "done"
@@ -62,6 +66,20 @@ def test_a_state_starts_another_session(tmp_path: Path) -> None:
     rest = play_session(PlayOptions(player="expert", seed=5, load_state=state, quiet=True))
     whole = play_session(PlayOptions(player="expert", seed=5, quiet=True))
     assert rest.result.buttons == whole.result.buttons[8:]
+
+
+def test_a_state_that_was_saved_in_python_is_where_play_starts(tmp_path: Path) -> None:
+    game = ToyEmulator(5)
+    game.press(game.world.expert_button())
+    (tmp_path / "state.bin").write_bytes(game.save())
+    options = {"player": "expert", "load_state": str(tmp_path / "state.bin"), "quiet": True}
+    whole = play_session(PlayOptions(player="expert", seed=5, quiet=True))
+    assert play_session(PlayOptions(seed=5, **options)).result.buttons == whole.result.buttons[1:]
+    with pytest.raises(PokegemmaError, match=r"state\.bin: .* room 5 on level 1, and this is room 6"):
+        play_session(PlayOptions(seed=6, **options))
+    (tmp_path / "state.bin").unlink()
+    with pytest.raises(PokegemmaError, match=r"state\.bin cannot be read: No such file"):
+        play_session(PlayOptions(seed=5, **options))
 
 
 def test_corrections_of_the_expert_are_recorded(tmp_path: Path) -> None:

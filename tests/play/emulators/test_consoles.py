@@ -4,6 +4,7 @@ import multiprocessing
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pokegemma.play.emulators.open import open_emulator
 from pokegemma.play.emulators.pyboy_console import PyBoyConsole, has_pyboy
 from pokegemma.play.emulators.retro_console import RetroConsole, has_stable_retro
 from pokegemma.play.emulators.rom_file import read_rom
+from pokegemma.play.emulators.state_file import read_state
 from tests.play.homebrew import BUTTON_NUMBERS, build_gba_rom, read_screen, write_roms
 
 needs_retro = pytest.mark.skipif(not has_stable_retro(), reason="needs stable-retro (./init.sh --with play)")
@@ -147,7 +149,8 @@ def test_a_state_of_another_game_or_emulator_is_refused(name: str, start: Start)
     from pokegemma.play.emulators.toy import ToyEmulator
 
     game = start(name)
-    other = game.save().replace(game._console.game.encode(), b"0" * 64)
+    console = game._console
+    other = replace(read_state(game.save(), core=console.core, game=console.game), game="0" * 64).to_bytes()
     screen = game.screen().tobytes()
     for state, words in ((other, "another game"), (ToyEmulator(1).save(), "another emulator"), (b"x", "not a saved")):
         with pytest.raises(PokegemmaError, match=words):
