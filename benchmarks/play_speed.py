@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,20 @@ from pokegemma.data.prompts import LAYOUTS
 from pokegemma.errors import check_range
 from pokegemma.evaluation.predict import load_predictor
 from pokegemma.gemma.tiny.make import make_tiny
+from pokegemma.options import option
 from pokegemma.parallel.workers import map_items
 from pokegemma.play.cached_player import CachedPlayer
+from pokegemma.play.emulators.emulator import PressTiming
+from pokegemma.play.emulators.frames import FrameEmulator
+from pokegemma.play.emulators.retro_console import RetroConsole
+from pokegemma.play.emulators.rom_file import read_rom
 from pokegemma.play.history import PlayView
 from pokegemma.play.loop import STAGES, play
 from pokegemma.play.players import ButtonChoice
 from pokegemma.play.recording.journal import SessionJournal
+from pokegemma.play.rom.build import build_rom
 from pokegemma.play.rom.game import ToyRomEmulator
+from pokegemma.play.toy.world import ToyWorld
 from pokegemma.provenance import git_commit, package_versions
 from pokegemma.tables import format_table
 
@@ -48,15 +55,15 @@ MIN_ROOMS_OF_A_PROCESS = 2
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    model_path: str | None = field(default=None, metadata={"help": "Merged Gemma 3 checkpoint; default: a tiny one."})
-    layout: str = field(default="grid", metadata={"help": "grid, frames or trajectory.", "choices": list(LAYOUTS)})
-    num_frames: int = field(default=4, metadata={"help": "Frames that a decision shows."})
-    level: int = field(default=1, metadata={"help": "Level of the rooms."})
-    num_turns: int = field(default=1000, metadata={"help": "Turns to play and record; the last room is finished."})
-    num_rooms: int = field(default=16, metadata={"help": "Rooms to play in one and in several processes; 0: none."})
-    num_workers: int = field(default=2, metadata={"help": "Processes that play at once."})
-    num_threads: int = field(default=1, metadata={"help": "Threads of each process; a tiny model gains by no second."})
-    json: bool = field(default=False, metadata={"help": "Print JSON instead of tables."})
+    model_path: str | None = option(None, "Merged Gemma 3 checkpoint; default: a tiny one.")
+    layout: str = option("grid", "grid, frames or trajectory.", choices=list(LAYOUTS))
+    num_frames: int = option(4, "Frames that a decision shows.")
+    level: int = option(1, "Level of the rooms.")
+    num_turns: int = option(1000, "Turns to play and record; the last room is finished.")
+    num_rooms: int = option(16, "Rooms to play in one and in several processes; 0: none.")
+    num_workers: int = option(2, "Processes that play at once.")
+    num_threads: int = option(1, "Threads of each process; a tiny model gains by no second.")
+    json: bool = option(False, "Print JSON instead of tables.")
 
     def __post_init__(self) -> None:
         check_range("--num_turns", self.num_turns, at_least=1)
@@ -77,6 +84,17 @@ class PlayedRoom:
     @property
     def num_turns(self) -> int:
         return len(self.seconds["decide"])
+
+
+class TimedConsole(RetroConsole):
+    """A console that counts its frames, and the time that the emulator takes for them."""
+
+    num_frames, seconds = 0, 0.0
+
+    def step(self, frames: int) -> None:
+        began = time.perf_counter()
+        super().step(frames)
+        self.num_frames, self.seconds = self.num_frames + frames, self.seconds + time.perf_counter() - began
 
 
 class ExpertPress:
@@ -146,6 +164,24 @@ def measure_processes(options: SpeedOptions, model_path: str, folder: Path, *, n
     return sum(turns_between(room, began, ended) for room in rooms) / (ended - began)
 
 
+def measure_frames(level: int) -> dict[str, float]:
+    """Return the frames of a press and the milliseconds that mGBA alone takes for one, in a room of the expert."""
+    with tempfile.TemporaryDirectory() as folder:
+        rom = Path(folder) / "toy.gba"
+        rom.write_bytes(build_rom(0, level))
+        console = TimedConsole(read_rom(rom))
+    game, world, num_presses = FrameEmulator(console, timing=PressTiming()), ToyWorld(0, level=level), 0
+    num_before, seconds_before = console.num_frames, console.seconds
+    while not world.is_done:
+        button = world.expert_button()
+        game.press(button)
+        world.press(button)
+        num_presses += 1
+    game.close()
+    num_frames, seconds = console.num_frames - num_before, console.seconds - seconds_before
+    return {"frames_of_a_press": num_frames / num_presses, "ms_of_a_frame": 1000 * seconds / num_frames}
+
+
 def turns_between(room: PlayedRoom, began: float, ended: float) -> float:
     """Return the turns that a room had in a time, as if all its turns took equally long."""
     overlap = min(room.ended, ended) - max(room.began, began)
@@ -181,6 +217,11 @@ def print_tables(result: dict) -> None:
     print(format_table([["stage, ms a turn", "mean", "p50", "p95", "share"], *rows]))
     outside = result["outside_model"]
     print(f"outside the model: {outside['mean']:.1%} of {result['num_turns']} turns; by medians {outside['p50']:.1%}")
+    frames = result["mgba"]
+    print(
+        f"mGBA alone takes {frames['frames_of_a_press']:.1f} frames of {frames['ms_of_a_frame']:.3f} ms for a press: "
+        f"{frames['share']:.1%} of a turn"
+    )
     if result["processes"]:
         rows = [[str(number), f"{speed:.1f}"] for number, speed in result["processes"].items()]
         print(format_table([["processes", "turns a second"], *rows]))
@@ -204,10 +245,13 @@ def main() -> None:
         }
         rooms = measure_stages(options, model_path, folder)
     rows = stage_rows(rooms)
+    mgba = measure_frames(options.level)
+    mgba["share"] = mgba["frames_of_a_press"] * mgba["ms_of_a_frame"] / sum(row["mean"] for row in rows)
     result = {
         "processes": processes,
         "stages": rows,
         "outside_model": {name: share_outside(rows, name) for name in ("mean", "p50")},
+        "mgba": mgba,
         "num_turns": sum(room.num_turns for room in rooms),
     }
     facts = {"machine": platform.platform(), "cores": os.cpu_count(), "commit": git_commit()}

@@ -20,8 +20,8 @@ from pokegemma.play.recording.journal import PlayedTurn, SessionJournal
 from pokegemma.play.stuck import StuckEscape
 
 STAGES = ("screen", "decide", "press", "record", "prepare", "show")
-"""What the time of a turn is spent on: grab the screen, choose a button, press it and wait for the game, write picture
-and journal, compute what the next decision needs, and call `on_turn`."""
+"""What the time of a turn is spent on: grab the screen, choose a button, press it and wait for the game, wait until the
+turn is recorded, compute what the next decision needs, and call `on_turn`."""
 
 MAX_INVALID_ANSWERS = 20
 
@@ -137,6 +137,8 @@ class _Session:
         # The game stands still while the player decides: that time is no pause of the session.
         elapsed_s = time.monotonic() - self._clock - self._thought_s
         screen = self.emulator.screen()
+        if self.journal is not None:
+            self.journal.begin(screen)  # written while the player decides
         end_stage("screen")
         choice = self.player.decide(screen, time=elapsed_s)
         turn = self._choose(choice, screen, self._began + timedelta(seconds=elapsed_s))
@@ -144,10 +146,10 @@ class _Session:
         try:
             self.emulator.press(turn.pressed[0])
         except PokegemmaError:
-            self._record(screen, replace(turn, pressed=()))
+            self._record(replace(turn, pressed=()))
             raise
         end_stage("press")
-        self._record(screen, turn)
+        self._record(turn)
         end_stage("record")
         self.player.pressed(*turn.pressed)
         self.player.prepare()
@@ -199,9 +201,9 @@ class _Session:
         right = self.expert()
         return None if right == pressed and not is_blind(decided_by) else Correction(right, "expert")
 
-    def _record(self, screen: Image.Image, turn: PlayedTurn) -> None:
+    def _record(self, turn: PlayedTurn) -> None:
         if self.journal is not None:
-            self.journal.record(screen, turn)
+            self.journal.record(turn)
 
 
 def _as_tuple(probabilities: np.ndarray | None) -> tuple[float, ...] | None:

@@ -47,7 +47,8 @@ def test_play_shows_what_the_converter_writes(layout: str, num_frames: int, min_
             shown.append((sample, [digest(history.picture(name)) for name in names]))
             when = start + timedelta(seconds=time_s)
             turn = PlayedTurn(number, when, button, (button,), None, "", "", "model", new_start=number == STARTS_AT)
-            journal.record(screen, turn)
+            journal.begin(screen)
+            journal.record(turn)
             game.press(button)
             history.pressed(button)
             time_s += 11.0 if number in PAUSES_AFTER else 1.0

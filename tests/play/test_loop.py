@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -132,6 +133,22 @@ def test_turns_are_recorded_and_numbered_on(tmp_path: Path) -> None:
     assert len(list((tmp_path / "session_1" / "sshots").iterdir())) == 6
 
 
+def test_the_screen_is_written_while_the_player_decides(tmp_path: Path) -> None:
+    written = []
+
+    class WaitingPlayer(ScriptedPlayer):
+        def decide(self, frame: Image.Image | str | Path, *, time: float | None = None) -> ButtonChoice:
+            path, deadline = tmp_path / "sshots" / f"step_{len(written) + 1:04d}_grid.png", monotonic() + 5
+            while not path.exists() and monotonic() < deadline:
+                sleep(0.001)
+            written.append(path.exists())
+            return super().decide(frame, time=time)
+
+    with SessionJournal(tmp_path, goal="leave", facts={}) as journal:
+        play(ToyEmulator(5), WaitingPlayer("up"), max_turns=3, journal=journal)
+    assert written == [True] * 3
+
+
 class BrokenEmulator(ToyEmulator):
     """A game whose third press fails."""
 
@@ -145,9 +162,9 @@ def test_a_press_that_fails_is_recorded_as_a_turn_without_a_press(tmp_path: Path
     game, turns = BrokenEmulator(5), []
 
     class Journal(SessionJournal):
-        def record(self, picture: Image.Image, turn: PlayedTurn) -> None:
+        def record(self, turn: PlayedTurn) -> None:
             turns.append(turn)
-            super().record(picture, turn)
+            super().record(turn)
 
     with pytest.raises(PokegemmaError, match="does not answer"), Journal(tmp_path, goal="x", facts={}) as journal:
         play(game, ExpertPlayer(game.world), max_turns=9, journal=journal)

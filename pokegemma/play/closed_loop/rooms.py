@@ -148,7 +148,7 @@ class _LabelledJournal(SessionJournal):
         super().__init__(folder, goal=goal, facts=facts)
         self._log = log
 
-    def record(self, picture: Image.Image, turn: PlayedTurn) -> None:
+    def record(self, turn: PlayedTurn) -> None:
         log = self._log
         label = Correction(log.right, "expert", explain(log.right, situation=log.situation))
-        super().record(picture, replace(turn, situation=log.situation, correction=label))
+        super().record(replace(turn, situation=log.situation, correction=label))

@@ -1,7 +1,8 @@
 """Record play as an Eevee v1 session that no crash can spoil: each turn is a picture and one synced line.
 
 A file is safe from a crash of the program once it is written, and from a power failure once it is synced, which takes 4
-to 15 ms a turn. So a thread syncs a turn while the player decides the next, which is written only after that.
+to 15 ms a turn. So a thread syncs the last turn and writes the screen of the next while the player decides. The line of
+a turn is written after both.
 """
 
 import errno
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ from pokegemma.data.png import encode_png
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.data.recordings.corrections import Correction, is_blind, is_labeller
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import atomic_file, file_lock
+from pokegemma.outputs import file_lock, write_synced
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class SessionJournal:
     """A session folder that grows by one turn at a time; a killed process loses the turn in flight at most.
 
         with SessionJournal(folder, goal="leave the house", facts={"emulator": emulator.name}) as journal:
-            journal.record(screen, PlayedTurn(journal.num_turns + 1, ...))
+            journal.begin(screen)
+            journal.record(PlayedTurn(journal.num_turns + 1, ...))
 
     A folder that already contains a journal is continued: its next turn follows the last whole one, and is marked as a
     new start. One process at a time may do so. session_data.json is written when the number of turns has doubled, and
@@ -94,20 +96,28 @@ class SessionJournal:
             raise PokegemmaError(f"{folder} contains a session without a journal; choose another folder")
         self._pictures.mkdir(parents=True, exist_ok=True)
         self._open = ExitStack()
-        self._sync: Future[None] | None = None
+        self._work: Future[None] | None = None
+        self._begun: Path | None = None  # the screen of a turn that is not recorded yet
+        self._unsynced: Path | None = None  # the screen of the last turn
         try:
             self._file = self._open.enter_context(file_lock(self._path, wait=False))
         except BlockingIOError:
             raise PokegemmaError(f"{folder} is being recorded by another process") from None
-        self._syncs = self._open.enter_context(ThreadPoolExecutor(1, thread_name_prefix="journal"))
+        self._thread = self._open.enter_context(ThreadPoolExecutor(1, thread_name_prefix="journal"))
         with ExitStack() as on_error:
             on_error.callback(self._open.close)
             self.num_turns = self._resume(goal, dict(facts))
             on_error.pop_all()
         self._was_resumed = self.num_turns > 0
 
-    def record(self, picture: Image.Image, turn: PlayedTurn) -> None:
-        """Add a turn: its screen first, then its line. Both are written when this returns, and synced soon after.
+    def begin(self, picture: Image.Image) -> None:
+        """Start to sync the last turn, and to write the screen of the next; `record` makes it part of the session."""
+        self._wait()
+        self._begun = self._pictures / f"step_{self.num_turns + 1:04d}_grid.png"
+        self._work = self._thread.submit(self._sync_and_write, self._begun, picture)
+
+    def record(self, turn: PlayedTurn) -> None:
+        """Add the turn that was begun. Screen and line are written when this returns, and synced during the next.
 
         Raises:
             ValueError: the turn's number does not follow the last one's.
@@ -116,15 +126,12 @@ class SessionJournal:
         """
         if turn.number != self.num_turns + 1:
             raise ValueError(f"turn {turn.number} does not follow turn {self.num_turns}")
-        self._wait_for_sync()
-        path = self._pictures / f"step_{turn.number:04d}_grid.png"
-        path.write_bytes(encode_png(np.asarray(to_rgb(picture))))
+        assert self._begun is not None
+        self._wait()
         self._write_line(_turn_record(turn, new_start=turn.new_start or self._was_resumed))
         self._was_resumed = False
         self.num_turns = turn.number
-        self._sync = self._syncs.submit(_sync_files, path, self._file)
-        if turn.number & (turn.number - 1) == 0:
-            self._write_session("running")
+        self._unsynced, self._begun = self._begun, None
 
     def close(self, status: str = "done") -> None:
         """Write session_data.json and let other processes record; closing twice does nothing.
@@ -134,7 +141,11 @@ class SessionJournal:
         """
         with self._open:
             if not self._file.closed:
-                self._wait_for_sync()
+                self._wait()
+                if self._unsynced is not None:
+                    self._sync(self._unsynced)
+                if self._begun is not None:
+                    self._begun.unlink(missing_ok=True)  # its turn did not end
                 self._write_session(status)
 
     def __enter__(self) -> Self:
@@ -177,10 +188,28 @@ class SessionJournal:
             os.ftruncate(descriptor, size)
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
-    def _wait_for_sync(self) -> None:
-        sync, self._sync = self._sync, None
-        if sync is not None:
-            sync.result()
+    def _wait(self) -> None:
+        """Wait for the thread; raises what failed there."""
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
+
+    def _sync_and_write(self, path: Path, picture: Image.Image) -> None:
+        if self._unsynced is not None:
+            self._sync(self._unsynced)
+            if self.num_turns & (self.num_turns - 1) == 0:
+                self._write_session("running")
+        path.write_bytes(encode_png(np.asarray(to_rgb(picture))))
+
+    def _sync(self, picture: Path) -> None:
+        """Wait until the last turn is on the disk."""
+        self._unsynced = None
+        try:
+            with open(picture, "rb") as file:
+                os.fsync(file.fileno())
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(picture)) from error
 
     def _write_session(self, status: str) -> None:
         """Write session_data.json from what it already contains (it may have been corrected) and the journal."""
@@ -188,21 +217,7 @@ class SessionJournal:
         turns = record["turns"]
         counts = {"status": status, "total_turns": len(turns), "successful_turns": len(turns)}
         record["session_metadata"] = record["session_metadata"] | counts
-        with atomic_file(self.folder / SESSION_FILE) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _sync_files(picture: Path, journal: IO[str]) -> None:
-    """Wait until a turn is on the disk."""
-    try:
-        with open(picture, "rb") as file:
-            os.fsync(file.fileno())
-        os.fsync(journal.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(picture)) from error
+        write_synced(self.folder / SESSION_FILE, json.dumps(record, indent=2).encode() + b"\n")
 
 
 def new_session_folder(runs: Path) -> Path:

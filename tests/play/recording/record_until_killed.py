@@ -15,7 +15,8 @@ def main(folder: str) -> None:
             number = journal.num_turns + 1
             screen = Image.new("RGB", (240, 160), (number % 256, number // 256, 20))
             turn = PlayedTurn(number, datetime.now(), "up", ("up",), None, "the way", "navigation", "model")
-            journal.record(screen, turn)
+            journal.begin(screen)
+            journal.record(turn)
             print(number, flush=True)
 
 

@@ -32,10 +32,15 @@ def played(number, button="up", **changes):
     return PlayedTurn(number, **(values | changes))
 
 
+def add(journal, number, **changes):
+    journal.begin(screen(number))
+    journal.record(played(number, **changes))
+
+
 def record(folder, numbers, **changes):
     with SessionJournal(folder, goal="leave the house", facts=FACTS) as journal:
         for number in numbers:
-            journal.record(screen(number), played(number, **changes))
+            add(journal, number, **changes)
 
 
 def test_a_recorded_session_is_one_of_eevee_v1(tmp_path):
@@ -58,7 +63,7 @@ def test_a_recorded_session_is_one_of_eevee_v1(tmp_path):
 def test_session_data_is_written_when_the_turns_have_doubled_and_later_turns_are_in_the_journal(tmp_path):
     journal = SessionJournal(tmp_path / "s", goal="g", facts={})
     for number in range(1, 8):
-        journal.record(screen(number), played(number))
+        add(journal, number)
     assert len(json.loads((tmp_path / "s" / "session_data.json").read_text())["turns"]) == 4
     assert len(read_session(tmp_path / "s").turns) == 7
     journal.close()
@@ -112,13 +117,13 @@ def test_a_cut_session_file_is_read_from_the_journal(tmp_path):
 def test_opening_a_session_again_continues_it(tmp_path):
     journal = SessionJournal(tmp_path / "s", goal="leave the house", facts=FACTS)
     for number in (1, 2, 3):
-        journal.record(screen(number), played(number))
+        add(journal, number)
     journal._open.close()  # as a crash does: the lock is free, and nothing was written
     (tmp_path / "s" / "sshots" / "step_0004_grid.png").write_bytes(b"half a picture")
     with SessionJournal(tmp_path / "s", goal="leave the house", facts=FACTS | {"seed": 4}) as journal:
         assert journal.num_turns == 3
-        journal.record(screen(4), played(4))
-        journal.record(screen(5), played(5))
+        add(journal, 4)
+        add(journal, 5)
     stored = json.loads((tmp_path / "s" / "session_data.json").read_text())
     assert [(turn["turn"], turn.get("new_start")) for turn in stored["turns"]] == [
         (1, None),
@@ -172,21 +177,28 @@ def test_a_wrong_turn_is_refused(changes):
 
 def test_a_turn_follows_the_one_before(tmp_path):
     with SessionJournal(tmp_path / "s", goal="g", facts={}) as journal:
-        journal.record(screen(1), played(1))
+        add(journal, 1)
         for number in (1, 3):
             with pytest.raises(ValueError, match=f"turn {number} does not follow turn 1"):
-                journal.record(screen(1), played(number))
+                add(journal, number)
+
+
+def test_the_screen_of_a_turn_that_did_not_end_is_removed(tmp_path):
+    with SessionJournal(tmp_path / "s", goal="g", facts={}) as journal:
+        add(journal, 1)
+        journal.begin(screen(2))
+    assert [path.name for path in (tmp_path / "s" / "sshots").iterdir()] == ["step_0001_grid.png"]
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
     write = os.write
     with SessionJournal(tmp_path / "s", goal="g", facts={}) as journal:
-        journal.record(screen(1), played(1))
+        add(journal, 1)
         monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:40]))
         with pytest.raises(OSError, match=r"No space left on device.*journal\.jsonl"):
-            journal.record(screen(2), played(2))
+            add(journal, 2)
         monkeypatch.undo()
-        journal.record(screen(2), played(2))
+        add(journal, 2)
     session = read_session(tmp_path / "s")
     assert ([turn.number for turn in session.turns], session.problems) == ([1, 2], ())
 
@@ -202,9 +214,9 @@ def test_a_turn_that_cannot_be_synced_is_reported_with_the_next(tmp_path, monkey
     monkeypatch.setattr(os, "fsync", fail)
     with SessionJournal(tmp_path / "s", goal="g", facts={}) as journal:
         for number in (1, 2, 3):
-            journal.record(screen(number), played(number))
+            add(journal, number)
         with pytest.raises(OSError, match=r"Input/output error.*step_0003_grid\.png"):
-            journal.record(screen(4), played(4))
+            add(journal, 4)
 
 
 def test_each_turn_is_synced_picture_first(tmp_path, monkeypatch):
@@ -212,7 +224,7 @@ def test_each_turn_is_synced_picture_first(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(Path(f"/proc/self/fd/{file}").readlink()), sync(file)))
     with SessionJournal(tmp_path / "s", goal="g", facts={}) as journal:
         for number in (1, 2, 3):
-            journal.record(screen(number), played(number))
+            add(journal, number)
     names = [path.name for path in synced if not path.name.endswith(".part")]
     assert names == [name for number in (1, 2, 3) for name in (f"step_{number:04d}_grid.png", "journal.jsonl")]
 
