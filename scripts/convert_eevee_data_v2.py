@@ -44,7 +44,7 @@ class ConvertOptions:
     grid_images: bool = option(True, "Write each window as one 2x2 picture, too.")
     drop_no_effect: bool = option(False, "Leave out decisions after which the screen is the same as before.")
     max_repeats: int | None = option(
-        None, "Keep at most so many equal decisions in a row on equal screens. Default: all."
+        None, "Keep at most so many decisions with the same button on the same screen in a session. Default: all."
     )
     remove_overlay: bool = option(False, "Undo the grid of lines and labels that Eevee v1 drew on its screenshots.")
     num_workers: int = option(0, "Processes. 0: one for each core.")

@@ -26,9 +26,9 @@ class WindowOptions:
 
     If there are fewer than `min_frames`, the first is repeated. A new window starts after a pause of more than
     `max_gap_s` seconds between two frames. `drop_no_effect` leaves out decisions after which the screen is the same,
-    `max_repeats` all but so many equal decisions in a row on equal screens, and `label_by`, unless it is empty, those
-    whose label is by none of these `corrections.LABELLERS`. What is left out stays in the windows and among the earlier
-    buttons of other samples. `remove_overlay` undoes Eevee v1's grid on screenshots.
+    `max_repeats` all but so many of a session's equal decisions on equal screens, and `label_by`, unless it is empty,
+    those whose label is by none of these `corrections.LABELLERS`. What is left out stays in the windows and among the
+    earlier buttons of other samples. `remove_overlay` undoes Eevee v1's grid on screenshots.
     """
 
     num_frames: int = 4

@@ -26,7 +26,7 @@ REASONS = (
     "held",  # of other recorders: only buttons that were already held on the row before
     "other_label",  # --label_by: the label is by somebody else, or the recording does not state by whom
     "no_effect",  # --drop_no_effect: the screen after the press is the screen before
-    "repeated",  # --max_repeats: the same button on the same screen as in the decisions before
+    "repeated",  # --max_repeats: the same button on the same screen as in earlier decisions of the session
 )
 """Why a turn is not a sample. A turn counts under the first reason that applies."""
 

@@ -1,5 +1,7 @@
 """A turn with what was on the screen: the unit that the converter and the inspection page read a session in."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -67,8 +69,7 @@ class TurnFilter:
         self, *, drop_no_effect: bool = False, max_repeats: int | None = None, label_by: Collection[str] = ()
     ) -> None:
         self.drop_no_effect, self.max_repeats, self.label_by = drop_no_effect, max_repeats, label_by
-        self._last: ShownTurn | None = None
-        self._num_equal = 0
+        self._num_equal: Counter[tuple[str, bytes]] = Counter()
 
     def judge(self, shown: ShownTurn, after: ShownTurn | None) -> str:
         """Return DECISION, or one of `LEFT_OUT`.
@@ -80,9 +81,9 @@ class TurnFilter:
             return "other_label"
         if self.drop_no_effect and has_no_effect(shown, after):
             return "no_effect"
-        is_repeat = self._last is not None and is_repeat_of(shown, self._last)
-        self._num_equal = self._num_equal + 1 if is_repeat else 1
-        self._last = shown
-        if self.max_repeats is not None and self._num_equal > self.max_repeats:
-            return "repeated"
+        if self.max_repeats is not None and shown.frame is not None:
+            key = shown.turn.decision.label, hashlib.sha256(shown.frame.tile.tobytes()).digest()
+            self._num_equal[key] += 1
+            if self._num_equal[key] > self.max_repeats:
+                return "repeated"
         return DECISION

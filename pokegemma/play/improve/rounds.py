@@ -134,6 +134,7 @@ class _SeedRun:
             noise=options.play_noise,
             first_room=FIRST_RECORDED_ROOM + self.seed * _ROOMS_A_SEED + number * _ROOMS_A_ROUND,
             max_detour=1.5,
+            stuck=2,  # a loop shows few screens
             record=sessions,
             output_dir=output,
         )
@@ -146,7 +147,12 @@ class _SeedRun:
         if not dataset.exists():
             link_sessions(sessions, folder / "runs")
         self.runner.run(
-            "convert_eevee_data_v2", dataset, eevee_data_dir=folder / "runs", output_dir=dataset, num_frames=1
+            "convert_eevee_data_v2",
+            dataset,
+            eevee_data_dir=folder / "runs",
+            output_dir=dataset,
+            num_frames=1,
+            max_repeats=1,
         )
         self.runner.run(
             "sft_pokemon_gemma3",
