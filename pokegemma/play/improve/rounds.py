@@ -56,7 +56,11 @@ def improve(options: ImproveOptions) -> Improvement:
     runner = ScriptRunner(logs, num_threads=max(1, usable_cores() // options.num_parallel))
     with ThreadPoolExecutor(options.num_parallel) as executor:
         runs = [executor.submit(_SeedRun(options, runner, seed).run) for seed in options.seeds]
-        results = [result for run in runs for result in run.result()]
+        try:
+            results = [result for run in runs for result in run.result()]
+        except BaseException:
+            runner.stop()
+            raise
     with atomic_file(folder / RESULTS_FILE) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     best = choose_best(results)

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import runpy
 import sys
+import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pokegemma.errors import CheckFailedError
@@ -25,6 +27,14 @@ class ScriptRunner:
 
     logs: Path
     num_threads: int
+    _running: set[BaseProcess] = field(default_factory=set)
+    _is_stopped: threading.Event = field(default_factory=threading.Event)
+
+    def stop(self) -> None:
+        """Let running scripts end as on SIGTERM (training saves a checkpoint), and start no more."""
+        self._is_stopped.set()
+        for process in list(self._running):
+            process.terminate()
 
     def run(self, script: str, output: Path, **options: object) -> None:
         """Run scripts/`script`.py unless its `output` is there already.
@@ -51,10 +61,16 @@ class ScriptRunner:
         if sys.platform != "darwin":
             context.set_forkserver_preload(_IMPORTS)
         process = context.Process(target=_be_script, args=(script, arguments, log, self.num_threads))
+        if self._is_stopped.is_set():
+            raise CheckFailedError(f"{name}: not started, since another step failed or the run was stopped")
         process.start()
+        self._running.add(process)
+        if self._is_stopped.is_set():
+            process.terminate()
         try:
             process.join()
         finally:
+            self._running.discard(process)
             process.kill()
         if process.exitcode != 0:
             raise CheckFailedError(f"scripts/{script}.py ended with status {process.exitcode}; its output is in {log}")
