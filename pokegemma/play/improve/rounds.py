@@ -60,6 +60,7 @@ def improve(options: ImproveOptions) -> Improvement:
             results = [result for run in runs for result in run.result()]
         except BaseException:
             runner.stop()
+            executor.shutdown(cancel_futures=True)
             raise
     with atomic_file(folder / RESULTS_FILE) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -46,13 +46,14 @@ class ScriptRunner:
         Raises:
             CheckFailedError: the script failed.
         """
-        record = read_run_record(output) if output.exists() else None
-        if record is not None and record.get("status", "completed") == "completed":
+        if _is_complete(output):
             return
         name, began = "_".join(output.relative_to(self.logs.parent).parts), time.monotonic()
+        if self._is_stopped.is_set():
+            raise CheckFailedError(f"{name}: not started, since another step failed or the run was stopped")
         logger.info("%s: %s ...", name, script)
         arguments, log = _flags(options), self.logs / f"{name}.log"
-        if record is not None and any(output.glob("checkpoint-*")):
+        if any(output.glob("checkpoint-*")):
             arguments.append("--resume_from_checkpoint")
         elif script == "sft_pokemon_gemma3":
             arguments.append("--overwrite")
@@ -61,8 +62,6 @@ class ScriptRunner:
         if sys.platform != "darwin":
             context.set_forkserver_preload(_IMPORTS)
         process = context.Process(target=_be_script, args=(script, arguments, log, self.num_threads))
-        if self._is_stopped.is_set():
-            raise CheckFailedError(f"{name}: not started, since another step failed or the run was stopped")
         process.start()
         self._running.add(process)
         if self._is_stopped.is_set():
@@ -74,7 +73,14 @@ class ScriptRunner:
             process.kill()
         if process.exitcode != 0:
             raise CheckFailedError(f"scripts/{script}.py ended with status {process.exitcode}; its output is in {log}")
+        if not _is_complete(output):
+            raise CheckFailedError(f"scripts/{script}.py was interrupted; its output is in {log}")
         logger.info("%s: took %.0f s", name, time.monotonic() - began)
+
+
+def _is_complete(output: Path) -> bool:
+    record = read_run_record(output) if output.exists() else None
+    return record is not None and record.get("status", "completed") == "completed"
 
 
 def _be_script(script: str, arguments: list[str], log: Path, num_threads: int) -> None:
