@@ -1,15 +1,21 @@
 """Learning from play: what is recorded, aggregated and kept, and a run that is continued."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pokegemma.data.samples import read_samples
+from pokegemma.errors import CheckFailedError
 from pokegemma.play.improve.plot import improvement_table, plot_improvement, pool_arms
 from pokegemma.play.improve.rounds import choose_best
-from pokegemma.play.improve.scripts import link_sessions
-from tests.processes import call_script
+from pokegemma.play.improve.scripts import ScriptRunner, link_sessions
+from pokegemma.provenance import PROJECT_ROOT, read_run_record
+from tests.processes import call_script, killed_after, wait_until, wait_until_ended
 
 
 def result(arm: str, number: int, *, seed: int = 0, solved: int = 50, also: int = 100) -> dict:
@@ -69,7 +75,31 @@ def test_what_cannot_be_learned_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow(300)
+def test_a_stopped_runner_starts_nothing(tmp_path: Path) -> None:
+    runner = ScriptRunner(tmp_path / "logs", num_threads=1)
+    runner.stop()
+    with pytest.raises(CheckFailedError, match="not started"):
+        runner.run("record_toy_game", tmp_path / "recorded", output_dir=tmp_path / "recorded")
+    assert not (tmp_path / "recorded").exists()
+
+
+@pytest.mark.slow(20)
+def test_sigterm_ends_the_training_that_runs_with_a_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    output, options = tmp_path / "out", ("--rounds", 0, "--seeds", 0, 1, "--num_sessions", 2, "--max_steps", 10_000)
+    command = ["scripts/improve.py", "--model_path", tiny_model, "--output_dir", output, *options]
+    log, adapter = output / "logs" / "seed0_round0_adapter.log", output / "seed0" / "round0" / "adapter"
+    with killed_after(subprocess.Popen([sys.executable, *map(str, command)], cwd=PROJECT_ROOT)) as process:
+        wait_until(lambda: log.exists() and "'loss'" in log.read_text())
+        steps = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+        wait_until_ended(steps)
+    assert read_run_record(adapter)["status"] == "interrupted"
+    assert list(adapter.glob("checkpoint-*"))
+    assert [path.name for path in output.glob("seed*/*")] == ["recorded", "round0"]
+
+
+@pytest.mark.slow(55)
 def test_a_round_is_played_corrected_trained_on_and_measured_and_a_second_call_repeats_nothing(
     tiny_model: Path, tmp_path: Path
 ) -> None:
