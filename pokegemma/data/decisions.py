@@ -23,6 +23,7 @@ REASONS = (
     "frame_unreadable",  # the picture does not decode
     "blind_press",  # a random press, noise or a way out of a loop, without a correction
     "invalid_correction",  # a correction without a valid button and a valid name
+    "rejected",  # a correction says that nothing is to be learned from the turn
     "held",  # of other recorders: only buttons that were already held on the row before
     "other_label",  # --label_by: the label is by somebody else, or the recording does not state by whom
     "no_effect",  # --drop_no_effect: the screen after the press is the screen before
@@ -30,7 +31,7 @@ REASONS = (
 )
 """Why a turn is not a sample. A turn counts under the first reason that applies."""
 
-LEFT_OUT = REASONS[13:]
+LEFT_OUT = REASONS[14:]
 """The reasons of decisions that options leave out."""
 
 V1_REASONS = REASONS[:10]
@@ -109,6 +110,8 @@ def read_decision(turn: dict[str, Any]) -> Decision:
 
 def correct(decision: Decision, correction: Correction) -> Decision:
     """Return a decision with the label of a correction, whatever its status was; `pressed` stays."""
+    if correction.button is None:
+        return replace(decision, status="rejected", problem="")
     kept = decision.reasoning if correction.button == decision.chosen else ""
     return replace(
         decision,

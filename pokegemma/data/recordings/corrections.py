@@ -24,22 +24,22 @@ had not changed.
 class Correction:
     """The right button of a recorded turn; `by` is one of `LABELLERS`, with or without a name.
 
-    The answer's reasoning is `reasoning`. Without one, the player's is kept only if `button` is what it had chosen.
+    `button` None rejects the turn: nothing is to be learned from it, though later turns still show it. The answer's reasoning is `reasoning`. Without one, the player's is kept only if `button` is what it had chosen.
     """
 
-    button: str
+    button: str | None
     by: str
     reasoning: str | None = None
 
     def __post_init__(self) -> None:
-        if self.button not in BUTTONS:
+        if self.button is not None and self.button not in BUTTONS:
             raise ValueError(f"correction.button {self.button!r} is not one of {', '.join(BUTTONS)}")
         if not is_labeller(self.by):
             raise ValueError(f"correction.by {self.by!r} is not {', '.join(LABELLERS)} or one of these with :NAME")
 
-    def to_record(self) -> dict[str, str]:
+    def to_record(self) -> dict[str, str | None]:
         """Return the correction as a recorded turn contains it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if name == "button" or value is not None}
 
 
 def is_labeller(name: object) -> bool:

@@ -61,8 +61,9 @@ def measure_play(
             "--device cpu"
         )
     record_to = None if options.record is None else Path(options.record)
+    record = {"record_to": record_to, "only_mistakes": options.record_mistakes}
     at_once = {"batch_size": options.play_batch_size, "num_workers": options.play_workers, "load": load}
-    episodes = {"model": play_rooms(predictor, view, seeds, rules, record_to=record_to, **at_once)}
+    episodes = {"model": play_rooms(predictor, view, seeds, rules, **record, **at_once)}
     episodes |= {name: play_baseline(name, seeds, rules) for name in OTHER_PLAYERS}
     return {
         "rules": asdict(rules),

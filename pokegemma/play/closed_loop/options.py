@@ -34,6 +34,9 @@ class ClosedLoopOptions:
         "Also record this play in this folder as sessions, each turn labelled by the expert. --first_room must be at "
         "least 1000000: the rooms before are for measuring.",
     )
+    record_mistakes: bool = option(
+        False, "Make samples only of the recorded turns in which the model chose another button than the expert."
+    )
     play_batch_size: int = option(32, "Rooms whose decisions share a forward pass.")
     play_workers: int = option(1, "With --game rom on a CPU: processes that play at once; each loads the model.")
 
@@ -47,6 +50,8 @@ class ClosedLoopOptions:
             raise PokegemmaError(
                 f"--play_workers {self.play_workers}: only for --game rom; rooms in Python share a pass"
             )
+        if self.record_mistakes and self.record is None:
+            raise PokegemmaError("--record_mistakes: only with --record")
         if self.record is not None and self.first_room < FIRST_RECORDED_ROOM:
             raise PokegemmaError(f"--first_room {self.first_room}: {FIRST_RECORDED_ROOM} or more with --record")
 

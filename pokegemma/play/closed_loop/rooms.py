@@ -47,6 +47,7 @@ def play_rooms(
     *,
     batch_size: int = 32,
     record_to: Path | None = None,
+    only_mistakes: bool = False,
     num_workers: int = 1,
     load: Callable[[], Predictor] | None = None,
 ) -> list[Episode]:
@@ -58,9 +59,16 @@ def play_rooms(
 
     Args:
         record_to: folder to make for the sessions, one for each room, each turn labelled by the expert.
+        only_mistakes: reject the turns in which the model chose the expert's button; see `Correction`.
     """
     games = [
-        partial(play_room, seed=seed, rules=rules, folder=record_to and record_to / f"session_{number:05d}")
+        partial(
+            play_room,
+            seed=seed,
+            rules=rules,
+            folder=record_to and record_to / f"session_{number:05d}",
+            only_mistakes=only_mistakes,
+        )
         for number, seed in enumerate(seeds)
     ]
     label = f"play level {rules.level}"
@@ -85,16 +93,24 @@ def play_baseline(name: str, seeds: Sequence[int | str], rules: RoomRules) -> li
     return [play_room(_make_baseline(name, seed), seed=seed, rules=rules) for seed in seeds]
 
 
-def play_room(player: ButtonPlayer | None, *, seed: int | str, rules: RoomRules, folder: Path | None = None) -> Episode:
+def play_room(
+    player: ButtonPlayer | None,
+    *,
+    seed: int | str,
+    rules: RoomRules,
+    folder: Path | None = None,
+    only_mistakes: bool = False,
+) -> Episode:
     """Play one room.
 
     Args:
         player: None for the expert.
         folder: of the session to record, each turn labelled by the expert; None records nothing.
+        only_mistakes: reject the turns in which the player chose the expert's button.
     """
     open_game = ToyEmulator if rules.game == "toy" else ToyRomEmulator
     game = open_game(seed, level=rules.level)
-    log = _TurnLog(game)
+    log = _TurnLog(game, only_mistakes=only_mistakes)
     player = player or ExpertPlayer(game.world)
     num_expert_turns = count_expert_turns(seed, rules.level)
     max_turns = int(rules.turns_per_expert_turn * num_expert_turns)
@@ -127,8 +143,8 @@ def _make_baseline(name: str, seed: int | str) -> ButtonPlayer | None:
 class _TurnLog:
     """The turns of an episode, with what only the game knows: situation, right button, whether a press did anything."""
 
-    def __init__(self, game: ToyEmulator | ToyRomEmulator) -> None:
-        self._game = game
+    def __init__(self, game: ToyEmulator | ToyRomEmulator, *, only_mistakes: bool) -> None:
+        self._game, self._only_mistakes = game, only_mistakes
         self.turns: list[ObservedTurn] = []
         self.situation, self.right = "", ""
 
@@ -136,19 +152,23 @@ class _TurnLog:
         self.situation, self.right = self._game.world.situation, self._game.world.expert_button()
         return self.right
 
+    def label(self, turn: PlayedTurn) -> Correction:
+        """Return the expert's whole answer, or the rejection of a turn that was right."""
+        if self._only_mistakes and turn.button == self.right:
+            return Correction(None, "expert")
+        return Correction(self.right, "expert", explain(self.right, situation=self.situation))
+
     def add(self, turn: PlayedTurn, screen: Image.Image) -> None:
         changed = self._game.screen().tobytes() != screen.tobytes()
         self.turns.append(ObservedTurn(self.situation, self.right, turn.button, turn.pressed[0], changed))
 
 
 class _LabelledJournal(SessionJournal):
-    """A journal whose turns have the expert's whole answer as label: button, reason and situation."""
+    """A journal whose turns have the expert's label and situation."""
 
     def __init__(self, folder: Path, log: _TurnLog, *, goal: str, facts: dict[str, object]) -> None:
         super().__init__(folder, goal=goal, facts=facts)
         self._log = log
 
     def record(self, turn: PlayedTurn) -> None:
-        log = self._log
-        label = Correction(log.right, "expert", explain(log.right, situation=log.situation))
-        super().record(replace(turn, situation=log.situation, correction=label))
+        super().record(replace(turn, situation=self._log.situation, correction=self._log.label(turn)))

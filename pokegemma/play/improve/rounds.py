@@ -138,8 +138,9 @@ class _SeedRun:
             level=options.level,
             noise=options.play_noise,
             first_room=FIRST_RECORDED_ROOM + self.seed * _ROOMS_A_SEED + number * _ROOMS_A_ROUND,
-            max_detour=1.5,
+            max_detour=1.0,
             stuck=2,  # a loop shows few screens
+            record_mistakes=True,
             record=sessions,
             output_dir=output,
         )
