@@ -24,7 +24,8 @@ had not changed.
 class Correction:
     """The right button of a recorded turn; `by` is one of `LABELLERS`, with or without a name.
 
-    `button` None rejects the turn: nothing is to be learned from it, though later turns still show it. The answer's reasoning is `reasoning`. Without one, the player's is kept only if `button` is what it had chosen.
+    `button` None rejects the turn: nothing is to be learned from it, though later turns still show it. The answer's
+    reasoning is `reasoning`. Without one, the player's is kept only if `button` is what it had chosen.
     """
 
     button: str | None

@@ -46,6 +46,7 @@ def file_hashes(folder):
         {"button": "left", "by": "human"},
         {"button": "left", "by": "human:anna"},
         {"button": "select", "by": "expert"},
+        {"button": None, "by": "human"},
         {"button": "a", "by": "model:outputs/merged", "reasoning": "a sign"},
     ],
 )
@@ -153,6 +154,15 @@ def test_a_turn_whose_answer_failed_can_be_corrected(make_session, tmp_path):
     assert parse_answer(samples[1].output).button == "up"
     assert samples[1].metadata["buttons"] == ["b"]
     assert samples[2].previous_buttons == ["b"]
+
+
+def test_a_rejected_turn_is_no_sample_and_is_shown_later(make_session, tmp_path):
+    rejected = {"button": None, "by": "human"}
+    make_session("s", [turn_record(1), turn_record(2, "a", correction=rejected), turn_record(3)])
+    report, samples = convert(tmp_path)
+    assert (report["turns_without_sample"]["rejected"], sorted(samples)) == (1, [1, 3])
+    assert samples[3].previous_buttons == ["up", "a"]
+    assert len(set(samples[3].frames)) == 3
 
 
 def test_a_corrected_turn_without_a_picture_is_no_sample(make_session, tmp_path):

@@ -42,6 +42,24 @@ def test_the_rooms_of_an_evaluation_are_the_same_each_time() -> None:
     assert play_baseline("random", range(3), rules) == play_baseline("random", range(3), rules)
 
 
+def test_only_mistakes_of_a_recorded_room_are_samples(tiny_model: Path, tmp_path: Path) -> None:
+    predictor = load_predictor(tiny_model, layout="grid", device="cpu")
+    rules, folder = RoomRules(level=5, noise=0.2, stuck=2, turns_per_expert_turn=0.3), tmp_path / "sessions"
+    rooms = {"record_to": folder, "only_mistakes": True}
+    turns = [
+        turn
+        for episode in play_rooms(predictor, play_view(tiny_model), ["a", "b"], rules, **rooms)
+        for turn in episode.turns
+    ]
+    assert 0 < sum(turn.is_right for turn in turns) < len(turns)
+    options = ("--eevee_data_dir", folder, "--output_dir", tmp_path / "out", "--num_frames", 1, "--eval_fraction", 0)
+    assert call_script("convert_eevee_data_v2", *options).returncode == 0
+    answers = [parse_answer(sample.output).button for sample in read_samples(tmp_path / "out" / "train.jsonl")]
+    assert sorted(answers) == sorted(turn.expert for turn in turns if not turn.is_right)
+    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    assert report["turns_without_sample"]["rejected"] == sum(turn.is_right for turn in turns)
+
+
 def test_a_recorded_room_converts_to_the_expert_s_answers(tiny_model: Path, tmp_path: Path) -> None:
     predictor = load_predictor(tiny_model, layout="grid", device="cpu")
     rules = RoomRules(level=5, noise=0.2, turns_per_expert_turn=0.2)
