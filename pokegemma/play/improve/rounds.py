@@ -153,12 +153,7 @@ class _SeedRun:
         if not dataset.exists():
             link_sessions(sessions, folder / "runs")
         self.runner.run(
-            "convert_eevee_data_v2",
-            dataset,
-            eevee_data_dir=folder / "runs",
-            output_dir=dataset,
-            num_frames=1,
-            max_repeats=1,
+            "convert_eevee_data_v2", dataset, eevee_data_dir=folder / "runs", output_dir=dataset, num_frames=1
         )
         self.runner.run(
             "sft_pokemon_gemma3",
