@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,27 +178,6 @@ def test_a_press_is_felt_once_whatever_fails(
     assert game.screen().tobytes() == world.render().tobytes()
     held = [frames for frames, pressed in server.state.steps if pressed]
     assert held in ([12], [12, 12], [12, 12, 12]), "repeated only without release, so that the game sees one press"
-
-
-@pytest.mark.slow
-def test_five_hundred_faults_lose_no_press_and_press_none_twice() -> None:
-    num_faults: Counter[str] = Counter()
-    num_rooms = 0
-    while num_faults.total() < 500:
-        frames = ToyFrames(num_rooms)
-        with SkyEmuServer(SkyEmuState(frames), faults=0.2, seed=num_rooms, delay_s=DELAY_S) as server:
-            game = FrameEmulator(SkyEmuConsole(server.url, limits=LIMITS), timing=PressTiming())
-            pressed = []
-            while not frames.world.is_done:
-                pressed.append(frames.world.expert_button())
-                game.press(pressed[-1])
-                assert frames.presses == pressed
-                assert game.screen().tobytes() == frames.world.render().tobytes()
-                assert server.state.pressed == []
-            game.close()
-            num_faults += server.num_faults
-        num_rooms += 1
-    assert set(num_faults) == set(FAULTS)
 
 
 def test_a_skyemu_that_ended_is_reported_in_one_line(game: FrameEmulator, server: SkyEmuServer) -> None:

@@ -26,7 +26,7 @@ from pokegemma.play.emulators.toy import ToyEmulator
 from pokegemma.play.history import History, PlayView
 from pokegemma.play.loop import play
 from pokegemma.play.players import ButtonChoice, ExpertPlayer
-from pokegemma.play.recording.journal import SessionJournal
+from pokegemma.play.recording.journal import PlayedTurn, SessionJournal
 from pokegemma.play.toy.world import ToyWorld
 from tests.play.skyemu_server import FAULTS, SkyEmuServer, SkyEmuState, ToyFrames
 from tests.processes import call_script
@@ -115,15 +115,23 @@ def record_room(runs: Path, seed: int) -> tuple[list[str], Counter[str]]:
     room = ToyFrames(seed)
     with SkyEmuServer(SkyEmuState(room), faults=0.2, seed=seed, delay_s=DELAY_S) as server:
         game = FrameEmulator(SkyEmuConsole(server.url, limits=LIMITS), timing=PressTiming())
+
+        def check_press(turn: PlayedTurn, screen: Image.Image) -> None:
+            assert len(room.presses) == turn.number
+            assert room.presses[-1] == turn.button
+            assert server.state.pressed == []
+            assert game.screen().tobytes() == room.world.render().tobytes()
+
+        rules = {"max_turns": 99, "is_done": lambda: room.world.is_done, "on_turn": check_press}
         with SessionJournal(runs / f"session_{seed}", goal=room.world.goal, facts={}) as journal:
-            play(game, ExpertPlayer(room.world), max_turns=99, journal=journal, is_done=lambda: room.world.is_done)
+            play(game, ExpertPlayer(room.world), journal=journal, **rules)
         game.close()
         assert server.state.pressed == []
         return room.presses, server.num_faults
 
 
-@pytest.mark.slow(50)
-def test_five_hundred_faults_of_skyemu_lose_no_turn(tmp_path: Path) -> None:
+@pytest.mark.slow(35)
+def test_five_hundred_faults_of_skyemu_lose_no_turn_and_press_none_twice(tmp_path: Path) -> None:
     num_faults: Counter[str] = Counter()
     pressed: list[list[str]] = []
     while num_faults.total() < 500:
