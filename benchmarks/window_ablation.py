@@ -2,12 +2,13 @@
 
     python benchmarks/window_ablation.py --output_dir outputs/window_toy
     python benchmarks/window_ablation.py --output_dir outputs/window_recorded --recordings path/to/runs \\
-        --eval_fraction 0.3
+        --eval_fraction 0.3 --models_dir outputs/window_toy/models
 
-Without --recordings, sessions of the toy game's expert are recorded. Each cell of the ablation trains random weights of
-the same seed for the same number of optimizer steps, with about the same number of decisions in each. A frame has the
-same number of pixels and tokens in every layout. Answers are cut to the button. A finished cell is a line of
-OUTPUT_DIR/results.jsonl; the same command continues a run that was stopped.
+Without --recordings, sessions of the toy game's expert are recorded. Random weights first learn level 1 of the toy game
+from one frame without earlier buttons, since longer windows take them long to learn from nothing. Each cell of the
+ablation goes on from there for the same number of optimizer steps, with about the same number of decisions in each. A
+frame has the same number of pixels and tokens in every layout, and answers are cut to the button. A finished cell is a
+line of OUTPUT_DIR/results.jsonl; the same command continues a run that was stopped.
 """
 
 import contextlib
@@ -36,6 +37,7 @@ from pokegemma.evaluation.evaluate import PlayMeasurement, evaluate
 from pokegemma.evaluation.metrics import wilson_interval
 from pokegemma.evaluation.options import EvaluateOptions
 from pokegemma.evaluation.predict import Predictor
+from pokegemma.export.merge import merge
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
 from pokegemma.options import option
 from pokegemma.outputs import atomic_folder
@@ -45,13 +47,16 @@ from pokegemma.play.closed_loop.rooms import play_rooms
 from pokegemma.play.closed_loop.rules import RoomRules
 from pokegemma.play.toy.recorder import record_sessions
 from pokegemma.play.toy.rooms import check_level
-from pokegemma.provenance import PROJECT_ROOT, git_commit
+from pokegemma.provenance import PROJECT_ROOT, git_commit, write_run_record
 from pokegemma.tables import format_interval, format_percent
 from pokegemma.training.options import DataOptions, ModelOptions, TrainingOptions
 from pokegemma.training.sft import train
 
 NUM_FRAMES = (1, 2, 4, 8)
 PATCH_SIZE_PX = 14
+SAMPLES_PER_ROW = 4
+"""Share the first part of their prompts, which changes no loss and is faster."""
+
 RESULTS_FILE = "results.jsonl"
 
 
@@ -64,14 +69,18 @@ class AblationOptions:
     level: int = option(1, "level of the toy game")
     num_sessions: int = option(120, "recorded sessions of 25 turns of the toy game")
     eval_fraction: float = option(0.1, "share of the samples held out, in whole sessions")
-    num_steps: int = option(80, "optimizer steps of each cell")
+    num_steps: int = option(30, "optimizer steps of each cell")
+    models_dir: str | None = option(
+        None, "folder of the models that cells go on from, made where it does not exist; default: OUTPUT_DIR/models"
+    )
+    num_first_steps: int = option(100, "optimizer steps of these models")
     decisions_a_step: int = option(16, "decisions in an optimizer step")
     frame_size_px: int = option(56, "width and height of a frame, a multiple of 14; each 14 x 14 pixels are a token")
     num_rooms: int = option(20, "rooms that a model of the toy game plays, where that is possible; 0: none")
     seed: int = option(0, "of the weights and of the order of the samples")
 
     def __post_init__(self) -> None:
-        check_ranges(self, "num_steps", "decisions_a_step", at_least=1)
+        check_ranges(self, "num_steps", "num_first_steps", "decisions_a_step", at_least=1)
         check_ranges(self, "num_rooms", "seed", at_least=0)
         check_range("--num_sessions", self.num_sessions, at_least=2)
         check_range("--eval_fraction", self.eval_fraction, above=0, below=1)
@@ -144,36 +153,44 @@ def make_dataset(options: AblationOptions, cell: Cell) -> tuple[Path, Path]:
     return files[0], files[1]
 
 
-def make_model(options: AblationOptions, cell: Cell) -> Path:
-    """Return the random weights of a cell: a grid of two by two frames is twice as large as a frame."""
-    size_px = options.frame_size_px * (2 if cell.layout == "grid" else 1)
-    model = Path(options.output_dir) / f"model_{size_px}px"
+def make_first_model(options: AblationOptions, layout: prompts.Layout) -> Path:
+    """Return the model that cells go on from; a grid of two by two frames is twice as large as a frame."""
+    folder = Path(options.models_dir or f"{options.output_dir}/models")
+    cell = Cell("grid" if layout == "grid" else "frames", 1, shows_buttons=False)
+    model, random_model = folder / cell.layout, folder / f"{cell.layout}_random"
     if not model.is_dir():
-        with atomic_folder(model, stage="tiny model") as folder:
+        size_px = options.frame_size_px * (2 if layout == "grid" else 1)
+        with atomic_folder(random_model, stage="tiny model", overwrite=True) as work:
             num_tokens = (size_px // PATCH_SIZE_PX) ** 2
-            make_tiny_gemma3(folder, seed=options.seed, image_size_px=size_px, num_image_tokens=num_tokens)
+            make_tiny_gemma3(work, seed=options.seed, image_size_px=size_px, num_image_tokens=num_tokens)
+            write_run_record(work, stage="tiny model", options=asdict(options))
+        facts = {"output_dir": str(folder), "recordings": None, "level": 1, "eval_fraction": 0.1}
+        first = dataclasses.replace(options, num_steps=options.num_first_steps, **facts)
+        train_cell(first, cell, make_dataset(first, cell), random_model, folder / "adapter")
+        merge(folder / "adapter", model, dtype="float32")
     return model
 
 
-def train_cell(options: AblationOptions, cell: Cell, train_file: Path, held_out: Path, adapter: Path) -> float:
-    """Train a cell's adapter; return the mean number of decisions of a step.
+def train_cell(
+    options: AblationOptions, cell: Cell, files: tuple[Path, Path], model: str | Path, adapter: Path
+) -> float:
+    """Train a cell's adapter of a model; return the mean number of decisions of a step.
 
     Raises:
         KeyboardInterrupt: a signal stopped training.
     """
-    rows, layout_settings = options.decisions_a_step, {}
-    decisions_a_row = 1.0
+    rows, decisions_a_row, layout_settings = options.decisions_a_step, 1.0, {"samples_per_row": SAMPLES_PER_ROW}
     if cell.layout == "trajectory":  # a session's last conversation is shorter, so more of them make up a step
-        samples = list(read_samples(train_file))
+        samples = list(read_samples(files[0]))
         conversations = list(cut_trajectories(samples, max_decisions=cell.num_frames, overlap=0))
         decisions_a_row = len(samples) / len(conversations)
         rows = max(1, round(options.decisions_a_step / decisions_a_row))
         layout_settings = {"max_decisions": cell.num_frames, "overlap_decisions": 0}
     settings = {
         "config": PROJECT_ROOT / "training_configs" / "toy.yaml",
-        "model_name_or_path": make_model(options, cell),
-        "dataset_path": train_file,
-        "eval_dataset_path": held_out,
+        "model_name_or_path": model,
+        "dataset_path": files[0],
+        "eval_dataset_path": files[1],
         "output_dir": adapter,
         "layout": cell.layout,
         "max_steps": options.num_steps,
@@ -194,7 +211,7 @@ def train_cell(options: AblationOptions, cell: Cell, train_file: Path, held_out:
     return rows * decisions_a_row
 
 
-def evaluate_cell(options: AblationOptions, cell: Cell, train_file: Path, held_out: Path, adapter: Path) -> Any:
+def evaluate_cell(options: AblationOptions, cell: Cell, files: tuple[Path, Path], adapter: Path) -> dict[str, Any]:
     """Return the metrics of a cell. In a conversation each decision follows the NUM_FRAMES - 1 before it."""
 
     def play(predictor: Predictor) -> PlayMeasurement:
@@ -213,8 +230,8 @@ def evaluate_cell(options: AblationOptions, cell: Cell, train_file: Path, held_o
             generate=False,
             overwrite=True,
         ),
-        held_out=held_out,
-        train=train_file,
+        held_out=files[1],
+        train=files[0],
         measure_play=play if plays else None,
     )
 
@@ -222,10 +239,11 @@ def evaluate_cell(options: AblationOptions, cell: Cell, train_file: Path, held_o
 def measure_cell(options: AblationOptions, cell: Cell) -> dict[str, Any]:
     """Train and evaluate a cell; return what the results file has about it."""
     files, adapter = make_dataset(options, cell), Path(options.output_dir) / "adapter"
+    model = make_first_model(options, cell.layout)
     began = time.monotonic()
-    decisions_a_step = train_cell(options, cell, *files, adapter)
+    decisions_a_step = train_cell(options, cell, files, model, adapter)
     trained = time.monotonic()
-    metrics = evaluate_cell(options, cell, *files, adapter)
+    metrics = evaluate_cell(options, cell, files, adapter)
     return {
         "cell": asdict(cell),
         "options": _settings(options),
@@ -239,7 +257,7 @@ def measure_cell(options: AblationOptions, cell: Cell) -> dict[str, Any]:
 
 
 def _settings(options: AblationOptions) -> dict[str, Any]:
-    return {name: value for name, value in asdict(options).items() if name != "output_dir"}
+    return {name: value for name, value in asdict(options).items() if name not in ("output_dir", "models_dir")}
 
 
 def read_results(file: Path, options: AblationOptions) -> list[dict[str, Any]]:
