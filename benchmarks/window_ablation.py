@@ -116,10 +116,11 @@ def list_cells() -> list[Cell]:
     A grid has room for four frames. A conversation of one decision is layout frames with one frame, and the answers of
     a longer one are the earlier buttons, so it cannot be without them.
     """
-    windows = [("grid", number) for number in NUM_FRAMES if number <= NUM_TILES]
-    windows += [("frames", number) for number in NUM_FRAMES]
-    cells = [Cell(layout, number, shows) for shows in (True, False) for layout, number in windows]
-    return cells + [Cell("trajectory", number, True) for number in NUM_FRAMES if number > 1]
+    grids = [("grid", number) for number in NUM_FRAMES if number <= NUM_TILES]
+    windows = [*grids, *(("frames", number) for number in NUM_FRAMES)]
+    conversations = [("trajectory", number) for number in NUM_FRAMES if number > 1]
+    shown = [(*window, True) for window in windows + conversations] + [(*window, False) for window in windows]
+    return [Cell(layout, number, shows) for layout, number, shows in shown]
 
 
 def show(sample: Sample, cell: Cell) -> Sample:
@@ -290,7 +291,7 @@ def format_results(results: Sequence[dict[str, Any]]) -> str:
         "| layout, frames, earlier buttons | right buttons | on changes | rooms solved | training |",
         f"|{'---|' * 5}",
     ]
-    for result in results:
+    for result in sorted(results, key=lambda result: list_cells().index(Cell(**result["cell"]))):
         cell, played = Cell(**result["cell"]), result["played"]
         rooms = "–"
         if played:
