@@ -58,6 +58,8 @@ SAMPLES_PER_ROW = 4
 """Share the first part of their prompts, which changes no loss and is faster."""
 
 RESULTS_FILE = "results.jsonl"
+NOT_OF_A_CELL = ("output_dir", "models_dir", "layouts", "num_frames")
+"""Options that may differ between the runs that fill one results file."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class AblationOptions:
     )
     num_first_steps: int = option(100, "optimizer steps of these models")
     decisions_a_step: int = option(16, "decisions in an optimizer step")
+    layouts: list[str] = option(list(prompts.LAYOUTS), "only the cells with these", choices=prompts.LAYOUTS)
+    num_frames: list[int] = option(list(NUM_FRAMES), "only the cells with these", choices=NUM_FRAMES)
     frame_size_px: int = option(56, "width and height of a frame, a multiple of 14; each 14 x 14 pixels are a token")
     num_rooms: int = option(20, "rooms that a model of the toy game plays, where that is possible; 0: none")
     seed: int = option(0, "of the weights and of the order of the samples")
@@ -258,7 +262,7 @@ def measure_cell(options: AblationOptions, cell: Cell) -> dict[str, Any]:
 
 
 def _settings(options: AblationOptions) -> dict[str, Any]:
-    return {name: value for name, value in asdict(options).items() if name not in ("output_dir", "models_dir")}
+    return {name: value for name, value in asdict(options).items() if name not in NOT_OF_A_CELL}
 
 
 def read_results(file: Path, options: AblationOptions) -> list[dict[str, Any]]:
@@ -312,9 +316,10 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     results = read_results(root / RESULTS_FILE, options)
     done = [Cell(**result["cell"]) for result in results]
-    for number, cell in enumerate(cells := list_cells(), start=1):
+    wanted = [cell for cell in list_cells() if cell.layout in options.layouts and cell.num_frames in options.num_frames]
+    for number, cell in enumerate(wanted, start=1):
         if cell not in done:
-            print(f"cell {number} of {len(cells)}: {cell}", file=sys.stderr)
+            print(f"cell {number} of {len(wanted)}: {cell}", file=sys.stderr)
             results.append(measure_cell(options, cell))
             with open(root / RESULTS_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps(results[-1]) + "\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.window_ablation import AblationOptions, Cell, list_cells, read_results, show
+from benchmarks.window_ablation import NOT_OF_A_CELL, AblationOptions, Cell, list_cells, read_results, show
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import PokegemmaError
 
@@ -27,9 +27,7 @@ def test_a_cell_hides_the_earlier_buttons_from_the_model_only(toy_dataset: Path)
 def test_a_run_is_continued_with_the_same_options_only(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     assert read_results(file, AblationOptions()) == []
-    options = {
-        name: value for name, value in vars(AblationOptions()).items() if name not in ("output_dir", "models_dir")
-    }
+    options = {name: value for name, value in vars(AblationOptions()).items() if name not in NOT_OF_A_CELL}
     file.write_text(json.dumps({"options": options}) + "\n", encoding="utf-8")
     assert len(read_results(file, AblationOptions(output_dir=str(tmp_path)))) == 1
     with pytest.raises(PokegemmaError, match="--num_steps 9"):
