@@ -139,7 +139,7 @@ class Browser:
             message = self._read()
             if message.get("id") != self._number:
                 self._note(message.get("method"), message.get("params", {}))
-            elif "error" in message and "context was destroyed" in message["error"]["message"]:
+            elif "error" in message and any(words in message["error"]["message"] for words in _PAGE_LEFT):
                 raise _PageLeftError(method)
             else:
                 assert "error" not in message, f"{method}: {message['error']}"
@@ -163,6 +163,10 @@ class Browser:
             address = parameters["request"]["url"]
             if not address.startswith(("file:", "data:", "about:", "blob:")):
                 self.requests.append(address)
+
+
+_PAGE_LEFT = ("context was destroyed", "target navigated or closed")
+"""What Chromium says of an expression whose page was left, before or while it evaluates it."""
 
 
 class _PageLeftError(Exception):

@@ -104,7 +104,7 @@ def test_a_round_is_played_corrected_trained_on_and_measured_and_a_second_call_r
     tiny_model: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    sizes = ("--num_sessions", 2, "--rooms_per_round", 1, "--num_rooms", 1, "--max_steps", 2)
+    sizes = ("--level", 4, "--num_sessions", 2, "--rooms_per_round", 1, "--num_rooms", 1, "--max_steps", 2)
     command = ("--model_path", tiny_model, "--output_dir", output, "--rounds", 1, "--seeds", 0, *sizes)
     answer = call_script("improve", *command)
     assert answer.returncode == 0, answer.stderr
