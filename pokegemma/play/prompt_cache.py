@@ -122,7 +122,7 @@ class PromptCache:
         image_token, per_picture = processor.tokenizer.image_token_id, processor.image_seq_length
         if ids.count(image_token) != len(pictures) * per_picture:
             raise ValueError(f"{ids.count(image_token)} soft tokens for {len(pictures)} pictures of {per_picture}")
-        soft = iter([digest for picture in pictures for digest in [_digest(picture)] * per_picture])
+        soft = iter([digest for picture in pictures for digest in [hash_picture(picture)] * per_picture])
         return [next(soft) if token == image_token else token for token in ids]
 
     def _keep_common(self, names: list[int | bytes]) -> list[int | bytes]:
@@ -168,5 +168,6 @@ class PromptCache:
         return BaseModelOutputWithPooling(pooler_output=features)
 
 
-def _digest(picture: Image.Image) -> bytes:
+def hash_picture(picture: Image.Image) -> bytes:
+    """Return a hash of a picture's mode, size and pixels."""
     return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).digest()

@@ -61,9 +61,18 @@ def measure_play(
             "--device cpu"
         )
     record_to = None if options.record is None else Path(options.record)
-    record = {"record_to": record_to, "only_mistakes": options.record_mistakes}
-    at_once = {"batch_size": options.play_batch_size, "num_workers": options.play_workers, "load": load}
-    episodes = {"model": play_rooms(predictor, view, seeds, rules, **record, **at_once)}
+    played = play_rooms(
+        predictor,
+        view,
+        seeds,
+        rules,
+        batch_size=options.play_batch_size,
+        record_to=record_to,
+        only_mistakes=options.record_mistakes,
+        num_workers=options.play_workers,
+        load=load,
+    )
+    episodes = {"model": played}
     episodes |= {name: play_baseline(name, seeds, rules) for name in OTHER_PLAYERS}
     return {
         "rules": asdict(rules),

@@ -22,6 +22,7 @@ from pokegemma.gemma.button_scores import checked_scores, score_buttons
 from pokegemma.gemma.families import require_exact
 from pokegemma.play.history import History, PlayView
 from pokegemma.play.players import ButtonChoice, ButtonPlayer
+from pokegemma.play.prompt_cache import hash_picture
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ def score_together(
 def _hash_input(prompt: Sequence[int], pictures: Sequence[Image.Image]) -> bytes:
     digest = hashlib.sha256(np.asarray(prompt, np.int64).tobytes())
     for picture in pictures:
-        digest.update(f"{picture.mode} {picture.size}".encode())
-        digest.update(picture.tobytes())
+        digest.update(hash_picture(picture))
     return digest.digest()
 
 

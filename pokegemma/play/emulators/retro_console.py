@@ -24,16 +24,10 @@ def has_stable_retro() -> bool:
     return find_spec("stable_retro") is not None
 
 
-def _other_running() -> "RetroConsole | None":
-    """Return the console that still runs in this process."""
-
-    def running() -> "RetroConsole | None":
-        console = _running() if _running is not None else None
-        return console if console is not None and console.is_running else None
-
-    if running() is not None:
-        gc.collect()  # one that was dropped without close() may wait for the collector
-    return running()
+def _find_running() -> "RetroConsole | None":
+    """Return the console that runs in this process."""
+    console = _running() if _running is not None else None
+    return console if console is not None and console.is_running else None
 
 
 class RetroConsole:
@@ -49,7 +43,9 @@ class RetroConsole:
         import stable_retro
 
         global _running
-        if (other := _other_running()) is not None:
+        if _find_running() is not None:
+            gc.collect()  # one that was dropped without close() may wait for the collector
+        if (other := _find_running()) is not None:
             raise PokegemmaError(
                 f"{rom.path}: stable-retro runs one game in a process, and {other.path} is running; "
                 "close it first, or play each game in a process of its own"

@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from pokegemma.environment import detect_hardware
 from pokegemma.errors import CheckFailedError
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
 
@@ -57,14 +59,10 @@ class ScriptRunner:
             arguments.append("--resume_from_checkpoint")
         elif script == "sft_pokemon_gemma3":
             arguments.append("--overwrite")
-        # A fork of a process with frameworks of Apple's in it may crash.
-        context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
-        if sys.platform != "darwin":
-            context.set_forkserver_preload(_IMPORTS)
-        process = context.Process(target=_be_script, args=(script, arguments, log, self.num_threads))
+        process = _process_context().Process(target=_be_script, args=(script, arguments, log, self.num_threads))
         process.start()
         self._running.add(process)
-        if self._is_stopped.is_set():
+        if self._is_stopped.is_set():  # since `stop` looked at what runs
             process.terminate()
         try:
             process.join()
@@ -76,6 +74,19 @@ class ScriptRunner:
         if not _is_complete(output):
             raise CheckFailedError(f"scripts/{script}.py was interrupted; its output is in {log}")
         logger.info("%s: took %.0f s", name, time.monotonic() - began)
+
+
+def _process_context() -> BaseContext:
+    """Return what starts a step's process: a fork after the imports, or a new Python where a fork could not go on.
+
+    bitsandbytes starts CUDA when it is imported, and a forked process cannot start it again; a fork of a process with
+    frameworks of Apple's in it may crash.
+    """
+    if sys.platform == "darwin" or detect_hardware().usable_gpus:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTS)
+    return context
 
 
 def _is_complete(output: Path) -> bool:
