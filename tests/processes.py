@@ -5,6 +5,7 @@ import importlib
 import io
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import shlex
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -53,6 +55,19 @@ def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess[st
             signal.signal(signal.SIGTERM, handler)
     printed = [stream.buffer.getvalue().decode() for stream in (output, errors)]
     return subprocess.CompletedProcess(command, status, *printed)
+
+
+def fork_server(modules: list[str]) -> ForkServerContext:
+    """Return what starts processes that have imported `modules`.
+
+    A process has one fork server, which imports what it was told when it was started: one with other imports is ended.
+    """
+    server = multiprocessing.forkserver._forkserver
+    if server._preload_modules != modules:
+        server._stop()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(modules)
+    return context
 
 
 @contextlib.contextmanager

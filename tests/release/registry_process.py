@@ -1,7 +1,6 @@
 """scripts/model_registry.py in processes of its own, forked from a process that has imported MLflow already."""
 
 import contextlib
-import multiprocessing
 import os
 import pkgutil
 import signal
@@ -12,10 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.processes import wait_until
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["scripts.model_registry", "pokegemma.release.registry"])
+from tests.processes import fork_server, wait_until
 
 Hook = tuple[str, Callable[..., None]]
 """A function, by its dotted name, and what is called with its arguments before each call."""
@@ -24,7 +20,8 @@ Hook = tuple[str, Callable[..., None]]
 @contextlib.contextmanager
 def started(*words: object, output: Path, hook: Hook | None = None) -> Iterator[BaseProcess]:
     """Start the script with its output in a file; kill it if the block ends before it does."""
-    process = _CONTEXT.Process(target=_run, args=(list(map(str, words)), output, hook))
+    context = fork_server(["scripts.model_registry", "pokegemma.release.registry"])
+    process = context.Process(target=_run, args=(list(map(str, words)), output, hook))
     process.start()
     try:
         yield process

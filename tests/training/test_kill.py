@@ -2,7 +2,6 @@
 
 import functools
 import json
-import multiprocessing
 import os
 import random
 import runpy
@@ -18,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from pokegemma.play.improve.scripts import TRAINING_MODULES
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
 from tests.conftest import MakeOnce
-from tests.training.launched_runs import TRAINING_MODULES
+from tests.processes import fork_server
 
 OPTIONS = {
     "finetuning": "lora",
@@ -115,9 +115,9 @@ def start(folder: Path, dataset: Path, model: Path, disturb: Callable[[], None] 
     if (folder / "adapter/run.json").is_file():
         arguments.append("--resume_from_checkpoint")
     folder.mkdir(exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(TRAINING_MODULES)
-    process = context.Process(target=run_script, args=(arguments, folder / "log.txt", disturb), daemon=True)
+    process = fork_server(TRAINING_MODULES).Process(
+        target=run_script, args=(arguments, folder / "log.txt", disturb), daemon=True
+    )
     process.start()
     return process
 

@@ -10,12 +10,18 @@ import psutil
 import pytest
 
 from pokegemma.data.samples import read_samples
+from pokegemma.environment import usable_cores
 from pokegemma.errors import CheckFailedError
 from pokegemma.play.improve.plot import improvement_table, plot_improvement, pool_arms
 from pokegemma.play.improve.rounds import choose_best
-from pokegemma.play.improve.scripts import ScriptRunner, link_sessions
+from pokegemma.play.improve.scripts import TRAINING_MODULES, ScriptRunner, link_sessions
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
-from tests.processes import call_script, killed_after, wait_until, wait_until_ended
+from tests.processes import call_script, fork_server, killed_after, wait_until, wait_until_ended
+
+
+@pytest.fixture(autouse=True)
+def imports_once() -> None:
+    fork_server(TRAINING_MODULES)
 
 
 def result(arm: str, number: int, *, seed: int = 0, solved: int = 50, also: int = 100) -> dict:
@@ -106,6 +112,7 @@ def test_a_round_is_played_corrected_trained_on_and_measured_and_a_second_call_r
     output = tmp_path / "out"
     sizes = ("--level", 4, "--num_sessions", 2, "--rooms_per_round", 1, "--num_rooms", 1, "--max_steps", 2)
     command = ("--model_path", tiny_model, "--output_dir", output, "--rounds", 1, "--seeds", 0, *sizes)
+    command += ("--num_parallel", usable_cores())  # one thread
     answer = call_script("improve", *command)
     assert answer.returncode == 0, answer.stderr
     results = json.loads((output / "results.json").read_text())
