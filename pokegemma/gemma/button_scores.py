@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from transformers import Gemma3ForConditionalGeneration, PreTrainedModel
+from torch.nn.functional import pad
+from transformers import DynamicCache, Gemma3ForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pokegemma.errors import CheckFailedError
@@ -59,31 +60,76 @@ def score_buttons(
 ) -> torch.Tensor:
     """Return the probability (batch, 8) of each of `BUTTONS`, normalised over the eight, in one forward pass.
 
+    What all prompts begin with, up to their first picture, is computed once, in a pass before.
+
     Args:
         batch: left-padded prompts, as `Gemma3Collator.prompts` makes them, on the model's device.
     """
-    device = batch["input_ids"].device
+    device, shared = batch["input_ids"].device, count_shared_tokens(batch)
+    num_rows, num_columns = batch["input_ids"].shape
+    num_new = num_columns - shared
+    is_new = torch.arange(num_new, device=device) >= (num_columns - batch["attention_mask"].sum(1))[:, None]
     added, branch_of, depth = (torch.tensor(values, device=device) for values in place_branches(tokens))
-    num_rows, prompt_length = batch["input_ids"].shape
-    prompt_positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    positions = torch.cat([prompt_positions, prompt_positions[:, -1:] + 1 + depth], 1)
+    new_positions = shared + (is_new.cumsum(1) - 1).clamp(min=0)
+    before = torch.arange(shared, device=device).expand(num_rows, -1)
+    positions = torch.cat([before, new_positions, new_positions[:, -1:] + 1 + depth], 1)
     masks = attention_masks(
         positions=positions,
-        branches=torch.nn.functional.pad(branch_of, (prompt_length, 0), value=TRUNK).expand(num_rows, -1),
-        token_type_ids=torch.nn.functional.pad(batch["token_type_ids"], (0, len(added)), value=0),
-        valid=torch.nn.functional.pad(batch["attention_mask"], (0, len(added)), value=1),
+        branches=pad(branch_of, (num_columns, 0), value=TRUNK).expand(num_rows, -1),
+        token_type_ids=pad(batch["token_type_ids"][:, shared:], (shared, len(added)), value=0),
+        valid=pad(is_new, (shared, len(added)), value=True),
+        window=model.config.get_text_config().sliding_window,
+        dtype=mask_dtype(model),
+        num_queries=num_new + len(added),
+    )
+    logits = model(
+        input_ids=torch.cat([batch["input_ids"][:, shared:], added.expand(num_rows, -1)], 1),
+        mm_encoder_outputs={"image": encoded_pictures(model, batch)},
+        position_ids=positions[:, shared:],
+        attention_mask=masks,
+        logits_to_keep=torch.arange(num_new + len(tokens.prefix) - 1, num_new + len(added), device=device),
+        past_key_values=_read_beginning(model, batch, shared) if shared else None,
+        use_cache=shared > 0,
+    ).logits
+    return read_branches(logits, tokens)
+
+
+def count_shared_tokens(batch: dict[str, torch.Tensor]) -> int:
+    """Return how many tokens all of several left-padded prompts begin with, without pictures; 0 for one prompt."""
+    ids, lengths = batch["input_ids"], batch["attention_mask"].sum(1)
+    if len(ids) == 1:
+        return 0
+    num_columns, shortest = ids.shape[1], int(lengths.min())
+    columns = (num_columns - lengths)[:, None] + torch.arange(shortest, device=ids.device)
+    beginnings, types = ids.gather(1, columns), batch["token_type_ids"].gather(1, columns)
+    is_shared = ((beginnings == beginnings[0]) & (types == 0)).all(0)
+    return min(int(is_shared.cumprod(0).sum()), shortest - 1)
+
+
+def _read_beginning(model: PreTrainedModel, batch: dict[str, torch.Tensor], length: int) -> DynamicCache:
+    """Return the keys and values of the first `length` tokens of all prompts, for each prompt."""
+    num_rows, num_columns = batch["input_ids"].shape
+    start = num_columns - int(batch["attention_mask"][0].sum())
+    # Without a config: with one, sliding layers drop keys that the masks need, though they may not be seen.
+    cache, positions = DynamicCache(), torch.arange(length, device=batch["input_ids"].device)[None]
+    masks = attention_masks(
+        positions=positions,
+        branches=torch.full_like(positions, TRUNK),
+        token_type_ids=torch.zeros_like(positions),
+        valid=torch.ones_like(positions),
         window=model.config.get_text_config().sliding_window,
         dtype=mask_dtype(model),
     )
-    logits = model(
-        input_ids=torch.cat([batch["input_ids"], added.expand(num_rows, -1)], 1),
-        mm_encoder_outputs={"image": encoded_pictures(model, batch)},
+    model(
+        input_ids=batch["input_ids"][:1, start : start + length],
         position_ids=positions,
         attention_mask=masks,
-        logits_to_keep=torch.arange(prompt_length + len(tokens.prefix) - 1, positions.shape[1], device=device),
-        use_cache=False,
-    ).logits
-    return read_branches(logits, tokens)
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_repeat_interleave(num_rows)
+    return cache
 
 
 def checked_scores(scores: torch.Tensor) -> np.ndarray:
@@ -126,7 +172,7 @@ def _log_probabilities(
     new = torch.tensor(added, dtype=torch.long, device=model.device).expand(len(batch["input_ids"]), -1)
     inputs["input_ids"] = torch.cat([batch["input_ids"], new], 1)
     for name, value in (("attention_mask", 1), (family_of(model.config).token_types, 0)):
-        inputs[name] = torch.nn.functional.pad(batch[name], (0, len(added)), value=value)
+        inputs[name] = pad(batch[name], (0, len(added)), value=value)
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     inputs["pixel_values"] = batch["pixel_values"].to(model.dtype)
     # A tensor and not a number: Gemma 4 leaves out parts of its layers for a number, by a path of its own.

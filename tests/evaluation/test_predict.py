@@ -11,7 +11,7 @@ from pokegemma.data import prompts
 from pokegemma.data.samples import Sample
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.evaluation import predict
-from pokegemma.gemma.button_scores import score_buttons
+from pokegemma.gemma.button_scores import count_shared_tokens, score_buttons
 from pokegemma.gemma.button_tokens import ButtonTokens
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny.gemma3 import make_tiny_gemma3
@@ -99,6 +99,7 @@ def test_scores_equal_those_of_eight_separate_rows(checkpoint, dataset, layout, 
         tokens = ButtonTokens(prefix=tokens.prefix, branches=branches)
     batch = collator.prompts(dataset[1])
     assert batch["attention_mask"].sum(1).unique().numel() == 3, "the prompts must differ in length"
+    assert count_shared_tokens(batch) > 24, "their beginning must be longer than a window"
     expected = torch.stack([score_plainly(model, collator, sample, tokens) for sample in dataset[1]])
     scores = score_buttons(model, batch, tokens)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
