@@ -25,7 +25,7 @@ class ImproveOptions:
     num_sessions: int = option(40, "Sessions of 25 turns that the expert records first, on each of the two levels.")
     rooms_per_round: int = option(80, "Rooms that the model plays in a round; its play is recorded.")
     num_rooms: int = option(100, "Unseen rooms on which each model is measured.")
-    max_steps: int = option(200, "Optimizer steps of each training, the same for all.")
+    max_steps: int = option(300, "Optimizer steps of each training, the same for all.")
     training_config: str = option("training_configs/toy.yaml", "Options of training.")
     samples_per_row: int = option(4, "Samples that share the beginning of their prompts in training.")
     controls: bool = option(True, "Also train on as much data of the expert, with and without noise.")

@@ -15,6 +15,7 @@ from typing import Any
 
 from pokegemma.environment import usable_cores
 from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.adapters.reading import CONFIG_FILE
 from pokegemma.outputs import atomic_file
 from pokegemma.play.closed_loop.options import FIRST_RECORDED_ROOM
 from pokegemma.play.improve.options import ImproveOptions
@@ -98,7 +99,7 @@ class _SeedRun:
         for number in range(options.rounds + 1):
             results.append(self._train(f"round{number}", sessions, arm="dagger", number=number))
             if number < options.rounds:
-                sessions.append(self._play(self.folder / f"round{number}" / "adapter", number + 1))
+                sessions.append(self._play(results[-1]["model"], number + 1))
         if options.controls and options.rounds:
             num_more = results[-1]["num_samples"] - results[0]["num_samples"]
             num_sessions = max(1, round(num_more / NUM_TURNS))
@@ -124,7 +125,7 @@ class _SeedRun:
         )
         return output / "runs"
 
-    def _play(self, model: Path, number: int) -> Path:
+    def _play(self, model: str, number: int) -> Path:
         """Let the model play rooms that are not measured on; return the folder of the labelled sessions."""
         options = self.options
         output, sessions = self.folder / "recorded" / f"play{number}", self.folder / "recorded" / f"play{number}_runs"
@@ -147,9 +148,9 @@ class _SeedRun:
         return sessions
 
     def _train(self, name: str, sessions: Sequence[Path], *, arm: str, number: int) -> dict[str, Any]:
-        """Convert, train from the base, and measure; return the record of the model."""
+        """Convert, train from the base, merge, and measure; return the record of the model."""
         options, folder = self.options, self.folder / name
-        dataset, adapter = folder / "dataset", folder / "adapter"
+        dataset, trained, model = folder / "dataset", folder / "trained", folder / "model"
         if not dataset.exists():
             link_sessions(sessions, folder / "runs")
         self.runner.run(
@@ -157,17 +158,21 @@ class _SeedRun:
         )
         self.runner.run(
             "sft_pokemon_gemma3",
-            adapter,
+            trained,
             config=options.training_config,
             model_name_or_path=options.model_path,
             dataset_path=dataset,
-            output_dir=adapter,
+            output_dir=trained,
             max_steps=options.max_steps,
             samples_per_row=options.samples_per_row,
             seed=self.seed,
             eval_strategy="no",
             report_to="none",
         )
+        if (trained / CONFIG_FILE).is_file():
+            self.runner.run("merge_qlora", model, lora_path=trained, output_path=model, dtype="float32")  # plays faster
+        else:
+            model = trained
         play = {"level": options.level, "noise": options.noise}
         num_samples = sum(len((dataset / f"{part}.jsonl").read_text().splitlines()) for part in ("train", "eval"))
         return {
@@ -175,9 +180,9 @@ class _SeedRun:
             "round": number,
             "seed": self.seed,
             "num_samples": num_samples,
-            "model": str(adapter),
-            "play": measure_rooms(self.runner, adapter, folder / "play", options, **play),
-            "also": measure_rooms(self.runner, adapter, folder / "play_also", options, level=options.also_level),
+            "model": str(model),
+            "play": measure_rooms(self.runner, model, folder / "play", options, **play),
+            "also": measure_rooms(self.runner, model, folder / "play_also", options, level=options.also_level),
         }
 
 

@@ -93,7 +93,7 @@ def test_a_stopped_runner_starts_nothing(tmp_path: Path) -> None:
 def test_sigterm_ends_the_training_that_runs_with_a_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
     output, options = tmp_path / "out", ("--rounds", 0, "--seeds", 0, 1, "--num_sessions", 2, "--max_steps", 10_000)
     command = ["scripts/improve.py", "--model_path", tiny_model, "--output_dir", output, *options]
-    log, adapter = output / "logs" / "seed0_round0_adapter.log", output / "seed0" / "round0" / "adapter"
+    log, adapter = output / "logs" / "seed0_round0_trained.log", output / "seed0" / "round0" / "trained"
     with killed_after(subprocess.Popen([sys.executable, *map(str, command)], cwd=PROJECT_ROOT)) as process:
         wait_until(lambda: log.exists() and "'loss'" in log.read_text())
         steps = psutil.Process(process.pid).children(recursive=True)
@@ -118,7 +118,7 @@ def test_a_round_is_played_corrected_trained_on_and_measured_and_a_second_call_r
     results = json.loads((output / "results.json").read_text())
     assert [(row["arm"], row["round"]) for row in results] == [("dagger", 0), ("dagger", 1), ("expert", 1), ("dart", 1)]
     assert results[1]["num_samples"] > results[0]["num_samples"]
-    assert (output / "best" / "adapter_model.safetensors").is_file()
+    assert (output / "best" / "model.safetensors").is_file()
     labels = {
         sample.metadata.get("label_by")
         for sample in read_samples(output / "seed0" / "round1" / "dataset" / "train.jsonl")
