@@ -19,7 +19,6 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pokegemma.play.improve.scripts import TRAINING_MODULES
 from pokegemma.provenance import PROJECT_ROOT
 
 
@@ -56,6 +55,10 @@ def copy_unfinished(finished: Path, output: Path) -> None:
     last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
     shutil.rmtree(last)
     (output / "adapter_model.safetensors").unlink()
+
+
+TRAINING_MODULES = ["pokegemma.training.sft", "deepspeed", "matplotlib.pyplot", "peft.tuners.lora.bnb"]
+"""What a training run imports. accelerate imports DeepSpeed, if it is installed, to look at a model's class (2 s)."""
 
 
 def import_for_training() -> None:

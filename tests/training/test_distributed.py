@@ -34,14 +34,17 @@ BATCH, NUM_STEPS = 4, 4  # samples (or trajectories) an optimizer step, over all
 LINEAR_ADAM = {"learning_rate": 2e-2, "adam_epsilon": 1e-2}
 """An epsilon above all gradients: a step grows with its gradient, whose rounding Adam's own epsilon would magnify."""
 FULL = {"finetuning": "full", "learning_rate": 1e-4, "adam_epsilon": 1e-8}
-ALL_PARTS = {"train_vision_tower": True, "train_projector": True, "max_steps": 2}
+ALL_PARTS = {"train_vision_tower": True, "train_projector": True}
+SHORT = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "no"}
+"""For runs whose files are compared. "lora" accumulates gradients, evaluates and saves in each mode."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
-    "shared_rows": {"samples_per_row": 2},
+    "shared_rows": {"per_device_train_batch_size": 2, "samples_per_row": 2},  # samples of a row are in one pass
     "trajectory": {"layout": "trajectory", "max_decisions": 3, "overlap_decisions": 1},
-    "lora_all_parts": ALL_PARTS,
-    "full": {**FULL, "max_steps": 2},
-    "full_all_parts": {**FULL, **ALL_PARTS, "image_size": 112},
+    "lora_all_parts": {**ALL_PARTS, **SHORT},
+    "full": {**FULL, **SHORT},
+    "full_all_parts": {**FULL, **ALL_PARTS, **SHORT, "image_size": 112},
 }
 MODES = {  # engine, class of the wrapped LoRA model, whether parameters are sharded
     "single_gpu": ("none", "PeftModel", False),
@@ -85,8 +88,7 @@ def launch(name: str, runs: list[LaunchedRun], folder: Path) -> str:
 
 def flags(output: Path, *, num_processes: int, **changes: Any) -> list[str]:
     """Return the training script's arguments; `changes` are options."""
-    # Samples that share a row must be in one forward pass; otherwise gradients of several passes are summed.
-    batch_size = 2 if "samples_per_row" in changes else BATCH // num_processes // 2
+    batch_size = changes.get("per_device_train_batch_size", BATCH // num_processes // 2)
     options = {
         "finetuning": "lora",
         "lora_dropout": 0.0,

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pokegemma.play.improve.scripts import TRAINING_MODULES
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
 from tests.conftest import MakeOnce
 from tests.processes import fork_server
+from tests.training.launched_runs import TRAINING_MODULES
 
 OPTIONS = {
     "finetuning": "lora",

@@ -19,17 +19,8 @@ from pokegemma.provenance import PROJECT_ROOT, read_run_record
 
 logger = logging.getLogger(__name__)
 
-TRAINING_MODULES = [
-    "pokegemma.training.sft",
-    "pokegemma.evaluation.predict",
-    "peft.tuners.lora.bnb",
-    "matplotlib.pyplot",
-    "deepspeed",
-]
-"""What most scripts import, which takes a core several seconds: once, before their processes are forked.
-
-accelerate imports DeepSpeed, if it is installed, to look at a model's class (2 s). What is not installed is left out.
-"""
+SCRIPT_MODULES = ["pokegemma.training.sft", "pokegemma.evaluation.predict", "peft.tuners.lora.bnb", "matplotlib.pyplot"]
+"""What most scripts import, which takes a core several seconds: once, before their processes are forked."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def _process_context() -> BaseContext:
     if sys.platform == "darwin" or detect_hardware().usable_gpus:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(TRAINING_MODULES)
+    context.set_forkserver_preload(SCRIPT_MODULES)
     return context
 
 

@@ -14,14 +14,14 @@ from pokegemma.environment import usable_cores
 from pokegemma.errors import CheckFailedError
 from pokegemma.play.improve.plot import improvement_table, plot_improvement, pool_arms
 from pokegemma.play.improve.rounds import choose_best
-from pokegemma.play.improve.scripts import TRAINING_MODULES, ScriptRunner, link_sessions
+from pokegemma.play.improve.scripts import SCRIPT_MODULES, ScriptRunner, link_sessions
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
 from tests.processes import call_script, fork_server, killed_after, wait_until, wait_until_ended
 
 
 @pytest.fixture(autouse=True)
 def imports_once() -> None:
-    fork_server(TRAINING_MODULES)
+    fork_server(SCRIPT_MODULES)
 
 
 def result(arm: str, number: int, *, seed: int = 0, solved: int = 50, also: int = 100) -> dict:
