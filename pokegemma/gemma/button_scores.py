@@ -65,7 +65,8 @@ def score_buttons(
     Args:
         batch: left-padded prompts, as `Gemma3Collator.prompts` makes them, on the model's device.
     """
-    device, shared = batch["input_ids"].device, count_shared_tokens(batch)
+    device = batch["input_ids"].device
+    shared = count_shared_tokens(batch, image_token=model.config.image_token_id)
     num_rows, num_columns = batch["input_ids"].shape
     num_new = num_columns - shared
     is_new = torch.arange(num_new, device=device) >= (num_columns - batch["attention_mask"].sum(1))[:, None]
@@ -94,15 +95,15 @@ def score_buttons(
     return read_branches(logits, tokens)
 
 
-def count_shared_tokens(batch: dict[str, torch.Tensor]) -> int:
+def count_shared_tokens(batch: dict[str, torch.Tensor], *, image_token: int) -> int:
     """Return how many tokens all of several left-padded prompts begin with, without pictures; 0 for one prompt."""
     ids, lengths = batch["input_ids"], batch["attention_mask"].sum(1)
     if len(ids) == 1:
         return 0
     num_columns, shortest = ids.shape[1], int(lengths.min())
     columns = (num_columns - lengths)[:, None] + torch.arange(shortest, device=ids.device)
-    beginnings, types = ids.gather(1, columns), batch["token_type_ids"].gather(1, columns)
-    is_shared = ((beginnings == beginnings[0]) & (types == 0)).all(0)
+    beginnings = ids.gather(1, columns)
+    is_shared = ((beginnings == beginnings[0]) & (beginnings != image_token)).all(0)
     return min(int(is_shared.cumprod(0).sum()), shortest - 1)
 
 

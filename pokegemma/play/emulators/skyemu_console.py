@@ -95,6 +95,9 @@ class SkyEmuConsole:
             if self._client.step(frames) or before is None:
                 return
             after = self.picture()
+            if after.getbbox() is None:  # black may be no picture of the game, until the next step
+                self.step(1)
+                after = self.picture()
             self._picture = None
             if after.tobytes() != before.tobytes():
                 return

@@ -180,6 +180,21 @@ def test_a_press_is_felt_once_whatever_fails(
     assert held in ([12], [12, 12], [12, 12, 12]), "repeated only without release, so that the game sees one press"
 
 
+@pytest.mark.parametrize("button", ["up", "select"])
+@pytest.mark.parametrize("step", ["error", "reset"])  # not done, done
+def test_a_press_is_felt_once_where_a_step_is_not_answered_and_the_next_picture_is_black(
+    step: str, button: str, game: FrameEmulator, server: SkyEmuServer
+) -> None:
+    world = server.state.game.world
+    button = world.expert_button() if button == "up" else button
+    server.planned = [("/step", step), ("/ping", "black")]
+    game.press(button)
+    assert server.planned == []
+    assert server.state.game.presses == [button]
+    assert server.state.pressed == []
+    assert game.screen().tobytes() == world.render().tobytes()
+
+
 def test_a_skyemu_that_ended_is_reported_in_one_line(game: FrameEmulator, server: SkyEmuServer) -> None:
     client = game._console._client
     client._limits = SkyEmuLimits(timeout_s=0.1, patience_s=0.2)
