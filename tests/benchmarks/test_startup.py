@@ -1,5 +1,6 @@
 """The benchmark of what a user waits for: its table, its busy loops, what it refuses."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,15 +45,31 @@ def test_the_callers_settings_do_not_reach_a_measurement(monkeypatch: pytest.Mon
 def test_the_tests_of_a_checkout_run_as_its_launcher_runs_them() -> None:
     assert startup.flags_of_tests('set -e\n"$python" -m pytest "$@"\n') == []
     launcher = (PROJECT_ROOT / "run_tests.sh").read_text()
-    assert startup.flags_of_tests(launcher) == ["-n", "auto", "--dist", "worksteal"]
+    assert startup.flags_of_tests(launcher) == ["-n", "auto", "--dist", "loadgroup", "--no-loadscope-reorder"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [path.name for path in sorted((PROJECT_ROOT / "benchmarks").glob("*.py")) if "__main__" in path.read_text()]
-)
-def test_a_benchmark_starts_by_its_file(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / name), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+BENCHMARKS = [path for path in sorted((PROJECT_ROOT / "benchmarks").glob("*.py")) if "__main__" in path.read_text()]
+HELP = """
+import io, runpy, sys
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+
+start = list(sys.path)
+for file in map(Path, sys.argv[1:]):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "pokegemma")]:
+        del sys.modules[name]  # of the one before
+    sys.argv, sys.path[:] = [str(file), "--help"], [str(file.parent), *start[1:]]
+    with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
+        runpy.run_path(str(file), run_name="__main__")
+    print(file.name if file.name in printed.getvalue() else f"{file.name}: {printed.getvalue()}")
+"""
+
+
+@pytest.mark.slow(25)
+def test_each_benchmark_starts_by_its_file(tmp_path: Path) -> None:
+    """All in one process, as if each were its own: torch is imported once."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", HELP, *map(str, BENCHMARKS)]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert name in done.stdout
+    assert done.stdout.split() == [path.name for path in BENCHMARKS]

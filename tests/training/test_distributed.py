@@ -35,7 +35,7 @@ LINEAR_ADAM = {"learning_rate": 2e-2, "adam_epsilon": 1e-2}
 """An epsilon above all gradients: a step grows with its gradient, whose rounding Adam's own epsilon would magnify."""
 FULL = {"finetuning": "full", "learning_rate": 1e-4, "adam_epsilon": 1e-8}
 ALL_PARTS = {"train_vision_tower": True, "train_projector": True}
-SHORT = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "no"}
+SHORT = {"max_steps": 1, "per_device_train_batch_size": 2, "eval_strategy": "no"}
 """For runs whose files are compared. "lora" accumulates gradients, evaluates and saves in each mode."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -336,5 +336,6 @@ def test_trained_checkpoints_have_the_published_names_and_convert(
         merge(trained, tmp_path / "merged", dtype="float32")
         trained = tmp_path / "merged"
     assert_frozen(trained, variant, tiny_model)
-    convert_to_gguf(trained, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
-    convert_to_mlx(trained, tmp_path / "mlx")
+    if variant.endswith("all_parts"):  # the others have the same names
+        convert_to_gguf(trained, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
+        convert_to_mlx(trained, tmp_path / "mlx")

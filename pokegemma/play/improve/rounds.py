@@ -15,11 +15,11 @@ from typing import Any
 
 from pokegemma.environment import usable_cores
 from pokegemma.errors import PokegemmaError
-from pokegemma.gemma.adapters.reading import CONFIG_FILE
 from pokegemma.outputs import atomic_file
 from pokegemma.play.closed_loop.options import FIRST_RECORDED_ROOM
 from pokegemma.play.improve.options import ImproveOptions
 from pokegemma.play.improve.scripts import ScriptRunner, link_sessions
+from pokegemma.provenance import read_run_record
 
 NUM_TURNS = 25
 """Turns of a session that the expert records."""
@@ -169,7 +169,7 @@ class _SeedRun:
             eval_strategy="no",
             report_to="none",
         )
-        if (trained / CONFIG_FILE).is_file():
+        if read_run_record(trained)["options"]["finetuning"] != "full":
             self.runner.run("merge_qlora", model, lora_path=trained, output_path=model, dtype="float32")  # plays faster
         else:
             model = trained
