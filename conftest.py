@@ -1,6 +1,5 @@
 """Configuration of pytest: the environment of the tests, their order, and the number of workers."""
 
-import math
 import os
 import secrets
 
@@ -34,22 +33,17 @@ GIB_PER_WORKER = 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests marked slow last, so that a failure shows early; of these the longest first, so that none begins last.
+    """Put tests marked slow last, so that a failure shows early; of these the longest first.
 
-    The slow tests of a file are a group, and the others are: a worker runs a group whole, with each fixture made once.
+    A worker that has nothing left takes the last tests of another: short ones are shared, and no long test begins last.
     """
 
     def seconds(item: pytest.Item) -> float:
         mark = item.get_closest_marker("slow")
         return 0 if mark is None else mark.args[0] if mark.args else 10
 
-    longest: dict[str, float] = {}
-    group_of = {item: f"{item.path.stem}{' slow' if seconds(item) else ''}" for item in items}
-    for item, group in group_of.items():
-        longest[group] = max(longest.get(group, 0), seconds(item))
-        item.add_marker(pytest.mark.xdist_group(group))
     # Stable: tests with the same number stay in their order, next to those that share a fixture with them.
-    items.sort(key=lambda item: (-longest[group_of[item]] or -math.inf, group_of[item], -seconds(item)))
+    items.sort(key=lambda item: (seconds(item) > 0, -seconds(item)))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

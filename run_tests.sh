@@ -17,4 +17,4 @@ echo "Linting ..."
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 echo "Testing ..."
-"$python" -m pytest -n auto --dist loadgroup --no-loadscope-reorder "$@"
+"$python" -m pytest -n auto --dist worksteal "$@"

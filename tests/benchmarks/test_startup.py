@@ -45,7 +45,7 @@ def test_the_callers_settings_do_not_reach_a_measurement(monkeypatch: pytest.Mon
 def test_the_tests_of_a_checkout_run_as_its_launcher_runs_them() -> None:
     assert startup.flags_of_tests('set -e\n"$python" -m pytest "$@"\n') == []
     launcher = (PROJECT_ROOT / "run_tests.sh").read_text()
-    assert startup.flags_of_tests(launcher) == ["-n", "auto", "--dist", "loadgroup", "--no-loadscope-reorder"]
+    assert startup.flags_of_tests(launcher) == ["-n", "auto", "--dist", "worksteal"]
 
 
 BENCHMARKS = [path for path in sorted((PROJECT_ROOT / "benchmarks").glob("*.py")) if "__main__" in path.read_text()]
