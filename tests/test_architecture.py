@@ -25,6 +25,7 @@ LAYERS = (
     "parity",
     "play",
     "release",
+    "battles",
 )
 """A layer may import itself, those before it, and the base."""
 

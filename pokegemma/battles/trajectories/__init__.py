@@ -1,0 +1,1 @@
+"""Battles as files of metamon's format: read, write, check, and turn into text, numbers, actions and rewards."""
