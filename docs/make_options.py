@@ -42,6 +42,8 @@ SCRIPTS = {
     "production_pipeline": "Release",
     "model_registry": "Versions",
     "setup_wandb": "Sweeps",
+    "battles_check": "Check trajectories of battles",
+    "battles_pack": "Pack trajectories of battles",
     "record_toy_game": "Record the toy game",
     "build_toy_rom": "Build a ROM of the toy game",
     "make_tiny_model": "Make a tiny model",

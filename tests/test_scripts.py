@@ -43,6 +43,18 @@ TRAINING = (
     "--eval_strategy no --dataloader_num_workers 0 --report_to none --logging_steps 1"
 )
 TABLE = {
+    "battles_check": Calls(
+        tested_in="tests/battles/test_packing.py",
+        mistake="--trajectories_dir nowhere",
+        names="nowhere",
+        needs="poke_env",
+    ),
+    "battles_pack": Calls(
+        tested_in="tests/battles/test_packing.py",
+        mistake="--trajectories_dir nowhere --output_dir {out}",
+        names="nowhere",
+        needs="lz4",
+    ),
     "build_toy_rom": Calls(
         success="--output_file {out}/toy.gba --seed 1",
         prints="{out}/toy.gba 1",

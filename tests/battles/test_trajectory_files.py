@@ -8,7 +8,6 @@ import pytest
 from pokegemma.battles.trajectories.files import (
     TrajectoryName,
     find_trajectory_files,
-    read_json_text,
     read_trajectory,
     write_trajectory,
 )
@@ -121,7 +120,7 @@ def test_one_changed_bit_is_found(tmp_path):
         damaged = bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         path.write_bytes(damaged)
         with pytest.raises(TrajectoryError, match="LZ4"):
-            read_json_text(path)
+            read_trajectory(path)
 
 
 def test_a_name_is_read_and_written_again():

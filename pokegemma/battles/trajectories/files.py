@@ -139,18 +139,16 @@ def read_trajectory(path: Path) -> BattleTrajectory:
         TrajectoryError: the file is damaged, or not a trajectory.
         OSError: it cannot be read.
     """
-    return BattleTrajectory.from_json(read_json_text(path))
+    return BattleTrajectory.from_json(decode_json_text(path.read_bytes(), path.name))
 
 
-def read_json_text(path: Path) -> bytes:
-    """Return the JSON text of a file.
+def decode_json_text(content: bytes, name: str) -> bytes:
+    """Return the JSON text in the content of a file, which is compressed if its name ends in .json.lz4.
 
     Raises:
-        TrajectoryError: the file is not a whole LZ4 frame.
-        OSError: it cannot be read.
+        TrajectoryError: the content is not a whole LZ4 frame.
     """
-    content = path.read_bytes()
-    if not path.name.endswith(COMPRESSED):
+    if not name.endswith(COMPRESSED):
         return content
     try:
         return lz4.frame.decompress(content)

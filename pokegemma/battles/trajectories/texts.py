@@ -15,6 +15,9 @@ from pokegemma.battles.trajectories.records import (
 NUM_WORDS, NUM_NUMBERS = 87, 48
 BLANK, PAD_NUMBER = "<blank>", -2.0
 
+MAX_BLANK = 0.7
+"""Largest share of pads among the words of battles: one with an empty bench to its end has 0.52."""
+
 _STATS = ("base_atk", "base_spa", "base_def", "base_spd", "base_spe", "base_hp")
 _BOOSTS = ("atk_boost", "spa_boost", "def_boost", "spd_boost", "spe_boost", "accuracy_boost", "evasion_boost")
 _NUM_SWITCH_WORDS = 8
