@@ -138,6 +138,15 @@ class BattleTrajectory:
             data = orjson.loads(text)
         except ValueError as error:
             raise TrajectoryError(f"not JSON: {error}") from error
+        return cls.from_data(data, spaced=b": " in text[:12])
+
+    @classmethod
+    def from_data(cls, data: Any, *, spaced: bool = True) -> "BattleTrajectory":
+        """Return the trajectory in a file's parsed JSON, whose dictionaries are changed.
+
+        Raises:
+            TrajectoryError: as `from_json`.
+        """
         if not isinstance(data, dict) or set(data) != {"states", "actions"}:
             raise TrajectoryError('not an object with the keys "states" and "actions"')
         states, actions = data["states"], data["actions"]
@@ -145,7 +154,7 @@ class BattleTrajectory:
             raise TrajectoryError("states: not a list of objects")
         if not isinstance(actions, list) or not all(type(action) is int for action in actions):
             raise TrajectoryError("actions: not a list of integers")
-        style = _find_style(states, spaced=b": " in text[:12])
+        style = _find_style(states, spaced=spaced)
         read = tuple(_state(state, f"states[{index}]", style) for index, state in enumerate(states))
         return cls(read, tuple(actions), style)
 
