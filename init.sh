@@ -127,6 +127,16 @@ is_new_enough "$version" || fail "$env_name has Python $version; pokegemma needs
 
 # --- the packages
 
+# Battles run in Node.js. Its version is checked before minutes are spent on installing.
+for part in ${extras[@]+"${extras[@]}"}; do
+    [[ $part == battles ]] || continue
+    node_version=$(node --version 2>/dev/null) || node_version="not there"
+    node_major=${node_version#v} node_major=${node_major%%.*}
+    if [[ ! $node_major =~ ^[0-9]+$ || $node_major -lt 20 ]] || ! command -v npm >/dev/null; then
+        fail "--with battles needs Node.js 20 or newer and npm; node is $node_version, npm is $(command -v npm || echo "not there")"
+    fi
+done
+
 # The stamp in the environment says for which requirements, Python and checkout it was filled. It is written last, so an
 # interrupted installation has none.
 fingerprint() {  # fingerprint FILE...
@@ -174,6 +184,13 @@ fetch_converter() (  # fetch_converter VERSION; in a shell of its own, whose tra
         "$python" -m pokegemma.export.llama_cpp_converter "$folder/llama_cpp_python-$1.tar.gz" "$converter" || status=$?
     exit "$status"
 )
+
+# Pokémon Showdown's simulator, exactly as the lock file has it: npm ci checks every package's hash.
+simulator=$env_dir/share/pokegemma-simulator lock=pokegemma/battles/node/package-lock.json
+install_simulator() {
+    mkdir -p "$simulator" && cp pokegemma/battles/node/package.json "$lock" "$simulator" &&
+        npm ci --prefix "$simulator" --ignore-scripts --no-audit --no-fund && cp "$lock" "$simulator/installed.json"
+}
 
 # Install torch, and torchvision where an extra needs it, from another index than PyPI where that is better.
 install_torch() {  # install_torch REQUIREMENTS_FILE...
@@ -232,6 +249,13 @@ for part in ${parts[@]+"${parts[@]}"}; do
     version_wanted=$(sed -n 's/^llama-cpp-python.*==//p' requirements-gguf.txt)
     if ! grep -qs "\"version\": \"$version_wanted\"" "$converter/run.json"; then
         step "Fetching llama.cpp's converter into $converter" fetch_converter "$version_wanted"
+    fi
+done
+
+for part in ${parts[@]+"${parts[@]}"}; do
+    [[ $part == battles ]] || continue
+    if ! cmp -s "$lock" "$simulator/installed.json"; then
+        step "Installing Pokémon Showdown's simulator into $simulator" install_simulator
     fi
 done
 

@@ -1,0 +1,1 @@
+"""What chooses actions in battles: one interface, and players that need no model."""

@@ -1,0 +1,52 @@
+"""Battles in the real simulator, for tests; skipped where ./init.sh --with battles has not installed it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+TEAM = """Tauros
+- Body Slam
+- Earthquake
+- Hyper Beam
+- Blizzard
+
+Starmie
+- Blizzard
+- Thunderbolt
+- Recover
+- Thunder Wave
+"""
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Any]:
+    """Return a simulator with one node process, which has no battles in flight between tests."""
+    pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
+    from pokegemma.battles.node_process import MODULES_FOLDER
+    from pokegemma.battles.simulator import Simulator
+
+    if not MODULES_FOLDER.is_dir():
+        pytest.skip("needs Pokémon Showdown's simulator (./init.sh --with battles)")
+    with Simulator() as simulator:
+        yield simulator
+
+
+def make_specs(num_battles: int, *, battle_format: str = "gen1randombattle", **changes: Any) -> list[Any]:
+    """Return battles of the players "ann" and "bob", with the seeds "0", "1", ..."""
+    from pokegemma.battles.simulator import BattleSpec
+
+    return [
+        BattleSpec(f"battle-{number}", battle_format, ("ann", "bob"), **{"seed": str(number), **changes})
+        for number in range(num_battles)
+    ]
+
+
+def play(simulator: Any, specs: list[Any], players: tuple[Any, Any], **options: Any) -> dict[str, Any]:
+    """Return the results of battles of one format by their ids."""
+    from pokegemma.battles.players.player import Decider
+    from pokegemma.battles.runner import BattleRunner
+
+    battle_format = simulator.describe_format(specs[0].battle_format)
+    runner = BattleRunner(simulator, battle_format, tuple(map(Decider, players)), **options)
+    return {result.spec.battle_id: result for result in runner.play(specs)}
