@@ -42,6 +42,7 @@ SCRIPTS = {
     "production_pipeline": "Release",
     "model_registry": "Versions",
     "setup_wandb": "Sweeps",
+    "battles_record": "Record battles",
     "battles_check": "Check trajectories of battles",
     "battles_pack": "Pack trajectories of battles",
     "record_toy_game": "Record the toy game",

@@ -811,6 +811,44 @@ def test_init_fetches_the_converter_of_llama_cpp_once(bare_project):
     assert json.loads((converter / "run.json").read_text())["version"] == "9.9.9"
 
 
+NPM = 'echo "$*" >>"$NPM_CALLS"; cmp "$3/package-lock.json" "$LOCK" && mkdir -p "$3/node_modules"'
+
+
+def test_init_installs_the_simulator_by_its_lock_file_once(bare_project):
+    environment = make_environment(bare_project, pip=RECORD_PIP)
+    calls, lock = bare_project.parent / "npm_calls", bare_project / "pokegemma/battles/node/package-lock.json"
+    write_command(bare_project.parent / "bin" / "node", "echo v20.1.0")
+    write_command(bare_project.parent / "bin" / "npm", NPM)
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": os.devnull, "NPM_CALLS": str(calls), "LOCK": str(lock)}
+    simulator = environment / "share/pokegemma-simulator"
+    assert init(bare_project, **variables).returncode == 0
+    assert not simulator.exists()
+
+    result = init(bare_project, "--with", "battles", **variables)
+    assert result.returncode == 0, result.stderr
+    assert f"Installing Pokémon Showdown's simulator into {simulator} ..." in result.stdout
+    assert calls.read_text() == f"ci --prefix {simulator} --ignore-scripts --no-audit --no-fund\n"
+
+    calls.write_text("")
+    assert init(bare_project, "--with", "battles", "--quiet", **variables).stdout == ""
+    assert calls.read_text() == ""
+
+    lock.write_text(lock.read_text() + "\n")  # another version is pinned
+    assert init(bare_project, "--with", "battles", **variables).returncode == 0
+    assert calls.read_text().startswith("ci ")
+
+
+@pytest.mark.parametrize("version", ["echo v18.19.1", "exit 127"])
+def test_init_names_a_node_that_is_too_old_before_it_installs_anything(bare_project, version):
+    environment = make_environment(bare_project, pip=RECORD_PIP)
+    write_command(bare_project.parent / "bin" / "node", version)
+    calls = bare_project.parent / "calls"
+    result = init(bare_project, "--with", "battles", VIRTUAL_ENV=str(environment), PIP_CALLS=str(calls))
+    assert result.returncode == 2
+    assert "--with battles needs Node.js 20 or newer and npm" in result.stderr and result.stderr.count("\n") == 1
+    assert not calls.exists()
+
+
 def test_init_says_what_pip_said_when_the_converter_cannot_be_fetched(bare_project, tmp_path):
     environment = make_environment(bare_project, pip='[ "$1" != download ] || { echo "no route to host"; exit 3; }')
     temporary = tmp_path / "temporary"

@@ -55,6 +55,15 @@ TABLE = {
         names="nowhere",
         needs="lz4",
     ),
+    "battles_record": Calls(
+        success="--output_dir {out} --battle_format gen1randombattle --players random heuristic --num_battles 2 "
+        "--num_workers 1",
+        prints="{out} 2 battles",
+        writes=("gen1randombattle", "run.json"),
+        mistake="--output_dir {out} --players random nobody",
+        names="--players nobody",
+        needs="poke_env",
+    ),
     "build_toy_rom": Calls(
         success="--output_file {out}/toy.gba --seed 1",
         prints="{out}/toy.gba 1",

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pokegemma.battles.trajectories.actions import FIRST_SWITCH, FIRST_TERA
+from pokegemma.battles.trajectories.names import clean_move, clean_species
+from pokegemma.battles.trajectories.records import MAX_MOVES
 from pokegemma.errors import PokegemmaError
 
 try:
     from poke_env.battle import Battle, Move, Pokemon
 except ImportError as error:
     raise PokegemmaError(f"battles need {error.name}: ./init.sh --with battles") from error
-
-NUM_ACTIONS = 13
-FIRST_SWITCH, FIRST_TERA = 4, 9
-"""Actions 0-3 are the active Pokémon's moves, 4-8 the switches, 9-12 the moves with terastallization."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,8 @@ class LegalAction:
 def find_legal_actions(battle: Battle) -> dict[int, LegalAction]:
     """Return the legal actions by number, ascending.
 
-    Moves are sorted by name, and so are the Pokémon that may be switched in. A single move that is not among the active
-    Pokémon's (Struggle, Recharge, generation 1's Fight) is 0. poke-env numbers actions differently. Mega evolution, Z
-    moves and Dynamax have no number.
+    The numbers are those of `trajectories.actions`; a single move that is not among the active Pokémon's (Struggle,
+    Recharge, generation 1's Fight) is 0. Mega evolution, Z moves and Dynamax have no number.
     """
     request = battle.last_request
     legal = {}
@@ -44,7 +42,9 @@ def find_legal_actions(battle: Battle) -> dict[int, LegalAction]:
         if active.get("canTerastallize"):
             for action in numbers:
                 move = legal[action]
-                legal[FIRST_TERA + action] = LegalAction(f"{move.choice} terastallize", move.subject, terastallizes=True)
+                legal[FIRST_TERA + action] = LegalAction(
+                    f"{move.choice} terastallize", move.subject, terastallizes=True
+                )
     for action, (place, pokemon) in enumerate(_find_switches(battle), FIRST_SWITCH):
         legal[action] = LegalAction(f"switch {place + 1}", pokemon)
     return dict(sorted(legal.items()))
@@ -52,14 +52,13 @@ def find_legal_actions(battle: Battle) -> dict[int, LegalAction]:
 
 def _number_moves(battle: Battle, moves: list[dict[str, Any]]) -> dict[int, int]:
     """Return the numbers of a request's moves, those included that are disabled: action -> place in the request."""
-    names = sorted(battle.active_pokemon.moves)[:FIRST_SWITCH] if battle.active_pokemon else []
+    active = battle.active_pokemon
+    names = sorted(map(clean_move, list(active.moves)[:MAX_MOVES])) if active is not None else []
     numbered = {}
     for place, move in enumerate(moves):
-        # poke-env's name of a Hidden Power has its type, the request's has not.
-        same = [name for name in names if name == move["id"] or (name.startswith("hiddenpower") and move["id"] in name)]
-        if same:
-            numbered[names.index(same[0])] = place
-    free = (action for action in range(FIRST_SWITCH) if action not in numbered)
+        if (name := clean_move(move["id"])) in names:
+            numbered[names.index(name)] = place
+    free = (action for action in range(MAX_MOVES) if action not in numbered)
     for place in sorted(set(range(len(moves))) - set(numbered.values())):
         numbered[next(free)] = place
     return dict(sorted(numbered.items()))
@@ -70,4 +69,4 @@ def _find_switches(battle: Battle) -> list[tuple[int, Pokemon]]:
     team = [battle.team[each["ident"]] for each in battle.last_request["side"]["pokemon"]]
     available = {id(pokemon) for pokemon in battle.available_switches}
     switches = [(place, pokemon) for place, pokemon in enumerate(team) if id(pokemon) in available]
-    return sorted(switches, key=lambda switch: (switch[1].species, switch[0]))
+    return sorted(switches, key=lambda switch: (clean_species(switch[1].species), switch[0]))

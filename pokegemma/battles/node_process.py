@@ -20,6 +20,8 @@ MODULES_FOLDER = Path(sys.prefix) / "share" / "pokegemma-simulator"
 
 OLDEST_NODE = 20
 _CHUNK_BYTES = 1 << 20
+_START_S = 60.0
+"""How long a process may take for its first reply, in seconds: it reads 54 MB of packages."""
 
 
 @functools.cache
@@ -30,7 +32,9 @@ def find_node() -> str:
         PokegemmaError: one of them is missing or too old.
     """
     if not (MODULES_FOLDER / "node_modules" / "@pkmn" / "sim").is_dir():
-        raise PokegemmaError(f"{MODULES_FOLDER} does not contain Pokémon Showdown's simulator: ./init.sh --with battles")
+        raise PokegemmaError(
+            f"{MODULES_FOLDER} does not contain Pokémon Showdown's simulator: ./init.sh --with battles"
+        )
     node = shutil.which("node")
     if node is None:
         raise PokegemmaError(f"battles need Node.js {OLDEST_NODE} or newer; no node was found on PATH")
@@ -69,15 +73,21 @@ class NodeProcess:
         self._unsent: collections.deque[bytes] = collections.deque()
         self._unread = b""
         self._num_owed = 0
+        self._has_replied = False
         self._heard_at = time.monotonic()
 
     @property
     def has_unsent(self) -> bool:
         return bool(self._unsent)
 
-    def silent_s(self) -> float:
-        """Return for how many seconds the process has owed a reply and sent nothing; 0 if it owes none."""
-        return time.monotonic() - self._heard_at if self._num_owed else 0.0
+    def patience_s(self, limit_s: float) -> float:
+        """Return how many more seconds to wait for a reply; below 0 the process counts as stuck.
+
+        Args:
+            limit_s: how long it may send nothing while it owes a reply. Its first reply may take longer.
+        """
+        limit_s = limit_s if self._has_replied else max(limit_s, _START_S)
+        return limit_s - (time.monotonic() - self._heard_at if self._num_owed else 0.0)
 
     def send(self, command: dict[str, Any]) -> None:
         """Queue a command, and write what the pipe takes.
@@ -117,6 +127,7 @@ class NodeProcess:
             return None
         *lines, self._unread = (self._unread + data).split(b"\n")
         self._num_owed -= len(lines)
+        self._has_replied |= bool(lines)
         self._heard_at = time.monotonic()
         return [orjson.loads(line) for line in lines]
 

@@ -1,26 +1,25 @@
 """Play battles of two players in the simulator, many at once: every decision legal, every battle reproducible."""
 
 import collections
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pokegemma.battles.legal_actions import find_legal_actions
-from pokegemma.battles.players.player import Choice, Decider, Decision
+from pokegemma.battles.players.player import BattleDecision, Choice, Decider
 from pokegemma.battles.seat import Seat
-from pokegemma.battles.simulator import ROLES, BattleEnd, BattleFormat, BattleLost, BattleNews, BattleSpec, Simulator
+from pokegemma.battles.simulator import ROLES, BattleEnd, BattleFormat, BattleNews, BattleSpec, Simulator
 
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 3
-"""How often a battle is played that was lost with its node process. From the second time on it is played alone, so that a
-battle that kills the process takes no other with it."""
+"""How often a battle is played that was lost with its node process. From the second time on it is played alone, so that
+a battle that kills the process takes no other with it."""
 
 
 @dataclass(frozen=True)
-class Step:
+class BattleStep:
     """A decision that happened. `record` is what the observer returned before it; None without an observer."""
 
     record: Any
@@ -31,7 +30,7 @@ class Step:
 class SeatResult:
     """One player's side of a battle that was played. `last_record` is what the observer returned after the end."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[BattleStep, ...]
     num_timeouts: int
     num_unavailable: int
     last_record: Any = None
@@ -66,18 +65,18 @@ class _Running:
 
     spec: BattleSpec
     seats: dict[str, Seat]
-    steps: dict[str, list[Step]] = field(default_factory=lambda: {role: [] for role in ROLES})
+    steps: dict[str, list[BattleStep]] = field(default_factory=lambda: {role: [] for role in ROLES})
     num_timeouts: collections.Counter = field(default_factory=collections.Counter)
     num_unavailable: collections.Counter = field(default_factory=collections.Counter)
 
 
 class BattleRunner:
-    """Plays battles of a format; the players of p1 and p2 decide for all waiting battles in one call.
+    """Plays battles of a format; a player decides for all waiting battles in one call.
 
     Args:
-        deciders: of p1 and p2; the same one may play both sides.
+        deciders: by the names in the battles' specs; one may have several names, to play against itself.
         concurrency: battles in flight at once, at most.
-        max_turns: a longer battle is ended with neither a winner nor a loser. Pokémon Showdown ends one after 1000 turns.
+        max_turns: a longer battle is ended with neither a winner nor a loser. Pokémon Showdown ends one at turn 1000.
         observer: what to record.
     """
 
@@ -85,14 +84,14 @@ class BattleRunner:
         self,
         simulator: Simulator,
         battle_format: BattleFormat,
-        deciders: tuple[Decider, Decider],
+        deciders: Mapping[str, Decider],
         *,
         concurrency: int = 64,
         max_turns: int = 1000,
         observer: Observer | None = None,
     ) -> None:
         self._simulator, self._format = simulator, battle_format
-        self._deciders = dict(zip(ROLES, deciders, strict=True))
+        self._deciders = deciders
         self._concurrency, self._max_turns, self._observer = concurrency, max_turns, observer
         self._running: dict[str, _Running] = {}
         self._num_losses: collections.Counter[str] = collections.Counter()
@@ -100,9 +99,18 @@ class BattleRunner:
     def play(self, specs: Sequence[BattleSpec]) -> Iterator[BattleResult]:
         """Yield the result of each battle as it ends, in no particular order.
 
-        A battle that was lost with its node process is played again, after the others and alone, `MAX_TRIES` times in all.
+        A battle that was lost with its node process is played again after the others and alone, `MAX_TRIES` times in
+        all.
         """
-        waiting, suspects = collections.deque(specs), collections.deque()
+        try:
+            yield from self._play(collections.deque(specs))
+        finally:  # of a caller that ends early, or a player's error
+            for battle_id in self._running:
+                self._simulator.stop(battle_id)
+            self._running.clear()
+
+    def _play(self, waiting: collections.deque[BattleSpec]) -> Iterator[BattleResult]:
+        suspects: collections.deque[BattleSpec] = collections.deque()
         while waiting or suspects or self._running:
             while waiting and len(self._running) < self._concurrency:
                 self._start(waiting.popleft())
@@ -139,7 +147,9 @@ class BattleRunner:
         """Read what happened, yield the battles that ended, and decide in the others."""
         undecided = []
         for each in news:
-            running = self._running[each.battle_id]
+            running = self._running.get(each.battle_id)
+            if running is None:  # it was lost after these news
+                continue
             for role, lines in zip(ROLES, each.lines, strict=True):
                 self._read(running, role, lines)
             if result := self._find_result(running, each.end):
@@ -157,11 +167,11 @@ class BattleRunner:
             running.num_unavailable[role] += 1
 
     def _find_result(self, running: _Running, end: BattleEnd | None) -> BattleResult | None:
-        refusals = [seat.refusal for seat in running.seats.values() if seat.refusal]
+        problems = [seat.problem for seat in running.seats.values() if seat.problem]
         num_turns = max(seat.battle.turn for seat in running.seats.values())
-        if refusals:
+        if problems:
             self._simulator.stop(running.spec.battle_id)
-            return BattleResult(running.spec, num_turns=num_turns, problem=f"an illegal choice: {refusals[0]}")
+            return BattleResult(running.spec, num_turns=num_turns, problem=problems[0])
         if end is None and num_turns <= self._max_turns:
             return None
         if end is None:
@@ -187,40 +197,42 @@ class BattleRunner:
         return self._observer(seat) if self._observer else None
 
     def _decide(self, undecided: Sequence[_Running]) -> None:
-        """Have both players decide where the simulator waits for them, and send what they chose."""
+        """Have the players decide where the simulator waits for them, and send what they chose."""
         choices: dict[str, dict[str, str]] = collections.defaultdict(dict)
-        for role in ROLES:
-            decisions = []
-            for running in undecided:
+        decisions: dict[int, list[BattleDecision]] = collections.defaultdict(list)
+        deciders = {id(decider): decider for decider in self._deciders.values()}
+        for running in undecided:
+            for role, name in zip(ROLES, running.spec.names, strict=True):
                 seat = running.seats[role]
                 if not seat.has_request:
                     continue
+                seat.answered()
                 decision = self._make_decision(running, role)
                 if seat.in_team_preview:
                     choices[running.spec.battle_id][role] = _order_team(decision)
                 else:
-                    decisions.append(decision)
-                seat.answered()
-            for decision, choice in zip(decisions, self._deciders[role].decide(decisions), strict=True):
+                    decisions[id(self._deciders[name])].append(decision)
+        for key, of_player in decisions.items():
+            for decision, choice in zip(of_player, deciders[key].decide(of_player), strict=True):
                 self._record(decision, choice)
-                choices[decision.battle_id][role] = decision.legal[choice.action].choice
+                choices[decision.battle_id][decision.role] = decision.legal[choice.action].choice
         for battle_id, of_battle in choices.items():
             self._simulator.choose(battle_id, [of_battle.get(role) for role in ROLES])
 
-    def _make_decision(self, running: _Running, role: str) -> Decision:
+    def _make_decision(self, running: _Running, role: str) -> BattleDecision:
         seat, spec = running.seats[role], running.spec
         legal = {} if seat.in_team_preview else find_legal_actions(seat.battle)
-        return Decision(spec.battle_id, role, seat.num_decisions, spec.seed, seat.battle, legal)
+        return BattleDecision(spec.battle_id, role, seat.num_decisions, spec.seed, seat.battle, legal)
 
-    def _record(self, decision: Decision, choice: Choice) -> None:
+    def _record(self, decision: BattleDecision, choice: Choice) -> None:
         running = self._running[decision.battle_id]
         seat = running.seats[decision.role]
         seat.num_decisions += 1
         running.num_timeouts[decision.role] += choice.timed_out
-        running.steps[decision.role].append(Step(self._observe(seat), choice.action))
+        running.steps[decision.role].append(BattleStep(self._observe(seat), choice.action))
 
 
-def _order_team(decision: Decision) -> str:
+def _order_team(decision: BattleDecision) -> str:
     """Return a choice of the team's order, drawn as poke-env draws it, but for this battle and player only."""
     places = list(range(1, len(decision.battle.last_request["side"]["pokemon"]) + 1))
     decision.random().shuffle(places)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
 
 try:
     import orjson
@@ -14,8 +14,8 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-_NOT_FOR_THE_STATE = {"t:", "expire", "uhtmlchange", "tempnotify", "tempnotifyoff"}
-"""What poke-env's own Player does not pass to its Battle."""
+_NOT_FOR_THE_STATE = {"t:", "expire", "uhtmlchange", "tempnotify", "tempnotifyoff", "bigerror"}
+"""What poke-env's own Player keeps from its Battle, which raises at some. "bigerror" is sent from turn 500 on."""
 
 
 class Seat:
@@ -28,7 +28,8 @@ class Seat:
         has_request: whether the simulator waits for a choice of this player.
         in_team_preview: whether that is the order of the team, not an action.
         was_unavailable: whether the last choice did not happen: the Pokémon was trapped, which only the refusal tells.
-        refusal: Pokémon Showdown's message about an illegal choice, "" if there was none. It is a bug of ours.
+        problem: why the battle cannot go on, "" if it can: an illegal choice, which would be a bug of ours, or a
+            message that poke-env does not know.
     """
 
     def __init__(self, *, battle_id: str, battle_format: str, role: str, name: str, generation: int) -> None:
@@ -36,7 +37,7 @@ class Seat:
         self.battle = Battle(f"battle-{battle_format}-{battle_id}", name, logger, generation)
         self.num_decisions = 0
         self.has_request = self.in_team_preview = self.was_unavailable = False
-        self.refusal = ""
+        self.problem = ""
 
     def read(self, lines: str) -> None:
         """Follow the lines of Pokémon Showdown's protocol that this player sees.
@@ -56,7 +57,13 @@ class Seat:
             elif kind == "tie":
                 self.battle.tied()
             elif len(words) > 1 and kind not in _NOT_FOR_THE_STATE:
-                self.battle.parse_message(words)
+                self._parse(words)
+
+    def _parse(self, words: list[str]) -> None:
+        try:
+            self.battle.parse_message(words)
+        except NotImplementedError as error:
+            self.problem = f"poke-env does not know the message {one_line(error)}"
 
     def answered(self) -> None:
         """Record that a choice was made."""
@@ -71,4 +78,4 @@ class Seat:
         if text.startswith("[Unavailable choice]"):  # another request follows, with what has become known
             self.was_unavailable = True
         else:
-            self.refusal = text
+            self.problem = f"an illegal choice: {text}"

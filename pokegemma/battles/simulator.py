@@ -1,4 +1,4 @@
-"""Pokémon Showdown's simulator: any number of battles at once in long-lived node processes, seeded, without a server."""
+"""Pokémon Showdown's simulator without a server: many battles at once in long-lived node processes, seeded."""
 
 import contextlib
 import hashlib
@@ -168,8 +168,8 @@ class Simulator:
     def validate_team(self, name: str, team: str) -> str:
         """Return the packed team to play in a format, from text as Showdown's team builder exports it, or packed.
 
-        The validator fills in what such a text leaves out: without it, teams of generation 1 have no EVs (Tauros has 290
-        HP and not 353), and Pokémon are accepted that the format bans.
+        The validator fills in what such a text leaves out: without it, teams of generation 1 have no EVs (Tauros has
+        290 HP and not 353), and Pokémon are accepted that the format bans.
 
         Raises:
             PokegemmaError: the format does not allow the team; all reasons are named.
@@ -259,8 +259,9 @@ class Simulator:
                 selector.register(process.output, selectors.EVENT_READ, place)
                 if process.has_unsent:
                     selector.register(process.input, selectors.EVENT_WRITE, place)
-            silences = [process.silent_s() for process in self._processes if process is not None]
-            ready = selector.select(max(0.0, self.timeout_s - max(silences, default=0.0)) + 0.01)
+            running = [process for process in self._processes if process is not None]
+            patience_s = min((process.patience_s(self.timeout_s) for process in running), default=0.0)
+            ready = selector.select(max(0.0, patience_s) + 0.01)
         for key, mask in ready:
             process = self._processes[key.data]
             if process is None:  # its other pipe was handled before
@@ -275,7 +276,7 @@ class Simulator:
             for reply in replies or ():
                 self._take(reply)
         for place, process in enumerate(self._processes):
-            if process is not None and process.silent_s() > self.timeout_s:
+            if process is not None and process.patience_s(self.timeout_s) < 0:
                 self._lose(place, f"sent nothing for {self.timeout_s:g} s")
 
     def _lose(self, place: int, what: str) -> None:

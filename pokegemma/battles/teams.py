@@ -13,11 +13,11 @@ _HEADING = re.compile(r"^===.*===$", re.MULTILINE)
 
 
 def read_teams(simulator: Simulator, battle_format: BattleFormat, path: Path | None = None) -> list[str]:
-    """Return the packed teams of a file, each as the validator returned it; an empty list for a format with random teams.
+    """Return the packed teams of a file, as the validator returned them; an empty list for a format with random teams.
 
     Args:
-        path: teams as Showdown's team builder exports them, each below a line "=== name ==="; None: those that pokegemma
-            has for the format.
+        path: teams as Showdown's team builder exports them, each below a line "=== name ==="; None: those that
+            pokegemma has for the format.
 
     Raises:
         PokegemmaError: there is no such file, it contains no team, or the format does not allow one of them.

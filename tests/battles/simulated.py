@@ -48,5 +48,31 @@ def play(simulator: Any, specs: list[Any], players: tuple[Any, Any], **options: 
     from pokegemma.battles.runner import BattleRunner
 
     battle_format = simulator.describe_format(specs[0].battle_format)
-    runner = BattleRunner(simulator, battle_format, tuple(map(Decider, players)), **options)
+    deciders = dict(zip(("ann", "bob"), map(Decider, players), strict=True))
+    runner = BattleRunner(simulator, battle_format, deciders, **options)
     return {result.spec.battle_id: result for result in runner.play(specs)}
+
+
+def open_seat(simulator: Any, *, battle_format: str = "gen1ou", team: str | None = TEAM, role: str = "p1") -> Any:
+    """Return a player's seat after the first lines of a battle in which both have the same team."""
+    from pokegemma.battles.seat import Seat
+
+    packed = None if team is None else simulator.validate_team(battle_format, team)
+    (spec,) = make_specs(1, battle_format=battle_format, teams=(packed, packed))
+    simulator.start(spec)
+    (news,) = simulator.receive()
+    simulator.stop(spec.battle_id)
+    generation = simulator.describe_format(battle_format).generation
+    name = {"p1": "ann", "p2": "bob"}[role]
+    seat = Seat(battle_id="0", battle_format=battle_format, role=role, name=name, generation=generation)
+    seat.read({"p1": news.lines[0], "p2": news.lines[1]}[role])
+    return seat
+
+
+def change_request(seat: Any, **active: Any) -> None:
+    """Send a seat its last request again, with changes to what it says of the active Pokémon."""
+    import json
+
+    request = json.loads(json.dumps(seat.battle.last_request))
+    request["active"][0].update(active)
+    seat.read(f"|request|{json.dumps(request)}")

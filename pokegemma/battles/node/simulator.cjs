@@ -21,6 +21,9 @@ Teams.setGeneratorFactory(TeamGenerators);
 // The stream runs what follows ">eval" as JavaScript, so that nothing but these choices may be written into it.
 const CHOICE = /^(move [1-4]( terastallize)?|switch [1-6]|team [1-6]{1,6})$/;
 
+// "t:" is the time of the clock, the only line in which two battles with the same seeds differ.
+const isNoTime = line => !line.startsWith('|t:|');
+
 const battles = new Map();
 
 // A battle whose messages are kept until they are fetched, instead of being read asynchronously.
@@ -33,15 +36,14 @@ class KeptBattle extends BattleStreams.BattleStream {
   pushMessage(type, data) {
     if (type === 'update') {
       const lines = extractChannelMessages(data, [1, 2]);
-      this.reply.p1.push(...lines[1]);
-      this.reply.p2.push(...lines[2]);
+      this.reply.p1.push(...lines[1].filter(isNoTime));
+      this.reply.p2.push(...lines[2].filter(isNoTime));
     } else if (type === 'sideupdate') {
       this.reply[data.slice(0, 2)].push(data.slice(3));
     } else if (type === 'end') {
       const {winner, turns, p1, p2} = JSON.parse(data);
       const role = {[p1]: 'p1', [p2]: 'p2'}[winner] || null; // "" in a tie
-      // "t:" is the time of the clock, the only line in which two battles with the same seeds differ.
-      const log = extractChannelMessages(this.battle.log.join('\n'), [0])[0].filter(line => !line.startsWith('|t:|'));
+      const log = extractChannelMessages(this.battle.log.join('\n'), [0])[0].filter(isNoTime);
       this.reply.end = {winner: role, turns, log: log.join('\n')};
     }
   }

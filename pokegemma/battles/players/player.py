@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-
 from poke_env.battle import Battle, Move
 
-from pokegemma.battles.legal_actions import NUM_ACTIONS, LegalAction
+from pokegemma.battles.legal_actions import LegalAction
+from pokegemma.battles.trajectories.actions import NUM_ACTIONS
 from pokegemma.errors import CheckFailedError
 
 
 @dataclass(frozen=True)
-class Decision:
+class BattleDecision:
     """What a player decides on.
 
     Attributes:
@@ -50,10 +50,10 @@ class BattlePlayer(Protocol):
     name: str
     """What plays, as trajectory files and reports state it; without "_" and "|"."""
 
-    def score(self, decisions: Sequence[Decision]) -> np.ndarray:
+    def score(self, decisions: Sequence[BattleDecision]) -> np.ndarray:
         """Return the score of each action in each decision, (len(decisions), 13); the highest legal one is played.
 
-        Scores of illegal actions are ignored. A player that samples adds its noise, drawn from `Decision.random`.
+        Scores of illegal actions are ignored. A player that samples adds its noise, drawn from `BattleDecision.random`.
         """
 
 
@@ -80,7 +80,7 @@ def mask_illegal(scores: np.ndarray, legal: Collection[int]) -> int:
     return list(legal)[int(of_legal.argmax())]
 
 
-def strongest_action(decision: Decision) -> int:
+def strongest_action(decision: BattleDecision) -> int:
     """Return the legal move with the most expected damage, without terastallization; else the first legal action.
 
     Expected is base power x accuracy x hits x 1.5 for the user's own type x the multiplier of the opponent's types.
@@ -110,7 +110,7 @@ class Decider:
     def __init__(self, player: BattlePlayer, *, timeout_s: float | None = None) -> None:
         self.player = player
         self._timeout_s = timeout_s
-        self._calls: queue.SimpleQueue[tuple[Sequence[Decision], concurrent.futures.Future] | None] = (
+        self._calls: queue.SimpleQueue[tuple[Sequence[BattleDecision], concurrent.futures.Future] | None] = (
             queue.SimpleQueue()
         )
         if timeout_s is not None:
@@ -120,7 +120,7 @@ class Decider:
         """End the thread, once its call has ended."""
         self._calls.put(None)
 
-    def decide(self, decisions: Sequence[Decision]) -> list[Choice]:
+    def decide(self, decisions: Sequence[BattleDecision]) -> list[Choice]:
         """Return a legal action for each decision, in their order.
 
         Raises:
@@ -140,9 +140,7 @@ class Decider:
                 return [Choice(strongest_action(decision), timed_out=True) for decision in decisions]
         if len(scores) != len(decisions):
             raise ValueError(f"{self.player.name}: {len(scores)} rows of scores for {len(decisions)} decisions")
-        return [
-            Choice(mask_illegal(row, decision.legal)) for row, decision in zip(scores, decisions, strict=True)
-        ]
+        return [Choice(mask_illegal(row, decision.legal)) for row, decision in zip(scores, decisions, strict=True)]
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -151,5 +149,5 @@ class Decider:
                 continue
             try:
                 result.set_result(self.player.score(decisions))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (raised again in the thread that waits for it)
                 result.set_exception(error)
