@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pokegemma.battles.trajectories.actions import FIRST_SWITCH, FIRST_TERA
-from pokegemma.battles.trajectories.names import clean_move, clean_species
+from pokegemma.battles.trajectories.actions import FIRST_SWITCH, FIRST_TERA, order_moves, order_switches
+from pokegemma.battles.trajectories.from_battle import find_bench
+from pokegemma.battles.trajectories.names import clean_move
 from pokegemma.battles.trajectories.records import MAX_MOVES
 from pokegemma.errors import PokegemmaError
 
@@ -26,8 +27,9 @@ class LegalAction:
 def find_legal_actions(battle: Battle) -> dict[int, LegalAction]:
     """Return the legal actions by number, ascending.
 
-    The numbers are those of `trajectories.actions`; a single move that is not among the active Pokémon's (Struggle,
-    Recharge, generation 1's Fight) is 0. Mega evolution, Z moves and Dynamax have no number.
+    The numbers are those of `trajectories.actions`, and the actions are among those that the state allows. A single
+    move that is not among the active Pokémon's (Struggle, Recharge, generation 1's Fight) is 0. Mega evolution, Z moves
+    and Dynamax have no number.
     """
     request = battle.last_request
     legal = {}
@@ -45,7 +47,7 @@ def find_legal_actions(battle: Battle) -> dict[int, LegalAction]:
                 legal[FIRST_TERA + action] = LegalAction(
                     f"{move.choice} terastallize", move.subject, terastallizes=True
                 )
-    for action, (place, pokemon) in enumerate(_find_switches(battle), FIRST_SWITCH):
+    for action, (place, pokemon) in _number_switches(battle).items():
         legal[action] = LegalAction(f"switch {place + 1}", pokemon)
     return dict(sorted(legal.items()))
 
@@ -53,20 +55,24 @@ def find_legal_actions(battle: Battle) -> dict[int, LegalAction]:
 def _number_moves(battle: Battle, moves: list[dict[str, Any]]) -> dict[int, int]:
     """Return the numbers of a request's moves, those included that are disabled: action -> place in the request."""
     active = battle.active_pokemon
-    names = sorted(map(clean_move, list(active.moves)[:MAX_MOVES])) if active is not None else []
-    numbered = {}
-    for place, move in enumerate(moves):
-        if (name := clean_move(move["id"])) in names:
-            numbered[names.index(name)] = place
+    names = [move.id for move in active.moves.values()] if active is not None else []
+    places = {clean_move(move["id"]): place for place, move in enumerate(moves)}
+    ordered = [clean_move(names[place]) for place in order_moves(names)]
+    numbered = {action: places[name] for action, name in enumerate(ordered) if name in places}
     free = (action for action in range(MAX_MOVES) if action not in numbered)
     for place in sorted(set(range(len(moves))) - set(numbered.values())):
         numbered[next(free)] = place
     return dict(sorted(numbered.items()))
 
 
-def _find_switches(battle: Battle) -> list[tuple[int, Pokemon]]:
-    """Return the Pokémon that may be switched in, sorted by name, each with its place in the request."""
-    team = [battle.team[each["ident"]] for each in battle.last_request["side"]["pokemon"]]
+def _number_switches(battle: Battle) -> dict[int, tuple[int, Pokemon]]:
+    """Return the Pokémon that may be switched in: action -> its place in the request, and itself."""
+    places = {each["ident"]: place for place, each in enumerate(battle.last_request["side"]["pokemon"])}
+    bench = list(find_bench(battle).items())
     available = {id(pokemon) for pokemon in battle.available_switches}
-    switches = [(place, pokemon) for place, pokemon in enumerate(team) if id(pokemon) in available]
-    return sorted(switches, key=lambda switch: (clean_species(switch[1].species), switch[0]))
+    ordered = [bench[place] for place in order_switches([pokemon.species for _, pokemon in bench])]
+    return {
+        action: (places[ident], pokemon)
+        for action, (ident, pokemon) in enumerate(ordered, FIRST_SWITCH)
+        if id(pokemon) in available
+    }

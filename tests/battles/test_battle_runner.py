@@ -10,8 +10,18 @@ import pytest
 from tests.battles.simulated import make_specs, play
 
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
+from pokegemma.battles.legal_actions import find_legal_actions
 from pokegemma.battles.players.scripted import HeuristicPlayer, MaxBasePowerPlayer, RandomBattlePlayer
 from pokegemma.battles.simulator import Simulator
+from pokegemma.battles.trajectories.actions import (
+    FIRST_SWITCH,
+    FIRST_TERA,
+    legal_actions,
+    sort_moves,
+    sort_switches,
+)
+from pokegemma.battles.trajectories.from_battle import state_from_battle
+from pokegemma.battles.trajectories.names import clean_move, clean_species
 
 SKARMORY = """Skarmory
 Ability: Sturdy
@@ -82,18 +92,47 @@ def test_battles_of_a_process_that_ends_are_played_again(simulator, stop: int) -
     with Simulator() as fragile:
         fragile.describe_format("gen1ou")  # started
         num_observed = 0
+        stopped = None
 
         def end_the_process(seat) -> None:
-            nonlocal num_observed
+            nonlocal num_observed, stopped
             num_observed += 1
+            (running,) = fragile.process_ids
             if num_observed in (20, 150):
-                fragile.timeout_s = 5.0 if stop is signal.SIGSTOP else 60.0
-                os.kill(fragile.process_ids[0], stop)
+                os.kill(running, stop)
+                stopped = running
+                fragile.timeout_s = 0.5 if stop is signal.SIGSTOP else 60.0
+            elif running != stopped:  # a limit that ends a process that is only slow would be no test
+                fragile.timeout_s = 60.0
 
         players = HeuristicPlayer(), MaxBasePowerPlayer()
         results = play(fragile, specs, players, concurrency=4, observer=end_the_process)
     assert num_observed > 150
     assert decisions_of(results) == expected
+
+
+@pytest.mark.slow(4)
+@pytest.mark.parametrize("battle_format", ["gen1randombattle", "gen9randombattle"])
+def test_legal_actions_are_among_those_of_the_state_and_mean_the_same(simulator, battle_format: str) -> None:
+    num_seen = 0
+
+    def compare(seat) -> None:
+        nonlocal num_seen
+        if seat.battle.finished:
+            return
+        num_seen += 1
+        state, legal = state_from_battle(seat.battle), find_legal_actions(seat.battle)
+        assert set(legal) <= set(legal_actions(state))
+        moves, switches = sort_moves(state.player_active_pokemon), sort_switches(state)
+        for number, action in legal.items():
+            if FIRST_SWITCH <= number < FIRST_TERA:
+                assert clean_species(action.subject.species) == switches[number - FIRST_SWITCH].name
+            elif action.subject.id not in ("struggle", "recharge", "fight"):
+                assert clean_move(action.subject.id) == moves[number % FIRST_TERA].name
+
+    specs = make_specs(8, battle_format=battle_format)
+    results = play(simulator, specs, (RandomBattlePlayer(), HeuristicPlayer()), observer=compare)
+    assert num_seen > 200 and not any(result.problem for result in results.values())
 
 
 def test_a_battle_that_kills_every_process_is_reported(simulator) -> None:

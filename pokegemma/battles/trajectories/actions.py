@@ -7,6 +7,8 @@
 Struggle and Recharge are 0. `NO_ACTION` (-1) was never revealed. poke-env's numbers are others.
 """
 
+from collections.abc import Sequence
+
 from pokegemma.battles.trajectories.names import clean_move, clean_species
 from pokegemma.battles.trajectories.records import MAX_MOVES, TrajectoryMove, TrajectoryPokemon, TrajectoryState
 
@@ -15,14 +17,25 @@ FIRST_SWITCH, FIRST_TERA = 4, 9
 MAX_SWITCHES = FIRST_TERA - FIRST_SWITCH
 
 
+def order_moves(names: Sequence[str]) -> list[int]:
+    """Return which of an active Pokémon's moves actions 0-3 are, as places in `names`: the first four, by name."""
+    return sorted(range(min(len(names), MAX_MOVES)), key=lambda place: clean_move(names[place]))
+
+
+def order_switches(names: Sequence[str]) -> list[int]:
+    """Return which Pokémon of the bench actions 4-8 are, as places in `names`, the species in the team's order."""
+    return sorted(range(len(names)), key=lambda place: clean_species(names[place]))
+
+
 def sort_moves(pokemon: TrajectoryPokemon) -> list[TrajectoryMove]:
     """Return a Pokémon's moves in the order of actions 0-3."""
-    return sorted(pokemon.moves[:MAX_MOVES], key=lambda move: clean_move(move.name))
+    return [pokemon.moves[place] for place in order_moves([move.name for move in pokemon.moves])]
 
 
 def sort_switches(state: TrajectoryState) -> list[TrajectoryPokemon]:
     """Return the Pokémon that may be switched in, in the order of actions 4-8."""
-    return sorted(state.available_switches, key=lambda pokemon: clean_species(pokemon.name))
+    bench = state.available_switches
+    return [bench[place] for place in order_switches([pokemon.name for pokemon in bench])]
 
 
 def legal_actions(state: TrajectoryState) -> tuple[int, ...]:

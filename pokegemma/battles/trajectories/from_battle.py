@@ -37,11 +37,7 @@ def state_from_battle(battle: "Battle") -> TrajectoryState:
     """
     assert battle.active_pokemon is not None and battle.opponent_active_pokemon is not None, battle.battle_tag
     tera_types = _requested_tera_types(battle)
-    bench = [
-        _pokemon(pokemon, tera_type=tera_types.get(ident))
-        for ident, pokemon in battle.team.items()
-        if not pokemon.active and pokemon.fainted == bool(battle.reviving)
-    ]
+    bench = [_pokemon(pokemon, tera_type=tera_types.get(ident)) for ident, pokemon in find_bench(battle).items()]
     active_ident = next(ident for ident, pokemon in battle.team.items() if pokemon is battle.active_pokemon)
     fainted = sum(pokemon.status is Status.FNT for pokemon in battle.opponent_team.values())
     preview = [clean_species(pokemon.base_species) for pokemon in battle.teampreview_opponent_team]
@@ -63,6 +59,15 @@ def state_from_battle(battle: "Battle") -> TrajectoryState:
         can_tera=bool(battle.can_tera),
         opponent_teampreview=tuple(preview),
     )
+
+
+def find_bench(battle: "Battle") -> dict[str, "Pokemon"]:
+    """Return the Pokémon that a state lists as switches, in the order of the team, by what requests call them."""
+    return {
+        ident: pokemon
+        for ident, pokemon in battle.team.items()
+        if not pokemon.active and pokemon.fainted == bool(battle.reviving)
+    }
 
 
 def _requested_tera_types(battle: "Battle") -> dict[str, PokemonType]:
