@@ -1,0 +1,200 @@
+"""Play the battles of an arena that have no result yet, in parallel; a result is on the disk when its battle ends."""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pokegemma.battles.arena.plan import ArenaBattle, ArenaRules, Pair, list_battles, list_pairs, make_spec
+from pokegemma.battles.arena.ratings import require_connected
+from pokegemma.battles.arena.results import BATTLES_FILE, ArenaResult, append_result, read_battles
+from pokegemma.battles.players.opening import PlayerSource
+from pokegemma.battles.players.player import BattlePlayer, Decider
+from pokegemma.battles.runner import BattleResult, BattleRunner
+from pokegemma.battles.simulator import ROLES, BattleFormat, Simulator
+from pokegemma.battles.teams import read_teams
+from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import RUN_FILE, atomic_file, file_lock
+from pokegemma.parallel.workers import map_items
+from pokegemma.provenance import write_run_record
+
+ARENA_STAGE = "battles_arena"
+REPLAYS_FOLDER = "replays"
+_LOCK_FILE = ".lock"
+_BATTLES_A_TASK = 128
+"""A task starts a node process of its own, which takes as long as five battles."""
+
+_WAIT_FOR_LOCK_S = 10
+"""A worker of a run that was killed ends within half a second, and holds the lock until then."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Battles for one worker."""
+
+    battles: tuple[ArenaBattle, ...]
+    rules: ArenaRules
+    players: tuple[PlayerSource, ...]
+    battle_format: BattleFormat
+    teams: tuple[str, ...]
+    concurrency: int
+    num_replay_rounds: int
+    output_dir: Path
+
+
+def play_arena(
+    rules: ArenaRules,
+    players: Sequence[PlayerSource],
+    output_dir: Path,
+    *,
+    num_rounds: int,
+    against: Sequence[str] = (),
+    num_replay_rounds: int = 1,
+    concurrency: int = 64,
+    num_workers: int = 1,
+) -> tuple[dict[ArenaBattle, ArenaResult], list[str]]:
+    """Play what is missing in a folder, and return all its results, and what could not be played.
+
+    A folder may get more rounds and more players; results that are there count, those of players that are not named
+    now included.
+
+    Args:
+        against: names; only pairs with one of them play. By default all do.
+        num_replay_rounds: of how many rounds the logs are kept, as replays/BATTLE.log.
+
+    Raises:
+        PokegemmaError: the folder contains something else or other rules' battles, a name stood for another player
+            before, some players never meet the others, or another arena plays in the folder.
+    """
+    pairs = list_pairs(players, against)
+    with Simulator() as simulator:
+        battle_format = simulator.describe_format(rules.battle_format)
+        teams_file = None if rules.teams_file is None else Path(rules.teams_file)
+        teams = tuple(read_teams(simulator, battle_format, teams_file))
+    known = _check_folder(output_dir, rules, players)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with _only_one_arena(output_dir):
+        path = output_dir / BATTLES_FILE
+        results = read_battles(path)
+        _check_pool(pairs, results)
+        options = {**asdict(rules), "players": known}
+        write_run_record(output_dir, stage=ARENA_STAGE, options=options, status="running")
+        missing = [battle for battle in list_battles(pairs, num_rounds) if battle not in results]
+        size = max(1, min(_BATTLES_A_TASK, -(-len(missing) // max(1, num_workers))))
+        batches = [tuple(missing[start : start + size]) for start in range(0, len(missing), size)]
+        setup = (rules, tuple(players), battle_format, teams, concurrency, num_replay_rounds, output_dir)
+        tasks = [_Task(batch, *setup) for batch in batches]
+        problems: list[str] = []
+        for found in map_items(_play_task, tasks, num_workers=num_workers, label="Playing", unit="task"):
+            problems += found
+        results = read_battles(path)
+        status = "incomplete" if problems else "complete"
+        write_run_record(output_dir, stage=ARENA_STAGE, options=options, status=status, num_battles=len(results))
+    return results, problems
+
+
+def _check_folder(output_dir: Path, rules: ArenaRules, players: Sequence[PlayerSource]) -> dict[str, list[str]]:
+    """Return source and fingerprint of each player that the folder knows and of the new ones, by name."""
+    mine = {player.name: [player.source, player.fingerprint()] for player in players}
+    if not output_dir.exists() or not {path.name for path in output_dir.iterdir()} - {_LOCK_FILE}:
+        return mine
+    try:
+        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    if record.get("stage") != ARENA_STAGE:
+        raise PokegemmaError(f"{output_dir} was not created by this script; choose another --output_dir")
+    options = record["options"]
+    for key, value in asdict(rules).items():
+        if options[key] != value:
+            raise PokegemmaError(
+                f"{output_dir} contains battles with --{key} {options[key]}; choose another --output_dir"
+            )
+    for name, (source, fingerprint) in mine.items():
+        if options["players"].get(name, ["", fingerprint])[1] != fingerprint:
+            before = options["players"][name][0]
+            changed = f"it was {before}" if before != source else f"{source} has changed"
+            raise PokegemmaError(f"player {name!r} of {output_dir} is another one now ({changed}); give it a new name")
+    return {**options["players"], **mine}
+
+
+def _check_pool(pairs: Sequence[Pair], results: dict[ArenaBattle, ArenaResult]) -> None:
+    met = [*pairs, *(battle.pair for battle in results)]
+    require_connected(sorted({name for pair in met for name in pair}), met)
+
+
+@contextlib.contextmanager
+def _only_one_arena(output_dir: Path) -> Iterator[None]:
+    """Hold the folder's lock, which forked workers hold, too.
+
+    Raises:
+        PokegemmaError: another arena has it.
+    """
+    end = time.monotonic() + _WAIT_FOR_LOCK_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(file_lock(output_dir / _LOCK_FILE, wait=False))
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise PokegemmaError(f"another arena plays in {output_dir}; wait, or stop it") from error
+                time.sleep(0.1)
+        yield
+
+
+@functools.lru_cache(maxsize=64)
+def _open(player: PlayerSource) -> BattlePlayer:
+    """Return a player, opened once in each worker."""
+    return player.open()
+
+
+def _play_task(task: _Task, state: None) -> list[str]:
+    """Play a task's battles, write their results, and return what went wrong."""
+    names = {name for battle in task.battles for name in battle.pair}
+    deciders = {
+        player.name: Decider(_open(player), timeout_s=task.rules.timeout_s)
+        for player in task.players
+        if player.name in names
+    }
+    battles = {battle.battle_id: battle for battle in task.battles}
+    problems = []
+    with Simulator() as simulator:
+        runner = BattleRunner(
+            simulator,
+            task.battle_format,
+            deciders,
+            concurrency=task.concurrency,
+            max_turns=task.rules.max_turns,
+        )
+        for result in runner.play([make_spec(battle, task.rules, task.teams) for battle in task.battles]):
+            if result.problem:
+                problems.append(f"{result.spec.battle_id}: {result.problem}")
+            else:
+                _write_result(task, battles[result.spec.battle_id], result)
+    for decider in deciders.values():
+        decider.close()
+    return problems
+
+
+def _write_result(task: _Task, battle: ArenaBattle, result: BattleResult) -> None:
+    """Write a battle's log, if it is kept, and then its result: a battle with a result has all that it shall have."""
+    if battle.round < task.num_replay_rounds and result.log:
+        with atomic_file(task.output_dir / REPLAYS_FOLDER / f"{battle.battle_id}.log") as temporary:
+            temporary.write_text(result.log, encoding="utf-8")
+    num_timeouts = dict(zip(battle.names, (seat.num_timeouts for seat in result.seats), strict=True))
+    append_result(
+        task.output_dir / BATTLES_FILE,
+        ArenaResult(
+            battle.pair,
+            battle.round,
+            battle.swapped,
+            winner=None if result.winner is None else battle.names[ROLES.index(result.winner)],
+            num_turns=result.num_turns,
+            turn_limit_reached=result.turn_limit_reached,
+            num_timeouts=(num_timeouts[battle.pair[0]], num_timeouts[battle.pair[1]]),
+        ),
+    )
