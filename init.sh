@@ -129,11 +129,11 @@ is_new_enough "$version" || fail "$env_name has Python $version; pokegemma needs
 
 # Battles run in Node.js. Its version is checked before minutes are spent on installing.
 for part in ${extras[@]+"${extras[@]}"}; do
-    [[ $part == battles ]] || continue
+    [[ $part == battles || $part == showdown ]] || continue
     node_version=$(node --version 2>/dev/null) || node_version="not there"
     node_major=${node_version#v} node_major=${node_major%%.*}
     if [[ ! $node_major =~ ^[0-9]+$ || $node_major -lt 20 ]] || ! command -v npm >/dev/null; then
-        fail "--with battles needs Node.js 20 or newer and npm; node is $node_version, npm is $(command -v npm || echo "not there")"
+        fail "--with $part needs Node.js 20 or newer and npm; node is $node_version, npm is $(command -v npm || echo "not there")"
     fi
 done
 
@@ -185,11 +185,13 @@ fetch_converter() (  # fetch_converter VERSION; in a shell of its own, whose tra
     exit "$status"
 )
 
-# Pokémon Showdown's simulator, exactly as the lock file has it: npm ci checks every package's hash.
-simulator=$env_dir/share/pokegemma-simulator lock=pokegemma/battles/node/package-lock.json
-install_simulator() {
-    mkdir -p "$simulator" && cp pokegemma/battles/node/package.json "$lock" "$simulator" &&
-        npm ci --prefix "$simulator" --ignore-scripts --no-audit --no-fund && cp "$lock" "$simulator/installed.json"
+# Packages of npm, exactly as the lock file of FOLDER has them: npm ci checks every package's hash.
+install_node_packages() {  # install_node_packages FOLDER TARGET FLAG...
+    local folder=$1 target=$2
+    shift 2
+    mkdir -p "$target" && cp "$folder/package.json" "$folder/package-lock.json" "$target" &&
+        npm ci --prefix "$target" --ignore-scripts --no-audit --no-fund "$@" &&
+        cp "$folder/package-lock.json" "$target/installed.json"
 }
 
 # Install torch, and torchvision where an extra needs it, from another index than PyPI where that is better.
@@ -253,9 +255,14 @@ for part in ${parts[@]+"${parts[@]}"}; do
 done
 
 for part in ${parts[@]+"${parts[@]}"}; do
-    [[ $part == battles ]] || continue
-    if ! cmp -s "$lock" "$simulator/installed.json"; then
-        step "Installing Pokémon Showdown's simulator into $simulator" install_simulator
+    case $part in
+        battles) what="simulator" folder=pokegemma/battles/node target=$env_dir/share/pokegemma-simulator flags=() ;;
+        # Without the optional packages, which are compiled and of which a server of one machine needs none.
+        showdown) what="server" folder=pokegemma/battles/node_server target=$env_dir/share/pokegemma-showdown flags=(--omit=optional) ;;
+        *) continue ;;
+    esac
+    if ! cmp -s "$folder/package-lock.json" "$target/installed.json"; then
+        step "Installing Pokémon Showdown's $what into $target" install_node_packages "$folder" "$target" ${flags[@]+"${flags[@]}"}
     fi
 done
 

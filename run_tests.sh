@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-./init.sh --dev --with ray --with gguf --with mlx --with serve --with registry --with play --with pyboy --with battles
+./init.sh --dev --with ray --with gguf --with mlx --with serve --with registry --with play --with pyboy --with battles --with showdown
 python=$(./init.sh --print-python)
 
 # What a caller has set for training must not reach the tests: they work offline, on the CPU, and log nowhere.

@@ -43,6 +43,8 @@ SCRIPTS = {
     "model_registry": "Versions",
     "setup_wandb": "Sweeps",
     "battles_record": "Record battles",
+    "battles_arena": "Arena of battles",
+    "battles_online": "Battles against people",
     "battles_check": "Check trajectories of battles",
     "battles_pack": "Pack trajectories of battles",
     "record_toy_game": "Record the toy game",

@@ -838,6 +838,19 @@ def test_init_installs_the_simulator_by_its_lock_file_once(bare_project):
     assert calls.read_text().startswith("ci ")
 
 
+def test_init_installs_the_server_without_its_optional_packages(bare_project):
+    environment = make_environment(bare_project, pip=RECORD_PIP)
+    calls, lock = bare_project.parent / "npm_calls", bare_project / "pokegemma/battles/node_server/package-lock.json"
+    write_command(bare_project.parent / "bin" / "node", "echo v20.1.0")
+    write_command(bare_project.parent / "bin" / "npm", NPM)
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": os.devnull, "NPM_CALLS": str(calls), "LOCK": str(lock)}
+    result = init(bare_project, "--with", "showdown", **variables)
+    assert result.returncode == 0, result.stderr
+    server = environment / "share/pokegemma-showdown"
+    assert f"Installing Pokémon Showdown's server into {server} ..." in result.stdout
+    assert calls.read_text() == f"ci --prefix {server} --ignore-scripts --no-audit --no-fund --omit=optional\n"
+
+
 @pytest.mark.parametrize("version", ["echo v18.19.1", "exit 127"])
 def test_init_names_a_node_that_is_too_old_before_it_installs_anything(bare_project, version):
     environment = make_environment(bare_project, pip=RECORD_PIP)

@@ -43,10 +43,25 @@ TRAINING = (
     "--eval_strategy no --dataloader_num_workers 0 --report_to none --logging_steps 1"
 )
 TABLE = {
+    "battles_arena": Calls(
+        success="--output_dir {out} --battle_format gen1randombattle --players random heuristic --num_rounds 2 "
+        "--num_workers 1 --num_resamples 10",
+        prints="report.html 4 battles",
+        writes=("results.jsonl", "arena.json", "players.csv", "pairs.csv", "report.html", "replays", "run.json"),
+        mistake="--output_dir {out} --players random random",
+        names="--players random",
+        needs="poke_env",
+    ),
     "battles_check": Calls(
         tested_in="tests/battles/test_packing.py",
         mistake="--trajectories_dir nowhere",
         names="nowhere",
+        needs="poke_env",
+    ),
+    "battles_online": Calls(
+        tested_in="tests/battles/test_online.py",
+        mistake="--ladder",
+        names="--ladder --server",
         needs="poke_env",
     ),
     "battles_pack": Calls(

@@ -209,7 +209,7 @@ class BattleRunner:
                 seat.answered()
                 decision = self._make_decision(running, role)
                 if seat.in_team_preview:
-                    choices[running.spec.battle_id][role] = _order_team(decision)
+                    choices[running.spec.battle_id][role] = order_team(decision)
                 else:
                     decisions[id(self._deciders[name])].append(decision)
         for key, of_player in decisions.items():
@@ -232,7 +232,7 @@ class BattleRunner:
         running.steps[decision.role].append(BattleStep(self._observe(seat), choice.action))
 
 
-def _order_team(decision: BattleDecision) -> str:
+def order_team(decision: BattleDecision) -> str:
     """Return a choice of the team's order, drawn as poke-env draws it, but for this battle and player only."""
     places = list(range(1, len(decision.battle.last_request["side"]["pokemon"]) + 1))
     decision.random().shuffle(places)

@@ -49,7 +49,8 @@ class Seat:
             words = line.split("|")
             kind = words[1] if len(words) > 1 else ""
             if kind == "request":
-                self._read_request(orjson.loads(line.removeprefix("|request|")))
+                if words[2]:  # a server sends an empty one first
+                    self._read_request(orjson.loads(line.removeprefix("|request|")))
             elif kind == "error":
                 self._read_error(words[2])
             elif kind == "win":
