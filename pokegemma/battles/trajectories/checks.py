@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -53,7 +53,7 @@ def check_trajectories(folder: Path, *, num_workers: int = 1, ray_address: str |
         PokegemmaError: `folder` contains no trajectory files.
     """
     paths = find_trajectory_files(folder)
-    batches = [tuple(paths[start : start + _BATCH]) for start in range(0, len(paths), _BATCH)]
+    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
     found = map_items(
         functools.partial(_check_batch, folder=folder),
         batches,
@@ -67,7 +67,7 @@ def check_trajectories(folder: Path, *, num_workers: int = 1, ray_address: str |
     return _summarize([report for reports in found for report in reports])
 
 
-def _check_batch(paths: tuple[Path, ...], known: KnownWords, *, folder: Path) -> list[FileReport]:
+def _check_batch(paths: Sequence[Path], known: KnownWords, *, folder: Path) -> list[FileReport]:
     return [check_file(path, folder=folder, known=known) for path in paths]
 
 

@@ -6,11 +6,16 @@ skips any other file without a message:
     metamon-gen1ou-1234567890_Unrated_MM-0042_vs_Heuristic_11-29-2026-23:25:00_WIN
 """
 
+import itertools
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import overload
+
+import numpy as np
 
 from pokegemma.battles.trajectories.records import BattleTrajectory, TrajectoryError
 from pokegemma.errors import PokegemmaError
@@ -112,24 +117,68 @@ def strip_extension(name: str) -> str:
     return name
 
 
-def find_trajectory_files(folder: Path) -> list[Path]:
-    """Return the .json.lz4 and .json files in the folders of formats (FOLDER/FORMAT/NAME), sorted.
+class TrajectoryFiles(Sequence[Path]):
+    """The trajectory files of a folder, sorted: FOLDER/FORMAT/NAME.json.lz4 and .json.
+
+    The names are one array, because four million paths of Python's take gigabytes and are copied into every worker. A
+    slice is a view of it; what a worker gets are the names of its slice.
+    """
+
+    def __init__(self, folder: Path, names: np.ndarray) -> None:
+        """Take the names, (N,) bytes, as FORMAT/NAME.json.lz4."""
+        self.folder = folder
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "TrajectoryFiles": ...
+
+    def __getitem__(self, index: int | slice) -> "Path | TrajectoryFiles":
+        if isinstance(index, slice):
+            return TrajectoryFiles(self.folder, self._names[index])
+        return self.folder / os.fsdecode(self._names[index])
+
+
+def find_trajectory_files(folder: Path) -> TrajectoryFiles:
+    """Return the .json.lz4 and .json files in the folders of formats (FOLDER/FORMAT/NAME).
 
     Raises:
         PokegemmaError: `folder` does not exist, or contains no such file.
     """
     if not folder.is_dir():
         raise PokegemmaError(f"{folder} is not a folder of trajectories")
-    paths = [path for each in sorted(folder.iterdir()) if each.is_dir() for path in _files_of(each)]
-    if not paths:
+    num_names = longest = 0
+    for name in _scan_names(folder):
+        num_names, longest = num_names + 1, max(longest, len(name))
+    if not num_names:
         raise PokegemmaError(f"{folder} contains no FORMAT/*.json.lz4 or FORMAT/*.json")
-    return paths
+    return TrajectoryFiles(folder, index_names(_scan_names(folder), num_names, longest))
 
 
-def _files_of(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith((COMPRESSED, PLAIN)) and not path.name.startswith("."):
-            yield path
+def index_names(names: Iterable[bytes], num_names: int, longest: int) -> np.ndarray:
+    """Return names sorted, (num_names,) bytes of `longest` each; fewer where files were removed meanwhile."""
+    array = np.zeros(num_names, dtype=f"S{longest}")
+    num_found = 0
+    for num_found, name in enumerate(itertools.islice(names, num_names), 1):
+        array[num_found - 1] = name
+    array = array[:num_found]
+    array.sort()
+    return array
+
+
+def _scan_names(folder: Path) -> Iterator[bytes]:
+    for each in sorted(folder.iterdir()):
+        if each.is_dir():
+            start = os.fsencode(f"{each.name}/")
+            with os.scandir(each) as entries:
+                for entry in entries:
+                    if entry.name.endswith((COMPRESSED, PLAIN)) and not entry.name.startswith("."):
+                        yield start + os.fsencode(entry.name)
 
 
 def read_trajectory(path: Path) -> BattleTrajectory:

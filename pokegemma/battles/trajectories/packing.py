@@ -90,7 +90,7 @@ def encode_battle(trajectory: BattleTrajectory) -> EncodedBattle:
 
 @dataclass(frozen=True)
 class _Task:
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     shard: Path
 
 
@@ -115,7 +115,7 @@ def pack_trajectories(
     """
     paths = find_trajectory_files(folder)
     _claim(output, folder)
-    parts = [tuple(paths[start : start + battles_per_shard]) for start in range(0, len(paths), battles_per_shard)]
+    parts = [paths[start : start + battles_per_shard] for start in range(0, len(paths), battles_per_shard)]
     tasks = [_Task(part, output / f"shard-{index:05d}.safetensors") for index, part in enumerate(parts)]
     found = map_items(
         functools.partial(_pack_shard, folder=folder),
