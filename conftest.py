@@ -25,7 +25,12 @@ os.environ.update(RAY_gcs_server_port_wait_time_s="300")
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
-pytest_plugins = ("tests.model_fixtures", "tests.export_fixtures", "tests.battles.simulated")
+pytest_plugins = (
+    "tests.model_fixtures",
+    "tests.export_fixtures",
+    "tests.battles.simulated",
+    "tests.battles.policies",
+)
 
 
 GIB_PER_WORKER = 4

@@ -28,9 +28,14 @@ def place_branches(tokens: ButtonTokens) -> tuple[list[int], list[int], list[int
 
 
 def read_branches(logits: torch.Tensor, tokens: ButtonTokens) -> torch.Tensor:
-    """Return the probabilities (batch, 8) of the buttons, normalised over the eight.
+    """Return the probabilities (batch, 8) of the buttons, normalised over the eight; see `read_log_likelihoods`."""
+    return read_log_likelihoods(logits, tokens).softmax(-1)
 
-    A score is the product of the branch's token probabilities, as if the answer were in a row of its own.
+
+def read_log_likelihoods(logits: torch.Tensor, tokens: ButtonTokens) -> torch.Tensor:
+    """Return the log-probabilities (batch, answers) of the branches, not normalised, float32.
+
+    A score is the sum of the branch's token log-probabilities, as if the answer were in a row of its own.
 
     Args:
         logits: (batch, places, vocabulary) at the last token of the trunk, then tail after tail of `place_branches`.
@@ -41,7 +46,7 @@ def read_branches(logits: torch.Tensor, tokens: ButtonTokens) -> torch.Tensor:
         slots = [0, *range(next_tail, next_tail + len(branch) - 1)]
         next_tail += len(branch) - 1
         scores.append(log_probabilities[:, slots, list(branch)].sum(-1))
-    return torch.stack(scores, 1).softmax(-1)
+    return torch.stack(scores, 1)
 
 
 def encoded_pictures(

@@ -23,8 +23,21 @@ class ButtonTokens:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "ButtonTokens":
-        answers = [prompts.build_output(button=button, reasoning="", context="") for button in prompts.BUTTONS]
-        rows = [tuple(ids) for ids in tokenizer(answers, add_special_tokens=False)["input_ids"]]
+        return cls.of_answers(
+            tokenizer,
+            [prompts.build_output(button=button, reasoning="", context="") for button in prompts.BUTTONS],
+        )
+
+    @classmethod
+    def of_answers(cls, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> "ButtonTokens":
+        """Return the tokens that tell any answers apart, such as the actions of a battle, in the order of `answers`.
+
+        Raises:
+            ValueError: the tokenizer gives two answers the same tokens.
+        """
+        rows = [tuple(ids) for ids in tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
+        if len(set(rows)) < len(rows):
+            raise ValueError("the tokenizer gives two answers the same tokens")
         start = next(at for at, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1)
 
         def branch(row: tuple[int, ...]) -> tuple[int, ...]:

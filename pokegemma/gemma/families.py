@@ -114,7 +114,10 @@ FAMILIES = {
     ),
 }
 
-_TEXT_ONLY = {"gemma3_text": "gemma3", "gemma3n_text": "gemma3n", "gemma4_text": "gemma4"}
+TEXT_MODEL = "gemma3_text"
+"""The `model_type` of a Gemma 3 for text alone, which plays battles and is trained on no pictures."""
+
+_TEXT_ONLY = {TEXT_MODEL: "gemma3", "gemma3n_text": "gemma3n", "gemma4_text": "gemma4"}
 
 
 def find_family(model_type: str | None, *, where: str) -> Family:
@@ -136,6 +139,22 @@ def find_family(model_type: str | None, *, where: str) -> Family:
         )
     known = "; ".join(family.checkpoints for family in FAMILIES.values())
     raise PokegemmaError(f"{where}: model type {model_type!r} is not a Gemma 3, 3n or 4 with vision; take {known}")
+
+
+def require_text_model(model_type: str | None, *, where: str) -> None:
+    """Refuse a checkpoint that is not a Gemma 3 for text alone.
+
+    Args:
+        where: the checkpoint, for the message.
+
+    Raises:
+        PokegemmaError: it is another model.
+    """
+    if model_type != TEXT_MODEL:
+        raise PokegemmaError(
+            f"{where}: model type {model_type!r} is not a Gemma 3 for text alone ({TEXT_MODEL!r}); "
+            "take google/gemma-3-270m, 1b or a checkpoint of scripts/battles_tiny_model.py"
+        )
 
 
 def family_of(config: PreTrainedConfig) -> Family:

@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import hashlib
 import itertools
 import json
 import mmap
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from pokegemma.battles.trajectories.files import decode_json_text
 from pokegemma.battles.trajectories.packing import PACK_FILE, encode_battle, read_metadata
@@ -88,6 +90,14 @@ class PackedTrajectories:
         """Return the bytes of a battle's file."""
         shard, place = self._find(index)
         return shard.slice("files", "file_ends", place).tobytes()
+
+    def digest(self) -> str:
+        """Return a hash of the names and bytes of all files that were packed."""
+        digest = hashlib.sha256()
+        for name in self._names:
+            with safe_open(self.folder / name, framework="np") as file:
+                digest.update(read_metadata(file.metadata())[0].encode())
+        return digest.hexdigest()
 
     def trajectory(self, index: int) -> BattleTrajectory:
         """Return a battle's states and actions."""
