@@ -1,4 +1,4 @@
-"""loss_curve.png: the curves of loss and button accuracy, drawn again after each evaluation."""
+"""loss_curve.png: the curves of loss and accuracy, drawn again after each evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class CurvePlotter(TrainerCallback):
 
 
 def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
-    """Draw training loss, evaluation loss and button accuracy over optimizer steps as a PNG.
+    """Draw training loss, evaluation loss and accuracy (of buttons, of battle actions) over optimizer steps as a PNG.
 
     Args:
         log_history: the entries of `TrainerState`, each with its "step".
@@ -43,12 +43,13 @@ def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
             losses.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
     losses.set_yscale("log")
     losses.grid(alpha=0.3, which="both")
-    accuracies = [(e["step"], 100 * e["eval_button_accuracy"]) for e in log_history if "eval_button_accuracy" in e]
     lines = losses.get_lines()
-    if accuracies:
-        right = losses.twinx()
-        right.set(ylabel="button accuracy (%)", ylim=(0, 102))
-        lines = [*lines, *right.plot(*zip(*accuracies, strict=True), "s--C2", label="evaluation button accuracy")]
+    for kind in ("button", "action"):
+        key = f"eval_{kind}_accuracy"
+        if accuracies := [(entry["step"], 100 * entry[key]) for entry in log_history if key in entry]:
+            right = losses.twinx()
+            right.set(ylabel=f"{kind} accuracy (%)", ylim=(0, 102))
+            lines = [*lines, *right.plot(*zip(*accuracies, strict=True), "s--C2", label=f"evaluation {kind} accuracy")]
     figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), frameon=False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -135,12 +135,9 @@ class DataOptions:
 
 
 @dataclass
-class ModelOptions(ModelConfig):
-    """What to train. The defaults fit google/gemma-3-4b-it on a GPU with 24 GB."""
+class WeightOptions(ModelConfig):
+    """How the weights of any Gemma are loaded and trained."""
 
-    model_name_or_path: str = option(
-        DEFAULT_MODEL, "Gemma 3 checkpoint with vision: a Hub id or a folder.", aliases=["--model_name"]
-    )
     dtype: str = option(
         "auto",
         "Type of the weights. auto: bfloat16 on a GPU that supports it, else float32. With --finetuning "
@@ -154,18 +151,6 @@ class ModelOptions(ModelConfig):
         default_finetuning(),
         "qlora: LoRA on nf4 weights. lora: LoRA on unquantised weights. full: all weights. Default: "
         "qlora, or lora without bitsandbytes.",
-    )
-    train_vision_tower: bool = option(False, "Also train the vision tower.")
-    train_projector: bool = option(False, "Also train the projector, with all of its weights.")
-    image_size: int | None = option(
-        None,
-        "Width and height of a picture in pixels. At 448, a picture has 64 tokens instead of 256. "
-        "Default: the model's (896).",
-    )
-    image_attention: ImageAttention | None = option(
-        None,
-        "bidirectional: a picture's tokens attend to the whole picture. causal: they attend only to what "
-        "comes before them, as mlx-vlm computes it. Default: the model's (bidirectional).",
     )
     use_bnb_nested_quant: bool = option(True, "Also quantise the quantisation constants.")
 
@@ -184,6 +169,27 @@ class ModelOptions(ModelConfig):
         if self.dtype == "auto":
             self.dtype = automatic_dtype(self.finetuning)
         super().__post_init__()
+
+
+@dataclass
+class ModelOptions(WeightOptions):
+    """What to train. The defaults fit google/gemma-3-4b-it on a GPU with 24 GB."""
+
+    model_name_or_path: str = option(
+        DEFAULT_MODEL, "Gemma 3 checkpoint with vision: a Hub id or a folder.", aliases=["--model_name"]
+    )
+    train_vision_tower: bool = option(False, "Also train the vision tower.")
+    train_projector: bool = option(False, "Also train the projector, with all of its weights.")
+    image_size: int | None = option(
+        None,
+        "Width and height of a picture in pixels. At 448, a picture has 64 tokens instead of 256. "
+        "Default: the model's (896).",
+    )
+    image_attention: ImageAttention | None = option(
+        None,
+        "bidirectional: a picture's tokens attend to the whole picture. causal: they attend only to what "
+        "comes before them, as mlx-vlm computes it. Default: the model's (bidirectional).",
+    )
 
     def open_checkpoint(self) -> Checkpoint:
         """Open the base model with the image options given here; see `gemma.loading.open_checkpoint`."""

@@ -72,6 +72,15 @@ def check_resumed(folder: Path, *, options: dict[str, Any], facts: dict[str, Any
     before |= {"base model": trained_on, "dataset": (record.get("dataset") or {}).get("sha256")}
     now = {name: options[name] for name in names}
     now |= {"base model": facts["base_fingerprint"], "dataset": facts["dataset"]["sha256"]}
+    refuse_changes(folder, before, now)
+
+
+def refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to continue the run of a folder where a value differs; both dictionaries have the same keys.
+
+    Raises:
+        PokegemmaError: some differ; all of them are named.
+    """
     changed = [name for name in now if now[name] != before[name]]
     if changed:
         values = ", ".join(f"{name} was {before[name]}, is {now[name]}" for name in changed)

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with button accuracy, throughput, and checkpoints that are either complete or ignored."""
+"""TRL's SFTTrainer with button accuracy and throughput."""
 
 import dataclasses
 import functools
@@ -12,12 +12,12 @@ import torch
 from accelerate.utils import is_peft_model
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from trl import SFTTrainer
 
 from pokegemma.gemma.batches.augmentation import Augmentation
 from pokegemma.gemma.batches.collator import IGNORED_LABEL
-from pokegemma.training.run_folder import COMPLETE_FILE
+from pokegemma.training.whole_checkpoints import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def find_answers(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     return rows, starts, (edges == -1).nonzero(as_tuple=True)[1]
 
 
-class PokemonTrainer(SFTTrainer):
+class PokemonTrainer(WholeCheckpoints, SFTTrainer):
     """SFTTrainer that also logs throughput and button accuracy.
 
     Its log entries have four more values: `tokens_per_second`, `decisions_per_second`, `data_wait_share` (the share of
@@ -78,10 +78,7 @@ class PokemonTrainer(SFTTrainer):
         options["epoch"] = epoch
         if self._augmentation is not None:  # before the workers start, which copy it
             self._augmentation.epoch = epoch
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **options)
-        else:  # continued from its last step: transformers would train one step more before it checks
-            self.control.should_training_stop = True
+        super()._run_epoch(*args, **options)
 
     def get_batch_samples(self, *args: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -149,33 +146,20 @@ class PokemonTrainer(SFTTrainer):
         began, self._results = time.perf_counter(), []
         output = super().evaluation_loop(*args, **options)
         prefix = options.get("metric_key_prefix", "eval")
-        hits, decisions, losses, counts = torch.cat(self._results).double().sum(0)
-        # Over all answer tokens. transformers' mean of batch means would depend on which samples share a batch.
-        output.metrics[f"{prefix}_loss"] = (losses / counts).item()
-        output.metrics[f"{prefix}_button_accuracy"] = (hits / decisions).item()
+        metrics = self.summarize_results(torch.cat(self._results).double().sum(0))
+        output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         self._paused_s += time.perf_counter() - began
         return output
 
-    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
-        """Save a checkpoint, mark it complete once every process has written its part, then delete older ones.
+    def summarize_results(self, sums: torch.Tensor) -> dict[str, float]:
+        """Return loss and accuracy from the sums of what `prediction_step` recorded."""
+        hits, decisions, losses, counts = sums.tolist()
+        # Over all answer tokens. transformers' mean of batch means would depend on which samples share a batch.
+        return {"loss": losses / counts, "button_accuracy": hits / decisions}
 
-        transformers deletes them as soon as the first process has finished. A run that is killed at that moment could
-        have no complete checkpoint.
-        """
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         began = time.perf_counter()
-        folder = Path(self.args.output_dir)
-        mark = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / COMPLETE_FILE
-        if self.args.should_save:
-            mark.unlink(missing_ok=True)  # an earlier run may have written this one
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(*args, **options)
-        self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark.touch()
-            rotate_checkpoints(
-                folder, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True
-            )
         self._paused_s += time.perf_counter() - began
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

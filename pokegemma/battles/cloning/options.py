@@ -1,0 +1,102 @@
+"""Options of behaviour cloning: which decisions to learn from, which model, and how."""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pokegemma.battles.policy.text_kind import DEFAULT_TEXT, TextKind
+from pokegemma.errors import PokegemmaError, check_range, check_ranges
+from pokegemma.options import option
+from pokegemma.training.options import TrainingOptions, WeightOptions
+
+if TYPE_CHECKING:  # --help works where the packages for battles are not installed
+    from pokegemma.battles.cloning.selection import BattleFilter
+
+DEFAULT_POLICY = "google/gemma-3-270m"
+
+
+@dataclass
+class CloningOptions:
+    """What to learn from."""
+
+    trajectories_dir: str = option(..., "Folder of packed trajectories, as scripts/battles_pack.py writes it.")
+    text: TextKind = option(
+        DEFAULT_TEXT, "How states are written. short: with effectiveness written out. words: metamon's 87 words."
+    )
+    won_only: bool = option(False, "Learn from the players that won.")
+    min_rating: int | None = option(None, "Learn from players of at least this rating; one without counts as 1000.")
+    formats: list[str] | None = option(None, "Learn from these formats: gen1ou gen9ou. Default: all.", nargs="+")
+    since: str | None = option(None, "Learn from battles of this day and later, MM-DD-YYYY.")
+    until: str | None = option(None, "Learn from battles of this day and earlier, MM-DD-YYYY.")
+    eval_fraction: float = option(0.05, "Share of the battles, both players' views, to evaluate on. 0: none.")
+    max_eval_decisions: int = option(4096, "Evaluate on at most so many decisions, evenly spread.")
+    overwrite: bool = option(False, "Delete an earlier run in --output_dir first.")
+
+    def __post_init__(self) -> None:
+        check_range("--eval_fraction", self.eval_fraction, at_least=0, below=1)
+        check_ranges(self, "max_eval_decisions", at_least=1)
+        check_range("--min_rating", self.min_rating, at_least=0)
+        self._day("since"), self._day("until")
+
+    def battle_filter(self) -> "BattleFilter":
+        """Return which battles to learn from."""
+        from pokegemma.battles.cloning.selection import BattleFilter
+
+        return BattleFilter(
+            won_only=self.won_only,
+            min_rating=self.min_rating,
+            formats=None if self.formats is None else tuple(self.formats),
+            since=self._day("since"),
+            until=self._day("until"),
+        )
+
+    def _day(self, name: str) -> datetime | None:
+        value = getattr(self, name)
+        try:
+            return None if value is None else datetime.strptime(value, "%m-%d-%Y")
+        except ValueError as error:
+            raise PokegemmaError(f"--{name} {value}: must be MM-DD-YYYY") from error
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.trajectories_dir)
+
+
+@dataclass
+class PolicyModelOptions(WeightOptions):
+    """Which model to train."""
+
+    model_name_or_path: str = option(
+        DEFAULT_POLICY,
+        "Gemma 3 for text alone: a Hub id or a folder, such as scripts/battles_tiny_model.py writes.",
+        aliases=["--model_name"],
+    )
+
+
+@dataclass
+class CloningTrainingOptions(TrainingOptions):
+    """How to train: the options of training, with other defaults."""
+
+    output_dir: str = option("outputs/battles_policy", "Folder for checkpoints and the result.")
+    per_device_train_batch_size: int = option(32, "Decisions on each device in a forward pass.")
+    gradient_accumulation_steps: int = option(1, "Forward passes for each optimizer step.")
+    num_train_epochs: float = option(1.0, "Passes over the data. --max_steps replaces it.")
+    eval_steps: float | None = option(500, "Optimizer steps between evaluations.")
+    save_steps: float = option(500, "Optimizer steps between checkpoints.")
+    logging_steps: float = option(20, "Optimizer steps between log lines.")
+    metric_for_best_model: str | None = option("eval_action_accuracy", "Metric that selects the best checkpoint.")
+    dataloader_num_workers: int = option(0, "Processes that make batches, which is little work.")
+
+
+@dataclass(frozen=True)
+class CloningRun:
+    """All options of a run."""
+
+    data: CloningOptions
+    training: CloningTrainingOptions
+    model: PolicyModelOptions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options by name, as run.json records them."""
+        return {**vars(self.data), **asdict(self.model), **self.training.to_dict()}

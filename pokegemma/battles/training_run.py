@@ -1,0 +1,103 @@
+"""What all training of battle policies shares: output folder, run.json, resuming, trackers, a stop on a signal."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from pokegemma.provenance import read_run_record
+from pokegemma.training.options import TrainingOptions
+from pokegemma.training.parallel_mode import check_requested_mode
+from pokegemma.training.run_folder import check_output, clear_output, clear_unfinished, full_disk_explained
+from pokegemma.training.run_record import RunRecord, refuse_changes
+from pokegemma.training.stop_on_signal import StopOnSignal
+from pokegemma.training.tracking.settings import earlier_run_id, make_run_id, track
+from pokegemma.training.tracking.trackers import guarded_trackers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run's record, and the checkpoint to continue from; None to start."""
+
+    record: RunRecord
+    resume_from: Path | None
+
+    def clear_folder(self) -> None:
+        """Delete an earlier run in the output folder, or what a killed one left unfinished."""
+        if self.resume_from is None:
+            clear_output(self.record.folder)
+        else:
+            clear_unfinished(self.record.folder)
+
+    def train(self, trainer: Trainer, stop: StopOnSignal, *, finish: Callable[[], dict[str, Any]]) -> bool:
+        """Train until the end or a signal, and write the result and the record.
+
+        Args:
+            stop: one of the trainer's callbacks.
+            finish: saves what was trained to its end, and returns what run.json records of it.
+
+        Returns:
+            Whether training finished.
+        """
+        record = self.record
+        record.facts["wandb_run_id"] = make_run_id(trainer.args.report_to, record.earlier_id)
+        record.write("running")
+        trackers = guarded_trackers(trainer, run_id=record.facts["wandb_run_id"], earlier_id=record.earlier_id)
+        with full_disk_explained(record.folder), stop, trackers:
+            trainer.train(resume_from_checkpoint=self.resume_from and str(self.resume_from))
+            results = {} if stop.stopped else finish()
+            status = "interrupted" if stop.stopped else "completed"
+            record.write(status, global_step=trainer.state.global_step, **results)
+        trainer.accelerator.end_training()
+        return not stop.stopped
+
+
+def open_run(
+    training: TrainingOptions,
+    *,
+    options: dict[str, Any],
+    read_facts: Callable[[], dict[str, Any]],
+    sources: Sequence[Path],
+    overwrite: bool,
+    fixed: Sequence[str],
+) -> TrainingRun:
+    """Check the options and the output folder, read the inputs, and compare them with those of a run to continue.
+
+    Args:
+        read_facts: returns what run.json records of the inputs; called once the folder can be used.
+        sources: what training reads.
+        fixed: names of options that a run must have as before to be continued; "base_fingerprint" and the battles'
+            hash are compared, too.
+
+    Raises:
+        PokegemmaError: the parallel mode is not available, the folder cannot be used, or the earlier run had others.
+    """
+    check_requested_mode(training)
+    track(training.report_to)
+    if training.n_gpu > 1:
+        logger.warning("using one of %d GPUs; accelerate launch uses all", training.n_gpu)
+        training._n_gpu = 1
+    folder = Path(training.output_dir)
+    resume_from = check_output(folder, sources=sources, overwrite=overwrite, resume=training.resume_from_checkpoint)
+    record = RunRecord(folder, options, read_facts(), is_written=training.process_index == 0)
+    if training.resume_from_checkpoint is not None:
+        _check_resumed(resume_from or folder, record, fixed)
+        record.earlier_id = earlier_run_id(folder, resume_from)
+    return TrainingRun(record, resume_from)
+
+
+def _check_resumed(folder: Path, record: RunRecord, fixed: Sequence[str]) -> None:
+    earlier = read_run_record(folder)
+    if earlier is None:
+        logger.warning("%s: no run.json next to it, so model and battles are not compared", folder)
+        return
+    before = {name: earlier.get("options", {}).get(name) for name in fixed}
+    before |= {"base model": earlier.get("base_fingerprint"), "battles": (earlier.get("dataset") or {}).get("sha256")}
+    now = {name: record.options[name] for name in fixed}
+    now |= {"base model": record.facts["base_fingerprint"], "battles": record.facts["dataset"]["sha256"]}
+    refuse_changes(folder, before, now)
