@@ -1,0 +1,105 @@
+"""The losses of a batch of battles, and how well the critics rank what was played."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pokegemma.battles.offline_rl import formulas
+from pokegemma.battles.offline_rl.model import ActorCritic
+
+NUM_TARGET_CRITICS = 2
+
+
+@dataclass(frozen=True)
+class BattleBatch:
+    """Windows of T transitions, padded at their ends; there is one state more.
+
+    features (B, T + 1, width), numbers (B, T + 1, 48), legal (B, T + 1, 13) bool, actions (B, T) int64 with 0 where
+    `used` is false, rewards (B, T), done (B, T) bool, used (B, T) bool: a transition whose action was revealed.
+    """
+
+    features: torch.Tensor
+    numbers: torch.Tensor
+    legal: torch.Tensor
+    actions: torch.Tensor
+    rewards: torch.Tensor
+    done: torch.Tensor
+    used: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of a batch: losses to minimise, and figures to log (each a scalar)."""
+
+    actor: torch.Tensor
+    critic: torch.Tensor
+    passed: torch.Tensor
+    value: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        return self.actor + formulas.CRITIC_WEIGHT * self.critic
+
+
+def choose_critics(num_critics: int, *, number: int = NUM_TARGET_CRITICS) -> torch.Tensor:
+    """Return the numbers of random critics, drawn by torch's generator of the CPU, which checkpoints contain."""
+    return torch.randperm(num_critics)[: min(number, num_critics)]
+
+
+def compute_losses(model: ActorCritic, batch: BattleBatch, *, clone: bool = False) -> Losses:
+    """Return the losses of a batch.
+
+    Args:
+        clone: the actor learns every action, not only those above the average.
+    """
+    states = model.encode(batch.features, batch.numbers)
+    used = batch.used
+    played = states[:, :-1][used]
+    actions, legal = batch.actions[used], batch.legal[:, :-1][used]
+    every = torch.arange(model.shape.num_critics)
+    targets = _targets(model, states, batch)[used]
+    logits = model.heads.played_logits(played, actions) if len(actions) else played.new_zeros(0, 1, 1, len(model.bins))
+    ones = torch.ones_like(actions, dtype=torch.bool)
+    critic = formulas.critic_loss(logits[None], targets[None], model.bins, ones[None])
+
+    log_policy = formulas.log_policy(model.heads.actor_logits(played), legal[:, None])
+    values = model.heads.action_values(played.detach(), model.bins, critics=every)
+    advantages = _pick(values, actions) - formulas.state_value(values, log_policy.detach())
+    actor = formulas.actor_loss(_pick(log_policy, actions)[None], advantages[None], ones[None], clone=clone)
+    return Losses(
+        actor=actor,
+        critic=critic,
+        passed=formulas.masked_mean((advantages[:, -1] > 0).float(), ones),
+        value=formulas.masked_mean(_pick(values, actions)[:, -1], ones),
+    )
+
+
+@torch.no_grad()
+def _targets(model: ActorCritic, states: torch.Tensor, batch: BattleBatch) -> torch.Tensor:
+    """Return the targets of all transitions, (B, T, G): V of the target heads in the next state."""
+    after = states[:, 1:].flatten(0, 1)
+    values = model.target_heads.action_values(after, model.bins, critics=choose_critics(model.shape.num_critics))
+    log_policy = formulas.log_policy(model.target_heads.actor_logits(after), batch.legal[:, 1:].flatten(0, 1)[:, None])
+    next_values = formulas.state_value(values, log_policy).view(*batch.rewards.shape, -1)
+    return formulas.td_target(batch.rewards, batch.done, next_values, model.gammas)
+
+
+def _pick(values: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Return the entry of each action that was played, (N, G, A) -> (N, G)."""
+    return values.gather(-1, actions[:, None, None].expand(-1, values.shape[1], 1))[..., 0]
+
+
+@torch.no_grad()
+def judge_batch(model: ActorCritic, batch: BattleBatch) -> torch.Tensor:
+    """Return a row for each decision that is used, (N, 4): its rank, 1 if it has one, right action, 1.
+
+    The rank is that of the action played among the other legal ones by the critics of the last gamma.
+    """
+    states = model.encode(batch.features, batch.numbers)[:, :-1][batch.used]
+    actions, legal = batch.actions[batch.used], batch.legal[:, :-1][batch.used]
+    every = torch.arange(model.shape.num_critics)
+    rank = formulas.rank_played(model.heads.action_values(states, model.bins, critics=every)[:, -1], actions, legal)
+    has_rank = rank.isfinite()
+    chosen = formulas.log_policy(model.heads.actor_logits(states)[:, -1], legal).argmax(-1)
+    columns = (rank.masked_fill(~has_rank, 0), has_rank, chosen == actions, torch.ones_like(rank))
+    return torch.stack([column.float() for column in columns], 1)

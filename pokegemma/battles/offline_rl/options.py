@@ -1,0 +1,84 @@
+"""Options of offline reinforcement learning."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pokegemma.battles.cloning.options import CloningOptions
+from pokegemma.battles.offline_rl.formulas import GAMMAS
+from pokegemma.errors import PokegemmaError, check_range, check_ranges
+from pokegemma.options import option
+from pokegemma.training.options import TrainingOptions
+
+RewardName = Literal["default_shaped", "aggressive_shaped", "binary"]
+
+
+@dataclass(kw_only=True)  # the encoder has no default, what is inherited has
+class OfflineRLOptions(CloningOptions):
+    """What to learn from, and the network."""
+
+    encoder: str = option(
+        ..., "Policy whose Gemma 3 encodes states, frozen: a checkpoint or an adapter of scripts/sft_battles.py."
+    )
+    features_dir: str | None = option(
+        None, "Folder of the features of all states, computed once. Default: features in --output_dir's folder."
+    )
+    reward: RewardName = option("default_shaped", "Reward of a transition.")
+    actor: Literal["filter", "clone"] = option(
+        "filter", "filter: learn actions that the critics find better than the average. clone: learn every action."
+    )
+    teacher: str | None = option(
+        None, "Evaluate on the decisions of players whose name begins so. Default: on those of all."
+    )
+    width: int = option(128, "Width of the transformer over a battle.")
+    num_layers: int = option(2, "Its layers.")
+    num_heads: int = option(4, "Its attention heads.")
+    window: int = option(128, "States of a battle that it sees.")
+    gammas: list[float] = option([*GAMMAS], "Discount factors; the last one plays.", nargs="+")
+    num_critics: int = option(6, "Critics for each discount factor.")
+    difference_decay: float = option(1.0, "Weight decay of what tells the critics' actions apart.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, "width", "num_layers", "num_heads", "num_critics", at_least=1)
+        check_range("--window", self.window, at_least=2)
+        check_range("--difference_decay", self.difference_decay, at_least=0)
+        for gamma in self.gammas:
+            check_range("--gammas", gamma, at_least=0, below=1)
+        if self.width % self.num_heads:
+            raise PokegemmaError(f"--width {self.width}: must be a multiple of --num_heads {self.num_heads}")
+
+
+@dataclass
+class OfflineRLTrainingOptions(TrainingOptions):
+    """How to train: the options of training, with other defaults."""
+
+    output_dir: str = option("outputs/battles_rl", "Folder for checkpoints and the result.")
+    per_device_train_batch_size: int = option(16, "Windows of battles on each device in a step.")
+    gradient_accumulation_steps: int = option(1, "Forward passes for each optimizer step.")
+    num_train_epochs: float = option(10.0, "Passes over the battles. --max_steps replaces it.")
+    learning_rate: float = option(1.5e-4, "Peak learning rate.")
+    lr_scheduler_type: str = option("constant_with_warmup", "Schedule of the learning rate after the warm-up.")
+    warmup_steps: float = option(1000, "Optimizer steps of the warm-up. A number below 1 is a share of all steps.")
+    max_grad_norm: float = option(1.5, "Gradients are clipped to this norm.")
+    eval_steps: float | None = option(500, "Optimizer steps between evaluations.")
+    save_steps: float = option(500, "Optimizer steps between checkpoints.")
+    logging_steps: float = option(20, "Optimizer steps between log lines.")
+    load_best_model_at_end: bool = option(False, "Return the checkpoint with the best evaluation.")
+    metric_for_best_model: str | None = option("eval_rank_of_played", "Metric that selects the best checkpoint.")
+    dataloader_num_workers: int = option(0, "Processes that make batches, which is little work.")
+
+    def __post_init__(self) -> None:
+        self.gradient_checkpointing, self.activation_checkpointing = None, False  # the network has none
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class OfflineRLRun:
+    """All options of a run."""
+
+    data: OfflineRLOptions
+    training: OfflineRLTrainingOptions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options by name, as run.json records them."""
+        return {**vars(self.data), **self.training.to_dict()}

@@ -1,0 +1,153 @@
+"""Offline reinforcement learning from packed trajectories: the steps of a run, and the files of its result."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy
+
+from pokegemma.battles.cloning.selection import SplitName, select_battles
+from pokegemma.battles.offline_rl.features import FeatureCache, prepare_features
+from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
+from pokegemma.battles.offline_rl.options import OfflineRLOptions, OfflineRLRun, OfflineRLTrainingOptions
+from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
+from pokegemma.battles.offline_rl.windows import BattleWindows
+from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy
+from pokegemma.battles.training_run import open_run
+from pokegemma.battles.trajectories.files import TrajectoryName
+from pokegemma.battles.trajectories.packed import PackedTrajectories
+from pokegemma.errors import PokegemmaError
+from pokegemma.outputs import atomic_file, write_synced
+from pokegemma.training.loss_curve import CurvePlotter
+from pokegemma.training.stop_on_signal import StopOnSignal
+from pokegemma.training.trainer import EvaluateAtEnd
+
+logger = logging.getLogger(__name__)
+
+SHAPE_FILE, NETWORK_FILE = "actor_critic.json", "actor_critic.safetensors"
+
+_FIXED_OPTIONS = (
+    *("won_only", "min_rating", "formats", "since", "until", "eval_fraction", "encoder", "reward", "actor", "width"),
+    *("num_layers", "num_heads", "window", "gammas", "num_critics", "difference_decay", "per_device_train_batch_size"),
+)
+"""Options that a resumed run must have as before."""
+
+
+def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions) -> bool:
+    """Train, and write the network, curves and run.json to `training.output_dir`.
+
+    Returns:
+        True if training finished. False if SIGTERM or SIGINT stopped it; then only a checkpoint is written.
+
+    Raises:
+        PokegemmaError: the options, the trajectories or the encoder cannot be used.
+    """
+    options, stop = OfflineRLRun(data, training), StopOnSignal()
+    if Path(data.encoder).is_dir():
+        data.encoder = str(Path(data.encoder).resolve())
+    battles, policy = PackedTrajectories(data.folder), open_policy(data.encoder)
+    data.text = policy.text
+    run = open_run(
+        training,
+        options=options.to_dict(),
+        read_facts=lambda: _read_facts(options, battles, policy),
+        sources=[data.folder, Path(data.encoder)],
+        overwrite=data.overwrite,
+        fixed=_FIXED_OPTIONS,
+    )
+    features_dir = Path(data.features_dir or f"{Path(training.output_dir)}_features")
+    cache = prepare_features(features_dir, battles, policy, device=training.device)
+    run.clear_folder()
+    train = _make_windows(options, battles, cache, "train")
+    held_out = _make_windows(options, battles, cache, "eval") if data.eval_fraction and training.evaluates else None
+    if held_out is None:
+        training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
+    set_seed(training.seed)
+    shape = _choose_shape(data, cache.width)
+    trainer = OfflineRLTrainer(
+        TrainableActorCritic(ActorCritic(shape), clone=data.actor == "clone"),
+        args=training,
+        train_dataset=train,
+        eval_dataset=held_out,
+        callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
+        difference_decay=data.difference_decay,
+    )
+    num_trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    logger.info("%d windows of battles, %d trained weights", len(train), num_trained)
+
+    def finish() -> dict[str, Any]:
+        save_actor_critic(Path(training.output_dir), trainer.model.network, encoder=data.encoder)
+        trainer.save_state()
+        evaluations = [entry for entry in trainer.state.log_history if "eval_rank_of_played" in entry]
+        return {"num_trained_weights": num_trained, "evaluation": evaluations[-1] if evaluations else None}
+
+    return run.train(trainer, stop, finish=finish)
+
+
+def _read_facts(options: OfflineRLRun, battles: PackedTrajectories, policy: PolicyCheckpoint) -> dict[str, Any]:
+    folder = str(options.data.folder.resolve())
+    return {
+        "base_model": policy.path,
+        "base_fingerprint": policy.weights_fingerprint(),
+        "seed": options.training.seed,
+        "dataset": {"path": folder, "sha256": battles.digest(), "num_battles": len(battles)},
+    }
+
+
+def _make_windows(
+    options: OfflineRLRun, battles: PackedTrajectories, cache: FeatureCache, split: SplitName
+) -> BattleWindows:
+    data = options.data
+    indices = list(select_battles(battles, data.battle_filter(), eval_fraction=data.eval_fraction, split=split))
+    if split == "eval" and data.teacher is not None:
+        names = {index: TrajectoryName.parse(battles.name(index).rpartition("/")[2]).player for index in indices}
+        indices = [index for index in indices if names[index].startswith(data.teacher)]
+    if not indices:
+        raise PokegemmaError(
+            f"{data.trajectories_dir}: no battle to {'learn from' if split == 'train' else 'evaluate on'}; change "
+            "--won_only, --min_rating, --formats, --since, --until, --teacher or --eval_fraction"
+        )
+    return BattleWindows(battles, cache, indices, length=data.window, reward=data.reward)
+
+
+def _choose_shape(data: OfflineRLOptions, feature_width: int) -> ActorCriticShape:
+    return ActorCriticShape(
+        feature_width=feature_width,
+        width=data.width,
+        num_layers=data.num_layers,
+        num_heads=data.num_heads,
+        max_length=data.window,
+        gammas=tuple(data.gammas),
+        num_critics=data.num_critics,
+    )
+
+
+def save_actor_critic(folder: Path, network: ActorCritic, *, encoder: str) -> None:
+    """Write a network, its shape and the path of the encoder that its features come from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.contiguous().cpu() for name, weight in network.state_dict().items()}
+    with atomic_file(folder / NETWORK_FILE) as temporary:
+        save_file(weights, temporary)
+    shape = {"encoder": encoder, "shape": dataclasses.asdict(network.shape)}
+    write_synced(folder / SHAPE_FILE, json.dumps(shape, indent=2).encode())
+
+
+def load_actor_critic(folder: Path) -> tuple[ActorCritic, PolicyCheckpoint]:
+    """Return a trained network in eval mode, and the policy that encodes states for it.
+
+    Raises:
+        PokegemmaError: the folder has no network, its training was interrupted, or the encoder cannot be opened.
+    """
+    try:
+        record = json.loads((folder / SHAPE_FILE).read_text(encoding="utf-8"))
+        shape = ActorCriticShape(**record["shape"] | {"gammas": tuple(record["shape"]["gammas"])})
+        network = ActorCritic(shape)
+        network.load_state_dict(load_file(folder / NETWORK_FILE))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise PokegemmaError(f"{folder} is not the result of scripts/rl_battles.py: {error}") from error
+    return network.eval(), open_policy(record["encoder"])

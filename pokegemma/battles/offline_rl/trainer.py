@@ -1,0 +1,102 @@
+"""transformers' Trainer for the offline actor-critic."""
+
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pokegemma.battles.offline_rl.losses import BattleBatch, Losses, compute_losses, judge_batch
+from pokegemma.battles.offline_rl.model import ActorCritic
+from pokegemma.battles.offline_rl.windows import collate_windows
+from pokegemma.training.whole_checkpoints import WholeCheckpoints
+
+_DIFFERENCE = "heads.difference"
+
+
+class TrainableActorCritic(torch.nn.Module):
+    """The network, whose forward pass returns the losses of a batch: what DistributedDataParallel wraps."""
+
+    def __init__(self, network: ActorCritic, *, clone: bool) -> None:
+        super().__init__()
+        self.network, self._clone = network, clone
+
+    def forward(self, **batch: torch.Tensor) -> Losses:
+        return compute_losses(self.network, BattleBatch(**batch), clone=self._clone)
+
+
+class OfflineRLTrainer(WholeCheckpoints, Trainer):
+    """Trains an `ActorCritic`.
+
+    Log entries have four more values: `actor_loss`, `critic_loss`, `share_passed` (of the decisions, those that the
+    binary filter lets the actor learn from) and `value`, the mean Q(s, a) of the last factor. Evaluation logs
+    `eval_rank_of_played`, the share of the other legal actions that the critics put below the one played (1/2 for
+    critics that have learned nothing), and `eval_action_accuracy`.
+
+    Args:
+        difference_decay: weight decay of the critics' differences; all other weights have that of the options.
+    """
+
+    def __init__(self, model: TrainableActorCritic, *args: Any, difference_decay: float, **options: Any) -> None:
+        self._difference_decay = difference_decay
+        super().__init__(model, *args, data_collator=collate_windows, **options)
+        self._figures: list[torch.Tensor] = []
+        self._results: list[torch.Tensor] = []
+        self.add_callback(_TargetUpdater())
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+            decayed = [name for name in weights if name.endswith(_DIFFERENCE)]
+            groups = [
+                {"params": [weights[name] for name in decayed], "weight_decay": self._difference_decay},
+                {
+                    "params": [weight for name, weight in weights.items() if name not in decayed],
+                    "weight_decay": self.args.weight_decay,
+                },
+            ]
+            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **options: Any
+    ) -> torch.Tensor:
+        losses = model(**inputs)
+        self._figures.append(torch.stack([losses.actor, losses.critic, losses.passed, losses.value]).detach().cpu())
+        return losses.total
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        if "loss" in logs and self._figures:
+            means = torch.stack(self._figures).mean(0).tolist()
+            logs |= dict(zip(("actor_loss", "critic_loss", "share_passed", "value"), means, strict=True))
+            self._figures.clear()
+        super().log(logs, *args, **options)
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        batch = BattleBatch(**self._prepare_inputs(inputs))
+        network = self.accelerator.unwrap_model(model).network
+        sums = judge_batch(network, batch).sum(0, keepdim=True)
+        self._results.append(self.accelerator.gather(sums).cpu())
+        return torch.zeros(len(batch.actions), device=sums.device), None, None
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        self._results = []
+        output = super().evaluation_loop(*args, **options)
+        prefix = options.get("metric_key_prefix", "eval")
+        rank, num_ranked, hits, decisions = torch.cat(self._results).double().sum(0).tolist()
+        output.metrics.pop(f"{prefix}_loss", None)
+        output.metrics[f"{prefix}_rank_of_played"] = rank / max(num_ranked, 1)
+        output.metrics[f"{prefix}_action_accuracy"] = hits / max(decisions, 1)
+        return output
+
+
+class _TargetUpdater(TrainerCallback):
+    """Moves the target heads after each step."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        kwargs["model"].network.update_targets()

@@ -1,0 +1,219 @@
+"""The offline actor-critic: a small game with a known value, windows, features, and whole runs."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
+from pokegemma.battles.offline_rl import formulas
+from pokegemma.battles.offline_rl.features import prepare_features
+from pokegemma.battles.offline_rl.losses import BattleBatch, compute_losses, judge_batch
+from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
+from pokegemma.battles.offline_rl.options import RewardName
+from pokegemma.battles.offline_rl.train import load_actor_critic
+from pokegemma.battles.offline_rl.windows import BattleWindows, collate_windows
+from pokegemma.battles.policy.checkpoint import open_policy
+from pokegemma.battles.policy.scoring import last_hidden_states
+from pokegemma.battles.trajectories.packed import PackedTrajectories
+from pokegemma.battles.trajectories.rewards import REWARDS
+from pokegemma.errors import PokegemmaError
+from tests.processes import call_script
+
+SHAPE = ActorCriticShape(
+    feature_width=3,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    max_length=4,
+    gammas=(0.5, 0.9),
+    num_critics=3,
+    num_bins=41,
+    max_return=20.0,
+)
+
+
+def play_game(draws: np.random.Generator, num_battles: int) -> BattleBatch:
+    """Return battles of a game with two states and two legal actions, played at random.
+
+    First state: action 0 leads to the second one, action 1 ends the game with a reward of 0.3. Second state: action 0
+    ends it with a reward of 1, action 1 with 0.
+    """
+    actions = torch.from_numpy(draws.integers(0, 2, size=(num_battles, 2)))
+    goes_on = actions[:, 0] == 0
+    features = torch.zeros(num_battles, 3, 3)
+    features[:, 0, 0], features[:, 2, 2] = 1, 1
+    features[:, 1, 1] = goes_on.float()
+    features[:, 1, 2] = (~goes_on).float()
+    rewards = torch.stack([0.3 * (~goes_on), (goes_on & (actions[:, 1] == 0)).float()], 1)
+    legal = torch.zeros(num_battles, 3, 13, dtype=torch.bool)
+    legal[..., :2] = True
+    return BattleBatch(
+        features=features,
+        numbers=torch.zeros(num_battles, 3, 48),
+        legal=legal,
+        actions=actions,
+        rewards=rewards,
+        done=torch.stack([~goes_on, torch.ones_like(goes_on)], 1),
+        used=torch.stack([torch.ones_like(goes_on), goes_on], 1),
+    )
+
+
+@pytest.mark.slow(6)
+def test_a_small_game_with_a_known_value_is_learned() -> None:
+    torch.manual_seed(0)
+    draws, network = np.random.default_rng(0), ActorCritic(SHAPE)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        compute_losses(network, play_game(draws, 64)).total.backward()
+        optimizer.step()
+        formulas.update_target(network.target_heads, network.heads, tau=0.05)
+    batch = play_game(draws, 64)
+    goes_on = batch.actions[:, 0] == 0
+    with torch.no_grad():
+        states = network.encode(batch.features, batch.numbers)[goes_on][0, :2]
+        values = network.heads.action_values(states, network.bins, critics=torch.arange(3))
+        best = formulas.log_policy(network.heads.actor_logits(states), batch.legal[0, 0]).exp()
+    known = {0.5: [[5, 3], [10, 0]], 0.9: [[9, 3], [10, 0]]}
+    for factor, gamma in enumerate(SHAPE.gammas):
+        assert values[:, factor, :2].numpy() == pytest.approx(np.array(known[gamma]), abs=0.8)
+    assert (best[..., 0] > 0.9).all()
+    assert judge_batch(network, batch)[:, 0].mean() == pytest.approx(0.5, abs=0.15)  # half the actions are bad ones
+
+
+def test_an_action_that_was_never_played_has_the_value_of_its_state() -> None:
+    torch.manual_seed(0)
+    network = ActorCritic(SHAPE)
+    states = torch.randn(5, 16)
+    values = network.heads.action_values(states, network.bins, critics=torch.arange(3))
+    assert values.numpy() == pytest.approx(values[..., :1].expand_as(values).numpy(), abs=1e-5)
+    assert values.shape == (5, 2, 13)
+
+
+def test_logits_of_played_actions_are_those_of_all_actions() -> None:
+    torch.manual_seed(0)
+    network = ActorCritic(SHAPE)
+    torch.nn.init.normal_(network.heads.difference)
+    states, actions = torch.randn(9, 16), torch.tensor([3, 0, 12, 3, 3, 0, 7, 1, 12])
+    logits = network.heads.played_logits(states, actions)
+    assert logits.shape == (9, 2, 3, 41)
+    values = network.heads.action_values(states, network.bins, critics=torch.tensor([1]))
+    expected = values.gather(-1, actions[:, None, None].expand(-1, 2, 1))[..., 0]
+    assert formulas.expected_value(logits[:, :, 1], network.bins).detach().numpy() == pytest.approx(
+        expected.numpy(), abs=1e-4
+    )
+
+
+def test_a_state_sees_no_later_one() -> None:
+    torch.manual_seed(0)
+    network = ActorCritic(SHAPE)
+    features, numbers = torch.randn(1, 4, 3), torch.randn(1, 4, 48)
+    before = network.encode(features, numbers)
+    features[:, 3] += 1
+    after = network.encode(features, numbers)
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert not torch.equal(before[:, 3], after[:, 3])
+
+
+def test_padding_changes_no_loss() -> None:
+    torch.manual_seed(0)
+    network, batch = ActorCritic(SHAPE), play_game(np.random.default_rng(1), 8)
+    padded = BattleBatch(
+        **{
+            name: torch.nn.functional.pad(value, (*[0] * (2 * (value.ndim - 2)), 0, 1))
+            for name, value in vars(batch).items()
+        }
+    )
+    losses = []
+    for each in (batch, padded):
+        torch.manual_seed(1)  # of the choice of critics
+        losses.append(compute_losses(network, each).total)
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+
+
+def test_cloning_learns_every_action() -> None:
+    torch.manual_seed(0)
+    network, batch = ActorCritic(SHAPE), play_game(np.random.default_rng(1), 8)
+    plain = compute_losses(network, batch, clone=True).actor
+    assert plain.item() == pytest.approx(np.log(2), abs=0.2)
+
+
+@pytest.fixture
+def cache(packed_battles: Path, tiny_policy: Path, tmp_path):
+    battles = PackedTrajectories(packed_battles)
+    return battles, prepare_features(tmp_path / "features", battles, open_policy(tiny_policy), device="cpu")
+
+
+def test_features_are_what_the_policy_makes_of_each_state(cache, tiny_policy: Path) -> None:
+    battles, features = cache
+    policy = open_policy(tiny_policy)
+    assert features[3].shape == (8, 64)
+    prompts = policy.encode([f"{text} action" for text in battles.short_texts(3)])
+    with torch.inference_mode():
+        plain = torch.cat([last_hidden_states(policy.load_model(), [prompt]) for prompt in prompts])
+    assert features[3] == pytest.approx(plain.numpy(), abs=1e-5)
+
+
+def test_features_of_another_encoder_are_refused(cache, tiny_policy: Path, tmp_path) -> None:
+    from pokegemma.battles.policy.tiny import make_tiny_policy
+
+    battles, _ = cache
+    (tmp_path / "other").mkdir()
+    make_tiny_policy(tmp_path / "other", battles.words, seed=1)
+    with pytest.raises(PokegemmaError, match="features of another model"):
+        prepare_features(tmp_path / "features", battles, open_policy(tmp_path / "other"), device="cpu")
+
+
+def test_windows_cover_each_transition_once(cache) -> None:
+    battles, features = cache
+    windows = BattleWindows(battles, features, [0, 5], length=4, reward="binary")
+    assert [len(windows[number]["actions"]) for number in range(len(windows))] == [3, 3, 1, 3, 3, 1]
+    joined = np.concatenate([windows[number]["actions"] for number in range(3)])
+    assert joined.tolist() == battles[0].actions[:-1].tolist()
+    assert [windows[number]["done"].any() for number in range(3)] == [False, False, True]
+    assert windows[1]["numbers"].tolist() == battles[0].numbers[3:7].tolist()
+    assert windows[5]["rewards"].tolist() == battles[5].rewards[6:, 2].tolist()
+    batch = collate_windows([windows[0], windows[2]])
+    assert batch["features"].shape == (2, 4, 64)
+    assert batch["used"].tolist() == [[True] * 3, [True, False, False]]
+
+
+TRAINING = shlex.split(
+    "--eval_fraction 0.3 --report_to none --logging_steps 1 --eval_steps 2 --save_steps 2 --warmup_steps 0 --width 16 "
+    "--num_heads 2 --num_layers 1 --gammas 0.9 --num_critics 2 --window 6 --per_device_train_batch_size 4"
+)
+
+
+@pytest.mark.slow(8)
+def test_training_resumes_exactly(packed_battles: Path, tiny_policy: Path, tmp_path) -> None:
+    def train(name: str, *more: str):
+        options = ("--trajectories_dir", packed_battles, "--encoder", tiny_policy, "--output_dir", tmp_path / name)
+        features = ("--features_dir", tmp_path / "features")
+        done = call_script("rl_battles", *options, *features, *TRAINING, *more)
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / name / "run.json").read_text())
+
+    record = train("whole", "--max_steps", "4")
+    assert 0 <= record["evaluation"]["eval_rank_of_played"] <= 1
+    assert record["status"] == "completed"
+    train("part", "--max_steps", "2")
+    train("part", "--max_steps", "4", "--resume_from_checkpoint")
+    whole, _ = load_actor_critic(tmp_path / "whole")
+    resumed, policy = load_actor_critic(tmp_path / "part")
+    assert policy.text == "short"
+    states = resumed.state_dict()
+    assert all(torch.equal(weight, states[name]) for name, weight in whole.state_dict().items())
+
+
+def test_every_reward_is_an_option() -> None:
+    assert list(get_args(RewardName)) == list(REWARDS)
+
+
+def test_a_folder_without_a_network_is_refused(tmp_path) -> None:
+    with pytest.raises(PokegemmaError, match="not the result of"):
+        load_actor_critic(tmp_path)
