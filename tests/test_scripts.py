@@ -52,6 +52,11 @@ TABLE = {
         names="--players random",
         needs="poke_env",
     ),
+    "battles_card": Calls(
+        tested_in="tests/battles/test_policy_card.py",
+        mistake="--policy_path nowhere --arena_dir {out}",
+        names="nowhere",
+    ),
     "battles_check": Calls(
         tested_in="tests/battles/test_packing.py",
         mistake="--trajectories_dir nowhere",
@@ -78,6 +83,12 @@ TABLE = {
         mistake="--output_dir {out} --players random nobody",
         names="--players nobody",
         needs="poke_env",
+    ),
+    "battles_tiny_model": Calls(
+        tested_in="tests/battles/test_cloning.py",
+        mistake="--trajectories_dir nowhere --output_dir {out}",
+        names="nowhere",
+        needs="lz4",
     ),
     "build_toy_rom": Calls(
         success="--output_file {out}/toy.gba --seed 1",
@@ -218,6 +229,12 @@ TABLE = {
         mistake="--output_dir {out} --num_turns 0",
         names="--num_turns 0",
     ),
+    "rl_battles": Calls(
+        tested_in="tests/battles/test_offline_rl.py",
+        mistake="--trajectories_dir nowhere --encoder {tiny_model} --output_dir {out}",
+        names="nowhere",
+        needs="poke_env",
+    ),
     "serve": Calls(
         success="--engine vllm --model_path {tiny_model} --print_command",
         prints="vllm serve",
@@ -231,6 +248,12 @@ TABLE = {
         writes=(),
         mistake="--fixed lora_rank=8",
         names=f"{PROJECT_ROOT}/wandb_config.yaml lora_rank",
+    ),
+    "sft_battles": Calls(
+        tested_in="tests/battles/test_cloning.py",
+        mistake="--trajectories_dir nowhere --finetuning full --output_dir {out}",
+        names="nowhere",
+        needs="poke_env",
     ),
     "sft_pokemon_gemma3": Calls(
         success=f"--model_name_or_path {{tiny_model}} --dataset_path {{toy_dataset}} --output_dir {{out}} {TRAINING}",

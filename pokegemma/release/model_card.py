@@ -69,6 +69,11 @@ def choose_license(base: str, model_type: str) -> str:
     return _LICENSES.get(model_type, "other")
 
 
+def license_text(license_id: str) -> str:
+    """Return what a model card says of a licence."""
+    return _LICENSE_TEXTS.get(license_id, f"{license_id}.")
+
+
 def front_matter(*, base: str, license_id: str, model_type: str, exports: Mapping[str, Path]) -> str:
     """Return the YAML head that the Hub reads."""
     facts: dict[str, Any] = {"license": license_id}
@@ -125,7 +130,7 @@ def render_card(
         trained_here=_is_trained_on(dataset, trained),
         training=_training_rows(base, trained, record),
         image_attention=config.get("image_attention", "bidirectional"),
-        license_text=_LICENSE_TEXTS.get(license_id, f"{license_id}."),
+        license_text=license_text(license_id),
     )
 
 

@@ -1,0 +1,53 @@
+"""The model card of a policy."""
+
+import json
+
+import pytest
+
+from tests.processes import call_script
+
+PAIRS = [
+    {"players": ["heuristic", "policy"], "wins": 90, "losses": 100, "ties": 10, "win_rate": 0.45},
+    {"players": ["policy", "random"], "wins": 199, "losses": 1, "ties": 0, "win_rate": 0.995},
+    {"players": ["heuristic", "random"], "wins": 1, "losses": 0, "ties": 0, "win_rate": 1.0},
+]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    policy, arena = tmp_path / "policy", tmp_path / "arena"
+    policy.mkdir(), arena.mkdir()
+    record = {
+        "stage": "train",
+        "base_model": "/home/somebody/outputs/base_model",
+        "options": {"text": "short", "won_only": False, "learning_rate": 0.003, "num_train_epochs": 2, "max_steps": -1},
+        "dataset": {"path": "/home/somebody/packed", "sha256": "abc", "num_battles": 1000},
+        "accuracy": {"action_accuracy": 0.938, "switch_accuracy": 0.98, "loss": 0.1},
+        "baselines": {"uniform_legal": 0.195, "majority": 0.534},
+        "num_eval_decisions": 1133,
+    }
+    (policy / "run.json").write_text(json.dumps(record))
+    pairs = [{**pair, "win_rate_interval": [0.4, 0.6]} for pair in PAIRS]
+    (arena / "arena.json").write_text(json.dumps({"battle_format": "gen1ou", "pairs": pairs}))
+    return policy, arena
+
+
+def test_a_card_has_figures_and_no_path(folders) -> None:
+    policy, arena = folders
+    done = call_script("battles_card", "--policy_path", policy, "--arena_dir", arena)
+    assert done.returncode == 0, done.stderr
+    card = (policy / "README.md").read_text()
+    assert "| heuristic | 50.0 % | 43.1–56.9 | 100, 90, 10 |" in card
+    assert "| random | 99.5 % | 40.0–60.0 | 199, 1, 0 |" in card
+    assert card.index("| random") < card.index("| heuristic")
+    assert "93.8 %" in card and "19.5 %" in card
+    assert "| base | base_model |" in card
+    assert "somebody" not in card
+    assert "`max_steps`" not in card
+
+
+def test_a_player_that_did_not_play_is_refused(folders) -> None:
+    policy, arena = folders
+    done = call_script("battles_card", "--policy_path", policy, "--arena_dir", arena, "--player", "nobody")
+    assert done.returncode == 2
+    assert "'nobody'" in done.stderr
