@@ -23,7 +23,8 @@ class BattlesArenaOptions:
     output_dir: str = option(..., "Folder of the results and the report.")
     players: list[str] = option(
         ["random", "max-base-power", "heuristic"],
-        "Players: random, max-base-power or heuristic; NAME=SOURCE gives one another name.",
+        "Players: random, max-base-power or heuristic; NAME=SOURCE gives one another name. A source may be the folder "
+        "of a policy, or FOLDER@TEMPERATURE to draw actions by their probabilities.",
         nargs="+",
     )
     against: list[str] = option([], "Only pairs with one of these players play. Default: all pairs.", nargs="+")

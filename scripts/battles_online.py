@@ -56,9 +56,8 @@ class BattlesOnlineOptions:
 
 def main() -> None:
     (options,) = parse_options(BattlesOnlineOptions, description=__doc__)
-    from pokegemma.battles.online.local_server import LocalServer
-
     from pokegemma.battles.online.connection import ShowdownConnection
+    from pokegemma.battles.online.local_server import LocalServer
     from pokegemma.battles.online.matches import MatchPlayer
     from pokegemma.battles.online.recorded import write_match
     from pokegemma.battles.players.opening import PlayerSource

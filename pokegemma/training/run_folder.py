@@ -5,10 +5,11 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from safetensors import SafetensorError
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from pokegemma.errors import PokegemmaError, is_disk_full
 from pokegemma.outputs import RUN_FILE, refuse_to_replace
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 _MAX_NAMED = 3
 
 COMPLETE_FILE = "complete"
-"""A file in a checkpoint-N folder, written once every process has written its part; see `PokemonTrainer`."""
+"""A file in a checkpoint-N folder, written once every process has written its part; see `WholeCheckpoints`."""
 
 DATASET_CACHE = "dataset_cache"
 """The folder of a run's rows, in its output folder."""
@@ -150,3 +151,33 @@ def _delete_checkpoints(paths: Iterable[Path]) -> None:
     for path in paths:
         (path / COMPLETE_FILE).unlink(missing_ok=True)  # first, so that the rest no longer counts as complete
         shutil.rmtree(path, ignore_errors=True)
+
+
+class WholeCheckpoints:
+    """Whole or ignored checkpoints, for a trainer: before transformers' Trainer among the bases of a class."""
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **options)
+        else:  # continued from its last step: transformers would train one step more before it checks
+            self.control.should_training_stop = True
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        """Save a checkpoint, mark it complete once every process has written its part, then delete older ones.
+
+        transformers deletes them as soon as the first process has finished. A run that is killed at that moment could
+        have no complete checkpoint.
+        """
+        folder = Path(self.args.output_dir)
+        mark = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / COMPLETE_FILE
+        if self.args.should_save:
+            mark.unlink(missing_ok=True)  # an earlier run may have written this one
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        super()._save_checkpoint(*args, **options)
+        self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark.touch()
+            rotate_checkpoints(
+                folder, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True
+            )

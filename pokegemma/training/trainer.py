@@ -17,7 +17,7 @@ from trl import SFTTrainer
 
 from pokegemma.gemma.batches.augmentation import Augmentation
 from pokegemma.gemma.batches.collator import IGNORED_LABEL
-from pokegemma.training.whole_checkpoints import WholeCheckpoints
+from pokegemma.training.run_folder import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from pokegemma.battles.legal_actions import find_legal_actions
 from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
 from pokegemma.battles.offline_rl.train import save_actor_critic
 from pokegemma.battles.players.actor_critic_player import ActorCriticPlayer, load_actor_critic_player
+from pokegemma.battles.players.opening import PlayerSource
 from pokegemma.battles.players.player import BattleDecision
 from pokegemma.battles.players.policy_player import PolicyPlayer, load_policy_player
 from pokegemma.battles.players.scripted import RandomBattlePlayer
@@ -21,6 +22,7 @@ from pokegemma.battles.policy.checkpoint import open_policy
 from pokegemma.battles.policy.prompts import write_prompt
 from pokegemma.battles.policy.scoring import score_actions
 from pokegemma.battles.trajectories.from_battle import state_from_battle
+from pokegemma.errors import PokegemmaError
 
 
 @pytest.fixture
@@ -82,6 +84,23 @@ def test_the_actor_sees_the_states_before(decision, actor_critic: Path) -> None:
     assert scores([0, 5, 5]) == pytest.approx(scores([0, 5]), abs=1e-5)  # the choice before did not happen
     assert scores([1, 2, 3, 4]) == pytest.approx(scores([2, 3, 4]), abs=1e-5)  # a window of three states
     assert scores([7, 0]) == pytest.approx(scores([0]), abs=1e-5)  # played again from its start
+
+
+def test_a_command_names_a_policy_by_its_folder(tiny_policy: Path, actor_critic: Path) -> None:
+    source = PlayerSource.parse(f"new={tiny_policy}")
+    drawn = PlayerSource.parse(f"new={tiny_policy}@1.5")
+    assert (source.temperature, drawn.temperature, drawn.source) == (0.0, 1.5, str(tiny_policy))
+    player = source.open()
+    assert isinstance(player, PolicyPlayer)
+    assert player.name == "new"
+    assert isinstance(PlayerSource.parse(f"rl={actor_critic}").open(), ActorCriticPlayer)
+    assert len({source.fingerprint(), drawn.fingerprint(), PlayerSource.parse("heuristic").fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("text", ["new=nowhere", "a=random@1.0", "nobody"])
+def test_a_player_that_does_not_exist_is_refused(text) -> None:
+    with pytest.raises(PokegemmaError, match=f"player '{text}'"):
+        PlayerSource.parse(text)
 
 
 @pytest.mark.slow(5)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pokegemma.battles.cloning.rows import Row, unpack_legal
+from pokegemma.battles.cloning.rows import ActionRow, unpack_legal
 from pokegemma.gemma.batches.collator import IGNORED_LABEL
 
 
@@ -19,7 +19,7 @@ class TrainingBatches:
 
     pad_id: int
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[ActionRow]) -> dict[str, torch.Tensor]:
         length = max(len(row["input_ids"]) for row in rows)
         batch = {
             name: torch.full((len(rows), length), value)
@@ -40,7 +40,7 @@ class ScoringBatches:
 
     pad_id: int
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[ActionRow]) -> dict[str, torch.Tensor]:
         prompts = [row["input_ids"][: -row["num_answer"]] for row in rows]
         length = max(map(len, prompts))
         return {

@@ -23,7 +23,7 @@ _FEATURES = Features(
 )
 
 
-class Row(TypedDict):
+class ActionRow(TypedDict):
     """One decision: the tokens of prompt and answer, how many of them are the answer, the action, the legal ones.
 
     `legal` is a number whose bit A is 1 where action A is legal.
@@ -45,7 +45,7 @@ def unpack_legal(number: int) -> np.ndarray:
     return (number >> np.arange(NUM_ACTIONS)) & 1 == 1
 
 
-def make_rows(battles: PackedTrajectories, indices: Iterable[int], checkpoint: PolicyCheckpoint) -> Iterator[Row]:
+def make_rows(battles: PackedTrajectories, indices: Iterable[int], checkpoint: PolicyCheckpoint) -> Iterator[ActionRow]:
     """Yield a row for each decision that teaches something.
 
     Actions that were never revealed are left out, and so are decisions with one legal action.
@@ -63,7 +63,7 @@ def make_rows(battles: PackedTrajectories, indices: Iterable[int], checkpoint: P
         for place, prompt in zip(used, prompts, strict=True):
             action = int(battle.actions[place])
             answer = answers[action]
-            yield Row(
+            yield ActionRow(
                 input_ids=[*prompt, *answer],
                 num_answer=len(answer),
                 action=action,
@@ -85,7 +85,7 @@ def load_rows(
         PokegemmaError: the split has no decision to learn from.
     """
 
-    def rows(**cache_key: str) -> Iterator[Row]:
+    def rows(**cache_key: str) -> Iterator[ActionRow]:
         is_empty = True
         indices = select_battles(battles, options.battle_filter(), eval_fraction=options.eval_fraction, split=split)
         for row in make_rows(battles, indices, checkpoint):

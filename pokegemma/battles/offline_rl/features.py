@@ -21,7 +21,7 @@ _FEATURES_FILE, _KEY_FILE = "features.npy", "key.json"
 _STATES_A_BATCH = 4096
 
 
-class FeatureCache:
+class StateFeatures:
     """The features of the states of packed battles, memory-mapped: `cache[index]` is (T, width) float32."""
 
     def __init__(self, folder: Path, ends: np.ndarray) -> None:
@@ -46,7 +46,7 @@ def prepare_features(
     *,
     device: torch.device | str,
     batch_size: int = 64,
-) -> FeatureCache:
+) -> StateFeatures:
     """Return the cache in a folder, which is written if it does not exist.
 
     Raises:
@@ -60,7 +60,7 @@ def prepare_features(
         if found != key:
             changed = next(name for name in key if found.get(name) != key[name])
             raise PokegemmaError(f"{folder} contains features of another {changed}; choose another folder")
-        return FeatureCache(folder, ends)
+        return StateFeatures(folder, ends)
     model = policy.load_model(device=device)
     with atomic_file(folder / _FEATURES_FILE) as temporary, open(temporary, "wb") as file:
         shape = (int(ends[-1]), model.config.hidden_size)
@@ -68,7 +68,7 @@ def prepare_features(
         for prompts in tqdm(_batches(battles, policy), desc="encoding states", unit="batch"):
             file.write(_encode(model, policy, prompts, batch_size).tobytes())
     write_synced(folder / _KEY_FILE, json.dumps(key).encode())
-    return FeatureCache(folder, ends)
+    return StateFeatures(folder, ends)
 
 
 def _batches(battles: PackedTrajectories, policy: PolicyCheckpoint) -> Iterator[list[str]]:

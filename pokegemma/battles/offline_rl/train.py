@@ -12,7 +12,7 @@ from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.battles.cloning.selection import SplitName, select_battles
-from pokegemma.battles.offline_rl.features import FeatureCache, prepare_features
+from pokegemma.battles.offline_rl.features import StateFeatures, prepare_features
 from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
 from pokegemma.battles.offline_rl.options import OfflineRLOptions, OfflineRLRun, OfflineRLTrainingOptions
 from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
@@ -100,7 +100,7 @@ def _read_facts(options: OfflineRLRun, battles: PackedTrajectories, policy: Poli
 
 
 def _make_windows(
-    options: OfflineRLRun, battles: PackedTrajectories, cache: FeatureCache, split: SplitName
+    options: OfflineRLRun, battles: PackedTrajectories, cache: StateFeatures, split: SplitName
 ) -> BattleWindows:
     data = options.data
     indices = list(select_battles(battles, data.battle_filter(), eval_fraction=data.eval_fraction, split=split))

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from pokegemma.battles.offline_rl.losses import BattleBatch, Losses, compute_losses, judge_batch
 from pokegemma.battles.offline_rl.model import ActorCritic
 from pokegemma.battles.offline_rl.windows import collate_windows
-from pokegemma.training.whole_checkpoints import WholeCheckpoints
+from pokegemma.training.run_folder import WholeCheckpoints
 
 _DIFFERENCE = "heads.difference"
 

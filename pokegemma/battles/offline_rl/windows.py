@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pokegemma.battles.offline_rl.features import FeatureCache
+from pokegemma.battles.offline_rl.features import StateFeatures
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.battles.trajectories.records import NO_ACTION
 from pokegemma.battles.trajectories.rewards import REWARDS
@@ -32,7 +32,7 @@ class BattleWindows(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, battles: PackedTrajectories, cache: FeatureCache, indices: Sequence[int], *, length: int, reward: str
+        self, battles: PackedTrajectories, cache: StateFeatures, indices: Sequence[int], *, length: int, reward: str
     ) -> None:
         self._battles, self._cache = battles, cache
         self._reward = list(REWARDS).index(reward)

@@ -1,14 +1,23 @@
-"""Open a player from what a command calls it: the name of a scripted one, or NAME=SOURCE."""
+"""Open a player from what a command calls it: the name of a scripted one, or NAME=SOURCE.
 
+A source is the name of a scripted player, or the folder of a policy (a checkpoint or adapter of scripts/sft_battles.py)
+or an actor-critic (of scripts/rl_battles.py). FOLDER@TEMPERATURE draws actions by their probabilities, which are
+flatter above a temperature of 1; without it the likeliest action is played.
+"""
+
+import hashlib
+import multiprocessing
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pokegemma.battles.players.player import BattlePlayer
 from pokegemma.battles.players.scripted import SCRIPTED_PLAYERS
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, check_range
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+_TEMPERATURE = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -17,15 +26,19 @@ class PlayerSource:
 
     Attributes:
         name: what reports and trajectory files call it.
-        source: the name of a scripted player.
+        source: the name of a scripted player, or a folder.
+        temperature: of a folder; 0 plays the likeliest action.
 
     Example:
         >>> PlayerSource.parse("teacher=heuristic")
-        PlayerSource(name='teacher', source='heuristic')
+        PlayerSource(name='teacher', source='heuristic', temperature=0.0)
+        >>> PlayerSource.parse("new=outputs/policy@1.0")
+        PlayerSource(name='new', source='outputs/policy', temperature=1.0)
     """
 
     name: str
     source: str
+    temperature: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> "PlayerSource":
@@ -36,21 +49,60 @@ class PlayerSource:
                 such player.
         """
         name, separator, source = text.partition("=")
-        player = cls(name, source if separator else name)
+        folder, at, temperature = source.rpartition("@")
+        if at and _TEMPERATURE.fullmatch(temperature):
+            player = cls(name, folder, float(temperature))
+        else:
+            player = cls(name, source if separator else name)
         if not _NAME.fullmatch(player.name):
             raise PokegemmaError(f"player {text!r}: the name must be letters, digits, '.', '+' and '-'")
-        if player.source not in SCRIPTED_PLAYERS:
+        if not player.is_scripted and not player.folder.is_dir():
             known = ", ".join(SCRIPTED_PLAYERS)
-            raise PokegemmaError(f"player {text!r}: {player.source!r} is not a player; take one of {known}")
+            raise PokegemmaError(
+                f"player {text!r}: {player.source!r} is not a player; take one of {known}, or NAME=FOLDER of a policy"
+            )
+        if player.is_scripted and player.temperature:
+            raise PokegemmaError(f"player {text!r}: {player.source} has no temperature")
+        check_range(f"player {text!r}: temperature", player.temperature, at_most=100)
         return player
 
+    @property
+    def is_scripted(self) -> bool:
+        return self.source in SCRIPTED_PLAYERS
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a policy or an actor-critic."""
+        return Path(self.source)
+
     def open(self) -> BattlePlayer:
-        """Return the player."""
-        return SCRIPTED_PLAYERS[self.source](self.name)
+        """Return the player.
+
+        Raises:
+            PokegemmaError: the folder contains no policy, or it cannot be loaded.
+        """
+        if self.is_scripted:
+            return SCRIPTED_PLAYERS[self.source](self.name)
+        import torch
+
+        from pokegemma.battles.offline_rl.train import SHAPE_FILE
+        from pokegemma.battles.players.actor_critic_player import load_actor_critic_player
+        from pokegemma.battles.players.policy_player import load_policy_player
+
+        if multiprocessing.parent_process() is not None:
+            torch.set_num_threads(1)  # there is a worker for each core
+        load = load_actor_critic_player if (self.folder / SHAPE_FILE).is_file() else load_policy_player
+        return load(self.folder, self.name, temperature=self.temperature)
 
     def fingerprint(self) -> str:
-        """Return what tells this player from another one that had its name before."""
-        return self.source
+        """Return what tells this player from another one that had its name before: the weights of a policy."""
+        if self.is_scripted:
+            return self.source
+        digest = hashlib.sha256(f"{self.temperature}".encode())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
 
 def parse_players(texts: Sequence[str], *, flag: str) -> tuple[PlayerSource, ...]:
