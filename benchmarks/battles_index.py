@@ -2,9 +2,9 @@
 
     python benchmarks/battles_index.py --num_names 4000000
 
-The names are made up, 68 bytes long with folder and extension, as metamon's are, and in no order. list: what a list of paths takes, as Python
-makes it; measured with fewer names, since it takes gigabytes. index: `TrajectoryFiles`. Bytes a name are what
-tracemalloc counts, at the end and at most on the way.
+The names are made up, 68 bytes long with folder and extension as metamon's are, and in no order. list: what a list of
+paths takes, as Python makes it; measured with fewer names, since it takes gigabytes. index: `TrajectoryFiles`. Bytes a
+name are what tracemalloc counts, at the end and at most on the way.
 """
 
 import itertools

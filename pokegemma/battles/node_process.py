@@ -89,12 +89,12 @@ class NodeProcess:
         limit_s = limit_s if self._has_replied else max(limit_s, _START_S)
         return limit_s - (time.monotonic() - self._heard_at if self._num_owed else 0.0)
 
-    def send(self, command: dict[str, Any]) -> None:
-        """Queue a command, and write what the pipe takes.
+    def excuse(self, seconds: float) -> None:
+        """Do not count the last seconds, in which nobody wrote to the process or read from it."""
+        self._heard_at = min(self._heard_at + seconds, time.monotonic())
 
-        Raises:
-            BrokenPipeError: the process is dead.
-        """
+    def send(self, command: dict[str, Any]) -> None:
+        """Queue a command, for `write`."""
         if not self._num_owed:
             self._heard_at = time.monotonic()
         self._num_owed += 1

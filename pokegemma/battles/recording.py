@@ -19,7 +19,7 @@ from pokegemma.battles.trajectories.from_battle import state_from_battle
 from pokegemma.battles.trajectories.records import NO_ACTION, BattleTrajectory, TrajectoryState
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import RUN_FILE
-from pokegemma.parallel.workers import map_items
+from pokegemma.parallel.workers import is_cancelled, map_items
 from pokegemma.provenance import write_run_record
 
 STAGE = "record_battles"
@@ -191,6 +191,8 @@ def _record_task(task: _Task, state: None) -> tuple[dict[str, int], list[str]]:
                 unavailable_choices=sum(seat.num_unavailable for seat in result.seats),
                 turn_limits=result.turn_limit_reached,
             )
+            if is_cancelled():
+                raise KeyboardInterrupt
     for decider in players.values():
         decider.close()
     return dict(counts), problems

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import selectors
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +126,7 @@ class Simulator:
         self._battle_ids: dict[int, str] = {}
         self._num_ids = 0
         self.timeout_s = timeout_s
+        self._left_at = time.monotonic()
         self._events: list[BattleNews | BattleLost] = []
         self._questions: set[int] = set()
         self._answers: dict[int, dict[str, Any]] = {}
@@ -216,9 +218,14 @@ class Simulator:
             self._processes[flight.place].send({"id": flight.number})
 
     def receive(self) -> list[BattleNews | BattleLost]:
-        """Wait until something has happened, and return all of it; an empty list where no battle is in flight."""
+        """Wait until something has happened, and return all of it; an empty list where no battle is in flight.
+
+        `timeout_s` counts only while this waits: a caller may take any time between two calls.
+        """
+        self._excuse_absence()
         while self._flights and not self._events:
             self._wait()
+        self._left_at = time.monotonic()
         events, self._events = self._events, []
         return events
 
@@ -236,6 +243,7 @@ class Simulator:
         Raises:
             PokegemmaError: the node process dies at it.
         """
+        self._excuse_absence()
         place, number = self._find_place(), self._next_number()
         process = self._processes[place]
         process.send({"id": number, **question})
@@ -244,7 +252,14 @@ class Simulator:
             if self._processes[place] is not process:
                 raise PokegemmaError(f"the simulator died at the question {question}")
             self._wait()
+        self._left_at = time.monotonic()
         return self._answers.pop(number)
+
+    def _excuse_absence(self) -> None:
+        """Do not count the time since the last call for what the processes owe: nothing was written or read in it."""
+        for process in self._processes:
+            if process is not None:
+                process.excuse(time.monotonic() - self._left_at)
 
     def _next_number(self) -> int:
         self._num_ids += 1

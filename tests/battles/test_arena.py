@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from pokegemma.provenance import PROJECT_ROOT
+from tests.battles.simulated import TEAM
 from tests.processes import call_script, killed_after, wait_until, wait_until_ended
 
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
@@ -191,6 +192,17 @@ def test_a_mistake_plays_nothing(played: Path, arguments: tuple, words: str) -> 
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and words in errors[0]
     assert lines_of(played) == before
+
+
+def test_other_teams_in_the_same_file_are_refused(simulator, tmp_path: Path) -> None:
+    teams, folder = tmp_path / "teams.txt", tmp_path / "arena"
+    command = ("--players", "random", "max-base-power", "--battle_format", "gen1ou", "--teams_file", teams)
+    teams.write_text(TEAM)
+    arena(folder, *command, "--num_rounds", 1)
+    teams.write_text(TEAM.replace("Blizzard", "Thunderbolt", 1))
+    done = call_script("battles_arena", "--output_dir", folder, *command, "--num_rounds", 2)
+    assert done.returncode == 2 and "other teams" in done.stderr
+    assert len(lines_of(folder)) == 2
 
 
 @pytest.mark.slow(8)

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import time
 
 import pytest
 
-from pokegemma.battles.simulator import BattleLost, BattleSpec, Simulator, derive_seed
+from pokegemma.battles.simulator import BattleLost, BattleNews, BattleSpec, Simulator, derive_seed
 from pokegemma.errors import PokegemmaError
 from tests.battles.simulated import TEAM, make_specs
 from tests.processes import wait_until_ended
@@ -134,6 +135,20 @@ def test_a_silent_process_is_ended_and_replaced(simulator: Simulator) -> None:
         (lost,) = impatient.receive()
         assert lost.process_died and "sent nothing for 0.5 s" in lost.reason
     wait_until_ended([stuck])
+
+
+def test_a_caller_that_takes_long_loses_no_process(simulator: Simulator) -> None:
+    """What it has sent is only written when it waits the next time."""
+    with Simulator() as patient:
+        (spec,) = make_specs(1)
+        patient.start(spec)
+        patient.receive()
+        process_ids = patient.process_ids
+        patient.choose(spec.battle_id, ("move 1", None))
+        patient.timeout_s = 2.0
+        time.sleep(2.2)
+        (news,) = patient.receive()
+        assert isinstance(news, BattleNews) and patient.process_ids == process_ids
 
 
 def test_the_processes_end_with_the_simulator(simulator: Simulator) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pokegemma.battles.arena.plan import ArenaBattle, ArenaRules, Pair, list_battles, list_pairs, make_spec
 from pokegemma.battles.arena.ratings import require_connected
@@ -17,8 +18,9 @@ from pokegemma.battles.runner import BattleResult, BattleRunner
 from pokegemma.battles.simulator import ROLES, BattleFormat, Simulator
 from pokegemma.battles.teams import read_teams
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import RUN_FILE, atomic_file, file_lock
-from pokegemma.parallel.workers import map_items
+from pokegemma.fingerprints import hash_of
+from pokegemma.outputs import RUN_FILE, atomic_file, file_lock, is_unfinished
+from pokegemma.parallel.workers import is_cancelled, map_items
 from pokegemma.provenance import write_run_record
 
 ARENA_STAGE = "battles_arena"
@@ -74,13 +76,12 @@ def play_arena(
         battle_format = simulator.describe_format(rules.battle_format)
         teams_file = None if rules.teams_file is None else Path(rules.teams_file)
         teams = tuple(read_teams(simulator, battle_format, teams_file))
-    known = _check_folder(output_dir, rules, players)
+    options = _check_folder(output_dir, rules, players, teams)
     output_dir.mkdir(parents=True, exist_ok=True)
     with _only_one_arena(output_dir):
         path = output_dir / BATTLES_FILE
         results = read_battles(path)
         _check_pool(pairs, results)
-        options = {**asdict(rules), "players": known}
         write_run_record(output_dir, stage=ARENA_STAGE, options=options, status="running")
         missing = [battle for battle in list_battles(pairs, num_rounds) if battle not in results]
         size = max(1, min(_BATTLES_A_TASK, -(-len(missing) // max(1, num_workers))))
@@ -96,10 +97,14 @@ def play_arena(
     return results, problems
 
 
-def _check_folder(output_dir: Path, rules: ArenaRules, players: Sequence[PlayerSource]) -> dict[str, list[str]]:
-    """Return source and fingerprint of each player that the folder knows and of the new ones, by name."""
-    mine = {player.name: [player.source, player.fingerprint()] for player in players}
-    if not output_dir.exists() or not {path.name for path in output_dir.iterdir()} - {_LOCK_FILE}:
+def _check_folder(
+    output_dir: Path, rules: ArenaRules, players: Sequence[PlayerSource], teams: Sequence[str]
+) -> dict[str, Any]:
+    """Return what run.json records: the rules, and by name the players that the folder knows and the new ones."""
+    named = {player.name: [player.source, player.fingerprint()] for player in players}
+    mine = {**asdict(rules), "teams": hash_of(list(teams)), "players": named}
+    names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
+    if not {name for name in names if name != _LOCK_FILE and not is_unfinished(name)}:
         return mine
     try:
         record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
@@ -107,18 +112,20 @@ def _check_folder(output_dir: Path, rules: ArenaRules, players: Sequence[PlayerS
         record = {}
     if record.get("stage") != ARENA_STAGE:
         raise PokegemmaError(f"{output_dir} was not created by this script; choose another --output_dir")
-    options = record["options"]
+    before = record["options"]
     for key, value in asdict(rules).items():
-        if options[key] != value:
-            raise PokegemmaError(
-                f"{output_dir} contains battles with --{key} {options[key]}; choose another --output_dir"
-            )
-    for name, (source, fingerprint) in mine.items():
-        if options["players"].get(name, ["", fingerprint])[1] != fingerprint:
-            before = options["players"][name][0]
-            changed = f"it was {before}" if before != source else f"{source} has changed"
+        if before[key] != value:
+            raise PokegemmaError(f"{output_dir} contains battles with --{key} {before[key]}; choose another folder")
+    if before["teams"] != mine["teams"]:
+        raise PokegemmaError(
+            f"{output_dir} contains battles with other teams ({rules.teams_file}); choose another folder"
+        )
+    for name, (source, fingerprint) in named.items():
+        known_source, known_fingerprint = before["players"].get(name, (source, fingerprint))
+        if known_fingerprint != fingerprint:
+            changed = f"it was {known_source}" if known_source != source else f"{source} has changed"
             raise PokegemmaError(f"player {name!r} of {output_dir} is another one now ({changed}); give it a new name")
-    return {**options["players"], **mine}
+    return {**mine, "players": {**before["players"], **named}}
 
 
 def _check_pool(pairs: Sequence[Pair], results: dict[ArenaBattle, ArenaResult]) -> None:
@@ -175,6 +182,8 @@ def _play_task(task: _Task, state: None) -> list[str]:
                 problems.append(f"{result.spec.battle_id}: {result.problem}")
             else:
                 _write_result(task, battles[result.spec.battle_id], result)
+            if is_cancelled():
+                raise KeyboardInterrupt
     for decider in deciders.values():
         decider.close()
     return problems
