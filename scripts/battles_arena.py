@@ -24,7 +24,7 @@ class BattlesArenaOptions:
     players: list[str] = option(
         ["random", "max-base-power", "heuristic"],
         "Players: random, max-base-power or heuristic; NAME=SOURCE gives one another name. A source may be the folder "
-        "of a policy, or FOLDER@TEMPERATURE to draw actions by their probabilities.",
+        "of a policy, FOLDER@TEMPERATURE to draw actions by their probabilities, or the URL of a policy's server.",
         nargs="+",
     )
     against: list[str] = option([], "Only pairs with one of these players play. Default: all pairs.", nargs="+")

@@ -2,7 +2,8 @@
 
 A source is the name of a scripted player, or the folder of a policy (a checkpoint or adapter of scripts/sft_battles.py)
 or an actor-critic (of scripts/rl_battles.py). FOLDER@TEMPERATURE draws actions by their probabilities, which are
-flatter above a temperature of 1; without it the likeliest action is played.
+flatter above a temperature of 1; without it the likeliest action is played. A source is also the URL of an
+OpenAI-compatible server of a policy, without /v1.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ class PlayerSource:
 
     Attributes:
         name: what reports and trajectory files call it.
-        source: the name of a scripted player, or a folder.
+        source: the name of a scripted player, a folder, or a URL.
         temperature: of a folder; 0 plays the likeliest action.
 
     Example:
@@ -56,12 +57,12 @@ class PlayerSource:
             player = cls(name, source if separator else name)
         if not _NAME.fullmatch(player.name):
             raise PokegemmaError(f"player {text!r}: the name must be letters, digits, '.', '+' and '-'")
-        if not player.is_scripted and not player.folder.is_dir():
-            known = ", ".join(SCRIPTED_PLAYERS)
+        if not player.is_scripted and not player.is_served and not player.folder.is_dir():
             raise PokegemmaError(
-                f"player {text!r}: {player.source!r} is not a player; take one of {known}, or NAME=FOLDER of a policy"
+                f"player {text!r}: {player.source!r} is not a player; take one of {', '.join(SCRIPTED_PLAYERS)}, "
+                "NAME=FOLDER of a policy, or NAME=URL of a server"
             )
-        if player.is_scripted and player.temperature:
+        if (player.is_scripted or player.is_served) and player.temperature:
             raise PokegemmaError(f"player {text!r}: {player.source} has no temperature")
         check_range(f"player {text!r}: temperature", player.temperature, at_most=100)
         return player
@@ -69,6 +70,10 @@ class PlayerSource:
     @property
     def is_scripted(self) -> bool:
         return self.source in SCRIPTED_PLAYERS
+
+    @property
+    def is_served(self) -> bool:
+        return self.source.startswith(("http://", "https://"))
 
     @property
     def folder(self) -> Path:
@@ -79,10 +84,14 @@ class PlayerSource:
         """Return the player.
 
         Raises:
-            PokegemmaError: the folder contains no policy, or it cannot be loaded.
+            PokegemmaError: the folder contains no policy, it cannot be loaded, or the server cannot be reached.
         """
         if self.is_scripted:
             return SCRIPTED_PLAYERS[self.source](self.name)
+        if self.is_served:
+            from pokegemma.battles.players.served import ServedPlayer
+
+            return ServedPlayer(self.name, self.source)
         import torch
 
         from pokegemma.battles.offline_rl.train import SHAPE_FILE
@@ -95,8 +104,11 @@ class PlayerSource:
         return load(self.folder, self.name, temperature=self.temperature)
 
     def fingerprint(self) -> str:
-        """Return what tells this player from another one that had its name before: the weights of a policy."""
-        if self.is_scripted:
+        """Return what tells this player from another one that had its name before: the weights of a policy.
+
+        Which model a server has is not known from here: only its URL counts.
+        """
+        if self.is_scripted or self.is_served:
             return self.source
         digest = hashlib.sha256(f"{self.temperature}".encode())
         for path in sorted(self.folder.glob("*.safetensors")):
