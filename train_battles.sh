@@ -7,7 +7,8 @@
 #   ./train_battles.sh --resume_from_checkpoint    continue a run that was stopped
 #
 # Variables, from the environment or .env (the environment wins): MODEL_NAME TRAJECTORIES OUTPUT_DIR BATTLE_FORMAT
-# NUM_BATTLES (recorded by the demonstration) NUM_ROUNDS (of the arena, two battles each) MAX_STEPS
+# TEAMS_FILE (for formats without random teams; the demonstration has one team for all) NUM_BATTLES (recorded by the
+# demonstration) NUM_ROUNDS (of the arena, two battles each) MAX_STEPS
 # TRAJECTORIES is a folder of trajectory files (FORMAT/NAME.json.lz4), or one that scripts/battles_pack.py wrote.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -46,6 +47,7 @@ for argument in "$@"; do
 done
 
 battle_format=${BATTLE_FORMAT:-gen1ou}
+teams_file=${TEAMS_FILE:-}
 demonstration=false
 train_options=()
 if [[ -z ${TRAJECTORIES:-} ]]; then
@@ -55,6 +57,7 @@ if [[ -z ${TRAJECTORIES:-} ]]; then
     trajectories=$output_dir/trajectories packed=$output_dir/packed model=$output_dir/base_model
     train_options+=(--config training_configs/battles.yaml)
     num_steps=7
+    if [[ $battle_format == gen1ou ]]; then teams_file=${TEAMS_FILE:-training_configs/battles_team.txt}; fi
     echo "MODEL_NAME and TRAJECTORIES are not set: running the demonstration."
     echo "A tiny Gemma 3 learns to play $battle_format from battles of poke-env's heuristic."
 else
@@ -88,6 +91,9 @@ eval "$facts"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$num_cores}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false} PYTHONUNBUFFERED=1
 if $demonstration; then export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}; fi
+
+teams=()
+if [[ -n $teams_file ]]; then teams=(--teams_file "$teams_file"); fi
 
 # --- steps
 
@@ -128,7 +134,8 @@ run_step() {  # run_step "what it does" RESULT command...
 
 if $demonstration; then
     run_step "Recording battles of the heuristic" "$trajectories" "$python" scripts/battles_record.py \
-        --battle_format "$battle_format" --num_battles "${NUM_BATTLES:-500}" --output_dir "$trajectories"
+        --battle_format "$battle_format" --num_battles "${NUM_BATTLES:-500}" --output_dir "$trajectories" \
+        ${teams[@]+"${teams[@]}"}
 fi
 if [[ $packed != "$trajectories" ]]; then
     run_step "Packing the trajectories" "$packed" "$python" scripts/battles_pack.py \
@@ -144,7 +151,8 @@ run_step "Training" "$policy" "$python" scripts/sft_battles.py --trajectories_di
 # A process for each core plays, so one thread each.
 run_step "Playing in the arena" "$arena/report.html" env OMP_NUM_THREADS=1 "$python" scripts/battles_arena.py \
     --battle_format "$battle_format" --players "policy=$policy" random max-base-power heuristic --against policy \
-    --baseline policy --num_rounds "${NUM_ROUNDS:-100}" --output_dir "$arena"
+    --baseline policy --num_rounds "${NUM_ROUNDS:-100}" --output_dir "$arena" \
+    ${teams[@]+"${teams[@]}"}
 run_step "Writing the model card" "$policy/README.md" "$python" scripts/battles_card.py \
     --policy_path "$policy" --arena_dir "$arena"
 

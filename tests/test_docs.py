@@ -70,6 +70,8 @@ def flags_of(program: str) -> frozenset[str]:
     """Return the flags that one of our programs knows."""
     if program in ("./train_gemma3.sh", "./train_gemma3n.sh", "training_configs/slurm.sbatch"):
         return flags_of("scripts/sft_pokemon_gemma3.py")
+    if program == "./train_battles.sh":
+        return flags_of("scripts/sft_battles.py")
     if program == "scripts/model_registry.py":
         from scripts.model_registry import COMMANDS
 
