@@ -1,13 +1,15 @@
 """What all training of battle policies shares: output folder, run.json, resuming, trackers, a stop on a signal."""
 
+import csv
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
+from pokegemma.outputs import atomic_file
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import TrainingOptions
 from pokegemma.training.parallel_mode import check_requested_mode
@@ -18,6 +20,9 @@ from pokegemma.training.tracking.settings import earlier_run_id, make_run_id, tr
 from pokegemma.training.tracking.trackers import guarded_trackers
 
 logger = logging.getLogger(__name__)
+
+
+METRICS_CSV = "metrics.csv"
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,21 @@ class TrainingRun:
         with full_disk_explained(record.folder), stop, trackers:
             trainer.train(resume_from_checkpoint=self.resume_from and str(self.resume_from))
             results = {} if stop.stopped else finish()
+            if record.is_written:
+                write_metrics(record.folder / METRICS_CSV, trainer.state.log_history)
             status = "interrupted" if stop.stopped else "completed"
             record.write(status, global_step=trainer.state.global_step, **results)
         trainer.accelerator.end_training()
         return not stop.stopped
+
+
+def write_metrics(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
+    """Write the entries of `TrainerState` as CSV, one a line, with a column for each name in them."""
+    names = dict.fromkeys(["step", *(name for entry in log_history for name in entry)])
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(log_history)
 
 
 def open_run(

@@ -1,5 +1,6 @@
 """The offline actor-critic: a small game with a known value, windows, features, and whole runs."""
 
+import csv
 import json
 import shlex
 from pathlib import Path
@@ -201,6 +202,9 @@ def test_training_resumes_exactly(packed_battles: Path, tiny_policy: Path, tmp_p
     record = train("whole", "--max_steps", "4")
     assert 0 <= record["evaluation"]["eval_rank_of_played"] <= 1
     assert record["status"] == "completed"
+    with open(tmp_path / "whole" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["critic_loss"]] == ["1", "2", "3", "4"]
     train("part", "--max_steps", "2")
     train("part", "--max_steps", "4", "--resume_from_checkpoint")
     whole, _ = load_actor_critic(tmp_path / "whole")
