@@ -57,14 +57,14 @@ class TrainingRun:
             trainer.train(resume_from_checkpoint=self.resume_from and str(self.resume_from))
             results = {} if stop.stopped else finish()
             if record.is_written:
-                write_metrics(record.folder / METRICS_CSV, trainer.state.log_history)
+                write_logged_metrics(record.folder / METRICS_CSV, trainer.state.log_history)
             status = "interrupted" if stop.stopped else "completed"
             record.write(status, global_step=trainer.state.global_step, **results)
         trainer.accelerator.end_training()
         return not stop.stopped
 
 
-def write_metrics(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
+def write_logged_metrics(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
     """Write the entries of `TrainerState` as CSV, one a line, with a column for each name in them."""
     names = dict.fromkeys(["step", *(name for entry in log_history for name in entry)])
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
