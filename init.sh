@@ -261,7 +261,7 @@ for part in ${parts[@]+"${parts[@]}"}; do
         showdown) what="server" folder=pokegemma/battles/node_server target=$env_dir/share/pokegemma-showdown flags=(--omit=optional) ;;
         *) continue ;;
     esac
-    if ! cmp -s "$folder/package-lock.json" "$target/installed.json"; then
+    if [[ ! -d $target/node_modules ]] || ! cmp -s "$folder/package-lock.json" "$target/installed.json"; then
         step "Installing Pokémon Showdown's $what into $target" install_node_packages "$folder" "$target" ${flags[@]+"${flags[@]}"}
     fi
 done

@@ -80,7 +80,7 @@ if [[ -e $policy ]] && ! $resume && ! $overwrite; then
 fi
 mkdir -p "$output_dir"
 : >"$mark"
-if ! $resume; then rm -rf "$arena"; fi  # a name in an arena stands for one checkpoint
+if $demonstration && ! $resume; then rm -rf "$trajectories" "$packed"; fi  # of other settings, maybe
 if [[ -n ${MAX_STEPS:-} ]]; then train_options+=(--max_steps "$MAX_STEPS"); fi
 train_options+=("$@")
 
@@ -142,12 +142,13 @@ if [[ $packed != "$trajectories" ]]; then
         --trajectories_dir "$trajectories" --output_dir "$packed"
 fi
 run_step "Checking the trajectories" "$packed" "$python" scripts/battles_check.py --trajectories_dir "$trajectories"
-if $demonstration && ! $resume; then
+if $demonstration && [[ ! -d $model ]] || $demonstration && ! $resume; then
     run_step "Making a tiny Gemma 3 with random weights" "$model" "$python" scripts/battles_tiny_model.py \
         --trajectories_dir "$packed" --output_dir "$model" --overwrite
 fi
 run_step "Training" "$policy" "$python" scripts/sft_battles.py --trajectories_dir "$packed" \
     --model_name_or_path "$model" --output_dir "$policy" ${train_options[@]+"${train_options[@]}"}
+rm -rf "$arena"  # a name in an arena stands for one checkpoint
 # A process for each core plays, so one thread each.
 run_step "Playing in the arena" "$arena/report.html" env OMP_NUM_THREADS=1 "$python" scripts/battles_arena.py \
     --battle_format "$battle_format" --players "policy=$policy" random max-base-power heuristic --against policy \

@@ -11,6 +11,7 @@ import json
 import platform
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,9 @@ from typing import Any
 
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+if __name__ == "__main__":  # a script has only its own folder on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.battles_reading import make_battle
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy

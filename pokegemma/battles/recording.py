@@ -18,6 +18,7 @@ from pokegemma.battles.trajectories.files import COMPRESSED, TrajectoryName, wri
 from pokegemma.battles.trajectories.from_battle import state_from_battle
 from pokegemma.battles.trajectories.records import NO_ACTION, BattleTrajectory, TrajectoryState
 from pokegemma.errors import PokegemmaError
+from pokegemma.fingerprints import hash_of
 from pokegemma.outputs import RUN_FILE
 from pokegemma.parallel.workers import is_cancelled, map_items
 from pokegemma.provenance import write_run_record
@@ -80,7 +81,9 @@ def record_battles(
         battle_format = simulator.describe_format(plan.battle_format)
         teams_file = None if plan.teams_file is None else Path(plan.teams_file)
         teams = tuple(read_teams(simulator, battle_format, teams_file))
-    plan = _continue_plan(plan, output_dir)
+    teams_hash = hash_of(list(teams))
+    plan = _continue_plan(plan, output_dir, teams_hash)
+    options = {**asdict(plan), "teams": teams_hash}
     missing = [index for index in range(num_battles) if not _is_recorded(plan, output_dir, index)]
     size = max(1, min(_BATTLES_A_TASK, -(-len(missing) // max(1, num_workers))))
     tasks = [
@@ -88,14 +91,14 @@ def record_battles(
         for start in range(0, len(missing), size)
     ]
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_run_record(output_dir, stage=STAGE, options=asdict(plan), status="running")
+    write_run_record(output_dir, stage=STAGE, options=options, status="running")
     played: collections.Counter[str] = collections.Counter()
     problems: list[str] = []
     for counts, of_task in map_items(_record_task, tasks, num_workers=num_workers, label="Playing", unit="task"):
         played.update(counts)
         problems += of_task
     report = {**_count_results(plan, output_dir, num_battles), "played_now": dict(played), "problems": problems}
-    write_run_record(output_dir, stage=STAGE, options=asdict(plan), status="complete", report=report)
+    write_run_record(output_dir, stage=STAGE, options=options, status="complete", report=report)
     return report
 
 
@@ -106,7 +109,7 @@ def player_names(plan: RecordingPlan, index: int) -> tuple[str, str]:
     return names if index % 2 == 0 else names[::-1]
 
 
-def _continue_plan(plan: RecordingPlan, output_dir: Path) -> RecordingPlan:
+def _continue_plan(plan: RecordingPlan, output_dir: Path, teams_hash: str) -> RecordingPlan:
     """Return the plan whose battles are in a folder, which is this one, except for the date of the first run."""
     if not output_dir.exists() or not any(output_dir.iterdir()):
         return plan
@@ -117,6 +120,8 @@ def _continue_plan(plan: RecordingPlan, output_dir: Path) -> RecordingPlan:
     if record.get("stage") != STAGE:
         raise PokegemmaError(f"{output_dir} was not created by this script; choose another --output_dir")
     options = {**record["options"], "players": tuple(record["options"]["players"])}
+    if options.pop("teams") != teams_hash:
+        raise PokegemmaError(f"{output_dir} contains battles with other teams; choose another --output_dir")
     changed = sorted(key for key, value in asdict(plan).items() if key != "date" and options[key] != value)
     if changed:
         key = changed[0]

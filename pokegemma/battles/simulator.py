@@ -161,6 +161,8 @@ class Simulator:
         facts = self._ask({"format": name})
         if "problems" in facts:
             raise PokegemmaError(f"format {name!r}: Pokémon Showdown has no format of this name")
+        if facts["format_id"] != name:
+            raise PokegemmaError(f"format {name!r}: Pokémon Showdown calls it {facts['format_id']}, write it so")
         if facts["game_type"] != "singles":
             raise PokegemmaError(f"format {name!r} is played as {facts['game_type']}: only singles are supported")
         if not facts["hides_exact_hp"]:

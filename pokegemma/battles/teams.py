@@ -31,7 +31,11 @@ def read_teams(simulator: Simulator, battle_format: BattleFormat, path: Path | N
         known = ", ".join(sorted(each.stem for each in _SAMPLES.glob("*.txt")))
         hint = f"name a file with --teams_file (pokegemma has teams for {known})" if path is None else "no such file"
         raise PokegemmaError(f"teams of format {battle_format.name!r}: {hint}")
-    texts = [text.strip() for text in _HEADING.split(source.read_text(encoding="utf-8"))]
+    try:
+        content = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PokegemmaError(f"{source}: cannot be read as text in UTF-8: {error}") from error
+    texts = [text.strip() for text in _HEADING.split(content)]
     teams = [simulator.validate_team(battle_format.name, text) for text in texts if text]
     if not teams:
         raise PokegemmaError(f"{source}: contains no team")

@@ -47,6 +47,8 @@ class StandIn:
                     socket.send(f"|updateuser| {self.user_name}|1|1|{{}}")
                     for line in self._greeting:
                         socket.send(line.replace("USER", self.user_name))
+                elif words[0] == "/noreply":
+                    socket.send(f">{words[1].removeprefix('/leave ')}\n|deinit")
                 elif words[0] == "/accept" or words[0] == "/search":
                     self._num_battles += 1
                     self._play(socket, f"battle-{self._format}-{self._num_battles}")

@@ -73,7 +73,10 @@ def list_battles(pairs: Sequence[Pair], num_rounds: int) -> Iterator[ArenaBattle
 
 
 def make_spec(battle: ArenaBattle, rules: ArenaRules, teams: Sequence[str]) -> BattleSpec:
-    """Return a battle as the simulator takes it; both battles of a round have the same teams on the same sides."""
-    seed = f"{rules.seed}/{battle.round}"
+    """Return a battle as the simulator takes it; both battles of a round have the same teams on the same sides.
+
+    No recording has these seeds: a policy would be measured on the battles that it was trained on.
+    """
+    seed = f"arena/{rules.seed}/{battle.round}"
     drawn = draw_teams(teams, seed=seed)
     return BattleSpec(battle.battle_id, rules.battle_format, battle.names, seed=seed, teams=drawn)

@@ -112,7 +112,11 @@ def _check_folder(
         record = {}
     if record.get("stage") != ARENA_STAGE:
         raise PokegemmaError(f"{output_dir} was not created by this script; choose another --output_dir")
-    before = record["options"]
+    before, results = record["options"], read_battles(output_dir / BATTLES_FILE)
+    if not results:  # nothing that could be mixed: a name, a seed or teams may have been wrong
+        return mine
+    played = {name for battle in results for name in battle.pair}
+    before["players"] = {name: known for name, known in before["players"].items() if name in played}
     for key, value in asdict(rules).items():
         if before[key] != value:
             raise PokegemmaError(f"{output_dir} contains battles with --{key} {before[key]}; choose another folder")

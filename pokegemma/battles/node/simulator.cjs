@@ -64,6 +64,7 @@ function describe(name) {
   if (!format.exists || format.effectType !== 'Format') return {problems: ['no such format']};
   const rules = Dex.formats.getRuleTable(format);
   return {
+    format_id: format.id,
     generation: Dex.forFormat(format).gen,
     game_type: format.gameType,
     has_random_teams: !!format.team,

@@ -1,5 +1,6 @@
 """The features of a frozen encoder for every state, computed once: what a policy's Gemma 3 makes of a state's text."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pokegemma.battles.policy.prompts import read_texts
 from pokegemma.battles.policy.scoring import encode_prompts
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.adapters.reading import WEIGHTS_FILE
 from pokegemma.outputs import atomic_file, write_synced
 
 _FEATURES_FILE, _KEY_FILE = "features.npy", "key.json"
@@ -53,7 +55,7 @@ def prepare_features(
         PokegemmaError: the folder contains the features of other battles or another encoder.
     """
     ends = count_states(battles)
-    adapter = policy.adapter and policy.adapter.run.get("created")
+    adapter = policy.adapter and hashlib.sha256((policy.adapter.path / WEIGHTS_FILE).read_bytes()).hexdigest()
     key = {"battles": battles.digest(), "model": policy.weights_fingerprint(), "adapter": adapter, "text": policy.text}
     if (folder / _KEY_FILE).is_file():
         found = json.loads((folder / _KEY_FILE).read_text(encoding="utf-8"))

@@ -53,6 +53,8 @@ class KLController:
         mean = sum(self._seen) / len(self._seen)
         self._seen.clear()
         if mean > _HIGH * KL_TARGET:
-            self.lr_factor, self.factor = self.lr_factor * 0.5, self.factor * 1.5
+            # From k as it is, limited: else many high means would have to be taken back before k falls again.
+            limit = K_MAX / (K_START * (1 + self.step / HORIZON) ** -DECAY)
+            self.lr_factor, self.factor = self.lr_factor * 0.5, min(self.factor * 1.5, limit)
         elif mean < _LOW * KL_TARGET:
             self.lr_factor, self.factor = self.lr_factor * 1.1, self.factor * 0.9

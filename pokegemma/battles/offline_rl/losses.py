@@ -91,12 +91,13 @@ def _pick(values: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def judge_batch(model: ActorCritic, batch: BattleBatch) -> torch.Tensor:
-    """Return a row for each decision that is used, (N, 4): its rank, 1 if it has one, right action, 1.
+    """Return a row for each decision between actions, (N, 4): its rank, 1 if it has one, right action, 1.
 
     The rank is that of the action played among the other legal ones by the critics of the last gamma.
     """
-    states = model.encode(batch.features, batch.numbers)[:, :-1][batch.used]
-    actions, legal = batch.actions[batch.used], batch.legal[:, :-1][batch.used]
+    used = batch.used & (batch.legal[:, :-1].sum(-1) > 1)  # as in cloning: one legal action is no decision
+    states = model.encode(batch.features, batch.numbers)[:, :-1][used]
+    actions, legal = batch.actions[used], batch.legal[:, :-1][used]
     every = torch.arange(model.shape.num_critics)
     rank = formulas.rank_played(model.heads.action_values(states, model.bins, critics=every)[:, -1], actions, legal)
     has_rank = rank.isfinite()

@@ -20,7 +20,7 @@ class OfflineRLOptions(CloningOptions):
         ..., "Policy whose Gemma 3 encodes states, frozen: a checkpoint or an adapter of scripts/sft_battles.py."
     )
     features_dir: str | None = option(
-        None, "Folder of the features of all states, computed once. Default: features in --output_dir's folder."
+        None, "Folder of the features of all states, computed once. Default: --output_dir with _features appended."
     )
     reward: RewardName = option("default_shaped", "Reward of a transition.")
     actor: Literal["filter", "clone"] = option(
@@ -69,6 +69,9 @@ class OfflineRLTrainingOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         self.gradient_checkpointing, self.activation_checkpointing = None, False  # the network has none
+        if self.bf16 or self.fp16:
+            raise PokegemmaError("--bf16, --fp16: returns up to 1,100 need float32; leave them out")
+        self.bf16 = False  # not what a GPU could do
         super().__post_init__()
 
 

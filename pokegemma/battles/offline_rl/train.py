@@ -12,6 +12,7 @@ from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.battles.cloning.selection import SplitName, select_battles
+from pokegemma.battles.offline_rl import formulas
 from pokegemma.battles.offline_rl.features import StateFeatures, prepare_features
 from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
 from pokegemma.battles.offline_rl.options import OfflineRLOptions, OfflineRLRun, OfflineRLTrainingOptions
@@ -124,6 +125,7 @@ def _choose_shape(data: OfflineRLOptions, feature_width: int) -> ActorCriticShap
         max_length=data.window,
         gammas=tuple(data.gammas),
         num_critics=data.num_critics,
+        max_return=2 * formulas.MAX_RETURN if data.reward == "aggressive_shaped" else formulas.MAX_RETURN,
     )
 
 

@@ -113,6 +113,7 @@ class ShowdownConnection:
                 elif kind == "nametaken":
                     raise PokegemmaError(f"{self._url} refuses the name {self.user_name!r}: {words[-1]}")
                 elif kind == "updateuser" and words[1] == "1":
+                    self.user_name = words[0][1:].removesuffix("@!")  # the server leaves out some characters
                     return
         raise PokegemmaError(f"{self._url}: not logged in as {self.user_name!r} within {_LOGIN_TIMEOUT_S:g} s")
 

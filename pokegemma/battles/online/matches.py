@@ -124,6 +124,8 @@ class MatchPlayer:
 
     def _read_battle(self, room: str, lines: tuple[str, ...]) -> MatchResult | None:
         if self._match is None:
+            if not any(line.startswith("|init|battle") for line in lines):
+                return None  # the server's last word of a battle that was left
             seat = Seat(
                 battle_id=room.rpartition("-")[2],
                 battle_format=self._format.name,

@@ -23,7 +23,7 @@ from pokegemma.gemma.loading import default_device
 _MAX_BATTLES = 4096
 """Battles remembered at once; nothing tells a player that one has ended, so the oldest are dropped."""
 
-_History = list[tuple[str, torch.Tensor, np.ndarray]]
+_History = list[tuple[tuple[int, bool, str], torch.Tensor, np.ndarray]]
 
 
 class ActorCriticPlayer:
@@ -64,9 +64,10 @@ class ActorCriticPlayer:
         self._histories.move_to_end(key)
         if decision.number == 0:  # a battle that is played again
             history.clear()
-        if history and history[-1][0] == prompt:  # the last choice did not happen
+        moment = (decision.battle.turn, bool(decision.battle.force_switch), prompt)
+        if history and history[-1][0] == moment:  # the last choice did not happen
             history.pop()
-        history.append((prompt, feature, numbers))
+        history.append((moment, feature, numbers))
         del history[: -self._network.shape.max_length]
         while len(self._histories) > _MAX_BATTLES:
             self._histories.popitem(last=False)

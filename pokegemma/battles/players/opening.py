@@ -7,6 +7,7 @@ OpenAI-compatible server of a policy, without /v1.
 """
 
 import hashlib
+import json
 import multiprocessing
 import re
 from collections.abc import Sequence
@@ -110,11 +111,25 @@ class PlayerSource:
         """
         if self.is_scripted or self.is_served:
             return self.source
-        digest = hashlib.sha256(f"{self.temperature}".encode())
-        for path in sorted(self.folder.glob("*.safetensors")):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        return f"{self.temperature} {_hash_weights(self.folder)}"
+
+
+_NEEDS = {"actor_critic.json": "encoder", "adapter_config.json": "base_model_name_or_path"}
+"""Files that name another model which a player needs, and under which key."""
+
+
+def _hash_weights(folder: Path) -> str:
+    """Return a hash of all weights that a folder's player plays with, those of an adapter's base and an encoder too."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name, key in _NEEDS.items():
+        if (folder / name).is_file():
+            needed = Path(json.loads((folder / name).read_text(encoding="utf-8"))[key])
+            if needed.is_dir():
+                digest.update(_hash_weights(needed).encode())
+    return digest.hexdigest()
 
 
 def parse_players(texts: Sequence[str], *, flag: str) -> tuple[PlayerSource, ...]:

@@ -96,7 +96,7 @@ class SkyEmuConsole:
                 return
             after = self.picture()
             if after.getbbox() is None:  # black may be no picture of the game, until the next step
-                self.step(1)
+                any(self._client.step(1) for _ in range(_MAX_STEPS))  # until one is confirmed
                 after = self.picture()
             self._picture = None
             if after.tobytes() != before.tobytes():
