@@ -12,7 +12,8 @@ try:
 except ImportError as error:
     raise PokegemmaError(f"battles need {error.name}: ./init.sh --with battles") from error
 
-logger = logging.getLogger(__name__)
+_battle_logger = logging.getLogger(f"{__name__}.battle")
+_battle_logger.setLevel(logging.WARNING)  # poke-env logs what the simulator says of clauses, in each battle
 
 _NOT_FOR_THE_STATE = {"t:", "expire", "uhtmlchange", "tempnotify", "tempnotifyoff", "bigerror"}
 """What poke-env's own Player keeps from its Battle, which raises at some. "bigerror" is sent from turn 500 on."""
@@ -34,7 +35,7 @@ class Seat:
 
     def __init__(self, *, battle_id: str, battle_format: str, role: str, name: str, generation: int) -> None:
         self.role = role
-        self.battle = Battle(f"battle-{battle_format}-{battle_id}", name, logger, generation)
+        self.battle = Battle(f"battle-{battle_format}-{battle_id}", name, _battle_logger, generation)
         self.num_decisions = 0
         self.has_request = self.in_team_preview = self.was_unavailable = False
         self.problem = ""
