@@ -142,7 +142,7 @@ if [[ $packed != "$trajectories" ]]; then
         --trajectories_dir "$trajectories" --output_dir "$packed"
 fi
 run_step "Checking the trajectories" "$packed" "$python" scripts/battles_check.py --trajectories_dir "$trajectories"
-if $demonstration && [[ ! -d $model ]] || $demonstration && ! $resume; then
+if $demonstration && { ! $resume || [[ ! -d $model ]]; }; then
     run_step "Making a tiny Gemma 3 with random weights" "$model" "$python" scripts/battles_tiny_model.py \
         --trajectories_dir "$packed" --output_dir "$model" --overwrite
 fi

@@ -3,7 +3,7 @@
 #
 # Assumed: Battle.parse_message reads every line of a battle's log, since the players keep their state with it.
 # What happens: Player filters some lines before. `bigerror` (the warning that a battle will soon be tied by its length) is
-# one of them; a program that feeds a simulator's stream to Battle itself loses the longest battles only, at turn 900.
+# one of them; a program that feeds a simulator's stream to Battle itself loses the longest battles only, from turn 500 on.
 #
 # Seen with poke-env 0.16.1 (2026-11-30):
 #   |turn|1: read

@@ -53,14 +53,21 @@ def find_legal_actions(battle: Battle) -> dict[int, LegalAction]:
 
 
 def _number_moves(battle: Battle, moves: list[dict[str, Any]]) -> dict[int, int]:
-    """Return the numbers of a request's moves, those included that are disabled: action -> place in the request."""
+    """Return the numbers of a request's moves, those included that are disabled: action -> place in the request.
+
+    A move that Mimic has copied may be there twice. A state, like poke-env, lists it once, so it has one number.
+    """
     active = battle.active_pokemon
     names = [move.id for move in active.moves.values()] if active is not None else []
-    places = {clean_move(move["id"]): place for place, move in enumerate(moves)}
+    places: dict[str, int] = {}
+    for place, move in enumerate(moves):
+        name = clean_move(move["id"])
+        if name not in places or moves[places[name]].get("disabled"):
+            places[name] = place
     ordered = [clean_move(names[place]) for place in order_moves(names)]
     numbered = {action: places[name] for action, name in enumerate(ordered) if name in places}
     free = (action for action in range(MAX_MOVES) if action not in numbered)
-    for place in sorted(set(range(len(moves))) - set(numbered.values())):
+    for place in sorted(set(places.values()) - set(numbered.values())):
         numbered[next(free)] = place
     return dict(sorted(numbered.items()))
 

@@ -2,7 +2,6 @@
 
 import collections
 import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ from pokegemma.battles.trajectories.from_battle import state_from_battle
 from pokegemma.battles.trajectories.records import NO_ACTION, BattleTrajectory, TrajectoryState
 from pokegemma.errors import PokegemmaError
 from pokegemma.fingerprints import hash_of
-from pokegemma.outputs import RUN_FILE
 from pokegemma.parallel.workers import is_cancelled, map_items
-from pokegemma.provenance import write_run_record
+from pokegemma.provenance import read_run_record, write_run_record
 
 STAGE = "record_battles"
 _BATTLES_A_TASK = 256
@@ -113,10 +111,7 @@ def _continue_plan(plan: RecordingPlan, output_dir: Path, teams_hash: str) -> Re
     """Return the plan whose battles are in a folder, which is this one, except for the date of the first run."""
     if not output_dir.exists() or not any(output_dir.iterdir()):
         return plan
-    try:
-        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
+    record = read_run_record(output_dir) or {}
     if record.get("stage") != STAGE:
         raise PokegemmaError(f"{output_dir} was not created by this script; choose another --output_dir")
     options = {**record["options"], "players": tuple(record["options"]["players"])}

@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import Trainer
 
+from pokegemma.battles.policy.checkpoint import PolicyCheckpoint
+from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.outputs import atomic_file
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import TrainingOptions
@@ -71,6 +73,16 @@ def write_logged_metrics(path: Path, log_history: Sequence[Mapping[str, float]])
         writer = csv.DictWriter(file, list(names), lineterminator="\n")
         writer.writeheader()
         writer.writerows(log_history)
+
+
+def describe_inputs(base: PolicyCheckpoint, battles: PackedTrajectories, folder: Path, *, seed: int) -> dict[str, Any]:
+    """Return what run.json records of a model and of the battles that were packed in `folder`."""
+    return {
+        "base_model": base.path,
+        "base_fingerprint": base.weights_fingerprint(),
+        "seed": seed,
+        "dataset": {"path": str(folder.resolve()), "sha256": battles.digest(), "num_battles": len(battles)},
+    }
 
 
 def open_run(

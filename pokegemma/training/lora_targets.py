@@ -6,7 +6,7 @@ from peft import LoraConfig
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.families import LINEAR_LAYERS, TOWER, Family
-from pokegemma.training.options import ModelOptions
+from pokegemma.training.options import ModelOptions, WeightOptions
 
 
 def lora_target_pattern(family: Family, *, named: Sequence[str], train_vision_tower: bool) -> str:
@@ -31,17 +31,28 @@ def lora_config(options: ModelOptions, family: Family) -> LoraConfig:
 
     `--lora_target_modules` narrows or widens the linear layers by name, within the parts that are trained.
     """
+    named, in_full = named_layers(options), list(options.lora_modules_to_save or [])
+    if options.train_projector:  # its weight is a bare parameter, not a linear layer: it is trained in full
+        in_full.append(family.projector)
+    pattern = lora_target_pattern(family, named=named, train_vision_tower=options.train_vision_tower)
+    return adapter_config(options, pattern, in_full=in_full)
+
+
+def named_layers(options: WeightOptions) -> list[str]:
+    """Return the linear layers that `--lora_target_modules` names; none for all."""
     given = options.lora_target_modules or []  # ModelConfig makes a list of one a string
-    named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
-    # The projector's weight is a bare parameter, not a linear layer: it is trained in full.
-    in_full = [*(options.lora_modules_to_save or []), *([family.projector] if options.train_projector else [])]
+    return [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
+
+
+def adapter_config(options: WeightOptions, pattern: str, *, in_full: Sequence[str]) -> LoraConfig:
+    """Return the config of an adapter of the layers that a regex matches; modules `in_full` are trained whole."""
     return LoraConfig(
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         bias="none",
-        target_modules=lora_target_pattern(family, named=named, train_vision_tower=options.train_vision_tower),
-        modules_to_save=in_full or None,
+        target_modules=pattern,
+        modules_to_save=list(in_full) or None,
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
         task_type="CAUSAL_LM",

@@ -1,5 +1,6 @@
 """The base model as it is trained: quantised for QLoRA, with the right parts frozen for full fine-tuning."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from pokegemma.gemma.families import TOWER, Family
 from pokegemma.gemma.loading import Checkpoint
-from pokegemma.training.options import ModelOptions, TrainingOptions
+from pokegemma.training.options import ModelOptions, TrainingOptions, WeightOptions
 
 
 def load_trainable(checkpoint: Checkpoint, options: ModelOptions, training: TrainingOptions) -> PreTrainedModel:
@@ -16,19 +17,8 @@ def load_trainable(checkpoint: Checkpoint, options: ModelOptions, training: Trai
     Raises:
         PokegemmaError: the model cannot be loaded.
     """
-    family, extra = checkpoint.family, dict[str, Any]()
-    if options.finetuning == "qlora":
-        dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=options.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=options.use_bnb_nested_quant,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype,  # the same type for all weights; it does not change their values
-            llm_int8_skip_modules=family.not_quantised,
-        )
-        extra["device_map"] = {"": training.device}
-    model = checkpoint.load_model(dtype=options.dtype, attn_implementation=options.attn_implementation, **extra)
+    family = checkpoint.family
+    model = checkpoint.load_model(**loading_options(options, training, not_quantised=family.not_quantised))
     model.config.use_cache = False
     if options.finetuning == "full":
         frozen = {TOWER: not options.train_vision_tower, family.projector: not options.train_projector}
@@ -36,6 +26,25 @@ def load_trainable(checkpoint: Checkpoint, options: ModelOptions, training: Trai
         for name, weight in model.named_parameters():
             weight.requires_grad = not any(part in name and freeze for part, freeze in frozen.items())
     return model
+
+
+def loading_options(
+    options: WeightOptions, training: TrainingOptions, *, not_quantised: Sequence[str]
+) -> dict[str, Any]:
+    """Return the arguments to load a base model with, in 4 bits for QLoRA but for the modules `not_quantised`."""
+    arguments: dict[str, Any] = {"dtype": options.dtype, "attn_implementation": options.attn_implementation}
+    if options.finetuning == "qlora":
+        dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=options.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=options.use_bnb_nested_quant,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype,  # the same type for all weights; it does not change their values
+            llm_int8_skip_modules=not_quantised,
+        )
+        arguments["device_map"] = {"": training.device}
+    return arguments
 
 
 def is_reentrant(training: TrainingOptions, *, adapter: bool) -> bool:

@@ -50,6 +50,15 @@ Tera Type: Steel
 - Volt Switch
 - Steel Beam
 """
+MIMIC = """Chansey
+- Mimic
+- Thunderbolt
+- Soft-Boiled
+- Reflect
+"""
+THUNDERBOLT = """Jolteon
+- Thunderbolt
+"""
 EXPLODING = """Electrode
 - Explosion
 """
@@ -133,6 +142,24 @@ def test_legal_actions_are_among_those_of_the_state_and_mean_the_same(simulator,
     specs = make_specs(8, battle_format=battle_format)
     results = play(simulator, specs, (RandomBattlePlayer(), HeuristicPlayer()), observer=compare)
     assert num_seen > 200 and not any(result.problem for result in results.values())
+
+
+def test_a_move_that_mimic_copied_and_that_was_known_has_one_number(simulator) -> None:
+    """The request lists it twice, poke-env and the state once."""
+    num_twice = 0
+
+    def compare(seat) -> None:
+        nonlocal num_twice
+        if seat.battle.finished:
+            return
+        listed = [move["id"] for move in (seat.battle.last_request.get("active") or [{}])[0].get("moves", [])]
+        num_twice += len(set(listed)) < len(listed)
+        assert set(find_legal_actions(seat.battle)) <= set(legal_actions(state_from_battle(seat.battle)))
+
+    teams = tuple(simulator.validate_team("gen1ou", team) for team in (MIMIC, THUNDERBOLT))
+    specs = make_specs(2, battle_format="gen1ou", teams=teams)
+    results = play(simulator, specs, (RandomBattlePlayer(), RandomBattlePlayer()), observer=compare)
+    assert num_twice > 0 and not any(result.problem for result in results.values())
 
 
 def test_a_battle_that_kills_every_process_is_reported(simulator) -> None:

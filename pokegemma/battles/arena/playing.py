@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +18,9 @@ from pokegemma.battles.simulator import ROLES, BattleFormat, Simulator
 from pokegemma.battles.teams import read_teams
 from pokegemma.errors import PokegemmaError
 from pokegemma.fingerprints import hash_of
-from pokegemma.outputs import RUN_FILE, atomic_file, file_lock, is_unfinished
+from pokegemma.outputs import atomic_file, file_lock, is_unfinished
 from pokegemma.parallel.workers import is_cancelled, map_items
-from pokegemma.provenance import write_run_record
+from pokegemma.provenance import read_run_record, write_run_record
 
 ARENA_STAGE = "battles_arena"
 REPLAYS_FOLDER = "replays"
@@ -106,10 +105,7 @@ def _check_folder(
     names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
     if not {name for name in names if name != _LOCK_FILE and not is_unfinished(name)}:
         return mine
-    try:
-        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
+    record = read_run_record(output_dir) or {}
     if record.get("stage") != ARENA_STAGE:
         raise PokegemmaError(f"{output_dir} was not created by this script; choose another --output_dir")
     before, results = record["options"], read_battles(output_dir / BATTLES_FILE)

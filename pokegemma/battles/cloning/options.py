@@ -1,14 +1,14 @@
 """Options of behaviour cloning: which decisions to learn from, which model, and how."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pokegemma.battles.policy.text_kind import DEFAULT_TEXT, TextKind
 from pokegemma.errors import PokegemmaError, check_range, check_ranges
 from pokegemma.options import option
-from pokegemma.training.options import TrainingOptions, WeightOptions
+from pokegemma.training.options import RunOptions, TrainingOptions, WeightOptions
 
 if TYPE_CHECKING:  # --help works where the packages for battles are not installed
     from pokegemma.battles.cloning.selection import BattleFilter
@@ -90,13 +90,9 @@ class CloningTrainingOptions(TrainingOptions):
 
 
 @dataclass(frozen=True)
-class CloningRun:
+class CloningRun(RunOptions):
     """All options of a run."""
 
     data: CloningOptions
     training: CloningTrainingOptions
     model: PolicyModelOptions
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all options by name, as run.json records them."""
-        return {**vars(self.data), **asdict(self.model), **self.training.to_dict()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.battles.cloning.baselines import measure_baselines
@@ -17,16 +17,18 @@ from pokegemma.battles.cloning.options import CloningOptions, CloningRun, Clonin
 from pokegemma.battles.cloning.rows import load_rows, spread
 from pokegemma.battles.cloning.trainer import CloningTrainer
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy
-from pokegemma.battles.training_run import TrainingRun, open_run
+from pokegemma.battles.training_run import TrainingRun, describe_inputs, open_run
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.errors import PokegemmaError, one_line
 from pokegemma.gemma.adapters.attachment import check_tensors
 from pokegemma.gemma.families import LINEAR_LAYERS
 from pokegemma.tables import format_percent
+from pokegemma.training.lora_targets import adapter_config, named_layers
 from pokegemma.training.loss_curve import CurvePlotter
 from pokegemma.training.parallel_mode import refuse_sharding, require_mode
 from pokegemma.training.run_folder import DATASET_CACHE
 from pokegemma.training.stop_on_signal import StopOnSignal
+from pokegemma.training.trainable import loading_options
 from pokegemma.training.trainer import EvaluateAtEnd
 
 logger = logging.getLogger(__name__)
@@ -56,16 +58,6 @@ class _Inputs:
     battles: PackedTrajectories
     base: PolicyCheckpoint
 
-    def facts(self, options: CloningRun) -> dict[str, Any]:
-        """Return what run.json records."""
-        folder = str(options.data.folder.resolve())
-        return {
-            "base_model": self.base.path,
-            "base_fingerprint": self.base.weights_fingerprint(),
-            "seed": options.training.seed,
-            "dataset": {"path": folder, "sha256": self.battles.digest(), "num_battles": len(self.battles)},
-        }
-
 
 def train_policy(data: CloningOptions, training: CloningTrainingOptions, model: PolicyModelOptions) -> bool:
     """Train, and write the model or adapter, tokenizer, curves and run.json to `training.output_dir`.
@@ -88,7 +80,7 @@ def train_policy(data: CloningOptions, training: CloningTrainingOptions, model: 
     run = open_run(
         training,
         options=options.to_dict(),
-        read_facts=lambda: inputs.facts(options),
+        read_facts=lambda: describe_inputs(inputs.base, inputs.battles, data.folder, seed=training.seed),
         sources=[data.folder, Path(model.model_name_or_path)],
         overwrite=data.overwrite,
         fixed=_FIXED_OPTIONS,
@@ -171,38 +163,15 @@ def load_trainable_policy(
     Raises:
         PokegemmaError: it cannot be loaded.
     """
-    extra: dict[str, Any] = {}
-    if options.finetuning == "qlora":
-        dtype = getattr(torch, options.dtype)
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=options.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=options.use_bnb_nested_quant,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype,
-            llm_int8_skip_modules=["lm_head"],
-        )
-        extra["device_map"] = {"": training.device}
-    model = base.load_model(dtype=options.dtype, attn_implementation=options.attn_implementation, **extra)
+    model = base.load_model(**loading_options(options, training, not_quantised=["lm_head"]))
     model.config.use_cache = False
     return model
 
 
 def make_lora_config(options: PolicyModelOptions) -> LoraConfig:
     """Return the adapter's config: the linear layers of all blocks, or those that `--lora_target_modules` names."""
-    given = options.lora_target_modules or []
-    named = [name for name in ([given] if isinstance(given, str) else given) if name != "all-linear"]
-    return LoraConfig(
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
-        bias="none",
-        target_modules=rf"model\.layers\..*\.({'|'.join(named or LINEAR_LAYERS)})",
-        modules_to_save=options.lora_modules_to_save,
-        use_rslora=options.use_rslora,
-        use_dora=options.use_dora,
-        task_type="CAUSAL_LM",
-    )
+    pattern = rf"model\.layers\..*\.({'|'.join(named_layers(options) or LINEAR_LAYERS)})"
+    return adapter_config(options, pattern, in_full=options.lora_modules_to_save or [])
 
 
 def _find_accuracy(trainer: CloningTrainer) -> dict[str, float] | None:

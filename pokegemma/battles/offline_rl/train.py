@@ -19,7 +19,7 @@ from pokegemma.battles.offline_rl.options import OfflineRLOptions, OfflineRLRun,
 from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
 from pokegemma.battles.offline_rl.windows import BattleWindows
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy
-from pokegemma.battles.training_run import open_run
+from pokegemma.battles.training_run import describe_inputs, open_run
 from pokegemma.battles.trajectories.files import TrajectoryName
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.errors import PokegemmaError
@@ -56,7 +56,7 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
     run = open_run(
         training,
         options=options.to_dict(),
-        read_facts=lambda: _read_facts(options, battles, policy),
+        read_facts=lambda: describe_inputs(policy, battles, data.folder, seed=training.seed),
         sources=[data.folder, Path(data.encoder)],
         overwrite=data.overwrite,
         fixed=_FIXED_OPTIONS,
@@ -88,16 +88,6 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
         return {"num_trained_weights": num_trained, "evaluation": evaluations[-1] if evaluations else None}
 
     return run.train(trainer, stop, finish=finish)
-
-
-def _read_facts(options: OfflineRLRun, battles: PackedTrajectories, policy: PolicyCheckpoint) -> dict[str, Any]:
-    folder = str(options.data.folder.resolve())
-    return {
-        "base_model": policy.path,
-        "base_fingerprint": policy.weights_fingerprint(),
-        "seed": options.training.seed,
-        "dataset": {"path": folder, "sha256": battles.digest(), "num_battles": len(battles)},
-    }
 
 
 def _make_windows(
