@@ -1,7 +1,6 @@
 """Fixtures shared by all tests: the real sessions, made-up sessions, frames that can be told apart, a tiny model."""
 
 import base64
-import gc
 import io
 import json
 import os
@@ -18,12 +17,6 @@ from pokegemma.outputs import file_lock
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 REAL_RUNS = Path(__file__).resolve().parents[2] / "shared" / "eevee_v1" / "runs"
-
-
-def pytest_collection_finish() -> None:
-    """Leave what was imported out of the garbage collections, which take a quarter of a second with it."""
-    gc.collect()
-    gc.freeze()
 
 
 def frame_png(value: int, *, size: tuple[int, int] = (240, 160), mode: str = "RGB", image_format: str = "PNG") -> bytes:

@@ -23,6 +23,7 @@ class Options:
     layout: Literal["grid", "frames"] = "grid"
     shuffle: bool = field(default=True)
     rate: float = 0.5
+    sizes: list[int] = field(default_factory=lambda: [1, 2], metadata={"choices": [1, 2, 4]})
 
 
 def parse(*arguments: str) -> Options:
@@ -32,6 +33,13 @@ def parse(*arguments: str) -> Options:
 def write_yaml(folder: Path, text: str) -> str:
     (folder / "options.yaml").write_text(text)
     return str(folder / "options.yaml")
+
+
+def test_each_value_of_a_list_is_one_of_the_choices(tmp_path: Path) -> None:
+    assert parse().sizes == [1, 2]
+    assert parse("--config", write_yaml(tmp_path, "sizes: [4, 1]")).sizes == [4, 1]
+    with pytest.raises(PokegemmaError, match="--sizes: 3 is not one of 1, 2, 4"):
+        parse("--config", write_yaml(tmp_path, "sizes: [4, 3]"))
 
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
