@@ -55,9 +55,10 @@ def parse_options(*option_types: type, description: str, argv: Sequence[str] | N
     for action in parser._actions:
         # argparse checks the choices of flags, not of defaults that came from the YAML file.
         value = values.get(action.dest)
-        if action.choices and value is not None and value not in action.choices:
-            choices = ", ".join(map(str, action.choices))
-            raise PokegemmaError(f"--{action.dest}: {value!r} is not one of {choices}")
+        for single in value if isinstance(value, list) else [value]:
+            if action.choices and single is not None and single not in action.choices:
+                choices = ", ".join(map(str, action.choices))
+                raise PokegemmaError(f"--{action.dest}: {single!r} is not one of {choices}")
     return options
 
 
