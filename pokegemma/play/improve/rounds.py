@@ -6,19 +6,18 @@ replaced.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pokegemma.environment import usable_cores
-from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
+from pokegemma.parallel.script_runner import ScriptRunner, keep_options
 from pokegemma.play.closed_loop.options import FIRST_RECORDED_ROOM
 from pokegemma.play.improve.options import ImproveOptions
-from pokegemma.play.improve.scripts import ScriptRunner, link_sessions
 from pokegemma.provenance import read_run_record
 
 NUM_TURNS = 25
@@ -51,18 +50,12 @@ def improve(options: ImproveOptions) -> Improvement:
         CheckFailedError: a step failed.
     """
     folder = Path(options.output_dir)
-    _keep_options(folder, options)
+    keep_options(folder, {name: value for name, value in asdict(options).items() if name != "num_parallel"})
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
     runner = ScriptRunner(logs, num_threads=max(1, usable_cores() // options.num_parallel))
-    with ThreadPoolExecutor(options.num_parallel) as executor:
-        runs = [executor.submit(_SeedRun(options, runner, seed).run) for seed in options.seeds]
-        try:
-            results = [result for run in runs for result in run.result()]
-        except BaseException:
-            runner.stop()
-            executor.shutdown(cancel_futures=True)
-            raise
+    runs = [_SeedRun(options, runner, seed).run for seed in options.seeds]
+    results = [result for run in runner.run_all(runs, num_parallel=options.num_parallel) for result in run]
     with atomic_file(folder / RESULTS_FILE) as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     best = choose_best(results)
@@ -205,17 +198,13 @@ def measure_rooms(
     return played["players"]["model"]
 
 
-def _keep_options(folder: Path, options: ImproveOptions) -> None:
-    """Write the options into the folder, or compare them with those of the run that it contains."""
-    path, values = folder / "options.json", asdict(options)
-    values.pop("num_parallel")
-    if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise PokegemmaError(f"{folder} contains files that are not from this script; choose another --output_dir")
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [name for name, value in values.items() if before.get(name) != value]:
-        pairs = ", ".join(f"--{name} was {before.get(name)}, is {values[name]}" for name in changed)
-        raise PokegemmaError(f"{folder} contains a run with other options: {pairs}; choose another --output_dir")
+def link_sessions(folders: Iterable[Path], runs: Path) -> None:
+    """Make `runs` with the sessions of several recordings, without copying their pictures."""
+    for number, folder in enumerate(folders):
+        for session in sorted(folder.glob("session_*")):
+            target = runs / f"session_{number}_{session.name.removeprefix('session_')}"
+            for file in sorted(path for path in session.rglob("*") if path.is_file()):
+                link = target / file.relative_to(session)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    os.link(file, link)

@@ -12,9 +12,9 @@ import pytest
 from pokegemma.data.samples import read_samples
 from pokegemma.environment import usable_cores
 from pokegemma.errors import CheckFailedError
+from pokegemma.parallel.script_runner import SCRIPT_MODULES, ScriptRunner
 from pokegemma.play.improve.plot import improvement_table, plot_improvement, pool_arms
-from pokegemma.play.improve.rounds import choose_best
-from pokegemma.play.improve.scripts import SCRIPT_MODULES, ScriptRunner, link_sessions
+from pokegemma.play.improve.rounds import choose_best, link_sessions
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
 from tests.processes import call_script, fork_server, killed_after, wait_until, wait_until_ended
 
