@@ -24,7 +24,8 @@ class BattlesRecordOptions:
     battle_format: str = option("gen1ou", "Format as Pokémon Showdown names it: gen1ou, gen9randombattle.")
     players: list[str] = option(
         ["heuristic", "heuristic"],
-        "Two of: random, max-base-power, heuristic. They change sides after every battle.",
+        "Two players, as scripts/battles_arena.py takes them: random, max-base-power, heuristic, or NAME=SOURCE, such "
+        "as new=outputs/policy@1.0. They change sides after every battle.",
         nargs=2,
     )
     num_battles: int = option(100, "Battles in the folder when the run has ended.")

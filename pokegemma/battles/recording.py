@@ -4,11 +4,12 @@ import collections
 import datetime
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pokegemma.battles.players.opening import PlayerSource, open_once
 from pokegemma.battles.players.player import Decider
-from pokegemma.battles.players.scripted import SCRIPTED_PLAYERS
 from pokegemma.battles.runner import BattleResult, BattleRunner
 from pokegemma.battles.seat import Seat
 from pokegemma.battles.simulator import ROLES, BattleFormat, BattleSpec, Simulator
@@ -31,7 +32,7 @@ class RecordingPlan:
     """What determines the content of the files.
 
     Attributes:
-        players: names of `SCRIPTED_PLAYERS`; they change sides after every battle.
+        players: as `PlayerSource.parse` takes them; they change sides after every battle.
         seed: a number; a battle's random numbers come from it and the battle's index.
         date: of the files' names, MM-DD-YYYY.
         teams_file: the teams, where the format has no random ones; None: those of pokegemma.
@@ -44,6 +45,18 @@ class RecordingPlan:
     timeout_s: float | None
     date: str
     teams_file: str | None
+
+    @cached_property
+    def sources(self) -> tuple[PlayerSource, PlayerSource]:
+        """The players.
+
+        Raises:
+            PokegemmaError: one does not exist, or two have one name.
+        """
+        first, second = map(PlayerSource.parse, self.players)
+        if first != second and first.name == second.name:
+            raise PokegemmaError(f"--players: two players are called {first.name!r}; write NAME=SOURCE")
+        return first, second
 
 
 @dataclass(frozen=True)
@@ -72,16 +85,14 @@ def record_battles(
         PokegemmaError: a player or the format does not exist, a team is not allowed, or `output_dir` contains something
             else than battles of this plan.
     """
-    for player in plan.players:
-        if player not in SCRIPTED_PLAYERS:
-            raise PokegemmaError(f"--players {player}: must be among {', '.join(SCRIPTED_PLAYERS)}")
+    fingerprints = [source.fingerprint() for source in plan.sources]
     with Simulator() as simulator:
         battle_format = simulator.describe_format(plan.battle_format)
         teams_file = None if plan.teams_file is None else Path(plan.teams_file)
         teams = tuple(read_teams(simulator, battle_format, teams_file))
     teams_hash = hash_of(list(teams))
-    plan = _continue_plan(plan, output_dir, teams_hash)
-    options = {**asdict(plan), "teams": teams_hash}
+    plan = _continue_plan(plan, output_dir, teams_hash, fingerprints)
+    options = {**asdict(plan), "teams": teams_hash, "fingerprints": fingerprints}
     missing = [index for index in range(num_battles) if not _is_recorded(plan, output_dir, index)]
     size = max(1, min(_BATTLES_A_TASK, -(-len(missing) // max(1, num_workers))))
     tasks = [
@@ -96,18 +107,21 @@ def record_battles(
         played.update(counts)
         problems += of_task
     report = {**_count_results(plan, output_dir, num_battles), "played_now": dict(played), "problems": problems}
-    write_run_record(output_dir, stage=STAGE, options=options, status="complete", report=report)
+    status = "incomplete" if problems else "complete"
+    write_run_record(output_dir, stage=STAGE, options=options, status=status, report=report)
     return report
 
 
 def player_names(plan: RecordingPlan, index: int) -> tuple[str, str]:
     """Return the names of p1 and p2 in a battle: they change sides, and one that plays itself has two names."""
-    first, second = plan.players
-    names = (f"{first}-1", f"{second}-2") if first == second else plan.players
+    first, second = (source.name for source in plan.sources)
+    names = (f"{first}-1", f"{second}-2") if first == second else (first, second)
     return names if index % 2 == 0 else names[::-1]
 
 
-def _continue_plan(plan: RecordingPlan, output_dir: Path, teams_hash: str) -> RecordingPlan:
+def _continue_plan(
+    plan: RecordingPlan, output_dir: Path, teams_hash: str, fingerprints: Sequence[str]
+) -> RecordingPlan:
     """Return the plan whose battles are in a folder, which is this one, except for the date of the first run."""
     if not output_dir.exists() or not any(output_dir.iterdir()):
         return plan
@@ -117,10 +131,16 @@ def _continue_plan(plan: RecordingPlan, output_dir: Path, teams_hash: str) -> Re
     options = {**record["options"], "players": tuple(record["options"]["players"])}
     if options.pop("teams") != teams_hash:
         raise PokegemmaError(f"{output_dir} contains battles with other teams; choose another --output_dir")
+    known_fingerprints = options.pop("fingerprints", fingerprints)  # an earlier version had scripted players only
     changed = sorted(key for key, value in asdict(plan).items() if key != "date" and options[key] != value)
     if changed:
         key = changed[0]
         raise PokegemmaError(f"{output_dir} contains battles with --{key} {options[key]}; choose another --output_dir")
+    for text, known, fingerprint in zip(plan.players, known_fingerprints, fingerprints, strict=True):
+        if known != fingerprint:
+            raise PokegemmaError(
+                f"{output_dir} contains battles of another {text}, which has changed; choose another --output_dir"
+            )
     return RecordingPlan(**options)
 
 
@@ -164,8 +184,8 @@ def _count_results(plan: RecordingPlan, output_dir: Path, num_battles: int) -> d
 def _record_task(task: _Task, state: None) -> tuple[dict[str, int], list[str]]:
     """Play a task's battles and write their files; return counts, and what went wrong."""
     plan = task.plan
-    players = {name: Decider(SCRIPTED_PLAYERS[name](), timeout_s=plan.timeout_s) for name in set(plan.players)}
-    deciders = {name: players[player] for name, player in zip(player_names(plan, 0), plan.players, strict=True)}
+    players = {source: Decider(open_once(source), timeout_s=plan.timeout_s) for source in set(plan.sources)}
+    deciders = {name: players[source] for name, source in zip(player_names(plan, 0), plan.sources, strict=True)}
     index_of = {_battle_id(plan, index): index for index in task.indices}
     counts: collections.Counter[str] = collections.Counter()
     problems = []

@@ -1,6 +1,7 @@
 """Recorded battles: the files of both players, and continuing a run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,28 @@ def test_a_run_continues_where_it_was_interrupted_and_adds_battles(recorded: Pat
     assert report["played_now"]["battles"] == 3
     assert contents(tmp_path / "two") == expected
     assert record(tmp_path / "two", "--num_battles", 4)["played_now"] == {}
+
+
+@pytest.mark.slow(4)
+def test_a_checkpoint_is_recorded_and_another_one_of_its_name_is_refused(
+    simulator, tiny_policy: Path, tmp_path: Path
+) -> None:
+    policy, folder = tmp_path / "policy", tmp_path / "battles"
+    shutil.copytree(tiny_policy, policy)
+    players = ("--players", f"tiny={policy}@1.0", f"tiny={policy}@1.0")
+    report = record(folder, *players, "--num_battles", 2)
+    assert report["num_battles"] == 2 and set(report["wins"]) == {"tiny-1", "tiny-2"}
+    assert record(folder, *players, "--num_battles", 2)["played_now"] == {}
+    weights = policy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    done = call_script("battles_record", "--output_dir", folder, "--battle_format", FORMAT, *players)
+    assert done.returncode == 2 and "which has changed" in done.stderr
+
+
+def test_two_players_of_one_name_are_refused(simulator, tmp_path: Path) -> None:
+    done = call_script("battles_record", "--output_dir", tmp_path / "out", "--players", "a=random", "a=heuristic")
+    assert done.returncode == 2 and "two players are called 'a'" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

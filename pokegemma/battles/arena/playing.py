@@ -1,7 +1,6 @@
 """Play the battles of an arena that have no result yet, in parallel; a result is on the disk when its battle ends."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +10,8 @@ from typing import Any
 from pokegemma.battles.arena.plan import ArenaBattle, ArenaRules, Pair, list_battles, list_pairs, make_spec
 from pokegemma.battles.arena.ratings import require_connected
 from pokegemma.battles.arena.results import BATTLES_FILE, ArenaResult, append_result, read_battles
-from pokegemma.battles.players.opening import PlayerSource
-from pokegemma.battles.players.player import BattlePlayer, Decider
+from pokegemma.battles.players.opening import PlayerSource, open_once
+from pokegemma.battles.players.player import Decider
 from pokegemma.battles.runner import BattleResult, BattleRunner
 from pokegemma.battles.simulator import ROLES, BattleFormat, Simulator
 from pokegemma.battles.teams import read_teams
@@ -153,17 +152,11 @@ def _only_one_arena(output_dir: Path) -> Iterator[None]:
         yield
 
 
-@functools.lru_cache(maxsize=64)
-def _open(player: PlayerSource) -> BattlePlayer:
-    """Return a player, opened once in each worker."""
-    return player.open()
-
-
 def _play_task(task: _Task, state: None) -> list[str]:
     """Play a task's battles, write their results, and return what went wrong."""
     names = {name for battle in task.battles for name in battle.pair}
     deciders = {
-        player.name: Decider(_open(player), timeout_s=task.rules.timeout_s)
+        player.name: Decider(open_once(player), timeout_s=task.rules.timeout_s)
         for player in task.players
         if player.name in names
     }

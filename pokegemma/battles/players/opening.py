@@ -6,6 +6,7 @@ flatter above a temperature of 1; without it the likeliest action is played. A s
 OpenAI-compatible server of a policy, without /v1.
 """
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -69,6 +70,12 @@ class PlayerSource:
         return player
 
     @property
+    def text(self) -> str:
+        """What `parse` returns this player for."""
+        text = self.name if self.source == self.name else f"{self.name}={self.source}"
+        return f"{text}@{self.temperature}" if self.temperature else text
+
+    @property
     def is_scripted(self) -> bool:
         return self.source in SCRIPTED_PLAYERS
 
@@ -112,6 +119,12 @@ class PlayerSource:
         if self.is_scripted or self.is_served:
             return self.source
         return f"{self.temperature} {_hash_weights(self.folder)}"
+
+
+@functools.lru_cache(maxsize=64)
+def open_once(player: PlayerSource) -> BattlePlayer:
+    """Return a player, opened once in each process; raise as `PlayerSource.open`."""
+    return player.open()
 
 
 _NEEDS = {"actor_critic.json": "encoder", "adapter_config.json": "base_model_name_or_path"}
