@@ -11,10 +11,10 @@ import pytest
 import torch
 
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
-from pokegemma.battles.offline_rl import formulas
+from pokegemma.battles.offline_rl import formulas, kl_damping
 from pokegemma.battles.offline_rl.features import prepare_features
 from pokegemma.battles.offline_rl.losses import BattleBatch, compute_losses, judge_batch
-from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
+from pokegemma.battles.offline_rl.model import ActorCritic
 from pokegemma.battles.offline_rl.options import RewardName
 from pokegemma.battles.offline_rl.train import load_actor_critic
 from pokegemma.battles.offline_rl.windows import BattleWindows, collate_windows
@@ -23,45 +23,8 @@ from pokegemma.battles.policy.scoring import last_hidden_states
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.battles.trajectories.rewards import REWARDS
 from pokegemma.errors import PokegemmaError
+from tests.battles.small_game import SHAPE, play_game
 from tests.processes import call_script
-
-SHAPE = ActorCriticShape(
-    feature_width=3,
-    width=16,
-    num_layers=1,
-    num_heads=2,
-    max_length=4,
-    gammas=(0.5, 0.9),
-    num_critics=3,
-    num_bins=41,
-    max_return=20.0,
-)
-
-
-def play_game(draws: np.random.Generator, num_battles: int) -> BattleBatch:
-    """Return battles of a game with two states and two legal actions, played at random.
-
-    First state: action 0 leads to the second one, action 1 ends the game with a reward of 0.3. Second state: action 0
-    ends it with a reward of 1, action 1 with 0.
-    """
-    actions = torch.from_numpy(draws.integers(0, 2, size=(num_battles, 2)))
-    goes_on = actions[:, 0] == 0
-    features = torch.zeros(num_battles, 3, 3)
-    features[:, 0, 0], features[:, 2, 2] = 1, 1
-    features[:, 1, 1] = goes_on.float()
-    features[:, 1, 2] = (~goes_on).float()
-    rewards = torch.stack([0.3 * (~goes_on), (goes_on & (actions[:, 1] == 0)).float()], 1)
-    legal = torch.zeros(num_battles, 3, 13, dtype=torch.bool)
-    legal[..., :2] = True
-    return BattleBatch(
-        features=features,
-        numbers=torch.zeros(num_battles, 3, 48),
-        legal=legal,
-        actions=actions,
-        rewards=rewards,
-        done=torch.stack([~goes_on, torch.ones_like(goes_on)], 1),
-        used=torch.stack([torch.ones_like(goes_on), goes_on], 1),
-    )
 
 
 @pytest.mark.slow(6)
@@ -190,28 +153,73 @@ TRAINING = shlex.split(
 )
 
 
-@pytest.mark.slow(8)
-def test_training_resumes_exactly(packed_battles: Path, tiny_policy: Path, tmp_path) -> None:
-    def train(name: str, *more: str):
+@pytest.fixture
+def train(packed_battles: Path, tiny_policy: Path, tmp_path):
+    """Return a function that trains in a folder of the test and returns what run.json records."""
+
+    def train_in(name: str, *more: object) -> dict:
         options = ("--trajectories_dir", packed_battles, "--encoder", tiny_policy, "--output_dir", tmp_path / name)
-        features = ("--features_dir", tmp_path / "features")
-        done = call_script("rl_battles", *options, *features, *TRAINING, *more)
+        done = call_script("rl_battles", *options, "--features_dir", tmp_path / "features", *TRAINING, *more)
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / name / "run.json").read_text())
 
+    return train_in
+
+
+def read_log(folder: Path) -> list[dict[str, str]]:
+    """Return the log entries of training steps."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["critic_loss"]]
+
+
+def assert_same_network(folder: Path, other: Path) -> None:
+    states = load_actor_critic(other)[0].state_dict()
+    assert all(torch.equal(weight, states[name]) for name, weight in load_actor_critic(folder)[0].state_dict().items())
+
+
+@pytest.mark.slow(8)
+def test_training_resumes_exactly(train, tmp_path) -> None:
     record = train("whole", "--max_steps", "4")
     assert 0 <= record["evaluation"]["eval_rank_of_played"] <= 1
     assert record["status"] == "completed"
-    with open(tmp_path / "whole" / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows if row["critic_loss"]] == ["1", "2", "3", "4"]
+    rows = read_log(tmp_path / "whole")
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and "kl" not in rows[0]
     train("part", "--max_steps", "2")
     train("part", "--max_steps", "4", "--resume_from_checkpoint")
-    whole, _ = load_actor_critic(tmp_path / "whole")
-    resumed, policy = load_actor_critic(tmp_path / "part")
-    assert policy.text == "short"
-    states = resumed.state_dict()
-    assert all(torch.equal(weight, states[name]) for name, weight in whole.state_dict().items())
+    assert load_actor_critic(tmp_path / "part")[1].text == "short"
+    assert_same_network(tmp_path / "whole", tmp_path / "part")
+
+
+@pytest.mark.slow(10)
+def test_training_near_a_reference_starts_there_and_resumes_exactly(train, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(kl_damping, "EVERY_STEPS", 3)  # adapts once before the stop and once after
+    train("before", "--max_steps", "2")
+    weights = (tmp_path / "before" / "actor_critic.safetensors").read_bytes()
+    near = ("--reference", tmp_path / "before", "--kl_target", "1e-9", "--kl_start", "0.1", "--learning_rate", "1e-3")
+    train("whole", *near, "--max_steps", "6")
+    rows = read_log(tmp_path / "whole")
+    assert float(rows[0]["kl"]) == 0 < float(rows[1]["kl"])
+    assert [float(row["lr_factor"]) for row in rows] == [1, 1, 0.5, 0.5, 0.5, 0.25]
+    assert [float(row["kl_weight"]) for row in rows] == pytest.approx([0.1, 0.1, 0.15, 0.15, 0.15, 0.225], rel=1e-4)
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-3] * 3 + [5e-4] * 3, rel=1e-4)
+    train("part", *near, "--max_steps", "4")
+    train("part", *near, "--max_steps", "6", "--resume_from_checkpoint")
+    assert_same_network(tmp_path / "whole", tmp_path / "part")
+    assert (tmp_path / "before" / "actor_critic.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow(4)
+def test_a_reference_of_other_sizes_is_refused_before_anything_is_deleted(
+    train, packed_battles: Path, tiny_policy: Path, tmp_path
+) -> None:
+    train("before", "--max_steps", "1")
+    options = ("--trajectories_dir", packed_battles, "--encoder", tiny_policy, "--features_dir", tmp_path / "features")
+    near = (*TRAINING, "--reference", tmp_path / "before")
+    done = call_script("rl_battles", *options, *near, "--output_dir", tmp_path / "out", "--width", 32)
+    assert done.returncode == 2 and "width is 16 instead of 32" in done.stderr
+    done = call_script("rl_battles", *options, *near, "--output_dir", tmp_path / "before", "--overwrite")
+    assert done.returncode == 2 and "contains the input" in done.stderr
+    assert (tmp_path / "before" / "actor_critic.safetensors").is_file()
 
 
 def test_every_reward_is_an_option() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pokegemma.battles.offline_rl import formulas, kl_damping
+from pokegemma.battles.offline_rl import formulas
 
 
 @pytest.fixture
@@ -121,30 +121,3 @@ def test_a_target_network_follows_slowly() -> None:
     before = target.weight.detach().clone().numpy()
     formulas.update_target(target, source, tau=0.25)
     assert target.weight.detach().numpy() == pytest.approx(0.75 * before + 0.25 * source.weight.detach().numpy())
-
-
-def test_kl_to_a_reference_is_that_of_the_legal_actions(draws) -> None:
-    logits, reference = torch.from_numpy(draws.normal(size=(2, 5, 13)))
-    legal = torch.ones(5, 13, dtype=torch.bool)
-    legal[:, 4:] = False
-    result = kl_damping.kl_to_reference(formulas.log_policy(logits, legal), formulas.log_policy(reference, legal))
-    pi, other = softmax(logits[:, :4].numpy()), softmax(reference[:, :4].numpy())
-    assert result.numpy() == pytest.approx((pi * np.log(pi / other)).sum(-1))
-    assert (result > 0).all()
-
-
-def test_the_controller_keeps_what_it_adapted() -> None:
-    controller = kl_damping.KLController()
-    assert controller.k == pytest.approx(0.05)
-    for _ in range(100):
-        controller.record(0.02)
-    assert (controller.lr_factor, controller.factor) == (0.5, 1.5)
-    controller.record(0.0)
-    assert controller.k == pytest.approx(0.05 * (1 + 101 / 1e6) ** -0.5 * 1.5)
-    for _ in range(99):
-        controller.record(0.0)
-    assert controller.lr_factor == pytest.approx(0.55)
-    assert controller.factor == pytest.approx(1.35)
-    for _ in range(10_000):
-        controller.record(1.0)
-    assert controller.k == 0.5

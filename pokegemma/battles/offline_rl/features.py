@@ -41,6 +41,12 @@ def count_states(battles: PackedTrajectories) -> np.ndarray:
     return np.cumsum([len(battles[index].actions) for index in range(len(battles))], dtype=np.int64)
 
 
+def describe_encoder(policy: PolicyCheckpoint) -> dict[str, str | None]:
+    """Return what features depend on besides the battles: hashes of the weights, and the kind of text."""
+    adapter = policy.adapter and hashlib.sha256((policy.adapter.path / WEIGHTS_FILE).read_bytes()).hexdigest()
+    return {"model": policy.weights_fingerprint(), "adapter": adapter, "text": policy.text}
+
+
 def prepare_features(
     folder: Path,
     battles: PackedTrajectories,
@@ -55,8 +61,7 @@ def prepare_features(
         PokegemmaError: the folder contains the features of other battles or another encoder.
     """
     ends = count_states(battles)
-    adapter = policy.adapter and hashlib.sha256((policy.adapter.path / WEIGHTS_FILE).read_bytes()).hexdigest()
-    key = {"battles": battles.digest(), "model": policy.weights_fingerprint(), "adapter": adapter, "text": policy.text}
+    key = {"battles": battles.digest(), **describe_encoder(policy)}
     if (folder / _KEY_FILE).is_file():
         found = json.loads((folder / _KEY_FILE).read_text(encoding="utf-8"))
         if found != key:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pokegemma.battles.offline_rl import formulas
+from pokegemma.battles.offline_rl.kl_damping import kl_to_reference
 from pokegemma.battles.offline_rl.model import ActorCritic
 
 NUM_TARGET_CRITICS = 2
@@ -29,16 +30,23 @@ class BattleBatch:
 
 @dataclass(frozen=True)
 class Losses:
-    """Of a batch: losses to minimise, and figures to log (each a scalar)."""
+    """Of a batch: losses to minimise, and figures to log (each a scalar).
+
+    Attributes:
+        kl: the mean divergence from the reference; 0 without one.
+        kl_weight: k, of that divergence in the total.
+    """
 
     actor: torch.Tensor
     critic: torch.Tensor
     passed: torch.Tensor
     value: torch.Tensor
+    kl: torch.Tensor
+    kl_weight: float
 
     @property
     def total(self) -> torch.Tensor:
-        return self.actor + formulas.CRITIC_WEIGHT * self.critic
+        return self.actor + formulas.CRITIC_WEIGHT * self.critic + self.kl_weight * self.kl
 
 
 def choose_critics(num_critics: int, *, number: int = NUM_TARGET_CRITICS) -> torch.Tensor:
@@ -46,11 +54,20 @@ def choose_critics(num_critics: int, *, number: int = NUM_TARGET_CRITICS) -> tor
     return torch.randperm(num_critics)[: min(number, num_critics)]
 
 
-def compute_losses(model: ActorCritic, batch: BattleBatch, *, clone: bool = False) -> Losses:
+def compute_losses(
+    model: ActorCritic,
+    batch: BattleBatch,
+    *,
+    clone: bool = False,
+    reference: ActorCritic | None = None,
+    kl_weight: float = 0.0,
+) -> Losses:
     """Return the losses of a batch.
 
     Args:
         clone: the actor learns every action, not only those above the average.
+        reference: a frozen network of the same gammas, whose policy of each gamma that of `model` stays near.
+        kl_weight: k of the KL divergence from the reference, the mean over gammas and the transitions that are used.
     """
     states = model.encode(batch.features, batch.numbers)
     used = batch.used
@@ -66,12 +83,24 @@ def compute_losses(model: ActorCritic, batch: BattleBatch, *, clone: bool = Fals
     values = model.heads.action_values(played.detach(), model.bins, critics=every)
     advantages = _pick(values, actions) - formulas.state_value(values, log_policy.detach())
     actor = formulas.actor_loss(_pick(log_policy, actions)[None], advantages[None], ones[None], clone=clone)
+    kl = actor.new_zeros(())
+    if reference is not None:
+        log_reference = formulas.log_policy(_actor_logits(reference, batch), legal[:, None])
+        kl = formulas.masked_mean(kl_to_reference(log_policy, log_reference).mean(-1), ones)
     return Losses(
         actor=actor,
         critic=critic,
         passed=formulas.masked_mean((advantages[:, -1] > 0).float(), ones),
         value=formulas.masked_mean(_pick(values, actions)[:, -1], ones),
+        kl=kl,
+        kl_weight=kl_weight,
     )
+
+
+@torch.no_grad()
+def _actor_logits(reference: ActorCritic, batch: BattleBatch) -> torch.Tensor:
+    """Return what another network's actor makes of the transitions that are used, by its own trunk, (N, G, A)."""
+    return reference.heads.actor_logits(reference.encode(batch.features, batch.numbers)[:, :-1][batch.used])
 
 
 @torch.no_grad()

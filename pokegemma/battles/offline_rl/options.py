@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pokegemma.battles.cloning.options import CloningOptions
 from pokegemma.battles.offline_rl.formulas import GAMMAS
+from pokegemma.battles.offline_rl.kl_damping import K_MAX, K_START, KL_TARGET
 from pokegemma.errors import PokegemmaError, check_range, check_ranges
 from pokegemma.options import option
 from pokegemma.training.options import TrainingOptions
@@ -36,12 +37,19 @@ class OfflineRLOptions(CloningOptions):
     gammas: list[float] = option([*GAMMAS], "Discount factors; the last one plays.", nargs="+")
     num_critics: int = option(6, "Critics for each discount factor.")
     difference_decay: float = option(1.0, "Weight decay of what tells the critics' actions apart.")
+    reference: str | None = option(
+        None, "Result of an earlier run: training starts from its weights, and KL damping keeps the policy near its."
+    )
+    kl_start: float = option(K_START, "With --reference: weight of the KL divergence at first; it is adapted.")
+    kl_max: float = option(K_MAX, "With --reference: its largest weight.")
+    kl_target: float = option(KL_TARGET, "With --reference: mean divergence to aim at, nats a decision.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, "width", "num_layers", "num_heads", "num_critics", at_least=1)
         check_range("--window", self.window, at_least=2)
         check_range("--difference_decay", self.difference_decay, at_least=0)
+        check_ranges(self, "kl_start", "kl_max", "kl_target", above=0)
         for gamma in self.gammas:
             check_range("--gammas", gamma, at_least=0, below=1)
         if self.width % self.num_heads:

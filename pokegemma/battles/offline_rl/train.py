@@ -1,5 +1,6 @@
 """Offline reinforcement learning from packed trajectories: the steps of a run, and the files of its result."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -13,7 +14,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.battles.cloning.selection import SplitName, select_battles
 from pokegemma.battles.offline_rl import formulas
-from pokegemma.battles.offline_rl.features import StateFeatures, prepare_features
+from pokegemma.battles.offline_rl.features import StateFeatures, describe_encoder, prepare_features
+from pokegemma.battles.offline_rl.kl_damping import KLController
 from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
 from pokegemma.battles.offline_rl.options import OfflineRLOptions, OfflineRLRun, OfflineRLTrainingOptions
 from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
@@ -35,8 +37,11 @@ SHAPE_FILE, NETWORK_FILE = "actor_critic.json", "actor_critic.safetensors"
 _FIXED_OPTIONS = (
     *("won_only", "min_rating", "formats", "since", "until", "eval_fraction", "encoder", "reward", "actor", "width"),
     *("num_layers", "num_heads", "window", "gammas", "num_critics", "difference_decay", "per_device_train_batch_size"),
+    "reference",
 )
 """Options that a resumed run must have as before."""
+
+_FIXED_WITH_REFERENCE = ("kl_start", "kl_max", "kl_target")
 
 
 def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions) -> bool:
@@ -53,25 +58,26 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
         data.encoder = str(Path(data.encoder).resolve())
     battles, policy = PackedTrajectories(data.folder), open_policy(data.encoder)
     data.text = policy.text
+    reference = None if data.reference is None else _load_reference(data, policy)
     run = open_run(
         training,
         options=options.to_dict(),
         read_facts=lambda: describe_inputs(policy, battles, data.folder, seed=training.seed),
-        sources=[data.folder, Path(data.encoder)],
+        sources=[Path(each) for each in (data.folder, data.encoder, data.reference) if each is not None],
         overwrite=data.overwrite,
-        fixed=_FIXED_OPTIONS,
+        fixed=_FIXED_OPTIONS if reference is None else (*_FIXED_OPTIONS, *_FIXED_WITH_REFERENCE),
     )
     features_dir = Path(data.features_dir or f"{Path(training.output_dir)}_features")
     cache = prepare_features(features_dir, battles, policy, device=training.device)
+    set_seed(training.seed)
+    model = _make_model(data, reference, cache.width)
     run.clear_folder()
     train = _make_windows(options, battles, cache, "train")
     held_out = _make_windows(options, battles, cache, "eval") if data.eval_fraction and training.evaluates else None
     if held_out is None:
         training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
-    set_seed(training.seed)
-    shape = _choose_shape(data, cache.width)
     trainer = OfflineRLTrainer(
-        TrainableActorCritic(ActorCritic(shape), clone=data.actor == "clone"),
+        model,
         args=training,
         train_dataset=train,
         eval_dataset=held_out,
@@ -104,6 +110,26 @@ def _make_windows(
             "--won_only, --min_rating, --formats, --since, --until, --teacher or --eval_fraction"
         )
     return BattleWindows(battles, cache, indices, length=data.window, reward=data.reward)
+
+
+def _load_reference(data: OfflineRLOptions, policy: PolicyCheckpoint) -> ActorCritic:
+    data.reference = str(Path(data.reference).resolve())
+    reference, encoder = load_actor_critic(Path(data.reference))
+    if describe_encoder(encoder) != describe_encoder(policy):
+        raise PokegemmaError(f"--reference {data.reference}: its encoder is not --encoder {data.encoder}")
+    return reference
+
+
+def _make_model(data: OfflineRLOptions, reference: ActorCritic | None, feature_width: int) -> TrainableActorCritic:
+    """Return what is trained: a new network, or one that starts as the reference, which is frozen next to it."""
+    shape, clone = _choose_shape(data, feature_width), data.actor == "clone"
+    if reference is None:
+        return TrainableActorCritic(ActorCritic(shape), clone=clone)
+    before, now = dataclasses.asdict(reference.shape), dataclasses.asdict(shape)
+    if changed := [f"{name} is {before[name]} instead of {now[name]}" for name in now if before[name] != now[name]]:
+        raise PokegemmaError(f"--reference {data.reference}: its network has other sizes: {', '.join(changed)}")
+    controller = KLController(k_start=data.kl_start, k_max=data.kl_max, kl_target=data.kl_target)
+    return TrainableActorCritic(copy.deepcopy(reference), clone=clone, reference=reference, controller=controller)
 
 
 def _choose_shape(data: OfflineRLOptions, feature_width: int) -> ActorCriticShape:

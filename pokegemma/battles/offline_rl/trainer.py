@@ -1,27 +1,52 @@
 """transformers' Trainer for the offline actor-critic."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pokegemma.battles.offline_rl.kl_damping import KLController
 from pokegemma.battles.offline_rl.losses import BattleBatch, Losses, compute_losses, judge_batch
 from pokegemma.battles.offline_rl.model import ActorCritic
 from pokegemma.battles.offline_rl.windows import collate_windows
+from pokegemma.errors import PokegemmaError
 from pokegemma.training.run_folder import WholeCheckpoints
 
 _DIFFERENCE = "heads.difference"
+_FIGURES = ("actor_loss", "critic_loss", "share_passed", "value")
 
 
 class TrainableActorCritic(torch.nn.Module):
-    """The network, whose forward pass returns the losses of a batch: what DistributedDataParallel wraps."""
+    """The network, whose forward pass returns the losses of a batch: what DistributedDataParallel wraps.
 
-    def __init__(self, network: ActorCritic, *, clone: bool) -> None:
+    Args:
+        reference: another network, which is frozen here, and near which KL damping keeps the policy; None: no damping.
+        controller: of the damping.
+    """
+
+    def __init__(
+        self,
+        network: ActorCritic,
+        *,
+        clone: bool,
+        reference: ActorCritic | None = None,
+        controller: KLController | None = None,
+    ) -> None:
         super().__init__()
         self.network, self._clone = network, clone
+        self.reference = None if reference is None else reference.requires_grad_(False)
+        self.controller = None if reference is None else controller or KLController()
 
     def forward(self, **batch: torch.Tensor) -> Losses:
-        return compute_losses(self.network, BattleBatch(**batch), clone=self._clone)
+        return compute_losses(
+            self.network,
+            BattleBatch(**batch),
+            clone=self._clone,
+            reference=self.reference,
+            kl_weight=0.0 if self.controller is None else self.controller.k,
+        )
 
 
 class OfflineRLTrainer(WholeCheckpoints, Trainer):
@@ -30,7 +55,9 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
     Log entries have four more values: `actor_loss`, `critic_loss`, `share_passed` (of the decisions, those that the
     binary filter lets the actor learn from) and `value`, the mean Q(s, a) of the last factor. Evaluation logs
     `eval_rank_of_played`, the share of the other legal actions that the critics put below the one played (1/2 for
-    critics that have learned nothing), and `eval_action_accuracy`.
+    critics that have learned nothing), and `eval_action_accuracy`. With KL damping log entries also have `kl` (the mean
+    since the last entry, nats a decision), `kl_weight` and `lr_factor` of the controller, by which the scheduled
+    learning rate is multiplied.
 
     Args:
         difference_decay: weight decay of the critics' differences; all other weights have that of the options.
@@ -41,7 +68,11 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
         super().__init__(model, *args, data_collator=collate_windows, **options)
         self._figures: list[torch.Tensor] = []
         self._results: list[torch.Tensor] = []
+        self._controller: KLController | None = model.controller
+        self._divergences: list[torch.Tensor] = []  # of the optimizer step that is being computed
         self.add_callback(_TargetUpdater())
+        if self._controller is not None:
+            self.add_callback(_AfterOptimizerStep(self._adapt))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -57,17 +88,43 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
             self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        is_new = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self._controller is not None and is_new:
+            if not isinstance(scheduler, LambdaLR):
+                raise PokegemmaError(
+                    f"--lr_scheduler_type {self.args.lr_scheduler_type}: with --reference the learning rate is adapted "
+                    "already; choose another"
+                )
+            scheduler.lr_lambdas = [self._damped(each) for each in scheduler.lr_lambdas]
+        return scheduler
+
+    def _damped(self, schedule: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: schedule(step) * self._controller.lr_factor
+
+    def _adapt(self) -> None:
+        """Show the controller the mean divergence of an optimizer step, over all processes."""
+        mean = torch.stack(self._divergences).mean()
+        self._divergences.clear()
+        self._controller.record(self.accelerator.gather(mean).mean().item())
+
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **options: Any
     ) -> torch.Tensor:
         losses = model(**inputs)
-        self._figures.append(torch.stack([losses.actor, losses.critic, losses.passed, losses.value]).detach().cpu())
+        figures = [losses.actor, losses.critic, losses.passed, losses.value, losses.kl]
+        self._figures.append(torch.stack(figures).detach().cpu())
+        if self._controller is not None:
+            self._divergences.append(losses.kl.detach())
         return losses.total
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         if "loss" in logs and self._figures:
-            means = torch.stack(self._figures).mean(0).tolist()
-            logs |= dict(zip(("actor_loss", "critic_loss", "share_passed", "value"), means, strict=True))
+            *means, kl = torch.stack(self._figures).mean(0).tolist()
+            logs |= dict(zip(_FIGURES, means, strict=True))
+            if self._controller is not None:
+                logs |= {"kl": kl, "kl_weight": self._controller.k, "lr_factor": self._controller.lr_factor}
             self._figures.clear()
         super().log(logs, *args, **options)
 
@@ -100,3 +157,15 @@ class _TargetUpdater(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         kwargs["model"].network.update_targets()
+
+
+class _AfterOptimizerStep(TrainerCallback):
+    """Calls a function after each optimizer step, before the learning rate of the next one is set."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._function()
