@@ -50,6 +50,8 @@ SCRIPTS = {
     "battles_tiny_model": "Make a tiny policy for battles",
     "sft_battles": "Train a policy for battles",
     "rl_battles": "Improve a policy offline",
+    "battles_selfplay": "Self-play of a policy",
+    "battles_psro": "Equilibria of players",
     "battles_card": "Write the card of a policy",
     "record_toy_game": "Record the toy game",
     "build_toy_rom": "Build a ROM of the toy game",
@@ -125,10 +127,7 @@ def sections() -> Iterator[str]:
     """Yield the lines of the generated part. An option class that several scripts share is printed once."""
     training = parser_of("scripts.sft_pokemon_gemma3")
     shown = dict.fromkeys(our_classes(*training.dataclass_types), "sft_pokemon_gemma3")
-    yield from (
-        ", ".join(f"[{what}](#{what.lower().replace(' ', '-').replace('.', '')})" for what in SCRIPTS.values()),
-        "",
-    )
+    yield from (", ".join(map(link_to, SCRIPTS)), "")
     for script, what in SCRIPTS.items():
         yield from (f"## {what}", "", f"`scripts/{script}.py`", "")
         if commands := getattr(importlib.import_module(f"scripts.{script}"), "COMMANDS", None):
@@ -138,8 +137,14 @@ def sections() -> Iterator[str]:
         classes = our_classes(*parser.dataclass_types)
         new = [kind for kind in classes if shown.setdefault(kind, script) == script]
         yield from rows(parser, fields_of(new))
-        if len(new) < len(classes):
-            yield from ("It also takes the options of [training](#train).", "")
+        if others := dict.fromkeys(shown[kind] for kind in classes if kind not in new):
+            yield from (f"It also takes the options of {', '.join(map(link_to, others))}.", "")
+
+
+def link_to(script: str) -> str:
+    """Return a link to a script's section."""
+    what = SCRIPTS[script]
+    return f"[{what}](#{what.lower().replace(' ', '-').replace('.', '')})"
 
 
 def command_sections(script: str, commands: dict[str, cli.Command]) -> Iterator[str]:

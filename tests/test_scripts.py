@@ -75,14 +75,24 @@ TABLE = {
         names="nowhere",
         needs="lz4",
     ),
+    "battles_psro": Calls(
+        tested_in="tests/battles/test_psro.py",
+        mistake="--policy_path nowhere --output_dir {out}",
+        names="--policy_path nowhere",
+    ),
     "battles_record": Calls(
         success="--output_dir {out} --battle_format gen1randombattle --players random heuristic --num_battles 2 "
         "--num_workers 1",
         prints="{out} 2 battles",
         writes=("gen1randombattle", "run.json"),
         mistake="--output_dir {out} --players random nobody",
-        names="--players nobody",
+        names="nobody",
         needs="poke_env",
+    ),
+    "battles_selfplay": Calls(
+        tested_in="tests/battles/test_selfplay.py",
+        mistake="--policy_path nowhere --output_dir {out}",
+        names="--policy_path nowhere",
     ),
     "battles_tiny_model": Calls(
         tested_in="tests/battles/test_cloning.py",

@@ -30,7 +30,7 @@ OPTIONS_FILE = "options.json"
 _TRAINING = ("sft_", "rl_")
 """What the names of scripts begin with that write checkpoints and take --overwrite."""
 
-Answer = TypeVar("Answer")
+Outcome = TypeVar("Outcome")
 
 
 def has_completed(output: Path) -> bool:
@@ -59,7 +59,7 @@ class ScriptRunner:
         for process in list(self._running):
             process.terminate()
 
-    def run_all(self, functions: Sequence[Callable[[], Answer]], *, num_parallel: int = 1) -> list[Answer]:
+    def run_all(self, functions: Sequence[Callable[[], Outcome]], *, num_parallel: int = 1) -> list[Outcome]:
         """Call functions that run scripts, `num_parallel` at once, and return their results.
 
         When one fails, or a signal ends this process, running scripts end as in `stop` before the error is raised.

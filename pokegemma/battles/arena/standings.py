@@ -1,6 +1,6 @@
 """What the results of an arena say: ratings, wins by pair, and wins against the pool, with their intervals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def make_standings(
         "num_battles": len(results),
         "players": sorted(players, key=lambda player: -player["rating"]),
         "pairs": pairs,
-        "head_to_head": [] if baseline is None else _against(baseline, rounds),
+        "head_to_head": [] if baseline is None else results_against(baseline, rounds),
         "tie_parameter": ratings.tie_parameter,
         "prior": PRIOR,
         "num_turn_limits": sum(result.turn_limit_reached for result in results),
@@ -74,8 +74,8 @@ def view_from(name: str, pair: Pair, counts: np.ndarray) -> tuple[str, np.ndarra
     return pair[1 - place], counts[..., [place, 1 - place, 2]]
 
 
-def _against(baseline: str, rounds: dict[Pair, np.ndarray]) -> list[dict[str, Any]]:
-    """Return each other player's battles against the baseline."""
+def results_against(baseline: str, rounds: Mapping[Pair, np.ndarray]) -> list[dict[str, Any]]:
+    """Return each other player's battles against the baseline, for those that met it: name, wins, win rate ..."""
     rows = []
     for pair, counts in rounds.items():
         if baseline in pair:
