@@ -1,0 +1,61 @@
+"""What the cells of the tutorials work with: a folder for their files, and the project's scripts."""
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pokegemma.provenance import PROJECT_ROOT
+
+
+def enter_work_folder() -> Path:
+    """Make a temporary folder the current one, and return it. It is removed when the notebook's kernel ends."""
+    folder = Path(tempfile.mkdtemp(prefix="pokegemma-tutorial-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.chdir(folder)
+    return folder
+
+
+def run(script: str, *arguments: object, status: int = 0, **variables: object) -> str:
+    """Run a script of the project, print what it prints, and return its stdout.
+
+    Logs and progress bars, which scripts write to stderr, are printed only if the exit status is not 0.
+
+    Args:
+        script: path in the project, such as "scripts/evaluate.py" or "train_gemma3.sh".
+        status: exit status that the script must have: 1 where a check is to fail, 2 where an option is refused.
+        variables: environment variables of the script, such as MAX_STEPS=20.
+
+    Raises:
+        RuntimeError: it has another exit status.
+
+    Example:
+        >>> run("scripts/make_tiny_model.py", "--output_dir", "tiny")
+    """
+    program = [] if script.endswith(".sh") else [sys.executable]
+    settings = {"MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1", **{name: str(value) for name, value in variables.items()}}
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
+            [*program, PROJECT_ROOT / script, *map(str, arguments)],
+            env=os.environ | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        lines = []
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+        process.wait()
+        if process.returncode:
+            errors.seek(0)
+            print(errors.read(), end="")
+    if process.returncode != status:
+        raise RuntimeError(f"{script} ended with exit status {process.returncode}, not {status}")
+    return "".join(lines)
