@@ -21,12 +21,24 @@ DOCS = sorted((PROJECT_ROOT / "docs").glob("*.md"))
 PAGES = [
     PROJECT_ROOT / "README.md",
     *DOCS,
-    *(path for folder in ("training_data", "benchmarks", "findings") for path in (PROJECT_ROOT / folder).glob("*.md")),
+    *(
+        path
+        for folder in ("docs/tutorials", "training_data", "benchmarks", "findings")
+        for path in sorted((PROJECT_ROOT / folder).glob("*.md"))
+    ),
 ]
 SCRIPTS = sorted(path.stem for path in (PROJECT_ROOT / "scripts").glob("*.py"))
 VARIABLES = re.findall(r"^(\w+)=", (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
-OTHER_PROGRAMS = {"source", "kill", "ruff", "hf"}
-OTHER_FLAGS = {"--shm-size", "--logdir", "--no-skip-online", "--local-dir", "--backend-store-uri", "--api-key"}
+OTHER_PROGRAMS = {"source", "kill", "ruff", "hf", "pip", "jupyter"}
+OTHER_FLAGS = {
+    "--shm-size",
+    "--logdir",
+    "--no-skip-online",
+    "--local-dir",
+    "--backend-store-uri",
+    "--api-key",
+    "--depth",
+}
 OTHER_FLAGS |= {
     "--disable-chunked-mm-input",
     "--mmproj",
@@ -155,7 +167,7 @@ def test_imports_of_python_blocks_exist(page: Path) -> None:
 
 @by_page
 def test_flags_in_the_text_exist(page: Path) -> None:
-    ours = (*(f"scripts/{name}.py" for name in SCRIPTS), "./init.sh", "docs/make_picture.py")
+    ours = (*(f"scripts/{name}.py" for name in SCRIPTS), "./init.sh", "docs/make_picture.py", "docs/make_notebooks.py")
     ours += tuple(str(path.relative_to(PROJECT_ROOT)) for path in (PROJECT_ROOT / "benchmarks").glob("*.py"))
     known = launch_flags().union(OTHER_FLAGS, *(flags_of(name) for name in ours if name not in WITHOUT_MAIN))
     assert set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", read(page))) - known == set()

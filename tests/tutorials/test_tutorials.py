@@ -12,6 +12,7 @@ from PIL import Image
 
 from docs.make_notebooks import SOURCES, read_tutorial
 from pokegemma.provenance import PROJECT_ROOT
+from tests.conftest import REAL_RUNS
 from tests.tutorials.notebook_checks import (
     NUM_EXERCISES,
     PARTS,
@@ -43,6 +44,8 @@ def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(PROJECT_ROOT))
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a remark of the debugger, which nobody uses
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own draws into the cells' outputs
+    if REAL_RUNS.is_dir():
+        monkeypatch.setenv("SESSIONS", str(REAL_RUNS))  # a reader's own sessions
     return tmp_path
 
 
