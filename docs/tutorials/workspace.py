@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,21 @@ def enter_work_folder() -> Path:
     return folder
 
 
-def run(script: str, *arguments: object, status: int = 0, **variables: object) -> str:
+class Printed(str):
+    """What a script printed. A notebook does not show it again where it is the value of a cell."""
+
+    def _ipython_display_(self) -> None:
+        pass
+
+
+def run(command: str, *arguments: object, status: int = 0, **variables: object) -> Printed:
     """Run a script of the project, print what it prints, and return its stdout.
 
     Logs and progress bars, which scripts write to stderr, are printed only if the exit status is not 0.
 
     Args:
-        script: path in the project, such as "scripts/evaluate.py" or "train_gemma3.sh".
+        command: path in the project, such as "scripts/evaluate.py" or "train_gemma3.sh", and options, as in a shell.
+        arguments: more options.
         status: exit status that the script must have: 1 where a check is to fail, 2 where an option is refused.
         variables: environment variables of the script, such as MAX_STEPS=20.
 
@@ -33,14 +42,15 @@ def run(script: str, *arguments: object, status: int = 0, **variables: object) -
         RuntimeError: it has another exit status.
 
     Example:
-        >>> run("scripts/make_tiny_model.py", "--output_dir", "tiny")
+        >>> run("scripts/make_tiny_model.py --output_dir tiny")
     """
+    script, *options = shlex.split(command)
     program = [] if script.endswith(".sh") else [sys.executable]
     settings = {"MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1", **{name: str(value) for name, value in variables.items()}}
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(
-            [*program, PROJECT_ROOT / script, *map(str, arguments)],
+            [*program, PROJECT_ROOT / script, *options, *map(str, arguments)],
             env=os.environ | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -58,4 +68,4 @@ def run(script: str, *arguments: object, status: int = 0, **variables: object) -
             print(errors.read(), end="")
     if process.returncode != status:
         raise RuntimeError(f"{script} ended with exit status {process.returncode}, not {status}")
-    return "".join(lines)
+    return Printed("".join(lines))
