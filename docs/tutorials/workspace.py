@@ -1,15 +1,22 @@
 """What the cells of the tutorials work with: a folder for their files, and the project's scripts."""
 
 import atexit
+import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 from pokegemma.provenance import PROJECT_ROOT
+
+# Remarks about the machine, which libraries make in a notebook too.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def enter_work_folder() -> Path:
@@ -48,7 +55,7 @@ def run(command: str, *arguments: object, status: int = 0, **variables: object) 
     program = [] if script.endswith(".sh") else [sys.executable]
     settings = {"MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1", **{name: str(value) for name, value in variables.items()}}
     with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", newline="") as errors,
         subprocess.Popen(
             [*program, PROJECT_ROOT / script, *options, *map(str, arguments)],
             env=os.environ | settings,
@@ -65,7 +72,7 @@ def run(command: str, *arguments: object, status: int = 0, **variables: object) 
         process.wait()
         if process.returncode:
             errors.seek(0)
-            print(errors.read(), end="")
+            print(re.sub(r"[^\n]*\r", "", errors.read()), end="")  # without the states of progress bars
     if process.returncode != status:
         raise RuntimeError(f"{script} ended with exit status {process.returncode}, not {status}")
     return Printed("".join(lines))

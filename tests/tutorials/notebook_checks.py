@@ -70,7 +70,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[object]:
     expressions = [f"({quoted.expression})" for quoted in quoted_figures(notebook)]
     source = f"print(__import__('json').dumps([{', '.join(expressions)}], default=lambda value: value.item()))"
     notebook.cells.append(nbformat.v4.new_code_cell(source))
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute()
     return json.loads("".join(output.text for output in notebook.cells.pop().outputs if output.name == "stdout"))
 

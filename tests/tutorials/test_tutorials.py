@@ -50,6 +50,7 @@ def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow(40)
+@pytest.mark.timeout(1800)  # busy cores make it many times as slow
 @by_tutorial
 def test_a_tutorial_runs_and_shows_what_its_text_says(source: Path, kernel_folder: Path) -> None:
     notebook = read_tutorial(source)
