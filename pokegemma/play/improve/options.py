@@ -24,7 +24,6 @@ class ImproveOptions:
     seeds: list[int] = option([0, 1, 2], "Each seed is a whole run with data and training of its own.", nargs="+")
     num_sessions: int = option(40, "Sessions of 25 turns that the expert records first, on each of the two levels.")
     rooms_per_round: int = option(80, "Rooms that the model plays in a round; its play is recorded.")
-    also_rooms_per_round: int = option(40, "The same on --also_level.")
     num_rooms: int = option(100, "Unseen rooms on which each model is measured.")
     max_steps: int = option(300, "Optimizer steps of each training, the same for all.")
     training_config: str = option("training_configs/toy.yaml", "Options of training.")
@@ -33,16 +32,7 @@ class ImproveOptions:
     num_parallel: int = option(1, "Seeds that run at once, each with its share of the cores.")
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            "num_sessions",
-            "rooms_per_round",
-            "also_rooms_per_round",
-            "num_rooms",
-            "max_steps",
-            "num_parallel",
-            at_least=1,
-        )
+        check_ranges(self, "num_sessions", "rooms_per_round", "num_rooms", "max_steps", "num_parallel", at_least=1)
         check_range("--rounds", self.rounds, at_least=0, at_most=20)
         check_range("--noise", self.noise, at_least=0, at_most=1)
         check_range("--play_noise", self.play_noise, at_least=0, at_most=1)

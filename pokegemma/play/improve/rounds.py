@@ -92,9 +92,7 @@ class _SeedRun:
         for number in range(options.rounds + 1):
             results.append(self._train(f"round{number}", sessions, arm="dagger", number=number))
             if number < options.rounds:
-                model, rooms = results[-1]["model"], (options.rooms_per_round, options.also_rooms_per_round)
-                for level, num_rooms in zip((options.level, options.also_level), rooms, strict=True):
-                    sessions.append(self._play(model, number + 1, level=level, num_rooms=num_rooms))
+                sessions.append(self._play(results[-1]["model"], number + 1))
         if options.controls and options.rounds:
             num_more = results[-1]["num_samples"] - results[0]["num_samples"]
             num_sessions = max(1, round(num_more / NUM_TURNS))
@@ -120,18 +118,18 @@ class _SeedRun:
         )
         return output / "runs"
 
-    def _play(self, model: str, number: int, *, level: int, num_rooms: int) -> Path:
+    def _play(self, model: str, number: int) -> Path:
         """Let the model play rooms that are not measured on; return the folder of the labelled sessions."""
-        options, name = self.options, f"play{number}_level{level}"
-        output, sessions = self.folder / "recorded" / name, self.folder / "recorded" / f"{name}_runs"
+        options = self.options
+        output, sessions = self.folder / "recorded" / f"play{number}", self.folder / "recorded" / f"play{number}_runs"
         if sessions.exists() and not output.exists():
             shutil.rmtree(sessions)  # of a run that was stopped
         self.runner.run(
             "evaluate",
             output,
             model_path=model,
-            closed_loop=num_rooms,
-            level=level,
+            closed_loop=options.rooms_per_round,
+            level=options.level,
             noise=options.play_noise,
             first_room=FIRST_RECORDED_ROOM + self.seed * _ROOMS_A_SEED + number * _ROOMS_A_ROUND,
             max_detour=1.0,
