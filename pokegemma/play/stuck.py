@@ -10,6 +10,9 @@ from PIL import Image
 from pokegemma.data.prompts import BUTTONS
 from pokegemma.errors import check_range
 
+STUCK_DEFAULT = 3
+"""`--stuck` of scripts/play.py."""
+
 _NUM_REMEMBERED = 64
 """Turns that are remembered, so that loops over several screens are found, too."""
 

@@ -8,6 +8,7 @@ from pokegemma.errors import PokegemmaError, check_ranges
 from pokegemma.options import option
 from pokegemma.play.emulators.emulator import PressTiming
 from pokegemma.play.players import Decide
+from pokegemma.play.stuck import STUCK_DEFAULT
 
 
 @dataclass
@@ -35,7 +36,7 @@ class PlayOptions:
         "scored", "scored: the eight buttons are scored in one pass; generate: the model writes its reason."
     )
     temperature: float = option(0.0, "0: the likeliest button; above: drawn.")
-    stuck: int = option(3, "Same screen and same button this often: draw another button. 0: never.")
+    stuck: int = option(STUCK_DEFAULT, "Same screen and same button this often: draw another button. 0: never.")
     noise: float = option(0.0, "Fraction of presses that are replaced at random.")
     record: str | None = option(None, "Folder in which to record the session, for the converter; with replay.html.")
     resume: str | None = option(None, "Session folder to continue, from its last saved state of the game.")

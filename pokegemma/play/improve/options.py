@@ -15,7 +15,9 @@ class ImproveOptions:
     model_path: str = option(..., "Base model; each training starts from it.")
     output_dir: str = option(..., "Folder for everything. An earlier run in it with the same options is continued.")
     level: int = option(5, "Level to learn; its rooms are played with --noise.")
-    also_level: int = option(1, "Level that must not be forgotten; its rooms are played without noise.")
+    also_level: int = option(
+        1, "Level that must not be forgotten; its rooms are played without noise, and out of loops as play.py does."
+    )
     noise: float = option(0.2, "Share of the presses to replace by another button, where play is measured.")
     play_noise: float = option(
         0.5, "The same where play is recorded to learn from: more noise shows more of the screens after a mistake."

@@ -18,6 +18,7 @@ from pokegemma.outputs import atomic_file
 from pokegemma.parallel.script_runner import ScriptRunner, keep_options
 from pokegemma.play.closed_loop.options import FIRST_RECORDED_ROOM
 from pokegemma.play.improve.options import ImproveOptions
+from pokegemma.play.stuck import STUCK_DEFAULT
 from pokegemma.provenance import read_run_record
 
 NUM_TURNS = 25
@@ -175,7 +176,10 @@ class _SeedRun:
             "num_samples": num_samples,
             "model": str(model),
             "play": measure_rooms(self.runner, model, folder / "play", options, **play),
-            "also": measure_rooms(self.runner, model, folder / "play_also", options, level=options.also_level),
+            # Without noise a greedy model repeats one wrong button for ever, so here it plays as in scripts/play.py.
+            "also": measure_rooms(
+                self.runner, model, folder / "play_also", options, level=options.also_level, stuck=STUCK_DEFAULT
+            ),
         }
 
 
@@ -188,9 +192,10 @@ def measure_rooms(
     level: int,
     noise: float = 0.0,
     first_room: int = 0,
+    stuck: int = 0,
 ) -> dict[str, Any]:
     """Let a model play unseen rooms; return what it reached."""
-    rooms = {"closed_loop": options.num_rooms, "first_room": first_room, "level": level, "noise": noise}
+    rooms = {"closed_loop": options.num_rooms, "first_room": first_room, "level": level, "noise": noise, "stuck": stuck}
     runner.run("evaluate", output, model_path=model, output_dir=output, **rooms)
     played = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["closed_loop"]
     return played["players"]["model"]
