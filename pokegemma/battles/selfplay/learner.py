@@ -71,14 +71,13 @@ class Learner:
             link_trajectories(Path(options.trajectories_dir), files)
         for recording in recordings:
             link_trajectories(recording, files, player=player)
-        workers = options.num_workers or usable_cores()
         self.runner.run(
             "battles_pack",
             packed,
             is_complete=_is_whole,
             trajectories_dir=files,
             output_dir=packed,
-            num_workers=workers,
+            num_workers=options.num_workers,
         )
         self.runner.run(
             f"{options.trainer}_battles",
