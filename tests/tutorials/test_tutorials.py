@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from docs.make_notebooks import SOURCES, read_tutorial
+from docs.tutorials.workspace import run
 from pokegemma.provenance import PROJECT_ROOT
 from tests.conftest import REAL_RUNS
 from tests.tutorials.notebook_checks import (
@@ -99,6 +100,17 @@ def test_notebooks_are_built(tmp_path: Path) -> None:
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     assert "REPOSITORY = 'https://git.example/pokegemma'" in code[0]
     assert not [source for source in code if source.startswith("%%")]
+
+
+@pytest.mark.slow(4)
+def test_a_script_that_does_not_end_as_expected_stops_its_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "scripts/record_toy_game.py --num_sessions 0 --output_dir"
+    assert run(command, tmp_path / "toy", status=2) == ""
+    assert "error: --num_sessions 0" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="exit status 2, not 0"):
+        run(command, tmp_path / "toy")
 
 
 # --- the checks find what they look for
