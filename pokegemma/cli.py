@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from trl import TrlParser
 
 from pokegemma.errors import PokegemmaError, describe_machine_error, one_line
+from pokegemma.outputs import require_folder
 
 # Said on every start of a machine without a GPU, by libraries that only a GPU run uses; DeepSpeed says it on stdout.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -36,7 +38,8 @@ def parse_options(*option_types: type, description: str, argv: Sequence[str] | N
     """Return one instance of each dataclass: its defaults, then `--config FILE` (YAML), then flags.
 
     Raises:
-        PokegemmaError: an unknown option, a value of the wrong kind, or a config file that cannot be read.
+        PokegemmaError: an unknown option, a value of the wrong kind, a config file that cannot be read, or an
+            `--output_dir` that is a file.
     """
     parser = _Parser(option_types, description=description, formatter_class=_HelpFormatter)
     arguments = []
@@ -59,6 +62,8 @@ def parse_options(*option_types: type, description: str, argv: Sequence[str] | N
             if action.choices and single is not None and single not in action.choices:
                 choices = ", ".join(map(str, action.choices))
                 raise PokegemmaError(f"--{action.dest}: {single!r} is not one of {choices}")
+    if values.get("output_dir"):
+        require_folder(Path(values["output_dir"]))
     return options
 
 

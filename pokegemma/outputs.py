@@ -90,18 +90,33 @@ def refuse_to_replace(output: Path, *inputs: str | Path, flag: str = "--output_d
             raise PokegemmaError(f"{flag} {output} contains the input {source}; choose another folder")
 
 
+def require_folder(path: Path, *, flag: str = "--output_dir") -> None:
+    """Refuse an output folder that is a file, or would be within one; it need not exist yet.
+
+    Raises:
+        PokegemmaError: it is.
+    """
+    with contextlib.suppress(PermissionError):  # writing will report it
+        place = next(place for place in (path, *path.parents) if place.exists())
+        if not place.is_dir():
+            raise PokegemmaError(f"{flag} {path}: {place} is not a folder; choose another")
+
+
 @contextlib.contextmanager
-def file_lock(path: Path, *, wait: bool = True) -> Iterator[IO[str]]:
-    """Hold an exclusive lock on a file, which is created, while a block runs; yield the open file.
+def file_lock(path: Path, *, wait: bool = True, shared: bool = False) -> Iterator[IO[str]]:
+    """Hold a lock on a file, which is created, while a block runs; yield the open file.
 
     A process that inherits the file's descriptor holds the lock, too.
+
+    Args:
+        shared: others may hold it at the same time, if theirs is shared, too. By default nobody else may.
 
     Raises:
         BlockingIOError: another process holds the lock, and `wait` is false.
         OSError: the file cannot be opened, or its file system has no locks.
     """
     with open(path, "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         yield file
 
 

@@ -10,7 +10,14 @@ import pytest
 from safetensors import SafetensorError
 
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import atomic_file, atomic_folder, file_lock, refuse_to_replace, require_space
+from pokegemma.outputs import (
+    atomic_file,
+    atomic_folder,
+    file_lock,
+    refuse_to_replace,
+    require_folder,
+    require_space,
+)
 from pokegemma.provenance import PROJECT_ROOT
 
 ENTRIES = ("a.txt", "run.json")
@@ -293,3 +300,22 @@ def test_a_lock_is_held_until_its_block_ends(tmp_path: Path) -> None:
         pass
     with file_lock(tmp_path / "lock", wait=False):
         pass
+
+
+def test_a_shared_lock_keeps_out_who_wants_it_alone(tmp_path: Path) -> None:
+    with file_lock(tmp_path / "lock", shared=True):
+        with file_lock(tmp_path / "lock", wait=False, shared=True):
+            pass
+        with pytest.raises(BlockingIOError), file_lock(tmp_path / "lock", wait=False):
+            pass
+    with file_lock(tmp_path / "lock", wait=False):
+        pass
+
+
+def test_an_output_folder_that_is_a_file_or_in_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(PokegemmaError, match=f"--output_dir {path}: {tmp_path / 'file'} is not a folder"):
+            require_folder(path)
+    require_folder(tmp_path)
+    require_folder(tmp_path / "new" / "folder")

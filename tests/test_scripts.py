@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import re
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.make_options import parser_of
 from pokegemma.provenance import PROJECT_ROOT
 from tests.processes import call_script
 from tests.serving.adversary import run_adversary
@@ -383,3 +385,34 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def calls_of(name: str, flag: str, value: object) -> Iterator[list[str]]:
+    """Yield a call with a value of `flag` for each command of a script that has it, or for the script itself.
+
+    What else is required gets a value that need not exist: no script looks at it before all options have been read.
+    """
+    for command in getattr(importlib.import_module(f"scripts.{name}"), "COMMANDS", [None]):
+        words = [] if command is None else [command]
+        words += ["--gguf", "x"] if name == "check_parity" else []  # at least one export
+        actions = parser_of(f"scripts.{name}", *words)._actions
+        if flag in [option for action in actions for option in action.option_strings]:
+            for action in actions:
+                if action.required and flag not in action.option_strings:
+                    words += [action.option_strings[0], (action.choices or ["x"])[0]]
+            yield [*words, flag, str(value)]
+
+
+@pytest.mark.slow(6)
+def test_an_output_dir_that_is_a_file_is_one_line_in_every_script(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = f"error: --output_dir {tmp_path / 'file'}: {tmp_path / 'file'} is not a folder; choose another\n"
+    found, wrong = set(), {}
+    for name in SCRIPTS:
+        for call in calls_of(name, "--output_dir", tmp_path / "file"):
+            done = run_script(name, *call)
+            found.add(name)
+            if (done.returncode, done.stdout) != (2, "") or not done.stderr.endswith(line):
+                wrong[name] = done.stderr
+    assert wrong == {}
+    assert {"battles_online", "convert_eevee_data_v2", "model_registry", "rl_battles"} <= found and len(found) > 15

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from pokegemma.errors import PokegemmaError, is_disk_full
-from pokegemma.outputs import RUN_FILE, refuse_to_replace
+from pokegemma.outputs import RUN_FILE, refuse_to_replace, require_folder
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import LAST_CHECKPOINT
 
@@ -42,8 +42,10 @@ def check_output(folder: Path, *, sources: Sequence[Path], overwrite: bool, resu
         sources: the files and folders that training reads; `folder` must not contain any of them.
 
     Raises:
-        PokegemmaError: there is no such checkpoint, `folder` contains a source, or an earlier run or other files.
+        PokegemmaError: there is no such checkpoint, `folder` is a file, or contains a source, an earlier run or other
+            files.
     """
+    require_folder(folder)
     refuse_to_replace(folder, *sources)
     last, record = last_checkpoint(folder), read_run_record(folder) or {}
     if resume is not None:
@@ -72,8 +74,6 @@ def check_output(folder: Path, *, sources: Sequence[Path], overwrite: bool, resu
 
 def _foreign_entries(folder: Path) -> list[str]:
     """Return the names in `folder`, sorted, of files that an interrupted run cannot have left."""
-    if folder.exists() and not folder.is_dir():
-        raise PokegemmaError(f"--output_dir {folder} is a file; choose another")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return [
         name

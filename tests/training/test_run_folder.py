@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_from_a_run_is_never_emptied(overwrite: bool, tmp_p
     (tmp_path / "notes.txt").touch()
     with pytest.raises(PokegemmaError, match=r"\(adapter, notes.txt\); choose an empty folder"):
         check_output(tmp_path, sources=[], overwrite=overwrite, resume=None)
-    with pytest.raises(PokegemmaError, match="is a file"):
+    with pytest.raises(PokegemmaError, match="is not a folder"):
         check_output(tmp_path / "notes.txt", sources=[], overwrite=overwrite, resume=None)
 
 

@@ -173,7 +173,7 @@ def unpack_trajectories(folder: Path, output: Path) -> int:
         PokegemmaError: `folder` was not packed to the end, or `output` contains files.
     """
     battles = PackedTrajectories(folder)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and any(output.iterdir()):
         raise PokegemmaError(f"{output} exists; choose another folder")
     for index in range(len(battles)):
         with atomic_file(output / battles.name(index)) as temporary:
