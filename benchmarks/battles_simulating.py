@@ -26,7 +26,8 @@ from pokegemma.battles.online.local_server import LocalServer
 from pokegemma.battles.players.player import Decider
 from pokegemma.battles.players.scripted import RandomBattlePlayer
 from pokegemma.battles.runner import BattleRunner
-from pokegemma.battles.simulator import BattleFormat, BattleSpec, Simulator
+from pokegemma.battles.simulated_battle import BattleFormat, BattleSpec
+from pokegemma.battles.simulator import Simulator
 from pokegemma.cli import parse_options, run
 from pokegemma.errors import CheckFailedError, check_ranges
 from pokegemma.options import option

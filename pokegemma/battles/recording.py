@@ -12,7 +12,8 @@ from pokegemma.battles.players.opening import PlayerSource, open_once
 from pokegemma.battles.players.player import Decider
 from pokegemma.battles.runner import BattleResult, BattleRunner
 from pokegemma.battles.seat import Seat
-from pokegemma.battles.simulator import ROLES, BattleFormat, BattleSpec, Simulator
+from pokegemma.battles.simulated_battle import ROLES, BattleFormat, BattleSpec
+from pokegemma.battles.simulator import Simulator
 from pokegemma.battles.teams import draw_teams, read_teams
 from pokegemma.battles.trajectories.files import COMPRESSED, TrajectoryName, write_trajectory
 from pokegemma.battles.trajectories.from_battle import state_from_battle

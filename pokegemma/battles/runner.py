@@ -9,7 +9,8 @@ from typing import Any
 from pokegemma.battles.legal_actions import find_legal_actions
 from pokegemma.battles.players.player import BattleDecision, Choice, Decider
 from pokegemma.battles.seat import Seat
-from pokegemma.battles.simulator import ROLES, BattleEnd, BattleFormat, BattleNews, BattleSpec, Simulator
+from pokegemma.battles.simulated_battle import ROLES, BattleEnd, BattleFormat, BattleNews, BattleSpec
+from pokegemma.battles.simulator import Simulator
 
 logger = logging.getLogger(__name__)
 

@@ -1,92 +1,23 @@
 """Pokémon Showdown's simulator without a server: many battles at once in long-lived node processes, seeded."""
 
-import contextlib
-import hashlib
 import logging
-import selectors
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pokegemma.battles.node_process import NodeProcess
+from pokegemma.battles.node_pool import NodePool
+from pokegemma.battles.simulated_battle import (
+    ROLES,
+    BattleEnd,
+    BattleFormat,
+    BattleLost,
+    BattleNews,
+    BattleSpec,
+    derive_seed,
+)
 from pokegemma.errors import PokegemmaError, check_range
 
 logger = logging.getLogger(__name__)
-
-ROLES = ("p1", "p2")
-
-
-@dataclass(frozen=True)
-class BattleFormat:
-    """What Pokémon Showdown knows of a format.
-
-    Attributes:
-        has_random_teams: the simulator draws the teams; elsewhere both players bring one.
-    """
-
-    name: str
-    generation: int
-    has_random_teams: bool
-
-
-@dataclass(frozen=True)
-class BattleSpec:
-    """A battle to play. With the same players, the same values give the same battle, at any concurrency.
-
-    Attributes:
-        battle_id: any name that no other battle in flight has.
-        battle_format: as Pokémon Showdown writes it: "gen1ou".
-        names: of the players p1 and p2, which differ.
-        seed: any text; all random numbers of the battle and of both teams come from it.
-        teams: packed teams that `Simulator.validate_team` returned; None in a format with random teams.
-    """
-
-    battle_id: str
-    battle_format: str
-    names: tuple[str, str]
-    seed: str
-    teams: tuple[str | None, str | None] = (None, None)
-
-    def __post_init__(self) -> None:
-        if self.names[0] == self.names[1] or any(set(name) & set("|\n_") or not name for name in self.names):
-            raise ValueError(f"names {self.names}: must differ, and contain no '|', '_' or line break")
-
-
-@dataclass(frozen=True)
-class BattleEnd:
-    """How a battle ended. `winner` is a role, None for a tie; `log` is the public log, as a replay page takes it."""
-
-    winner: str | None
-    num_turns: int
-    log: str
-
-
-@dataclass(frozen=True)
-class BattleNews:
-    """What happened in a battle since the last news: the lines that each player sees, and the end if it has ended."""
-
-    battle_id: str
-    lines: tuple[str, str]
-    end: BattleEnd | None = None
-
-
-@dataclass(frozen=True)
-class BattleLost:
-    """A battle that cannot go on. `process_died`: with its node process, so that it can be played again."""
-
-    battle_id: str
-    reason: str
-    process_died: bool
-
-
-def derive_seed(*parts: object) -> str:
-    """Return a seed of Pokémon Showdown, four numbers below 65536, from any values.
-
-    Its generator takes four numbers: with fewer, the missing ones are NaN and every seed gives the same stream.
-    """
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return ",".join(str(int.from_bytes(digest[index : index + 2], "big")) for index in range(0, 8, 2))
 
 
 @dataclass(frozen=True)
@@ -121,12 +52,11 @@ class Simulator:
         """
         check_range("num_processes", num_processes, at_least=1)
         check_range("timeout_s", timeout_s, above=0)
-        self._processes: list[NodeProcess | None] = [None] * num_processes
+        self._pool = NodePool(num_processes)
         self._flights: dict[str, _Flight] = {}
         self._battle_ids: dict[int, str] = {}
         self._num_ids = 0
         self.timeout_s = timeout_s
-        self._left_at = time.monotonic()
         self._events: list[BattleNews | BattleLost] = []
         self._questions: set[int] = set()
         self._answers: dict[int, dict[str, Any]] = {}
@@ -140,14 +70,11 @@ class Simulator:
     @property
     def process_ids(self) -> list[int]:
         """The ids of the running node processes."""
-        return [process.pid for process in self._processes if process is not None]
+        return [process.pid for process in self._pool.running]
 
     def close(self) -> None:
         """End the processes; battles in flight are dropped."""
-        for process in self._processes:
-            if process is not None:
-                process.kill()
-        self._processes = [None] * len(self._processes)
+        self._pool.close()
         self._flights.clear()
         self._battle_ids.clear()
 
@@ -198,9 +125,9 @@ class Simulator:
             source = {"seed": derive_seed(spec.seed, role, "team")} if team is None else {"team": team}
             players[role] = {"name": name, **source}
         setup = {"format": spec.battle_format, "seed": derive_seed(spec.seed, "battle"), "players": players}
-        flight = self._flights[spec.battle_id] = _Flight(self._find_place(), self._next_number())
+        flight = self._flights[spec.battle_id] = _Flight(self._pool.find_place(), self._next_number())
         self._battle_ids[flight.number] = spec.battle_id
-        process = self._processes[flight.place]
+        process = self._pool[flight.place]
         process.battles.add(spec.battle_id)
         process.send({"id": flight.number, "start": setup})
 
@@ -211,33 +138,23 @@ class Simulator:
         """
         if (flight := self._flights.get(battle_id)) is not None:
             command = {"id": flight.number, "choose": dict(zip(ROLES, choices, strict=True))}
-            self._processes[flight.place].send(command)
+            self._pool[flight.place].send(command)
 
     def stop(self, battle_id: str) -> None:
         """Drop a battle in flight; nothing more is reported of it."""
         if battle_id in self._flights:
             flight = self._forget(battle_id)
-            self._processes[flight.place].send({"id": flight.number})
+            self._pool[flight.place].send({"id": flight.number})
 
     def receive(self) -> list[BattleNews | BattleLost]:
         """Wait until something has happened, and return all of it; an empty list where no battle is in flight.
 
         `timeout_s` counts only while this waits: a caller may take any time between two calls.
         """
-        self._excuse_absence()
         while self._flights and not self._events:
             self._wait()
-        self._left_at = time.monotonic()
         events, self._events = self._events, []
         return events
-
-    def _find_place(self) -> int:
-        """Return the place of the process with the fewest battles, which is started if it does not run."""
-        counts = [0 if process is None else len(process.battles) for process in self._processes]
-        place = counts.index(min(counts))
-        if self._processes[place] is None:
-            self._processes[place] = NodeProcess()
-        return place
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a question that is not about a battle.
@@ -245,65 +162,31 @@ class Simulator:
         Raises:
             PokegemmaError: the node process dies at it.
         """
-        self._excuse_absence()
-        place, number = self._find_place(), self._next_number()
-        process = self._processes[place]
+        place, number = self._pool.find_place(), self._next_number()
+        process = self._pool[place]
         process.send({"id": number, **question})
         self._questions.add(number)
         while number not in self._answers:
-            if self._processes[place] is not process:
+            if self._pool[place] is not process:
                 raise PokegemmaError(f"the simulator died at the question {question}")
             self._wait()
-        self._left_at = time.monotonic()
         return self._answers.pop(number)
-
-    def _excuse_absence(self) -> None:
-        """Do not count the time since the last call for what the processes owe: nothing was written or read in it."""
-        for process in self._processes:
-            if process is not None:
-                process.excuse(time.monotonic() - self._left_at)
 
     def _next_number(self) -> int:
         self._num_ids += 1
         return self._num_ids
 
     def _wait(self) -> None:
-        """Write and read until at least one process has sent something or died."""
-        with selectors.DefaultSelector() as selector:
-            for place, process in enumerate(self._processes):
-                if process is None:
-                    continue
-                selector.register(process.output, selectors.EVENT_READ, place)
-                if process.has_unsent:
-                    selector.register(process.input, selectors.EVENT_WRITE, place)
-            running = [process for process in self._processes if process is not None]
-            patience_s = min((process.patience_s(self.timeout_s) for process in running), default=0.0)
-            ready = selector.select(max(0.0, patience_s) + 0.01)
-        for key, mask in ready:
-            process = self._processes[key.data]
-            if process is None:  # its other pipe was handled before
-                continue
-            if mask & selectors.EVENT_WRITE:
-                with contextlib.suppress(BrokenPipeError):  # its output ends as well
-                    process.write()
-                continue
-            replies = process.read()
-            if replies is None:
-                self._lose(key.data, "died")
-            for reply in replies or ():
-                self._take(reply)
-        for place, process in enumerate(self._processes):
-            if process is not None and process.patience_s(self.timeout_s) < 0:
-                self._lose(place, f"sent nothing for {self.timeout_s:g} s")
-
-    def _lose(self, place: int, what: str) -> None:
-        process = self._processes[place]
-        reason = f"the node process {process.pid} {what} ({process.kill()})"
-        self._processes[place] = None
-        logger.warning("%s; %d battles in flight are lost", reason, len(process.battles))
-        for battle_id in sorted(process.battles):
-            self._forget(battle_id)
-            self._events.append(BattleLost(battle_id, reason, process_died=True))
+        """Wait until at least one process has sent something or died, and keep what it means."""
+        replies, dead = self._pool.wait(self.timeout_s)
+        for reply in replies:
+            self._take(reply)
+        for process in dead:
+            lost = [battle_id for battle_id in process.battles if battle_id in self._flights]  # others ended just now
+            logger.warning("%s; %d battles in flight are lost", process.reason, len(lost))
+            for battle_id in lost:
+                self._forget(battle_id)
+                self._events.append(BattleLost(battle_id, process.reason, process_died=True))
 
     def _take(self, reply: dict[str, Any]) -> None:
         battle_id = self._battle_ids.get(reply["id"])
@@ -325,7 +208,7 @@ class Simulator:
     def _forget(self, battle_id: str) -> _Flight:
         flight = self._flights.pop(battle_id)
         del self._battle_ids[flight.number]
-        process = self._processes[flight.place]
+        process = self._pool[flight.place]
         if process is not None:
             process.battles.discard(battle_id)
         return flight

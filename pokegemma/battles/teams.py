@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pokegemma.battles.simulator import BattleFormat, Simulator
+from pokegemma.battles.simulated_battle import BattleFormat
+from pokegemma.battles.simulator import Simulator
 from pokegemma.errors import PokegemmaError
 
 _SAMPLES = Path(__file__).parent / "sample_teams"

@@ -14,7 +14,7 @@ from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.outputs import atomic_file
 from pokegemma.provenance import read_run_record
 from pokegemma.training.options import TrainingOptions
-from pokegemma.training.parallel_mode import check_requested_mode
+from pokegemma.training.parallel_mode import check_requested_mode, use_one_gpu
 from pokegemma.training.run_folder import check_output, clear_output, clear_unfinished, full_disk_explained
 from pokegemma.training.run_record import RunRecord, refuse_changes
 from pokegemma.training.stop_on_signal import StopOnSignal
@@ -107,9 +107,7 @@ def open_run(
     """
     check_requested_mode(training)
     track(training.report_to)
-    if training.n_gpu > 1:
-        logger.warning("using one of %d GPUs; accelerate launch uses all", training.n_gpu)
-        training._n_gpu = 1
+    use_one_gpu(training)
     folder = Path(training.output_dir)
     resume_from = check_output(folder, sources=sources, overwrite=overwrite, resume=training.resume_from_checkpoint)
     record = RunRecord(folder, options, read_facts(), is_written=training.process_index == 0)

@@ -1,5 +1,6 @@
 """The parallel mode that was requested, and the one that a wrapped model is in."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
 from pokegemma.errors import PokegemmaError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,17 @@ def check_requested_mode(training: TrainingArguments) -> None:
             f"the launcher started {asked.num_processes} processes, accelerate found {state.num_processes}; "
             "start training with accelerate launch or torchrun"
         )
+
+
+def use_one_gpu(training: TrainingArguments) -> None:
+    """Let a process use one GPU, also where it sees several, for which transformers would take DataParallel.
+
+    That cuts batches at places that have nothing to do with each other: pixel_values and image_index, or the states
+    and the actions of battles.
+    """
+    if training.n_gpu > 1:
+        logger.warning("using one of %d GPUs; accelerate launch uses all", training.n_gpu)
+        training._n_gpu = 1
 
 
 def refuse_sharding(training: TrainingArguments) -> None:

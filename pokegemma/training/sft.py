@@ -20,7 +20,7 @@ from pokegemma.training.lora_targets import lora_config
 from pokegemma.training.loss_curve import CurvePlotter
 from pokegemma.training.modes import ModesObserver
 from pokegemma.training.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
-from pokegemma.training.parallel_mode import check_requested_mode, refuse_sharding, require_mode
+from pokegemma.training.parallel_mode import check_requested_mode, refuse_sharding, require_mode, use_one_gpu
 from pokegemma.training.run_folder import DATASET_CACHE, clear_output, clear_unfinished, full_disk_explained
 from pokegemma.training.run_record import RunRecord, check_resumed
 from pokegemma.training.stop_on_signal import StopOnSignal
@@ -86,10 +86,7 @@ def check_options(options: RunOptions) -> RunFiles:
         )
     if model.finetuning == "full" and training.learning_rate > 1e-4:
         logger.warning("a learning rate of %g is high for full fine-tuning; 1e-5 is usual", training.learning_rate)
-    if training.n_gpu > 1:
-        # DataParallel would cut pixel_values and image_index at places that have nothing to do with each other.
-        logger.warning("using one of %d GPUs; accelerate launch uses all", training.n_gpu)
-        training._n_gpu = 1
+    use_one_gpu(training)
     return find_files(options)
 
 

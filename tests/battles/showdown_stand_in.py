@@ -15,7 +15,8 @@ from pokegemma.battles.legal_actions import find_legal_actions
 from pokegemma.battles.players.player import BattleDecision, Decider
 from pokegemma.battles.players.scripted import RandomBattlePlayer
 from pokegemma.battles.seat import Seat
-from pokegemma.battles.simulator import BattleSpec, Simulator
+from pokegemma.battles.simulated_battle import BattleSpec
+from pokegemma.battles.simulator import Simulator
 
 
 class StandIn:

@@ -34,7 +34,7 @@ def simulator() -> Iterator[Any]:
 
 def make_specs(num_battles: int, *, battle_format: str = "gen1randombattle", **changes: Any) -> list[Any]:
     """Return battles of the players "ann" and "bob", with the seeds "0", "1", ..."""
-    from pokegemma.battles.simulator import BattleSpec
+    from pokegemma.battles.simulated_battle import BattleSpec
 
     return [
         BattleSpec(f"battle-{number}", battle_format, ("ann", "bob"), **{"seed": str(number), **changes})

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from pokegemma.battles.simulator import BattleLost, BattleNews, BattleSpec, Simulator, derive_seed
+from pokegemma.battles.simulated_battle import BattleLost, BattleNews, BattleSpec, derive_seed
+from pokegemma.battles.simulator import Simulator
 from pokegemma.errors import PokegemmaError
 from tests.battles.simulated import TEAM, make_specs
 from tests.processes import wait_until_ended

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pokegemma.battles.players.opening import PlayerSource
-from pokegemma.battles.simulator import BattleSpec
+from pokegemma.battles.simulated_battle import BattleSpec
 from pokegemma.battles.teams import draw_teams
 from pokegemma.errors import PokegemmaError
 

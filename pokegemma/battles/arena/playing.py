@@ -13,7 +13,8 @@ from pokegemma.battles.arena.results import BATTLES_FILE, ArenaResult, append_re
 from pokegemma.battles.players.opening import PlayerSource, open_once
 from pokegemma.battles.players.player import Decider
 from pokegemma.battles.runner import BattleResult, BattleRunner
-from pokegemma.battles.simulator import ROLES, BattleFormat, Simulator
+from pokegemma.battles.simulated_battle import ROLES, BattleFormat
+from pokegemma.battles.simulator import Simulator
 from pokegemma.battles.teams import read_teams
 from pokegemma.errors import PokegemmaError
 from pokegemma.fingerprints import hash_of

@@ -10,7 +10,7 @@ from pokegemma.battles.online.connection import ShowdownConnection, simplify_nam
 from pokegemma.battles.players.player import BattleDecision, Decider
 from pokegemma.battles.runner import BattleStep, Observer, order_team
 from pokegemma.battles.seat import Seat
-from pokegemma.battles.simulator import BattleFormat
+from pokegemma.battles.simulated_battle import BattleFormat
 from pokegemma.errors import CheckFailedError
 
 logger = logging.getLogger(__name__)
