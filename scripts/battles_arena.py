@@ -24,7 +24,8 @@ class BattlesArenaOptions:
     players: list[str] = option(
         ["random", "max-base-power", "heuristic"],
         "Players: random, max-base-power or heuristic; NAME=SOURCE gives one another name. A source may be the folder "
-        "of a policy, FOLDER@TEMPERATURE to draw actions by their probabilities, or the URL of a policy's server.",
+        "of a policy, FOLDER@TEMPERATURE to draw actions by their probabilities, the URL of a policy's server, or "
+        "MODULE:CALLABLE, a policy in Python that takes metamon's observation.",
         nargs="+",
     )
     against: list[str] = option([], "Only pairs with one of these players play. Default: all pairs.", nargs="+")
@@ -38,7 +39,9 @@ class BattlesArenaOptions:
     )
     max_turns: int = option(1000, "A longer battle counts as a tie.")
     timeout_s: float | None = option(
-        None, "Seconds a player may take for a decision; then the strongest legal move is played. Default: no limit."
+        None,
+        "Seconds a player may take for a decision; then the strongest legal move is played. With it, a player decides "
+        "one after the other, and not for all battles at once. Default: no limit.",
     )
     num_replay_rounds: int = option(1, "The page has replays of this many rounds.")
     num_resamples: int = option(1000, "Resamples of the bootstrap.")

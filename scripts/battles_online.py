@@ -61,12 +61,12 @@ def main() -> None:
     from pokegemma.battles.online.matches import MatchPlayer
     from pokegemma.battles.online.recorded import write_match
     from pokegemma.battles.players.opening import PlayerSource
-    from pokegemma.battles.players.player import Decider
+    from pokegemma.battles.players.player import Decider, describe_replaced
     from pokegemma.battles.simulator import Simulator
     from pokegemma.battles.teams import read_teams
     from pokegemma.battles.trajectories.from_battle import state_from_battle
 
-    player = PlayerSource.parse(options.player).open()
+    player = PlayerSource.parse(options.player, flag="--player").open()
     password = read_api_key("--password_variable", options.password_variable)
     with Simulator() as simulator:
         battle_format = simulator.describe_format(options.battle_format)
@@ -91,6 +91,8 @@ def main() -> None:
         for match in matches.play(options.num_battles, "ladder" if options.ladder else "challenges"):
             outcome = {True: "won", False: "lost", None: "tied"}[match.won]
             print(f"{match.room}: {outcome} against {match.opponent} after {match.num_turns} turns", flush=True)
+            if match.num_timeouts or match.num_unanswered:
+                print(f"{match.room}: {describe_replaced(match.num_timeouts, match.num_unanswered)}", flush=True)
             if options.output_dir is not None:
                 write_match(Path(options.output_dir), match, player=options.user_name, moment=datetime.datetime.now())
 

@@ -36,7 +36,9 @@ class BattlesRecordOptions:
     )
     max_turns: int = option(1000, "A longer battle ends with neither a winner nor a loser.")
     timeout_s: float | None = option(
-        None, "Seconds a player may take for a decision; then the strongest legal move is played. Default: no limit."
+        None,
+        "Seconds a player may take for a decision; then the strongest legal move is played. With it, a player decides "
+        "one after the other, and not for all battles at once. Default: no limit.",
     )
     date: str | None = option(
         None, "Date in the names of the files, MM-DD-YYYY. Default: today, or that of an earlier run."
@@ -55,6 +57,7 @@ class BattlesRecordOptions:
 
 def main() -> None:
     (options,) = parse_options(BattlesRecordOptions, description=__doc__)
+    from pokegemma.battles.players.player import describe_replaced
     from pokegemma.battles.recording import RecordingPlan, record_battles, today
 
     report = record_battles(
@@ -80,6 +83,10 @@ def main() -> None:
         print(
             f"{options.output_dir}: {report['num_battles']} battles, {wins}; no winner: {report['num_without_winner']}"
         )
+        played = report["played_now"]
+        for name, number in played.get("timeouts", {}).items():
+            if number or played["unanswered"][name]:
+                print(f"{name}: {describe_replaced(number, played['unanswered'][name])}")
     if report["problems"]:
         number = len(report["problems"])
         raise CheckFailedError(f"{number} battles could not be played: {report['problems'][0]}")

@@ -3,7 +3,7 @@
 import collections
 import datetime
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def record_battles(
     A run that was killed continues where it stopped, and one with more battles adds the new ones.
 
     Returns:
-        The report: battles, wins by player, ties, turns, timeouts, and the battles that could not be played.
+        The report: battles, wins by player, ties; of those played now, also turns and decisions, by player the
+        decisions that were not its own (see `Choice`), and the battles that could not be played.
 
     Raises:
         PokegemmaError: a player or the format does not exist, a team is not allowed, or `output_dir` contains something
@@ -102,13 +103,11 @@ def record_battles(
     ]
     output_dir.mkdir(parents=True, exist_ok=True)
     write_run_record(output_dir, stage=STAGE, options=options, status="running")
-    played: collections.Counter[str] = collections.Counter()
-    problems: list[str] = []
-    for counts, of_task in map_items(_record_task, tasks, num_workers=num_workers, label="Playing", unit="task"):
-        played.update(counts)
-        problems += of_task
-    report = {**_count_results(plan, output_dir, num_battles), "played_now": dict(played), "problems": problems}
-    status = "incomplete" if problems else "complete"
+    played = _Played()
+    for of_task in map_items(_record_task, tasks, num_workers=num_workers, label="Playing", unit="task"):
+        played.add(of_task)
+    report = {**_count_results(plan, output_dir, num_battles), **played.to_dict()}
+    status = "incomplete" if played.problems else "complete"
     write_run_record(output_dir, stage=STAGE, options=options, status=status, report=report)
     return report
 
@@ -182,14 +181,49 @@ def _count_results(plan: RecordingPlan, output_dir: Path, num_battles: int) -> d
     return {"num_battles": num_recorded, "wins": wins, "num_without_winner": num_recorded - sum(wins.values())}
 
 
-def _record_task(task: _Task, state: None) -> tuple[dict[str, int], list[str]]:
-    """Play a task's battles and write their files; return counts, and what went wrong."""
-    plan = task.plan
+@dataclass
+class _Played:
+    """What was played in this run.
+
+    Attributes:
+        timeouts, unanswered: decisions that were not a player's own, by the player's name; see `Choice`.
+        problems: battles that could not be played, and why.
+    """
+
+    counts: collections.Counter[str] = field(default_factory=collections.Counter)
+    timeouts: collections.Counter[str] = field(default_factory=collections.Counter)
+    unanswered: collections.Counter[str] = field(default_factory=collections.Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, other: "_Played") -> None:
+        self.counts.update(other.counts)
+        self.timeouts.update(other.timeouts)
+        self.unanswered.update(other.unanswered)
+        self.problems += other.problems
+
+    def add_battle(self, result: BattleResult) -> None:
+        self.counts.update(
+            battles=1,
+            turns=result.num_turns,
+            decisions=sum(len(seat.steps) for seat in result.seats),
+            unavailable_choices=sum(seat.num_unavailable for seat in result.seats),
+            turn_limits=result.turn_limit_reached,
+        )
+        for name, seat in zip(result.spec.names, result.seats, strict=True):
+            self.timeouts.update({name: seat.num_timeouts})
+            self.unanswered.update({name: seat.num_unanswered})
+
+    def to_dict(self) -> dict[str, Any]:
+        replaced = {"timeouts": dict(self.timeouts), "unanswered": dict(self.unanswered)}
+        return {"played_now": {**self.counts, **replaced} if self.counts else {}, "problems": self.problems}
+
+
+def _record_task(task: _Task, state: None) -> _Played:
+    """Play a task's battles and write their files."""
+    plan, played = task.plan, _Played()
     players = {source: Decider(open_once(source), timeout_s=plan.timeout_s) for source in set(plan.sources)}
     deciders = {name: players[source] for name, source in zip(player_names(plan, 0), plan.sources, strict=True)}
     index_of = {_battle_id(plan, index): index for index in task.indices}
-    counts: collections.Counter[str] = collections.Counter()
-    problems = []
     with Simulator() as simulator:
         runner = BattleRunner(
             simulator,
@@ -201,22 +235,15 @@ def _record_task(task: _Task, state: None) -> tuple[dict[str, int], list[str]]:
         )
         for result in runner.play(_make_specs(plan, task.teams, task.indices)):
             if result.problem:
-                problems.append(f"{result.spec.battle_id}: {result.problem}")
+                played.problems.append(f"{result.spec.battle_id}: {result.problem}")
                 continue
             _write_battle(task, index_of[result.spec.battle_id], result)
-            counts += collections.Counter(
-                battles=1,
-                turns=result.num_turns,
-                decisions=sum(len(seat.steps) for seat in result.seats),
-                timeouts=sum(seat.num_timeouts for seat in result.seats),
-                unavailable_choices=sum(seat.num_unavailable for seat in result.seats),
-                turn_limits=result.turn_limit_reached,
-            )
+            played.add_battle(result)
             if is_cancelled():
                 raise KeyboardInterrupt
     for decider in players.values():
         decider.close()
-    return dict(counts), problems
+    return played
 
 
 def _make_specs(plan: RecordingPlan, teams: Sequence[str], indices: Sequence[int]) -> list[BattleSpec]:

@@ -29,11 +29,18 @@ class BattleStep:
 
 @dataclass(frozen=True)
 class SeatResult:
-    """One player's side of a battle that was played. `last_record` is what the observer returned after the end."""
+    """One player's side of a battle that was played.
+
+    Attributes:
+        num_timeouts, num_unanswered: decisions that were not the player's own; see `Choice`.
+        num_unavailable: choices that did not happen; see `Seat.was_unavailable`.
+        last_record: what the observer returned after the end.
+    """
 
     steps: tuple[BattleStep, ...]
     num_timeouts: int
     num_unavailable: int
+    num_unanswered: int
     last_record: Any = None
 
 
@@ -69,6 +76,7 @@ class _Running:
     steps: dict[str, list[BattleStep]] = field(default_factory=lambda: {role: [] for role in ROLES})
     num_timeouts: collections.Counter = field(default_factory=collections.Counter)
     num_unavailable: collections.Counter = field(default_factory=collections.Counter)
+    num_unanswered: collections.Counter = field(default_factory=collections.Counter)
 
 
 class BattleRunner:
@@ -191,6 +199,7 @@ class BattleRunner:
             tuple(running.steps[role]),
             num_timeouts=running.num_timeouts[role],
             num_unavailable=running.num_unavailable[role],
+            num_unanswered=running.num_unanswered[role],
             last_record=self._observe(running.seats[role]),
         )
 
@@ -230,6 +239,7 @@ class BattleRunner:
         seat = running.seats[decision.role]
         seat.num_decisions += 1
         running.num_timeouts[decision.role] += choice.timed_out
+        running.num_unanswered[decision.role] += choice.unanswered
         running.steps[decision.role].append(BattleStep(self._observe(seat), choice.action))
 
 

@@ -19,7 +19,8 @@ from tests.processes import call_script, killed_after, wait_until, wait_until_en
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
 from pokegemma.battles.arena.plan import list_battles, list_pairs
 from pokegemma.battles.arena.replay import read_battle_log
-from pokegemma.battles.arena.results import ArenaResult, append_result, read_battles
+from pokegemma.battles.arena.report import format_standings
+from pokegemma.battles.arena.results import ArenaResult, append_result, mend_results, read_battles
 from pokegemma.battles.arena.standings import make_standings
 from pokegemma.battles.players.opening import PlayerSource, parse_players
 from pokegemma.errors import PokegemmaError
@@ -78,7 +79,7 @@ def test_pairs_do_not_depend_on_the_order_of_players() -> None:
     [
         (["random", "random"], "two players are called 'random'"),
         (["a=nobody"], "'nobody' is not a player"),
-        (["a_b=random"], "'a_b=random'"),
+        (["a_b=random"], "--players a_b=random"),
     ],
 )
 def test_players_that_cannot_play_are_refused(texts: list[str], words: str) -> None:
@@ -89,12 +90,14 @@ def test_players_that_cannot_play_are_refused(texts: list[str], words: str) -> N
 # --- results
 
 
-def test_half_a_line_is_cut_off_and_what_follows_is_read(tmp_path: Path) -> None:
+def test_half_a_line_is_cut_off_and_what_follows_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "results.jsonl"
     first, second = result("a", "b", 0, "a"), result("a", "b", 0, None, swapped=True)
     append_result(path, first)
     path.write_bytes(path.read_bytes() + b'{"pair": ["a", ')
     assert list(read_battles(path).values()) == [first]
+    mend_results(path)
+    assert "half a line" in caplog.text
     append_result(path, second)
     assert list(read_battles(path).values()) == [first, second]
 
@@ -102,15 +105,42 @@ def test_half_a_line_is_cut_off_and_what_follows_is_read(tmp_path: Path) -> None
 def test_only_half_a_line_is_no_result(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_bytes(b'{"pair"')
+    mend_results(path)
     assert read_battles(path) == {} and path.read_bytes() == b""
 
 
-def test_a_battle_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_of_a_battle_that_is_there_twice_the_first_line_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "results.jsonl"
-    for winner in ("a", "b"):
-        append_result(path, result("a", "b", 0, winner))
-    with pytest.raises(PokegemmaError, match=r"results\.jsonl:2: battle a_vs_b_00000_1 is in it twice"):
+    lines = [result("a", "b", 0, "a"), result("a", "b", 0, "b"), result("a", "b", 1, "b")]
+    for line in lines:
+        append_result(path, line)
+    mend_results(path)
+    assert "1 lines repeat battles" in caplog.text
+    assert list(read_battles(path).values()) == [lines[0], lines[2]]
+
+
+@pytest.mark.parametrize("line", ["", "[]", '{"pair": 3}', '{"pair": ["a", "b"]}'])
+def test_a_line_that_is_not_a_result_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append_result(path, result("a", "b", 0, "a"))
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(PokegemmaError, match=r"results\.jsonl:2: not the result of a battle"):
         read_battles(path)
+
+
+def test_decisions_that_are_not_a_players_own_are_counted_by_player() -> None:
+    results = [
+        ArenaResult(("a", "b"), 0, False, "a", 20, False, (2, 0), (0, 3)),
+        ArenaResult(("b", "c"), 0, False, "b", 20, False, (1, 0), (4, 0)),
+    ]
+    standings = make_standings(results, num_resamples=10)
+    counts = {player["name"]: (player["timeouts"], player["unanswered"]) for player in standings["players"]}
+    assert counts == {"a": (2, 0), "b": (1, 7), "c": (0, 0)}
+    lines = format_standings(standings).splitlines()
+    assert "b: 1 decisions timed out, 7 answers named no legal action" in lines
+    assert not any(line.startswith("c: ") for line in lines)
 
 
 def test_standings_count_ties_as_no_wins() -> None:

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -93,6 +94,37 @@ def test_a_slow_player_has_the_strongest_legal_move_played(decision: BattleDecis
     assert decision.legal[choice.action].subject.id == "hyperbeam"  # 150 x 0.9 x 1.5, against Tauros
     released.set()
     decider.close()
+
+
+@pytest.mark.parametrize(("timeout_s", "sizes"), [(None, [3]), (100, [1, 1, 1])])
+def test_with_a_limit_of_time_each_decision_is_a_call(decision: BattleDecision, timeout_s, sizes) -> None:
+    """The time of a batch would tell nothing of its decisions: with three, each would have a third of the limit."""
+
+    class CountingPlayer(MaxBasePowerPlayer):
+        calls: ClassVar[list[int]] = []
+
+        def score(self, decisions):
+            self.calls.append(len(decisions))
+            return super().score(decisions)
+
+    CountingPlayer.calls.clear()
+    decider = Decider(CountingPlayer(), timeout_s=timeout_s)
+    assert [choice.timed_out for choice in decider.decide([decision] * 3)] == [False] * 3
+    assert CountingPlayer.calls == sizes
+    decider.close()
+
+
+def test_a_player_that_names_no_legal_action_is_noticed(decision: BattleDecision) -> None:
+    class SilentPlayer:
+        name = "silent"
+
+        def score(self, decisions):
+            scores = np.full((2, 13), -np.inf)
+            scores[0, 12], scores[1, 2] = 0.0, 0.0  # terastallization, which is illegal here; a move
+            return scores
+
+    choices = Decider(SilentPlayer()).decide([decision, decision])
+    assert [(choice.action, choice.unanswered) for choice in choices] == [(0, True), (2, False)]
 
 
 def test_a_player_within_the_limit_plays_its_own_action(decision: BattleDecision) -> None:

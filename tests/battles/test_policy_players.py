@@ -99,8 +99,8 @@ def test_a_command_names_a_policy_by_its_folder(tiny_policy: Path, actor_critic:
 
 @pytest.mark.parametrize("text", ["new=nowhere", "a=random@1.0", "nobody"])
 def test_a_player_that_does_not_exist_is_refused(text) -> None:
-    with pytest.raises(PokegemmaError, match=f"player '{text}'"):
-        PlayerSource.parse(text)
+    with pytest.raises(PokegemmaError, match=f"--player {text}"):
+        PlayerSource.parse(text, flag="--player")
 
 
 @pytest.mark.slow(5)

@@ -47,6 +47,11 @@ def test_an_action_of_several_tokens_is_scored_where_it_leaves_the_answer() -> N
     assert np.isneginf(scores[[0, 2, 11, 12]]).all()
 
 
+def test_a_token_that_all_actions_begin_with_names_none_of_them() -> None:
+    scores = score_reply(reply(Token("I", -0.1, (("I", -0.1), (" <", -3.0), ("The", -4.0)))))
+    assert np.isneginf(scores).all()
+
+
 @pytest.mark.parametrize(("text", "action"), [(" <12>", 12), ("<0> and so on", 0), ("I use Surf", None), ("", None)])
 def test_an_answer_without_probabilities_is_read(text: str, action: int | None) -> None:
     scores = score_reply(Reply(text, True, 0.0))
@@ -105,14 +110,15 @@ def test_a_server_plays_whole_battles_legally(simulator) -> None:
     actions = [step.action for step in result.seats[0].steps]
     assert len(server.prompts) == len(actions) and {0, 4} <= set(actions) <= {0, 1, 2, 3, 4}
     assert all(prompt.startswith(f"{FORMAT} ") and prompt.endswith(" action") for prompt in server.prompts)
-    assert player.num_unreadable == 0
+    assert result.seats[0].num_unanswered == 0
 
 
 def test_words_that_are_no_action_are_counted(simulator) -> None:
     with served("I use Surf", with_probabilities=False) as server:
         player = ServedPlayer("policy", server.url)
         (result,) = play(simulator, make_specs(1), (player, RandomBattlePlayer()), max_turns=3).values()
-    assert result.problem == "" and player.num_unreadable == len(server.prompts) > 0
+    assert result.problem == "" and result.seats[0].num_unanswered == len(server.prompts) > 0
+    assert result.seats[1].num_unanswered == 0
 
 
 def test_the_url_of_a_server_is_a_player() -> None:
@@ -122,6 +128,15 @@ def test_the_url_of_a_server_is_a_player() -> None:
         PlayerSource.parse("new=http://127.0.0.1:8000@0.5")
     with served() as server:
         assert PlayerSource.parse(f"new={server.url}").open().name == "new"
+
+
+def test_a_served_policy_may_read_the_87_words(simulator) -> None:
+    with served() as server:
+        player = PlayerSource.parse(f"new={server.url}#words").open()
+        play(simulator, make_specs(1), (player, RandomBattlePlayer()), max_turns=2)
+    assert all(len(prompt.split()) == 88 and prompt.startswith(f"<{FORMAT}> ") for prompt in server.prompts)
+    with pytest.raises(PokegemmaError, match="#pictures must be one of #short, #words"):
+        PlayerSource.parse("new=http://127.0.0.1:8000#pictures")
 
 
 def test_a_server_of_several_models_is_refused() -> None:

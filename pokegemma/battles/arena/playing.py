@@ -1,6 +1,7 @@
 """Play the battles of an arena that have no result yet, in parallel; a result is on the disk when its battle ends."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from pokegemma.battles.arena.plan import ArenaBattle, ArenaRules, Pair, list_battles, list_pairs, make_spec
 from pokegemma.battles.arena.ratings import require_connected
-from pokegemma.battles.arena.results import BATTLES_FILE, ArenaResult, append_result, read_battles
+from pokegemma.battles.arena.results import BATTLES_FILE, ArenaResult, append_result, mend_results, read_battles
 from pokegemma.battles.players.opening import PlayerSource, open_once
 from pokegemma.battles.players.player import Decider
 from pokegemma.battles.runner import BattleResult, BattleRunner
@@ -24,12 +25,12 @@ from pokegemma.provenance import read_run_record, write_run_record
 
 ARENA_STAGE = "battles_arena"
 REPLAYS_FOLDER = "replays"
-_LOCK_FILE = ".lock"
+_LOCK_FILE, _WORKERS_LOCK_FILE = ".lock", ".workers.lock"
 _BATTLES_A_TASK = 128
 """A task starts a node process of its own, which takes as long as five battles."""
 
 _WAIT_FOR_LOCK_S = 10
-"""A worker of a run that was killed ends within half a second, and holds the lock until then."""
+"""A worker of a run that was killed ends within half a second, and holds its lock until then."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def play_arena(
     output_dir.mkdir(parents=True, exist_ok=True)
     with _only_one_arena(output_dir):
         path = output_dir / BATTLES_FILE
+        mend_results(path)
         results = read_battles(path)
         _check_pool(pairs, results)
         write_run_record(output_dir, stage=ARENA_STAGE, options=options, status="running")
@@ -88,7 +90,10 @@ def play_arena(
         setup = (rules, tuple(players), battle_format, teams, concurrency, num_replay_rounds, output_dir)
         tasks = [_Task(batch, *setup) for batch in batches]
         problems: list[str] = []
-        for found in map_items(_play_task, tasks, num_workers=num_workers, label="Playing", unit="task"):
+        hold = functools.partial(_hold_workers_lock, output_dir)
+        for found in map_items(
+            _play_task, tasks, num_workers=num_workers, initialize=hold, label="Playing", unit="task"
+        ):
             problems += found
         results = read_battles(path)
         status = "incomplete" if problems else "complete"
@@ -103,7 +108,7 @@ def _check_folder(
     named = {player.name: [player.source, player.fingerprint()] for player in players}
     mine = {**asdict(rules), "teams": hash_of(list(teams)), "players": named}
     names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
-    if not {name for name in names if name != _LOCK_FILE and not is_unfinished(name)}:
+    if not {name for name in names - {_LOCK_FILE, _WORKERS_LOCK_FILE} if not is_unfinished(name)}:
         return mine
     record = read_run_record(output_dir) or {}
     if record.get("stage") != ARENA_STAGE:
@@ -135,16 +140,25 @@ def _check_pool(pairs: Sequence[Pair], results: dict[ArenaBattle, ArenaResult]) 
 
 @contextlib.contextmanager
 def _only_one_arena(output_dir: Path) -> Iterator[None]:
-    """Hold the folder's lock, which forked workers hold, too.
+    """Hold the folder's lock, once no worker of a run that was killed writes results any more.
 
     Raises:
-        PokegemmaError: another arena has it.
+        PokegemmaError: another arena plays there.
     """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_locked(output_dir, _LOCK_FILE))
+        with _locked(output_dir, _WORKERS_LOCK_FILE):
+            pass
+        yield
+
+
+@contextlib.contextmanager
+def _locked(output_dir: Path, name: str) -> Iterator[None]:
     end = time.monotonic() + _WAIT_FOR_LOCK_S
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(file_lock(output_dir / _LOCK_FILE, wait=False))
+                stack.enter_context(file_lock(output_dir / name, wait=False))
                 break
             except BlockingIOError as error:
                 if time.monotonic() > end:
@@ -153,7 +167,18 @@ def _only_one_arena(output_dir: Path) -> Iterator[None]:
         yield
 
 
-def _play_task(task: _Task, state: None) -> list[str]:
+def _hold_workers_lock(output_dir: Path) -> contextlib.ExitStack:
+    """Hold the lock of the workers with the others, until what is returned is gone: until this process ends.
+
+    A worker may live longer than the arena that started it, and it does not inherit that arena's own lock where workers
+    are not forked.
+    """
+    stack = contextlib.ExitStack()
+    stack.enter_context(file_lock(output_dir / _WORKERS_LOCK_FILE, shared=True))
+    return stack
+
+
+def _play_task(task: _Task, lock: contextlib.ExitStack) -> list[str]:
     """Play a task's battles, write their results, and return what went wrong."""
     names = {name for battle in task.battles for name in battle.pair}
     deciders = {
@@ -188,7 +213,8 @@ def _write_result(task: _Task, battle: ArenaBattle, result: BattleResult) -> Non
     if battle.round < task.num_replay_rounds and result.log:
         with atomic_file(task.output_dir / REPLAYS_FOLDER / f"{battle.battle_id}.log") as temporary:
             temporary.write_text(result.log, encoding="utf-8")
-    num_timeouts = dict(zip(battle.names, (seat.num_timeouts for seat in result.seats), strict=True))
+    seats = dict(zip(battle.names, result.seats, strict=True))
+    first, second = (seats[name] for name in battle.pair)
     append_result(
         task.output_dir / BATTLES_FILE,
         ArenaResult(
@@ -198,6 +224,7 @@ def _write_result(task: _Task, battle: ArenaBattle, result: BattleResult) -> Non
             winner=None if result.winner is None else battle.names[ROLES.index(result.winner)],
             num_turns=result.num_turns,
             turn_limit_reached=result.turn_limit_reached,
-            num_timeouts=(num_timeouts[battle.pair[0]], num_timeouts[battle.pair[1]]),
+            num_timeouts=(first.num_timeouts, second.num_timeouts),
+            num_unanswered=(first.num_unanswered, second.num_unanswered),
         ),
     )

@@ -11,6 +11,7 @@ from pokegemma import evaluation
 from pokegemma.battles.arena.playing import REPLAYS_FOLDER
 from pokegemma.battles.arena.replay import read_battle_log
 from pokegemma.battles.arena.results import ArenaResult
+from pokegemma.battles.players.player import describe_replaced
 from pokegemma.outputs import write_if_changed
 from pokegemma.pages import render_page
 from pokegemma.tables import format_interval, format_percent, format_table
@@ -51,6 +52,11 @@ def format_standings(standings: Mapping[str, Any]) -> str:
             )
         )
     lines = [format_table(rows)]
+    lines += [
+        f"{player['name']}: {describe_replaced(player['timeouts'], player['unanswered'])}"
+        for player in standings["players"]
+        if player["timeouts"] or player["unanswered"]
+    ]
     lines += [
         f"{row['name']} against {row['baseline']}: {row['wins']} won, {row['losses']} lost, {row['ties']} tied, "
         f"{format_percent(row['win_rate'])} ({format_interval(row['win_rate_interval'])})"

@@ -1,13 +1,17 @@
 """The results of an arena, a line of JSON for each battle, appended as it ends."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pokegemma.battles.arena.plan import ArenaBattle
-from pokegemma.errors import PokegemmaError
+from pokegemma.errors import PokegemmaError, one_line
+
+logger = logging.getLogger(__name__)
 
 BATTLES_FILE = "results.jsonl"
 
@@ -19,7 +23,8 @@ class ArenaResult:
     Attributes:
         winner: a player's name; None for a tie.
         turn_limit_reached: the limit of turns ended it, which counts as a tie.
-        num_timeouts: of the pair's first and second player.
+        num_timeouts, num_unanswered: decisions of the pair's first and second player that were not its own; see
+            `Choice`.
     """
 
     pair: tuple[str, str]
@@ -29,6 +34,7 @@ class ArenaResult:
     num_turns: int
     turn_limit_reached: bool
     num_timeouts: tuple[int, int]
+    num_unanswered: tuple[int, int] = (0, 0)
 
     @property
     def battle(self) -> ArenaBattle:
@@ -46,31 +52,41 @@ def append_result(path: Path, result: ArenaResult) -> None:
         os.close(descriptor)
 
 
-def read_battles(path: Path) -> dict[ArenaBattle, ArenaResult]:
-    """Return the results of a file that no process appends to now, none where it does not exist.
+def mend_results(path: Path) -> None:
+    """Remove half a line at the end of a file that no process appends to now, and report battles that are there twice.
 
-    Half a line at its end, which a full disk or a crash of the machine left, is cut off: that battle is played again.
+    A full disk or a crash of the machine leaves half a line; its battle is played again.
 
     Raises:
-        PokegemmaError: a line is not a result, or a battle is in it twice.
+        PokegemmaError: as `read_battles`.
     """
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content.rpartition(b"\n")[0]
-    if len(whole) + 1 < len(content):
-        os.truncate(path, len(whole) + 1 if whole else 0)
+    content = path.read_bytes() if path.is_file() else b""
+    num_whole = content.rfind(b"\n") + 1
+    if num_whole < len(content):
+        logger.warning("%s: half a line at its end is removed; that battle is played again", path)
+        os.truncate(path, num_whole)
+    if num_repeated := content.count(b"\n") - len(read_battles(path)):
+        logger.warning("%s: %d lines repeat battles; the first line of each battle counts", path, num_repeated)
+
+
+def read_battles(path: Path) -> dict[ArenaBattle, ArenaResult]:
+    """Return the results in the whole lines of a file, none where it does not exist.
+
+    Of a battle that is there twice the first line counts.
+
+    Raises:
+        PokegemmaError: a line is not a result.
+    """
+    content = path.read_bytes() if path.is_file() else b""
     results: dict[ArenaBattle, ArenaResult] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
             result = _from_json(json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
-            raise PokegemmaError(f"{path}:{number}: not the result of a battle ({error})") from error
-        if result.battle in results:
-            raise PokegemmaError(f"{path}:{number}: battle {result.battle.battle_id} is in it twice")
-        results[result.battle] = result
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PokegemmaError(f"{path}:{number}: not the result of a battle ({one_line(error)})") from error
+        results.setdefault(result.battle, result)
     return results
 
 
-def _from_json(data: Mapping) -> ArenaResult:
-    return ArenaResult(**{**data, "pair": tuple(data["pair"]), "num_timeouts": tuple(data["num_timeouts"])})
+def _from_json(data: Mapping[str, Any]) -> ArenaResult:
+    return ArenaResult(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})

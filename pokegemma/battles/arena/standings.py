@@ -90,8 +90,10 @@ def results_against(baseline: str, rounds: Mapping[Pair, np.ndarray]) -> list[di
 def _count_player(name: str, rounds: dict[Pair, np.ndarray], results: list[ArenaResult]) -> dict[str, int]:
     views = [view_from(name, pair, counts)[1].sum(axis=0) for pair, counts in rounds.items() if name in pair]
     wins, losses, ties = (int(number) for number in sum(views))
-    timeouts = sum(result.num_timeouts[result.pair.index(name)] for result in results if name in result.pair)
-    return {"wins": wins, "losses": losses, "ties": ties, "timeouts": timeouts}
+    places = [(result, result.pair.index(name)) for result in results if name in result.pair]
+    timeouts = sum(result.num_timeouts[place] for result, place in places)
+    unanswered = sum(result.num_unanswered[place] for result, place in places)
+    return {"wins": wins, "losses": losses, "ties": ties, "timeouts": timeouts, "unanswered": unanswered}
 
 
 def _pool_shares(

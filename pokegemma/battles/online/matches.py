@@ -30,6 +30,7 @@ class MatchResult:
         rating: our own before the battle as the server wrote it, "" for none.
         won: None for a tie.
         last_record: what the observer returned after the end; None where the opponent left before the first turn.
+        num_timeouts, num_unanswered: decisions that were not the player's own; see `Choice`.
     """
 
     room: str
@@ -40,6 +41,7 @@ class MatchResult:
     steps: tuple[BattleStep, ...]
     last_record: Any
     num_timeouts: int
+    num_unanswered: int = 0
 
 
 @dataclass
@@ -52,6 +54,7 @@ class _Match:
     rating: str = ""
     steps: list[BattleStep] = field(default_factory=list)
     num_timeouts: int = 0
+    num_unanswered: int = 0
 
 
 class MatchPlayer:
@@ -174,6 +177,7 @@ class MatchPlayer:
             (chosen,) = self._decider.decide([decision])
             seat.num_decisions += 1
             match.num_timeouts += chosen.timed_out
+            match.num_unanswered += chosen.unanswered
             match.steps.append(BattleStep(self._observer(seat), chosen.action))
             choice = legal[chosen.action].choice
         request_id = seat.battle.last_request.get("rqid", "")
@@ -193,4 +197,5 @@ class MatchPlayer:
             tuple(match.steps),
             self._observer(match.seat) if has_begun else None,
             match.num_timeouts,
+            match.num_unanswered,
         )

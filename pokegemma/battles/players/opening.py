@@ -3,7 +3,8 @@
 A source is the name of a scripted player, or the folder of a policy (a checkpoint or adapter of scripts/sft_battles.py)
 or an actor-critic (of scripts/rl_battles.py). FOLDER@TEMPERATURE draws actions by their probabilities, which are
 flatter above a temperature of 1; without it the likeliest action is played. A source is also the URL of an
-OpenAI-compatible server of a policy, without /v1.
+OpenAI-compatible server of a policy, without /v1, and with #words behind it where that reads metamon's 87 words; and
+MODULE:CALLABLE, a policy in Python that takes metamon's observation.
 """
 
 import functools
@@ -14,13 +15,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from pokegemma.battles.players.metamon_player import hash_module, load_metamon_player
 from pokegemma.battles.players.player import BattlePlayer
 from pokegemma.battles.players.scripted import SCRIPTED_PLAYERS
+from pokegemma.battles.policy.text_kind import DEFAULT_TEXT, TextKind
 from pokegemma.errors import PokegemmaError, check_range
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 _TEMPERATURE = re.compile(r"[0-9]+(\.[0-9]+)?")
+_CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class PlayerSource:
 
     Attributes:
         name: what reports and trajectory files call it.
-        source: the name of a scripted player, a folder, or a URL.
+        source: the name of a scripted player, a folder, a URL, or MODULE:CALLABLE.
         temperature: of a folder; 0 plays the likeliest action.
 
     Example:
@@ -44,8 +49,11 @@ class PlayerSource:
     temperature: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> "PlayerSource":
+    def parse(cls, text: str, *, flag: str = "--players") -> "PlayerSource":
         """Return the player that "heuristic" or "teacher=heuristic" stands for.
+
+        Args:
+            flag: the option, for errors.
 
         Raises:
             PokegemmaError: the name has characters that file names and Pokémon Showdown do not take, or there is no
@@ -58,15 +66,19 @@ class PlayerSource:
         else:
             player = cls(name, source if separator else name)
         if not _NAME.fullmatch(player.name):
-            raise PokegemmaError(f"player {text!r}: the name must be letters, digits, '.', '+' and '-'")
-        if not player.is_scripted and not player.is_served and not player.folder.is_dir():
+            raise PokegemmaError(f"{flag} {text}: the name must be letters, digits, '.', '+' and '-'")
+        if not (player.is_scripted or player.is_served or player.is_callable or player.folder.is_dir()):
             raise PokegemmaError(
-                f"player {text!r}: {player.source!r} is not a player; take one of {', '.join(SCRIPTED_PLAYERS)}, "
-                "NAME=FOLDER of a policy, or NAME=URL of a server"
+                f"{flag} {text}: {player.source!r} is not a player; take one of {', '.join(SCRIPTED_PLAYERS)}, "
+                "NAME=FOLDER of a policy, NAME=URL of a server, or NAME=MODULE:CALLABLE"
             )
-        if (player.is_scripted or player.is_served) and player.temperature:
-            raise PokegemmaError(f"player {text!r}: {player.source} has no temperature")
-        check_range(f"player {text!r}: temperature", player.temperature, at_most=100)
+        if player.temperature and (player.is_scripted or player.is_served or player.is_callable):
+            raise PokegemmaError(f"{flag} {text}: {player.source} has no temperature")
+        check_range(f"{flag} {text}: temperature", player.temperature, at_most=100)
+        if player.is_served and player.state_text not in get_args(TextKind):
+            raise PokegemmaError(
+                f"{flag} {text}: #{player.state_text} must be one of #{', #'.join(get_args(TextKind))}"
+            )
         return player
 
     @property
@@ -84,9 +96,18 @@ class PlayerSource:
         return self.source.startswith(("http://", "https://"))
 
     @property
+    def is_callable(self) -> bool:
+        return _CALLABLE.fullmatch(self.source) is not None and not self.folder.is_dir()
+
+    @property
     def folder(self) -> Path:
         """The folder of a policy or an actor-critic."""
         return Path(self.source)
+
+    @property
+    def state_text(self) -> str:
+        """What a served policy reads."""
+        return self.source.partition("#")[2] or DEFAULT_TEXT
 
     def open(self) -> BattlePlayer:
         """Return the player.
@@ -96,10 +117,12 @@ class PlayerSource:
         """
         if self.is_scripted:
             return SCRIPTED_PLAYERS[self.source](self.name)
+        if self.is_callable:
+            return load_metamon_player(self.source, self.name)
         if self.is_served:
             from pokegemma.battles.players.served import ServedPlayer
 
-            return ServedPlayer(self.name, self.source)
+            return ServedPlayer(self.name, self.source.partition("#")[0], text=self.state_text)
         import torch
 
         from pokegemma.battles.offline_rl.train import SHAPE_FILE
@@ -114,10 +137,15 @@ class PlayerSource:
     def fingerprint(self) -> str:
         """Return what tells this player from another one that had its name before: the weights of a policy.
 
-        Which model a server has is not known from here: only its URL counts.
+        Which model a server has is not known from here: only its URL counts. Of a callable the file of its module does.
+
+        Raises:
+            PokegemmaError: there is no such module.
         """
         if self.is_scripted or self.is_served:
             return self.source
+        if self.is_callable:
+            return f"{self.source} {hash_module(self.source)}"
         return f"{self.temperature} {_hash_weights(self.folder)}"
 
 
@@ -151,7 +179,7 @@ def parse_players(texts: Sequence[str], *, flag: str) -> tuple[PlayerSource, ...
     Raises:
         PokegemmaError: as `PlayerSource.parse`, or two have one name.
     """
-    players = tuple(map(PlayerSource.parse, texts))
+    players = tuple(PlayerSource.parse(text, flag=flag) for text in texts)
     names = [player.name for player in players]
     for name in names:
         if names.count(name) > 1:

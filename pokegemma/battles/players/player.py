@@ -53,16 +53,29 @@ class BattlePlayer(Protocol):
     def score(self, decisions: Sequence[BattleDecision]) -> np.ndarray:
         """Return the score of each action in each decision, (len(decisions), 13); the highest legal one is played.
 
-        Scores of illegal actions are ignored. A player that samples adds its noise, drawn from `BattleDecision.random`.
+        Scores of illegal actions are ignored. An action that the player does not name has minus infinity. A player that
+        samples adds its noise, drawn from `BattleDecision.random`.
         """
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A legal action. `timed_out`: the player took too long, and the strongest legal move was played."""
+    """A legal action, and why it is not the player's own, if it is not.
+
+    Attributes:
+        timed_out: the player took too long, and the strongest legal move was played.
+        unanswered: the player named no legal action: its answer was an illegal one, or could not be read. The legal
+            action of the lowest number was played.
+    """
 
     action: int
     timed_out: bool = False
+    unanswered: bool = False
+
+
+def describe_replaced(num_timeouts: int, num_unanswered: int) -> str:
+    """Return how many decisions were not the player's own, in words."""
+    return f"{num_timeouts} decisions timed out, {num_unanswered} answers named no legal action"
 
 
 def mask_illegal(scores: np.ndarray, legal: Collection[int]) -> int:
@@ -103,8 +116,9 @@ def strongest_action(decision: BattleDecision) -> int:
 class Decider:
     """A player with a limit of time.
 
-    Without a limit the player is called here. With one it is called in a thread of its own; a call that takes too long
-    goes on there, its result is dropped, and decisions that come meanwhile wait for it within their own limit.
+    Without a limit the player is called here, with all decisions at once. With one it is called in a thread of its own,
+    for one decision after the other, because the time of a batch tells nothing of a single decision. A call that takes
+    too long goes on there, its result is dropped, and the next decision waits for it within its own limit.
     """
 
     def __init__(self, player: BattlePlayer, *, timeout_s: float | None = None) -> None:
@@ -128,19 +142,28 @@ class Decider:
         """
         if not decisions:
             return []
-        if self._timeout_s is None:
-            scores = self.player.score(decisions)
-        else:
-            result: concurrent.futures.Future = concurrent.futures.Future()
-            self._calls.put((decisions, result))
-            try:
-                scores = result.result(timeout=self._timeout_s)
-            except TimeoutError:
-                result.cancel()
-                return [Choice(strongest_action(decision), timed_out=True) for decision in decisions]
+        if self._timeout_s is not None:
+            return [self._decide_in_time(decision) for decision in decisions]
+        return self._choose(self.player.score(decisions), decisions)
+
+    def _decide_in_time(self, decision: BattleDecision) -> Choice:
+        result: concurrent.futures.Future = concurrent.futures.Future()
+        self._calls.put(([decision], result))
+        try:
+            scores = result.result(timeout=self._timeout_s)
+        except TimeoutError:
+            result.cancel()
+            return Choice(strongest_action(decision), timed_out=True)
+        return self._choose(scores, [decision])[0]
+
+    def _choose(self, scores: np.ndarray, decisions: Sequence[BattleDecision]) -> list[Choice]:
         if len(scores) != len(decisions):
             raise ValueError(f"{self.player.name}: {len(scores)} rows of scores for {len(decisions)} decisions")
-        return [Choice(mask_illegal(row, decision.legal)) for row, decision in zip(scores, decisions, strict=True)]
+        actions = [mask_illegal(row, decision.legal) for row, decision in zip(scores, decisions, strict=True)]
+        return [
+            Choice(action, unanswered=bool(np.isneginf(row[action])))
+            for action, row in zip(actions, scores, strict=True)
+        ]
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pokegemma.battles.players.player import BattleDecision
 from pokegemma.battles.policy.prompts import ANSWERS, write_prompt
-from pokegemma.battles.policy.text_kind import TextKind
+from pokegemma.battles.policy.text_kind import DEFAULT_TEXT, TextKind
 from pokegemma.battles.trajectories.actions import NUM_ACTIONS
 from pokegemma.battles.trajectories.from_battle import state_from_battle
 from pokegemma.engines.questions import Question
@@ -24,17 +24,21 @@ class ServedPlayer:
 
     The server's chat template must pass the message on as it is, behind one BOS token. Actions are scored by the
     log-probabilities of the likeliest tokens where the server returns them, else by its answer alone.
-
-    Attributes:
-        num_unreadable: answers that were no action; the legal action of the lowest number was played then.
     """
 
     def __init__(
-        self, name: str, server_url: str, *, text: TextKind = "short", timeout_s: float = 60.0, model: str | None = None
+        self,
+        name: str,
+        server_url: str,
+        *,
+        text: TextKind = DEFAULT_TEXT,
+        timeout_s: float = 60.0,
+        model: str | None = None,
     ) -> None:
         """Find the server's model.
 
         Args:
+            text: that the policy was trained on.
             model: its name, where the server has several.
 
         Raises:
@@ -46,7 +50,6 @@ class ServedPlayer:
         if model is None and len(models) != 1:
             raise PokegemmaError(f"{server_url} serves {', '.join(models) or 'no model'}: must be one")
         self._model = model or models[0]
-        self.num_unreadable = 0
         self._pool = concurrent.futures.ThreadPoolExecutor(_REQUESTS_AT_ONCE)
 
     def score(self, decisions: Sequence[BattleDecision]) -> np.ndarray:
@@ -56,9 +59,7 @@ class ServedPlayer:
             ServerError: the server does not answer.
         """
         prompts = [write_prompt(state_from_battle(decision.battle), self._text) for decision in decisions]
-        rows = [score_reply(reply) for reply in self._pool.map(self._ask, prompts)]
-        self.num_unreadable += sum(bool(np.isneginf(row).all()) for row in rows)
-        return np.stack(rows)
+        return np.stack([score_reply(reply) for reply in self._pool.map(self._ask, prompts)])
 
     def _ask(self, prompt: str) -> Reply:
         message = {"role": "user", "content": [{"type": "text", "text": prompt}]}
@@ -85,7 +86,10 @@ def score_reply(reply: Reply) -> np.ndarray:
 
 
 def _score_tokens(tokens: Sequence[Token], answers: Sequence[str], scores: np.ndarray) -> np.ndarray:
-    """Score each answer by the likeliest tokens at the place where it leaves what the server wrote."""
+    """Score each answer by the likeliest tokens at the place where it leaves what the server wrote.
+
+    A token that all answers begin with names none of them.
+    """
     written, total = "", 0.0
     for token in tokens:
         for action, answer in enumerate(answers):
@@ -95,6 +99,7 @@ def _score_tokens(tokens: Sequence[Token], answers: Sequence[str], scores: np.nd
                 value
                 for text, value in (*token.likeliest, (token.text, token.log_probability))
                 if (word := (written + text).strip()) and (answer.startswith(word) or word.startswith(answer))
+                if not all(other.startswith(word) for other in answers)
             ]
             scores[action] = total + max(fits, default=-np.inf)
         written, total = (written + token.text).strip(), total + token.log_probability
