@@ -26,6 +26,13 @@ def note_ray_worker(item, state, *, work, folder):
     return work(item, state)
 
 
+def assert_done_by_ray(workers, *, num_workers):
+    """Check what `note_ray_worker` left: so many processes, none of them this one, each an actor of Ray."""
+    actors = {int(path.name): path.read_text() for path in workers.iterdir()}
+    assert len(actors) == num_workers and os.getpid() not in actors
+    assert len(set(actors.values())) == num_workers and "None" not in actors.values()
+
+
 def fail_at_three(item, _):
     if item == 3:
         raise CheckFailedError("item 3: broken")

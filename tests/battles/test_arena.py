@@ -17,6 +17,7 @@ from tests.battles.simulated import TEAM
 from tests.processes import call_script, killed_after, wait_until, wait_until_ended
 
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
+from pokegemma.battles.arena import playing
 from pokegemma.battles.arena.plan import list_battles, list_pairs
 from pokegemma.battles.arena.replay import read_battle_log
 from pokegemma.battles.arena.report import format_standings
@@ -242,23 +243,50 @@ def test_nothing_is_played_twice_after_kills_of_the_arena_and_of_node(simulator,
     expected = tmp_path / "expected"
     arena(expected, *rounds)
     folder = tmp_path / "killed"
-    options = map(str, ("--output_dir", folder, *COMMAND, *rounds, "--num_workers", 2))
-    command = [sys.executable, "scripts/battles_arena.py", *options]
-    for num_before in (1, 15):
-        process = subprocess.Popen(
-            [*map(str, command), "--num_workers", "2"], cwd=PROJECT_ROOT, stderr=subprocess.PIPE, text=True
-        )
+    options = [*map(str, ("--output_dir", folder, *COMMAND, *rounds, "--num_workers", 2))]
+    family: list[psutil.Process] = []
+    for num_before, start_method in ((1, "fork"), (15, "spawn")):  # workers that are not forked inherit no lock
+        command = [sys.executable, "-c", STARTED.format(start_method), *options]
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stderr=subprocess.PIPE, text=True)
         with killed_after(process):
             wait_until(lambda least=num_before: count_lines(folder) >= least, process)
-            family = psutil.Process(process.pid).children(recursive=True)
-            for node in [each for each in family if each.name() == "node"][:1]:
+            family += psutil.Process(process.pid).children(recursive=True)
+            for node in [each for each in family if each.is_running() and each.name() == "node"][:1]:
                 node.kill()
             time.sleep(0.1)
             os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-            wait_until_ended(family)
+            process.stderr.close()  # its workers have it, too
     arena(folder, *rounds)
     assert sorted(lines_of(folder)) == sorted(lines_of(expected))
+    wait_until_ended(family)
+
+
+STARTED = """
+import multiprocessing, runpy
+multiprocessing.set_start_method({!r})
+runpy.run_path("scripts/battles_arena.py", run_name="__main__")
+"""
+
+
+def may_play(folder: Path) -> bool:
+    """Return whether an arena could play in a folder now."""
+    try:
+        with playing._only_one_arena(folder):
+            return True
+    except PokegemmaError as error:
+        assert "another arena plays" in str(error)
+        return False
+
+
+def test_an_arena_waits_for_another_one_and_for_the_workers_of_one_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(playing, "_WAIT_FOR_LOCK_S", 0.2)
+    with playing._hold_workers_lock(tmp_path), playing._hold_workers_lock(tmp_path):  # as many as there are
+        assert not may_play(tmp_path)
+    with playing._only_one_arena(tmp_path), playing._hold_workers_lock(tmp_path):
+        assert not may_play(tmp_path)
+    assert may_play(tmp_path)
 
 
 def count_lines(folder: Path) -> int:

@@ -1,5 +1,7 @@
 """Packed trajectories: the same tensors, the same files, resumed; also by battles_pack and battles_check."""
 
+import functools
+import importlib.util
 import json
 import pickle
 import shutil
@@ -7,13 +9,16 @@ import shutil
 import numpy as np
 import pytest
 
+from pokegemma.battles.trajectories import packing
 from pokegemma.battles.trajectories.files import read_trajectory, write_trajectory
 from pokegemma.battles.trajectories.packed import PackedTrajectories, check_packed, unpack_trajectories
 from pokegemma.battles.trajectories.packing import encode_battle, pack_trajectories
 from pokegemma.battles.trajectories.short_text import write_short_text
 from pokegemma.errors import CheckFailedError, PokegemmaError
+from pokegemma.parallel.workers import map_items
 from tests.battles.states import make_name, make_pokemon, make_trajectory
-from tests.processes import call_script
+from tests.processes import call_script, run_in_new_process
+from tests.toy_work import assert_done_by_ray, note_ray_worker
 
 SPECIES = ("pikachu", "snorlax", "chansey", "tauros", "zapdos", "gengar", "mew")
 
@@ -64,6 +69,28 @@ def test_the_bytes_do_not_depend_on_workers(files, tmp_path):
     pack_trajectories(files, tmp_path / "two", battles_per_shard=2, num_workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(contents(tmp_path / "one")) == 5
+
+
+def pack_by_ray(folder, output, workers):
+    """Pack on two Ray workers, each of which leaves a note; return what pack.json contains, and a check by Ray."""
+    note = lambda work, items, **options: map_items(  # noqa: E731
+        functools.partial(note_ray_worker, work=work, folder=workers), items, **options
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "map_items", note)
+        record = pack_trajectories(folder, output, battles_per_shard=1, num_workers=2, ray_address="local")
+    return record, [each.status for each in check_packed(output, num_workers=2, ray_address="local")]
+
+
+@pytest.mark.slow(30)
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ./init.sh --with ray")
+def test_a_cluster_of_two_workers_packs_the_bytes_of_one_process(files, tmp_path):
+    record = pack_trajectories(files, tmp_path / "one", battles_per_shard=1)
+    (workers := tmp_path / "workers").mkdir()
+    by_ray, checks = run_in_new_process(pack_by_ray, files, tmp_path / "ray", workers)
+    assert_done_by_ray(workers, num_workers=2)
+    assert by_ray == record and set(checks) == {"PASS"}
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 
 def test_an_interrupted_packing_is_refused_and_resumed(files, tmp_path):

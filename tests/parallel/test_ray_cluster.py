@@ -24,7 +24,16 @@ from tests.conftest import conversion_command, failed_turn, raw_frame, turn_reco
 from tests.data.test_convert import folder_hashes
 from tests.data.test_stopped_conversion import processes_in_group
 from tests.processes import WAIT_S, free_port, is_listening, run_in_new_process, take_sigint, wait_until
-from tests.toy_work import count_calls, die, divide, fail_at_three, fail_to_start, note_ray_worker, use_state
+from tests.toy_work import (
+    assert_done_by_ray,
+    count_calls,
+    die,
+    divide,
+    fail_at_three,
+    fail_to_start,
+    note_ray_worker,
+    use_state,
+)
 
 pytestmark = [
     pytest.mark.slow(30),
@@ -95,13 +104,6 @@ def sessions(tmp_path):
 
 def convert(data_dir, output, **options):
     return convert_corpus(data_dir, output, window=WindowOptions(), eval_fraction=0.3, **options)
-
-
-def assert_done_by_ray(workers, *, num_workers):
-    """Check what `note_ray_worker` left: so many processes, none of them this one, each an actor of Ray."""
-    actors = {int(path.name): path.read_text() for path in workers.iterdir()}
-    assert len(actors) == num_workers and os.getpid() not in actors
-    assert len(set(actors.values())) == num_workers and "None" not in actors.values()
 
 
 def convert_by_ray(sessions, output, workers):
