@@ -4,7 +4,8 @@ python scripts/battles_check.py --trajectories_dir outputs/trajectories
 
 Takes a folder of FORMAT/NAME.json.lz4, or one that scripts/battles_pack.py wrote. Prints a line for each check, and
 every bad file by name: its name's parts, the alignment of states and actions, legality, one terastallization, values,
-unknown words and pads. Exit status 1 when a check fails.
+unknown words and pads. Of packed files it also compares the columns with what the files give. Exit status 1 when a
+check fails.
 """
 
 import json
@@ -33,8 +34,7 @@ class BattlesCheckOptions:
 
 def main() -> int:
     (options,) = parse_options(BattlesCheckOptions, description=__doc__)
-    from pokegemma.battles.trajectories.checks import check_trajectories
-    from pokegemma.battles.trajectories.packed import check_packed
+    from pokegemma.battles.trajectories.checks.folders import check_packed, check_trajectories
     from pokegemma.battles.trajectories.packing import is_packed
 
     folder = Path(options.trajectories_dir)

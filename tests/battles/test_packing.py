@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pokegemma.battles.trajectories import packing
+from pokegemma.battles.trajectories.checks.folders import check_packed
 from pokegemma.battles.trajectories.files import read_trajectory, write_trajectory
-from pokegemma.battles.trajectories.packed import PackedTrajectories, check_packed, unpack_trajectories
+from pokegemma.battles.trajectories.packed import PackedTrajectories, unpack_trajectories
 from pokegemma.battles.trajectories.packing import encode_battle, pack_trajectories
 from pokegemma.battles.trajectories.short_text import write_short_text
 from pokegemma.errors import CheckFailedError, PokegemmaError
@@ -165,7 +166,7 @@ def test_a_reader_in_a_worker_has_no_copy_of_the_data(files, tmp_path):
 
 def test_a_changed_column_is_found(files, tmp_path):
     pack_trajectories(files, tmp_path / "packed")
-    assert [each.status for each in check_packed(tmp_path / "packed")] == ["PASS", "PASS"]
+    assert {each.status for each in check_packed(tmp_path / "packed")} == {"PASS"}
     shard = tmp_path / "packed" / "shard-00000.safetensors"
     content = bytearray(shard.read_bytes())
     battles = PackedTrajectories(tmp_path / "packed")
@@ -177,7 +178,8 @@ def test_a_changed_column_is_found(files, tmp_path):
     shard.unlink()
     shard.write_bytes(content)
     checks = check_packed(tmp_path / "packed")
-    assert checks[0].status == "FAIL" and "numbers" in checks[0].details[0]
+    assert [each.name for each in checks if each.status == "FAIL"] == ["columns"]
+    assert checks[-1].details == (f"{PackedTrajectories(tmp_path / 'packed').name(0)}: numbers",)
 
 
 def test_the_scripts_pack_check_and_unpack(files, tmp_path):
@@ -186,7 +188,7 @@ def test_the_scripts_pack_check_and_unpack(files, tmp_path):
         "battles_pack", "--trajectories_dir", files, "--output_dir", packed, "--num_workers", 1, "--json"
     )
     assert (done.returncode, json.loads(done.stdout)["battles"]) == (0, 7), done.stderr
-    for folder, num_checks in ((files, 8), (packed, 2)):
+    for folder, num_checks in ((files, 8), (packed, 9)):
         done = call_script("battles_check", "--trajectories_dir", folder, "--num_workers", 1)
         assert (done.returncode, done.stdout.count("PASS")) == (0, num_checks), done.stdout
     done = call_script("battles_pack", "--trajectories_dir", packed, "--output_dir", again, "--unpack")

@@ -6,8 +6,9 @@ import json
 import lz4.frame
 import pytest
 
-from pokegemma.battles.trajectories.checks import check_trajectories
+from pokegemma.battles.trajectories.checks.folders import check_packed, check_trajectories
 from pokegemma.battles.trajectories.files import write_trajectory
+from pokegemma.battles.trajectories.packing import pack_trajectories
 from pokegemma.battles.trajectories.records import BattleTrajectory
 from tests.battles.states import make_move, make_name, make_pokemon, make_state, make_trajectory
 
@@ -124,6 +125,23 @@ def test_actions_of_the_state_before_are_found(tmp_path):
     checks = check(tmp_path)
     assert failed(checks) == {"alignment"}
     assert "switches bring in another Pokémon" in checks["alignment"].details[0]
+
+
+def test_packed_files_are_checked_as_files_are(tmp_path):
+    """What packing does not refuse is found in the packed folder, too, with the same words."""
+    write(tmp_path / "files", 0)
+    write(
+        tmp_path / "files",
+        1,
+        player_active_pokemon=make_pokemon("missingmon", hp_pct=1.5, moves=(make_move("x"),)),
+        can_tera=True,
+    )
+    write(tmp_path / "files", 2).rename(tmp_path / "files" / "gen1ou" / f"{make_name(2, won=False)}.json.lz4")
+    pack_trajectories(tmp_path / "files", tmp_path / "packed")
+    *of_files, columns = check_packed(tmp_path / "packed")
+    assert of_files == check_trajectories(tmp_path / "files")
+    assert {each.name for each in of_files if each.status == "FAIL"} == {"names", "tera", "values", "words"}
+    assert (columns.name, columns.status) == ("columns", "PASS")
 
 
 def test_a_result_that_is_not_that_of_the_last_state_is_found(tmp_path):

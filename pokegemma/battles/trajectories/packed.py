@@ -1,12 +1,10 @@
-"""Read packed trajectories: each battle is a few views of memory-mapped columns. Unpack and check them."""
+"""Read packed trajectories: each battle is a few views of memory-mapped columns. Unpack them."""
 
 import bisect
-import functools
 import hashlib
 import itertools
 import json
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,10 @@ import numpy as np
 from safetensors import safe_open
 
 from pokegemma.battles.trajectories.files import decode_json_text
-from pokegemma.battles.trajectories.packing import PACK_FILE, encode_battle, read_metadata
-from pokegemma.battles.trajectories.records import BattleTrajectory, TrajectoryError
-from pokegemma.battles.trajectories.texts import BLANK, MAX_BLANK
-from pokegemma.data.checks.records import Check, percent
+from pokegemma.battles.trajectories.packing import PACK_FILE, read_metadata
+from pokegemma.battles.trajectories.records import BattleTrajectory
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
-from pokegemma.parallel.workers import map_items
 
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "I8": np.int8, "I64": np.int64, "F32": np.float32, "BOOL": np.bool_}
 
@@ -179,52 +174,3 @@ def unpack_trajectories(folder: Path, output: Path) -> int:
         with atomic_file(output / battles.name(index)) as temporary:
             temporary.write_bytes(battles.content(index))
     return len(battles)
-
-
-def check_packed(folder: Path, *, num_workers: int = 1, ray_address: str | None = None) -> list[Check]:
-    """Check that each battle's columns are what its file gives, and that the words are not mostly pads.
-
-    Raises:
-        PokegemmaError: `folder` was not packed to the end.
-    """
-    battles = PackedTrajectories(folder)
-    parts = [range(start, end) for start, end in itertools.pairwise(battles._starts)]
-    check = functools.partial(_check_part, battles=battles)
-    found = map_items(
-        check, parts, num_workers=num_workers, ray_address=ray_address, folders=(folder,), label="checking"
-    )
-    problems, num_blank, num_words = [], 0, 0
-    for part_problems, part_blank, part_words in found:
-        problems += part_problems
-        num_blank, num_words = num_blank + part_blank, num_words + part_words
-    summary = f"{len(battles)} battles, {len(problems)} are not what their files give"
-    columns = Check("columns", "FAIL" if problems else "PASS", summary, tuple(problems))
-    pads = f"{percent(num_blank, num_words)} of {num_words} words are pads"
-    if num_blank > MAX_BLANK * num_words:
-        return [columns, Check("pads", "FAIL", f"nothing to learn from: {pads}")]
-    return [columns, Check("pads", "PASS", pads)]
-
-
-def _check_part(part: range, _: None, *, battles: PackedTrajectories) -> tuple[list[str], int, int]:
-    problems, num_blank, num_words = [], 0, 0
-    for index in part:
-        problems += [f"{battles.name(index)}: {problem}" for problem in _find_differences(battles, index)]
-        words = battles[index].words
-        num_blank, num_words = num_blank + int((words == battles.words.index(BLANK)).sum()), num_words + words.size
-    return problems, num_blank, num_words
-
-
-def _find_differences(battles: PackedTrajectories, index: int) -> Iterator[str]:
-    packed = battles[index]
-    try:
-        encoded = encode_battle(battles.trajectory(index))
-    except TrajectoryError as error:
-        yield str(error)
-        return
-    if [[battles.words[number] for number in row] for row in packed.words] != encoded.words:
-        yield "words"
-    if battles.short_texts(index) != [" ".join(words) for words in encoded.short]:
-        yield "short"
-    for column in ("numbers", "actions", "legal", "rewards"):
-        if not np.array_equal(getattr(packed, column), getattr(encoded, column)):
-            yield column

@@ -1,12 +1,10 @@
-"""Checks of trajectory files: every bad file by name, in one pass, and the shares of unknown words and of pads."""
+"""Check one trajectory file: its name, records, alignment, legality, terastallization, values, words and pads."""
 
-import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from pokegemma.battles.trajectories.actions import (
@@ -16,27 +14,32 @@ from pokegemma.battles.trajectories.actions import (
     legal_actions,
     sort_switches,
 )
-from pokegemma.battles.trajectories.files import TrajectoryName, find_trajectory_files, read_trajectory
-from pokegemma.battles.trajectories.known_words import KnownWords, load_known_words
+from pokegemma.battles.trajectories.checks.known_words import KnownWords
+from pokegemma.battles.trajectories.files import TrajectoryName, decode_json_text
 from pokegemma.battles.trajectories.names import generation_of
 from pokegemma.battles.trajectories.records import NO_ACTION, BattleTrajectory, TrajectoryError, TrajectoryState
 from pokegemma.battles.trajectories.texts import BLANK, MAX_BLANK, NUM_WORDS, list_numbers, list_words
-from pokegemma.data.checks.records import Check, percent
-from pokegemma.parallel.workers import map_items
+from pokegemma.data.checks.records import percent
 
 MAX_UNKNOWN = 0.02
 """Largest share of unknown words in a file: a new game's names are fewer, another format's are all."""
 
 KINDS = ("names", "records", "alignment", "legality", "tera", "values", "words", "pads")
-_BATCH = 64
 _Value = TypeVar("_Value")
 
 
 @dataclass
 class FileReport:
-    """What was found in one file. `problems` are (kind of check, what is wrong)."""
+    """What was found in one file.
+
+    Attributes:
+        path: FORMAT/NAME.json.lz4.
+        problems: (kind of check, what is wrong).
+        trajectory: None where the file contains none.
+    """
 
     path: str
+    trajectory: BattleTrajectory | None = None
     problems: list[tuple[str, str]] = field(default_factory=list)
     num_states: int = 0
     num_revealed: int = 0
@@ -46,40 +49,22 @@ class FileReport:
     unknown: Counter[str] = field(default_factory=Counter)
 
 
-def check_trajectories(folder: Path, *, num_workers: int = 1, ray_address: str | None = None) -> list[Check]:
-    """Return a check for each of `KINDS`, whose details name every bad file.
+def check_file(path: str, content: bytes, known: KnownWords) -> FileReport:
+    """Return what is wrong with one file, all of it.
 
-    Raises:
-        PokegemmaError: `folder` contains no trajectory files.
+    Args:
+        path: FORMAT/NAME.json.lz4.
+        content: its bytes.
     """
-    paths = find_trajectory_files(folder)
-    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
-    found = map_items(
-        functools.partial(_check_batch, folder=folder),
-        batches,
-        num_workers=num_workers,
-        ray_address=ray_address,
-        folders=(folder,),
-        initialize=load_known_words,
-        label="checking",
-        unit="batch",
-    )
-    return _summarize([report for reports in found for report in reports])
-
-
-def _check_batch(paths: Sequence[Path], known: KnownWords, *, folder: Path) -> list[FileReport]:
-    return [check_file(path, folder=folder, known=known) for path in paths]
-
-
-def check_file(path: Path, *, folder: Path, known: KnownWords) -> FileReport:
-    """Return what is wrong with one file, all of it."""
-    report = FileReport(str(path.relative_to(folder)))
-    name = _try(report, "names", lambda: TrajectoryName.parse(path.name))
-    if name is not None and not name.is_of_format(path.parent.name):
-        report.problems.append(("names", f"battle_id {name.battle_id!r} lacks the folder's format {path.parent.name}"))
-    trajectory = _try(report, "records", lambda: read_trajectory(path))
+    report = FileReport(path)
+    folder, _, file_name = path.rpartition("/")
+    name = _try(report, "names", lambda: TrajectoryName.parse(file_name))
+    if name is not None and not name.is_of_format(folder):
+        report.problems.append(("names", f"battle_id {name.battle_id!r} lacks the folder's format {folder}"))
+    trajectory = _try(report, "records", lambda: BattleTrajectory.from_json(decode_json_text(content, file_name)))
     if trajectory is None:
         return report
+    report.trajectory = trajectory
     report.num_states = len(trajectory.states)
     report.num_revealed = sum(action != NO_ACTION for action in trajectory.actions)
     if name is not None and trajectory.states and trajectory.states[-1].battle_won != name.won:
@@ -91,8 +76,8 @@ def check_file(path: Path, *, folder: Path, known: KnownWords) -> FileReport:
         ("values", _find_values),
     ):
         report.problems += [(kind, problem) for problem in find(trajectory)]
-    if any(state.format != path.parent.name for state in trajectory.states):
-        report.problems.append(("alignment", f"a state's format is not the folder's, {path.parent.name}"))
+    if any(state.format != folder for state in trajectory.states):
+        report.problems.append(("alignment", f"a state's format is not the folder's, {folder}"))
     _count_words(report, trajectory, known)
     return report
 
@@ -100,7 +85,7 @@ def check_file(path: Path, *, folder: Path, known: KnownWords) -> FileReport:
 def _try(report: FileReport, kind: str, read: Callable[[], _Value]) -> _Value | None:
     try:
         return read()
-    except (TrajectoryError, OSError) as error:
+    except TrajectoryError as error:
         report.problems.append((kind, str(error)))
         return None
 
@@ -193,30 +178,3 @@ def _count_words(report: FileReport, trajectory: BattleTrajectory, known: KnownW
     if report.num_blank > MAX_BLANK * report.num_words:
         share = percent(report.num_blank, report.num_words)
         report.problems.append(("pads", f"{share} of its words are pads"))
-
-
-def _summarize(reports: list[FileReport]) -> list[Check]:
-    num_states = sum(report.num_states for report in reports)
-    unknown: Counter[str] = sum((report.unknown for report in reports), Counter())
-    num_shown, num_words = (sum(getattr(report, key) for report in reports) for key in ("num_shown", "num_words"))
-    num_blank = sum(report.num_blank for report in reports)
-    facts = {
-        "names": f"{len(reports)} files",
-        "records": f"{num_states} states",
-        "alignment": f"{num_states} states",
-        "legality": f"{sum(report.num_revealed for report in reports)} revealed actions",
-        "tera": f"{len(reports)} files",
-        "values": f"{num_states} states",
-        "words": f"{percent(unknown.total(), num_shown)} of {num_shown} words are unknown",
-        "pads": f"{percent(num_blank, num_words)} of {num_words} words are pads",
-    }
-    checks = []
-    for kind in KINDS:
-        bad = [f"{report.path}: {problem}" for report in reports for found, problem in report.problems if found == kind]
-        num_bad = sum(any(found == kind for found, _ in report.problems) for report in reports)
-        summary = f"{facts[kind]}, {num_bad} of {len(reports)} files are bad" if bad else facts[kind]
-        checks.append(Check(kind, "FAIL" if bad else "PASS", summary, tuple(bad)))
-    if not num_words or num_blank > MAX_BLANK * num_words:
-        summary = f"nothing to learn from: {facts['pads']} in all files together"
-        checks[-1] = Check("pads", "FAIL", summary, checks[-1].details)
-    return checks

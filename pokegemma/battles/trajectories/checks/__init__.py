@@ -1,0 +1,1 @@
+"""Checks of trajectories before training: of their files, and of folders that were packed."""
