@@ -58,6 +58,7 @@ TABLE = {
         tested_in="tests/battles/test_policy_card.py",
         mistake="--policy_path nowhere --arena_dir {out}",
         names="nowhere",
+        needs="poke_env",
     ),
     "battles_check": Calls(
         tested_in="tests/battles/test_packing.py",

@@ -126,4 +126,6 @@ def _check_resumed(folder: Path, record: RunRecord, fixed: Sequence[str]) -> Non
     before |= {"base model": earlier.get("base_fingerprint"), "battles": (earlier.get("dataset") or {}).get("sha256")}
     now = {name: record.options[name] for name in fixed}
     now |= {"base model": record.facts["base_fingerprint"], "battles": record.facts["dataset"]["sha256"]}
+    if "encoder" in earlier:  # of offline reinforcement learning; the base model is only a part of it
+        before["encoder"], now["encoder"] = earlier["encoder"], record.facts["encoder"]
     refuse_changes(folder, before, now)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -16,10 +17,12 @@ from pokegemma.battles.offline_rl.features import prepare_features
 from pokegemma.battles.offline_rl.losses import BattleBatch, compute_losses, judge_batch
 from pokegemma.battles.offline_rl.model import ActorCritic
 from pokegemma.battles.offline_rl.options import RewardName
-from pokegemma.battles.offline_rl.train import load_actor_critic
+from pokegemma.battles.offline_rl.train import load_actor_critic, save_actor_critic
 from pokegemma.battles.offline_rl.windows import BattleWindows, collate_windows
+from pokegemma.battles.players.opening import PlayerSource
 from pokegemma.battles.policy.checkpoint import open_policy
 from pokegemma.battles.policy.scoring import last_hidden_states
+from pokegemma.battles.policy.tiny import make_tiny_policy
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.battles.trajectories.rewards import REWARDS
 from pokegemma.errors import PokegemmaError
@@ -124,8 +127,6 @@ def test_features_are_what_the_policy_makes_of_each_state(cache, tiny_policy: Pa
 
 
 def test_features_of_another_encoder_are_refused(cache, tiny_policy: Path, tmp_path) -> None:
-    from pokegemma.battles.policy.tiny import make_tiny_policy
-
     battles, _ = cache
     (tmp_path / "other").mkdir()
     make_tiny_policy(tmp_path / "other", battles.words, seed=1)
@@ -178,14 +179,15 @@ def assert_same_network(folder: Path, other: Path) -> None:
 
 
 @pytest.mark.slow(8)
-def test_training_resumes_exactly(train, tmp_path) -> None:
+def test_training_resumes_exactly(train, tiny_policy: Path, tmp_path) -> None:
     record = train("whole", "--max_steps", "4")
     assert 0 <= record["evaluation"]["eval_rank_of_played"] <= 1
     assert record["status"] == "completed"
     rows = read_log(tmp_path / "whole")
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and "kl" not in rows[0]
     train("part", "--max_steps", "2")
-    train("part", "--max_steps", "4", "--resume_from_checkpoint")
+    moved = shutil.copytree(tiny_policy, tmp_path / "moved")
+    train("part", "--encoder", moved, "--max_steps", "4", "--resume_from_checkpoint")
     assert load_actor_critic(tmp_path / "part")[1].text == "short"
     assert_same_network(tmp_path / "whole", tmp_path / "part")
 
@@ -220,6 +222,34 @@ def test_a_reference_of_other_sizes_is_refused_before_anything_is_deleted(
     done = call_script("rl_battles", *options, *near, "--output_dir", tmp_path / "before", "--overwrite")
     assert done.returncode == 2 and "contains the input" in done.stderr
     assert (tmp_path / "before" / "actor_critic.safetensors").is_file()
+
+
+@pytest.fixture
+def pair(tiny_policy: Path, tmp_path) -> Path:
+    """Return a folder with a policy and an actor-critic that it encodes states for."""
+    shutil.copytree(tiny_policy, tmp_path / "pair" / "policy")
+    save_actor_critic(tmp_path / "pair" / "rl", ActorCritic(SHAPE), encoder=str(tmp_path / "pair" / "policy"))
+    return tmp_path / "pair"
+
+
+def test_an_actor_critic_finds_its_encoder_after_both_were_moved_or_it_alone(pair: Path, tmp_path) -> None:
+    shutil.copytree(pair / "rl", tmp_path / "alone" / "rl")
+    assert load_actor_critic(tmp_path / "alone" / "rl")[1].path == str(pair / "policy")
+    fingerprint = PlayerSource.parse(f"rl={pair / 'rl'}").fingerprint()
+    pair.rename(tmp_path / "moved")
+    assert load_actor_critic(tmp_path / "moved" / "rl")[1].path == str(tmp_path / "moved" / "policy")
+    assert PlayerSource.parse(f"rl={tmp_path / 'moved' / 'rl'}").fingerprint() == fingerprint
+    with pytest.raises(PokegemmaError, match=f"encoder is not at .*alone/policy or {pair}/policy"):
+        load_actor_critic(tmp_path / "alone" / "rl")
+
+
+def test_a_changed_encoder_is_noticed(pair: Path) -> None:
+    source = PlayerSource.parse(f"rl={pair / 'rl'}")
+    before = source.fingerprint()
+    make_tiny_policy(pair / "policy", ["another", "vocabulary"], seed=1)
+    with pytest.raises(PokegemmaError, match=r"trained with another encoder than .*policy is now: its model differs"):
+        load_actor_critic(pair / "rl")
+    assert source.fingerprint() != before
 
 
 def test_every_reward_is_an_option() -> None:

@@ -6,6 +6,9 @@ import pytest
 
 from tests.processes import call_script
 
+pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
+from pokegemma.battles.players.opening import PlayerSource
+
 PAIRS = [
     {"players": ["heuristic", "policy"], "wins": 90, "losses": 100, "ties": 10, "win_rate": 0.45},
     {"players": ["policy", "random"], "wins": 199, "losses": 1, "ties": 0, "win_rate": 0.995},
@@ -27,8 +30,11 @@ def folders(tmp_path):
         "num_eval_decisions": 1133,
     }
     (policy / "run.json").write_text(json.dumps(record))
+    (policy / "model.safetensors").write_bytes(b"weights")
     pairs = [{**pair, "win_rate_interval": [0.4, 0.6]} for pair in PAIRS]
     (arena / "arena.json").write_text(json.dumps({"battle_format": "gen1ou", "pairs": pairs}))
+    known = {"policy": [str(policy), PlayerSource("policy", str(policy)).fingerprint()], "random": ["random", "random"]}
+    (arena / "run.json").write_text(json.dumps({"stage": "battles_arena", "options": {"players": known}}))
     return policy, arena
 
 
@@ -44,6 +50,34 @@ def test_a_card_has_figures_and_no_path(folders) -> None:
     assert "| base | base_model |" in card
     assert "somebody" not in card
     assert "`max_steps`" not in card
+    assert "the likeliest legal one is played" in card
+
+
+def write_card(policy, arena):
+    return call_script("battles_card", "--policy_path", policy, "--arena_dir", arena)
+
+
+def test_a_policy_that_was_trained_on_after_its_battles_gets_no_card(folders) -> None:
+    policy, arena = folders
+    (policy / "model.safetensors").write_bytes(b"other weights")
+    done = write_card(policy, arena)
+    assert done.returncode == 2 and "other weights" in done.stderr and done.stderr.count("\n") == 1
+    assert not (policy / "README.md").exists()
+
+
+def test_an_arena_that_does_not_tell_its_weights_gives_no_card(folders) -> None:
+    policy, arena = folders
+    (arena / "run.json").unlink()
+    done = write_card(policy, arena)
+    assert done.returncode == 2 and "does not tell with which weights 'policy' played" in done.stderr
+
+
+def test_a_card_tells_that_actions_were_drawn(folders) -> None:
+    policy, arena = folders
+    known = {"policy": [str(policy), PlayerSource("policy", str(policy), 1.5).fingerprint()]}
+    (arena / "run.json").write_text(json.dumps({"stage": "battles_arena", "options": {"players": known}}))
+    assert write_card(policy, arena).returncode == 0
+    assert "drawn by the probabilities, at a temperature of 1.5" in (policy / "README.md").read_text()
 
 
 def test_a_player_that_did_not_play_is_refused(folders) -> None:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from pokegemma.battles.cloning.selection import SplitName, select_battles
 from pokegemma.battles.offline_rl import formulas
+from pokegemma.battles.offline_rl.encoder_path import SHAPE_FILE, describe_path, find_encoder, read_shape_file
 from pokegemma.battles.offline_rl.features import StateFeatures, describe_encoder, prepare_features
 from pokegemma.battles.offline_rl.kl_damping import KLController
 from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
@@ -32,10 +33,10 @@ from pokegemma.training.trainer import EvaluateAtEnd
 
 logger = logging.getLogger(__name__)
 
-SHAPE_FILE, NETWORK_FILE = "actor_critic.json", "actor_critic.safetensors"
+NETWORK_FILE = "actor_critic.safetensors"
 
 _FIXED_OPTIONS = (
-    *("won_only", "min_rating", "formats", "since", "until", "eval_fraction", "encoder", "reward", "actor", "width"),
+    *("won_only", "min_rating", "formats", "since", "until", "eval_fraction", "reward", "actor", "width"),
     *("num_layers", "num_heads", "window", "gammas", "num_critics", "difference_decay", "per_device_train_batch_size"),
     "reference",
 )
@@ -62,7 +63,10 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
     run = open_run(
         training,
         options=options.to_dict(),
-        read_facts=lambda: describe_inputs(policy, battles, data.folder, seed=training.seed),
+        read_facts=lambda: {
+            **describe_inputs(policy, battles, data.folder, seed=training.seed),
+            "encoder": describe_encoder(policy),
+        },
         sources=[Path(each) for each in (data.folder, data.encoder, data.reference) if each is not None],
         overwrite=data.overwrite,
         fixed=_FIXED_OPTIONS if reference is None else (*_FIXED_OPTIONS, *_FIXED_WITH_REFERENCE),
@@ -146,26 +150,36 @@ def _choose_shape(data: OfflineRLOptions, feature_width: int) -> ActorCriticShap
 
 
 def save_actor_critic(folder: Path, network: ActorCritic, *, encoder: str) -> None:
-    """Write a network, its shape and the path of the encoder that its features come from."""
+    """Write a network, its shape, and which encoder its features come from and where that is."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.contiguous().cpu() for name, weight in network.state_dict().items()}
     with atomic_file(folder / NETWORK_FILE) as temporary:
         save_file(weights, temporary)
-    shape = {"encoder": encoder, "shape": dataclasses.asdict(network.shape)}
-    write_synced(folder / SHAPE_FILE, json.dumps(shape, indent=2).encode())
+    record = {
+        **describe_path(encoder, folder),
+        "encoder_hashes": describe_encoder(open_policy(encoder)),
+        "shape": dataclasses.asdict(network.shape),
+    }
+    write_synced(folder / SHAPE_FILE, json.dumps(record, indent=2).encode())
 
 
 def load_actor_critic(folder: Path) -> tuple[ActorCritic, PolicyCheckpoint]:
     """Return a trained network in eval mode, and the policy that encodes states for it.
 
     Raises:
-        PokegemmaError: the folder has no network, its training was interrupted, or the encoder cannot be opened.
+        PokegemmaError: the folder has no network, its training was interrupted, or the encoder cannot be found or
+            opened, or is not the one of training.
     """
+    record = read_shape_file(folder)
     try:
-        record = json.loads((folder / SHAPE_FILE).read_text(encoding="utf-8"))
         shape = ActorCriticShape(**record["shape"] | {"gammas": tuple(record["shape"]["gammas"])})
         network = ActorCritic(shape)
         network.load_state_dict(load_file(folder / NETWORK_FILE))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise PokegemmaError(f"{folder} is not the result of scripts/rl_battles.py: {error}") from error
-    return network.eval(), open_policy(record["encoder"])
+    path, before = find_encoder(folder), record.get("encoder_hashes") or {}
+    policy = open_policy(path)
+    now = describe_encoder(policy)
+    if changed := [name for name in before if before[name] != now.get(name)]:
+        raise PokegemmaError(f"{folder} was trained with another encoder than {path} is now: its {changed[0]} differs")
+    return network.eval(), policy

@@ -9,20 +9,22 @@ MODULE:CALLABLE, a policy in Python that takes metamon's observation.
 
 import functools
 import hashlib
-import json
 import multiprocessing
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from pokegemma.battles.offline_rl.encoder_path import SHAPE_FILE, find_encoder
 from pokegemma.battles.players.metamon_player import hash_module, load_metamon_player
 from pokegemma.battles.players.player import BattlePlayer
 from pokegemma.battles.players.scripted import SCRIPTED_PLAYERS
 from pokegemma.battles.policy.text_kind import DEFAULT_TEXT, TextKind
 from pokegemma.errors import PokegemmaError, check_range
+from pokegemma.release.measurements import read_json
 
+_ADAPTER_FILE = "adapter_config.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 _TEMPERATURE = re.compile(r"[0-9]+(\.[0-9]+)?")
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -125,7 +127,6 @@ class PlayerSource:
             return ServedPlayer(self.name, self.source.partition("#")[0], text=self.state_text)
         import torch
 
-        from pokegemma.battles.offline_rl.train import SHAPE_FILE
         from pokegemma.battles.players.actor_critic_player import load_actor_critic_player
         from pokegemma.battles.players.policy_player import load_policy_player
 
@@ -146,7 +147,7 @@ class PlayerSource:
             return self.source
         if self.is_callable:
             return f"{self.source} {hash_module(self.source)}"
-        return f"{self.temperature} {_hash_weights(self.folder)}"
+        return f"{self.temperature} {hash_weights_of(self.folder)}"
 
 
 @functools.lru_cache(maxsize=64)
@@ -155,22 +156,26 @@ def open_once(player: PlayerSource) -> BattlePlayer:
     return player.open()
 
 
-_NEEDS = {"actor_critic.json": "encoder", "adapter_config.json": "base_model_name_or_path"}
-"""Files that name another model which a player needs, and under which key."""
-
-
-def _hash_weights(folder: Path) -> str:
+def hash_weights_of(folder: Path) -> str:
     """Return a hash of all weights that a folder's player plays with, those of an adapter's base and an encoder too."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    for name, key in _NEEDS.items():
-        if (folder / name).is_file():
-            needed = Path(json.loads((folder / name).read_text(encoding="utf-8"))[key])
-            if needed.is_dir():
-                digest.update(_hash_weights(needed).encode())
+    for needed in _find_needed(folder):
+        if needed.is_dir():
+            digest.update(hash_weights_of(needed).encode())
     return digest.hexdigest()
+
+
+def _find_needed(folder: Path) -> Iterator[Path]:
+    """Yield the folders, or Hub ids, of other models that a folder's player needs."""
+    if (folder / SHAPE_FILE).is_file():
+        yield Path(find_encoder(folder))
+    if (folder / _ADAPTER_FILE).is_file() and (
+        base := read_json(folder / _ADAPTER_FILE).get("base_model_name_or_path")
+    ):
+        yield Path(base)
 
 
 def parse_players(texts: Sequence[str], *, flag: str) -> tuple[PlayerSource, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pokegemma.battles.players.opening import hash_weights_of
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.metrics import wilson_interval
 from pokegemma.pages import render_page
@@ -31,7 +32,7 @@ def render_policy_card(policy: Path, arena: Path, *, player: str, name: str = "p
         player: the policy's name there.
 
     Raises:
-        PokegemmaError: a file is missing or damaged, or the player did not play in the arena.
+        PokegemmaError: a file is missing or damaged, or the player did not play in the arena with these weights.
     """
     record = read_run_record(policy) or {}
     if record.get("stage") != "train":
@@ -40,6 +41,7 @@ def render_policy_card(policy: Path, arena: Path, *, player: str, name: str = "p
     opponents = [_view(pair, player) for pair in standings["pairs"] if player in pair["players"]]
     if not opponents:
         raise PokegemmaError(f"{arena}: no player {player!r} in it")
+    temperature = _check_played(policy, arena, player)
     base = record.get("base_model", "unknown")
     license_id = choose_license(base, "gemma3")
     return render_page(
@@ -54,6 +56,7 @@ def render_policy_card(policy: Path, arena: Path, *, player: str, name: str = "p
         baselines=record.get("baselines"),
         num_eval_decisions=record.get("num_eval_decisions"),
         training=_training_rows(base, record),
+        temperature=temperature,
         license_text=license_text(license_id),
     )
 
@@ -64,6 +67,19 @@ def _read_standings(arena: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PokegemmaError(f"{path} cannot be read, which scripts/battles_arena.py writes: {error}") from error
+
+
+def _check_played(policy: Path, arena: Path, player: str) -> float:
+    """Check that a player of an arena had a policy's weights; return its temperature there."""
+    known = (read_run_record(arena) or {}).get("options", {}).get("players", {})
+    if player not in known:
+        raise PokegemmaError(f"{arena}: its run.json does not tell with which weights {player!r} played")
+    temperature, _, weights = known[player][1].partition(" ")
+    if weights != hash_weights_of(policy):
+        raise PokegemmaError(
+            f"{arena}: {player!r} played with other weights than {policy} has now; play again under a new name"
+        )
+    return float(temperature)
 
 
 def _view(pair: Mapping[str, Any], player: str) -> dict[str, Any]:
