@@ -6,9 +6,10 @@
 #   ./train_battles.sh --lora_r 32                 arguments go to scripts/sft_battles.py
 #   ./train_battles.sh --resume_from_checkpoint    continue a run that was stopped
 #
-# Variables, from the environment or .env (the environment wins): MODEL_NAME TRAJECTORIES OUTPUT_DIR BATTLE_FORMAT
-# TEAMS_FILE (for formats without random teams; the demonstration has one team for all) NUM_BATTLES (recorded by the
-# demonstration) NUM_ROUNDS (of the arena, two battles each) MAX_STEPS
+# Variables, from the environment or .env (the environment wins): TRAJECTORIES BATTLE_FORMAT TEAMS_FILE (for formats
+# without random teams; the demonstration has one team for all) NUM_BATTLES (recorded by the demonstration) NUM_ROUNDS (of
+# the arena, two battles each). From the environment only, since those of .env are ./train_gemma3.sh's: MODEL_NAME
+# OUTPUT_DIR MAX_STEPS
 # TRAJECTORIES is a folder of trajectory files (FORMAT/NAME.json.lz4), or one that scripts/battles_pack.py wrote.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -27,6 +28,8 @@ if [[ -z ${POKEGEMMA_PYTHON:-} ]]; then
     ./init.sh --quiet --with battles
     POKEGEMMA_PYTHON=$(./init.sh --print-python)
     export POKEGEMMA_PYTHON
+    # What is set here, also to nothing, is not read from .env: a model with vision, its folder and its steps may be there.
+    export MODEL_NAME=${MODEL_NAME:-} OUTPUT_DIR=${OUTPUT_DIR:-} MAX_STEPS=${MAX_STEPS:-}
     exec "$POKEGEMMA_PYTHON" -m pokegemma.settings "$BASH" "$0" "$@"
 fi
 python=$POKEGEMMA_PYTHON

@@ -62,6 +62,7 @@ def environment(**variables: str) -> dict[str, str]:
         "BATTLE_FORMAT",
         "TEAMS_FILE",
         "NUM_BATTLES",
+        "MAX_STEPS",
         "OMP_NUM_THREADS",
     )
     kept = {name: value for name, value in os.environ.items() if name not in names}
@@ -117,6 +118,26 @@ def test_a_model_is_trained_on_given_trajectories(project: Path) -> None:
     (project / "recorded" / "pack.json").touch()
     _, calls = launch(project, "--overwrite", TRAJECTORIES="recorded", OUTPUT_DIR="outputs/packed_before")
     assert [name for name, _, _ in calls] == ["battles_check", "sft_battles", "battles_arena", "battles_card"]
+
+
+def test_settings_of_a_model_with_vision_in_the_file_of_settings_are_not_taken(project: Path) -> None:
+    """The first pass, which makes the environment and reads .env; other settings of the file are taken."""
+    (project / "init.sh").write_text(f'#!/bin/sh\ncase $1 in --print-python) echo "{sys.executable}" ;; esac\n')
+    (project / "init.sh").chmod(0o755)
+    (project / "recorded").mkdir()
+    (project / ".env").write_text(
+        "MODEL_NAME=google/gemma-3-4b-it\nOUTPUT_DIR=outputs/vision\nMAX_STEPS=7\nTRAJECTORIES=recorded\n"
+    )
+    first_pass = {"POKEGEMMA_PYTHON": "", "PYTHONPATH": str(PROJECT_ROOT)}
+    done, calls = launch(project, **first_pass)
+    assert done.returncode == 0, done.stderr
+    options = {name: arguments for name, arguments, _ in calls}["sft_battles"]
+    assert options[options.index("--model_name_or_path") + 1] == "google/gemma-3-270m"
+    assert options[options.index("--output_dir") + 1] == "outputs/battles-gemma-3-270m/policy"
+    assert "--max_steps" not in options
+    _, calls = launch(project, **first_pass, OUTPUT_DIR="outputs/mine", MODEL_NAME="somebody/text", MAX_STEPS="3")
+    options = {name: arguments for name, arguments, _ in calls}["sft_battles"]
+    assert {"somebody/text", "outputs/mine/policy", "3"} <= set(options)
 
 
 @pytest.mark.parametrize(
