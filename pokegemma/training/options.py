@@ -1,6 +1,7 @@
 """Options of a training run: what TRL's SFTConfig and ModelConfig have, with defaults for Gemma 3, and ours."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,8 +56,15 @@ _UNUSED_TRAINING_OPTIONS = {
 }
 
 
-def _refuse(options: object, unused: dict[str, tuple[object, str]]) -> None:
-    """Refuse options of TRL that would be ignored or would break training."""
+def refuse_options(options: object, unused: Mapping[str, tuple[object, str]]) -> None:
+    """Refuse options that would be ignored or would break training: those that are not as by default.
+
+    Args:
+        unused: name: (default, why it is not supported).
+
+    Raises:
+        PokegemmaError: one is not as by default.
+    """
     for name, (default, reason) in unused.items():
         if getattr(options, name) != default:
             raise PokegemmaError(f"--{name} {getattr(options, name)} is not supported: {reason}")
@@ -155,7 +163,7 @@ class WeightOptions(ModelConfig):
     use_bnb_nested_quant: bool = option(True, "Also quantise the quantisation constants.")
 
     def __post_init__(self) -> None:
-        _refuse(self, _UNUSED_MODEL_OPTIONS)
+        refuse_options(self, _UNUSED_MODEL_OPTIONS)
         if self.finetuning == "qlora" and default_finetuning() != "qlora":
             raise PokegemmaError("--finetuning qlora needs bitsandbytes, which is not installed; use --finetuning lora")
         if self.load_in_8bit:
@@ -246,7 +254,7 @@ class TrainingOptions(SFTConfig):
         check_ranges(self, "dataloader_num_workers", "seed", at_least=0)
         if self.fp16:
             raise PokegemmaError("--fp16 overflows in Gemma 3; use --bf16 or neither")
-        _refuse(self, _UNUSED_TRAINING_OPTIONS)
+        refuse_options(self, _UNUSED_TRAINING_OPTIONS)
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
         self.use_cpu |= is_forced_to_cpu()  # or transformers refuses bf16 where there is no GPU

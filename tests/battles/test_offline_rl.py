@@ -16,8 +16,9 @@ from pokegemma.battles.offline_rl import formulas, kl_damping
 from pokegemma.battles.offline_rl.features import prepare_features
 from pokegemma.battles.offline_rl.losses import BattleBatch, compute_losses, judge_batch
 from pokegemma.battles.offline_rl.model import ActorCritic
-from pokegemma.battles.offline_rl.options import RewardName
+from pokegemma.battles.offline_rl.options import OfflineRLTrainingOptions, RewardName
 from pokegemma.battles.offline_rl.train import load_actor_critic, save_actor_critic
+from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
 from pokegemma.battles.offline_rl.windows import BattleWindows, collate_windows
 from pokegemma.battles.players.opening import PlayerSource
 from pokegemma.battles.policy.checkpoint import open_policy
@@ -132,6 +133,30 @@ def test_features_of_another_encoder_are_refused(cache, tiny_policy: Path, tmp_p
     make_tiny_policy(tmp_path / "other", battles.words, seed=1)
     with pytest.raises(PokegemmaError, match="features of another model"):
         prepare_features(tmp_path / "features", battles, open_policy(tmp_path / "other"), device="cpu")
+
+
+def make_trainer(tmp_path: Path, **options) -> OfflineRLTrainer:
+    fixed = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "eval_strategy": "no"}
+    training = OfflineRLTrainingOptions(**fixed, **options)
+    model = TrainableActorCritic(ActorCritic(SHAPE), clone=False)
+    return OfflineRLTrainer(model, args=training, difference_decay=0.75)
+
+
+def test_the_options_of_the_optimizer_act_and_differences_decay_by_their_own(tmp_path: Path) -> None:
+    options = {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6, "weight_decay": 0.25, "learning_rate": 0.5}
+    trainer = make_trainer(tmp_path, **options)
+    optimizer = trainer.create_optimizer()
+    names = {id(weight): name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    decays = {
+        names[id(weight)]: group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]
+    }
+    assert set(decays) == set(names.values())
+    assert {name for name, decay in decays.items() if decay == 0.75} == {"network.heads.difference"}
+    assert decays["network.heads.shared"] == decays["network.features.weight"] == 0.25
+    assert decays["network.features.bias"] == 0.0
+    for group in optimizer.param_groups:
+        assert (group["betas"], group["eps"], group["lr"]) == ((0.8, 0.95), 1e-6, 0.5)
+    assert type(make_trainer(tmp_path, optim="sgd").create_optimizer()) is torch.optim.SGD
 
 
 def test_windows_cover_each_transition_once(cache) -> None:

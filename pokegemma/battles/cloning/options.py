@@ -16,28 +16,30 @@ if TYPE_CHECKING:  # --help works where the packages for battles are not install
 DEFAULT_POLICY = "google/gemma-3-270m"
 
 
+def _read_day(flag: str, text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.strptime(text, "%m-%d-%Y")
+    except ValueError as error:
+        raise PokegemmaError(f"{flag} {text}: must be MM-DD-YYYY") from error
+
+
 @dataclass
-class CloningOptions:
-    """What to learn from."""
+class BattleOptions:
+    """Which battles to learn from."""
 
     trajectories_dir: str = option(..., "Folder of packed trajectories, as scripts/battles_pack.py writes it.")
-    text: TextKind = option(
-        DEFAULT_TEXT, "How states are written. short: with effectiveness written out. words: metamon's 87 words."
-    )
     won_only: bool = option(False, "Learn from the players that won.")
     min_rating: int | None = option(None, "Learn from players of at least this rating; one without counts as 1000.")
     formats: list[str] | None = option(None, "Learn from these formats: gen1ou gen9ou. Default: all.", nargs="+")
     since: str | None = option(None, "Learn from battles of this day and later, MM-DD-YYYY.")
     until: str | None = option(None, "Learn from battles of this day and earlier, MM-DD-YYYY.")
     eval_fraction: float = option(0.05, "Share of the battles, both players' views, to evaluate on. 0: none.")
-    max_eval_decisions: int = option(4096, "Evaluate on at most so many decisions, evenly spread.")
     overwrite: bool = option(False, "Delete an earlier run in --output_dir first.")
 
     def __post_init__(self) -> None:
         check_range("--eval_fraction", self.eval_fraction, at_least=0, below=1)
-        check_ranges(self, "max_eval_decisions", at_least=1)
         check_range("--min_rating", self.min_rating, at_least=0)
-        self._day("since"), self._day("until")
+        _read_day("--since", self.since), _read_day("--until", self.until)
 
     def battle_filter(self) -> "BattleFilter":
         """Return which battles to learn from."""
@@ -47,20 +49,27 @@ class CloningOptions:
             won_only=self.won_only,
             min_rating=self.min_rating,
             formats=None if self.formats is None else tuple(self.formats),
-            since=self._day("since"),
-            until=self._day("until"),
+            since=_read_day("--since", self.since),
+            until=_read_day("--until", self.until),
         )
-
-    def _day(self, name: str) -> datetime | None:
-        value = getattr(self, name)
-        try:
-            return None if value is None else datetime.strptime(value, "%m-%d-%Y")
-        except ValueError as error:
-            raise PokegemmaError(f"--{name} {value}: must be MM-DD-YYYY") from error
 
     @property
     def folder(self) -> Path:
         return Path(self.trajectories_dir)
+
+
+@dataclass
+class CloningOptions(BattleOptions):
+    """What to learn from battles, and how states are shown."""
+
+    text: TextKind = option(
+        DEFAULT_TEXT, "How states are written. short: with effectiveness written out. words: metamon's 87 words."
+    )
+    max_eval_decisions: int = option(4096, "Evaluate on at most so many decisions, evenly spread.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, "max_eval_decisions", at_least=1)
 
 
 @dataclass

@@ -1,20 +1,24 @@
-"""Options of offline reinforcement learning."""
+"""Options of offline reinforcement learning. Each one acts, or is refused where it is not as by default."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pokegemma.battles.cloning.options import CloningOptions
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from pokegemma.battles.cloning.options import BattleOptions
 from pokegemma.battles.offline_rl.formulas import GAMMAS
 from pokegemma.battles.offline_rl.kl_damping import K_MAX, K_START, KL_TARGET
 from pokegemma.errors import PokegemmaError, check_range, check_ranges
 from pokegemma.options import option
-from pokegemma.training.options import TrainingOptions
+from pokegemma.training.options import TrainingOptions, refuse_options
 
 RewardName = Literal["default_shaped", "aggressive_shaped", "binary"]
 
 
 @dataclass(kw_only=True)  # the encoder has no default, what is inherited has
-class OfflineRLOptions(CloningOptions):
+class OfflineRLOptions(BattleOptions):
     """What to learn from, and the network."""
 
     encoder: str = option(
@@ -56,6 +60,49 @@ class OfflineRLOptions(CloningOptions):
             raise PokegemmaError(f"--width {self.width}: must be a multiple of --num_heads {self.num_heads}")
 
 
+def _sft_options() -> dict[str, tuple[Any, str]]:
+    """Return what SFTConfig adds to transformers' TrainingArguments, for `refuse_options`."""
+    ours = {each.name for each in dataclasses.fields(TrainingArguments)}
+    return {
+        each.name: (None if each.name == "max_length" else each.default, "it is of TRL's SFTTrainer, which clones")
+        for each in dataclasses.fields(SFTConfig)
+        if each.name not in ours
+    }
+
+
+_FLOAT32 = "returns up to 1,100 need float32"
+_NO_HUB = "nothing is uploaded"
+_NO_METRICS = "evaluation measures the rank of the action played, and its accuracy"
+_NO_LANGUAGE_MODEL = "the network is no language model"
+UNUSED: dict[str, tuple[Any, str]] = {
+    **_sft_options(),
+    "bf16": (None, _FLOAT32),
+    **dict.fromkeys(("fp16", "bf16_full_eval", "fp16_full_eval"), (False, _FLOAT32)),
+    **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), (None, "the network is small")),
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), (None, "the network is small")
+    ),
+    **dict.fromkeys(("hub_token", "hub_private_repo", "hub_model_id", "hub_revision"), (None, _NO_HUB)),
+    **dict.fromkeys(("push_to_hub", "hub_always_push"), (False, _NO_HUB)),
+    "hub_strategy": ("every_save", _NO_HUB),
+    **dict.fromkeys(("prediction_loss_only", "eval_use_gather_object", "batch_eval_metrics"), (False, _NO_METRICS)),
+    **dict.fromkeys(("eval_accumulation_steps", "label_names"), (None, _NO_METRICS)),
+    "eval_do_concat_batches": (True, _NO_METRICS),
+    "include_for_metrics": ([], _NO_METRICS),
+    "label_smoothing_factor": (0.0, "the critics' targets are distributions"),
+    **dict.fromkeys(("neftune_noise_alpha", "liger_kernel_config"), (None, _NO_LANGUAGE_MODEL)),
+    **dict.fromkeys(("use_cache", "use_liger_kernel"), (False, _NO_LANGUAGE_MODEL)),
+    "include_num_input_tokens_seen": ("no", _NO_LANGUAGE_MODEL),
+    "average_tokens_across_devices": (True, _NO_LANGUAGE_MODEL),
+    "train_sampling_strategy": ("random", "windows of battles are drawn at random"),
+    "length_column_name": ("length", "windows of battles are drawn at random"),
+    "remove_unused_columns": (False, "there are no columns"),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), (False, "it trains, and evaluates by --eval_strategy")),
+    "local_rank": (-1, "the launcher sets it"),
+}
+"""Options that nothing here reads, or that would break training: name, default, reason."""
+
+
 @dataclass
 class OfflineRLTrainingOptions(TrainingOptions):
     """How to train: the options of training, with other defaults."""
@@ -74,11 +121,14 @@ class OfflineRLTrainingOptions(TrainingOptions):
     load_best_model_at_end: bool = option(False, "Return the checkpoint with the best evaluation.")
     metric_for_best_model: str | None = option("eval_rank_of_played", "Metric that selects the best checkpoint.")
     dataloader_num_workers: int = option(0, "Processes that make batches, which is little work.")
+    gradient_checkpointing: bool | None = option(None, "Not supported: the network is small.")
+    remove_unused_columns: bool = option(False, "Not supported: there are no columns.")
 
     def __post_init__(self) -> None:
-        self.gradient_checkpointing, self.activation_checkpointing = None, False  # the network has none
-        if self.bf16 or self.fp16:
-            raise PokegemmaError("--bf16, --fp16: returns up to 1,100 need float32; leave them out")
+        for name in ("bf16", "gradient_checkpointing", "activation_checkpointing"):
+            setattr(self, name, getattr(self, name) or None)  # None and False are the same here
+        self.include_num_input_tokens_seen = self.include_num_input_tokens_seen or "no"  # the parser makes it False
+        refuse_options(self, UNUSED)
         self.bf16 = False  # not what a GPU could do
         super().__post_init__()
 

@@ -58,7 +58,6 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
     if Path(data.encoder).is_dir():
         data.encoder = str(Path(data.encoder).resolve())
     battles, policy = PackedTrajectories(data.folder), open_policy(data.encoder)
-    data.text = policy.text
     reference = None if data.reference is None else _load_reference(data, policy)
     run = open_run(
         training,

@@ -60,7 +60,8 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
     learning rate is multiplied.
 
     Args:
-        difference_decay: weight decay of the critics' differences; all other weights have that of the options.
+        difference_decay: weight decay of the critics' differences; other weights have that of the options, but for
+            biases and norms, which have none.
     """
 
     def __init__(self, model: TrainableActorCritic, *args: Any, difference_decay: float, **options: Any) -> None:
@@ -75,17 +76,14 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
             self.add_callback(_AfterOptimizerStep(self._adapt))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return transformers' optimizer, as the options have it, with another weight decay of the differences."""
         if self.optimizer is None:
-            weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-            decayed = [name for name in weights if name.endswith(_DIFFERENCE)]
-            groups = [
-                {"params": [weights[name] for name in decayed], "weight_decay": self._difference_decay},
-                {
-                    "params": [weight for name, weight in weights.items() if name not in decayed],
-                    "weight_decay": self.args.weight_decay,
-                },
-            ]
-            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate)
+            optimizer = super().create_optimizer(model)
+            apart = [weight for name, weight in self.model.named_parameters() if _is_trained_difference(name, weight)]
+            ids = set(map(id, apart))
+            for group in optimizer.param_groups:
+                group["params"] = [weight for weight in group["params"] if id(weight) not in ids]
+            optimizer.add_param_group({"params": apart, "weight_decay": self._difference_decay})
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
@@ -150,6 +148,10 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
         output.metrics[f"{prefix}_rank_of_played"] = rank / max(num_ranked, 1)
         output.metrics[f"{prefix}_action_accuracy"] = hits / max(decisions, 1)
         return output
+
+
+def _is_trained_difference(name: str, weight: torch.Tensor) -> bool:
+    return name.endswith(_DIFFERENCE) and weight.requires_grad
 
 
 class _TargetUpdater(TrainerCallback):
