@@ -128,9 +128,11 @@ def start_run(options: LearningOptions, run: Callable[[Learner], None]) -> None:
     """Call a function that has all results of a run made, in `options.output_dir`, or continues an earlier call.
 
     Raises:
-        PokegemmaError: the folder contains a run with other options, or the policy cannot be trained so.
+        PokegemmaError: the folder contains a run with other options, an input does not exist, or the policy cannot be
+            trained so.
         CheckFailedError: a script failed.
     """
+    options.require_inputs()
     policy = Path(options.policy_path)
     find_start(policy, trainer=options.trainer)
     hashes = FileHashes()

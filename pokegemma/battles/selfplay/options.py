@@ -45,6 +45,13 @@ class LearningOptions:
         check_ranges(self, "num_battles", "arena_rounds", "max_turns", "concurrency", at_least=1)
         check_ranges(self, "num_workers", "seed", at_least=0)
         check_range("--temperature", self.temperature, above=0, at_most=100)
+
+    def require_inputs(self) -> None:
+        """Refuse files and folders that do not exist.
+
+        Raises:
+            PokegemmaError: one does not.
+        """
         for flag, value in (("--training_config", self.training_config), ("--teams_file", self.teams_file)):
             if value is not None and not Path(value).is_file():
                 raise PokegemmaError(f"{flag} {value}: no such file")
