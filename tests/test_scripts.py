@@ -391,16 +391,16 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 def calls_of(name: str, flag: str, value: object) -> Iterator[list[str]]:
     """Yield a call with a value of `flag` for each command of a script that has it, or for the script itself.
 
-    What else is required gets a value that need not exist: no script looks at it before all options have been read.
+    What else is required gets the current folder: most scripts do not look at it before all options have been read.
     """
     for command in getattr(importlib.import_module(f"scripts.{name}"), "COMMANDS", [None]):
         words = [] if command is None else [command]
-        words += ["--gguf", "x"] if name == "check_parity" else []  # at least one export
+        words += ["--gguf", "."] if name == "check_parity" else []  # at least one export
         actions = parser_of(f"scripts.{name}", *words)._actions
         if flag in [option for action in actions for option in action.option_strings]:
             for action in actions:
                 if action.required and flag not in action.option_strings:
-                    words += [action.option_strings[0], (action.choices or ["x"])[0]]
+                    words += [action.option_strings[0], (action.choices or ["."])[0]]
             yield [*words, flag, str(value)]
 
 
