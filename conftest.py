@@ -32,6 +32,7 @@ gc.disable()
 pytest_plugins = (
     "tests.model_fixtures",
     "tests.export_fixtures",
+    "tests.forked_python",
     "tests.battles.simulated",
     "tests.battles.policies",
 )

@@ -3,8 +3,9 @@
 import functools
 import json
 import os
+import re
+import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
@@ -70,8 +71,11 @@ def config_for_cpu(name: str, folder: Path, *, num_processes: int) -> Path:
     return path
 
 
-def launch(name: str, runs: list[LaunchedRun], folder: Path) -> str:
-    """Have the runs trained under accelerate_configs/`name`.yaml on a CPU; return what the launcher printed."""
+def launch(name: str, runs: list[LaunchedRun], folder: Path, *, python: str) -> str:
+    """Have the runs trained under accelerate_configs/`name`.yaml on a CPU; return what the launcher printed.
+
+    `python` starts the launcher, and what the launcher starts.
+    """
     write_runs(folder / "runs.json", runs)
     num_processes, port = 2 if name in TWO_PROCESSES else 1, str(free_port())
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PROJECT_ROOT)}
@@ -81,7 +85,7 @@ def launch(name: str, runs: list[LaunchedRun], folder: Path) -> str:
     else:
         config = config_for_cpu(name, folder, num_processes=num_processes)
         launcher = ["accelerate.commands.launch", "--config_file", str(config), "--main_process_port", port]
-    command = [sys.executable, "-m", *launcher, str(Path(__file__).with_name("launched_runs.py")), folder / "runs.json"]
+    command = [python, "-m", *launcher, str(Path(__file__).with_name("launched_runs.py")), folder / "runs.json"]
     with killed_after(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)) as process:
         return process.communicate()[1]
 
@@ -135,6 +139,26 @@ def dataset(make_once: MakeOnce) -> Path:
     return make_once("toy_with_many_frames", make) / "dataset"
 
 
+@pytest.fixture(scope="module")
+def shallow_model(tiny_model: Path, make_once: MakeOnce) -> Path:
+    """Return the tiny model with two of its six text layers, one of each kind, and two of the tower's four.
+
+    DeepSpeed's time is spent on modules, each of which it gathers and releases in every pass.
+    """
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"].update(num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+        config["vision_config"]["num_hidden_layers"] = 2
+        (folder / "config.json").write_text(json.dumps(config))
+        weights = load_file(folder / "model.safetensors")
+        kept = {key: weight for key, weight in weights.items() if not re.search(r"\.layers\.[2-9]\.", key)}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return make_once("shallow_gemma3", make)
+
+
 def plan_runs(name: str, folder: Path, dataset: Path, model: Path, gemma4: Path) -> list[LaunchedRun]:
     """Return the runs of a config: the variants, those with a feature cache, and those that it alone allows."""
     if name not in TWO_PROCESSES:
@@ -177,16 +201,21 @@ def plan_run(
 
 @pytest.fixture(scope="module")
 def run(
-    dataset: Path, tiny_model: Path, other_models: Callable[[str], Path], make_once: MakeOnce
+    dataset: Path,
+    shallow_model: Path,
+    other_models: Callable[[str], Path],
+    make_once: MakeOnce,
+    forked_python: str,
 ) -> Callable[[str | None, str], Launch]:
     """Return a function that trains a variant under a config, once each; None: in this process, by itself."""
 
     def train_under(name: str, folder: Path) -> None:
-        printed = launch(name, plan_runs(name, folder, dataset, tiny_model, other_models("gemma4")), folder)
+        runs = plan_runs(name, folder, dataset, shallow_model, other_models("gemma4"))
+        printed = launch(name, runs, folder, python=forked_python)
         (folder / "launcher.log").write_text(printed)
 
     def train_alone(folder: Path, *, variant: str) -> None:
-        model, changes = tiny_model, VARIANTS.get(variant, {})
+        model, changes = shallow_model, VARIANTS.get(variant, {})
         if variant == "gemma4":
             # transformers gives each pass of Gemma 4 the same weight, however many tokens it has: the passes must be
             # the same.
@@ -282,7 +311,7 @@ def test_an_adapter_of_shared_keys_trains_under_zero3_as_in_one_process(run: Cal
 
 @pytest.mark.parametrize("name", ["deepspeed_zero3", "fsdp2"])
 def test_a_sharded_model_trains_at_another_picture_size(
-    name: str, run: Callable[..., Launch], tiny_model: Path
+    name: str, run: Callable[..., Launch], shallow_model: Path
 ) -> None:
     """Position embeddings are interpolated, then trained and saved, from shares of them."""
     (sharded, folder), (alone, alone_folder) = run(name, "full_all_parts"), run(None, "full_all_parts")
@@ -292,7 +321,9 @@ def test_a_sharded_model_trains_at_another_picture_size(
     assert ours[place].shape == (64, 128)
     torch.testing.assert_close(ours[place], expected[place], atol=1e-4, rtol=1e-3)
     start = (
-        open_checkpoint(tiny_model, image_size=112).load_model().model.vision_tower.embeddings.position_embedding.weight
+        open_checkpoint(shallow_model, image_size=112)
+        .load_model()
+        .model.vision_tower.embeddings.position_embedding.weight
     )
     assert not torch.equal(ours[place], start)
 
@@ -310,7 +341,7 @@ def assert_frozen(folder: Path, variant: str, base: Path) -> None:
 @pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
 @pytest.mark.parametrize("name", TWO_PROCESSES)
 def test_several_processes_write_the_files_names_and_shapes_of_one(
-    name: str, variant: str, run: Callable[..., Launch], tiny_model: Path
+    name: str, variant: str, run: Callable[..., Launch], shallow_model: Path
 ) -> None:
     """What merges and converts from one process does so from several."""
     (_, trained), (_, alone) = run(name, variant), run(None, variant)
@@ -324,18 +355,18 @@ def test_several_processes_write_the_files_names_and_shapes_of_one(
     for path in alone.glob("*config.json"):
         assert json.loads((trained / path.name).read_text()) == json.loads(path.read_text())
     if variant.startswith("full"):
-        assert_frozen(trained, variant, tiny_model)
+        assert_frozen(trained, variant, shallow_model)
 
 
 @pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
 def test_trained_checkpoints_have_the_published_names_and_convert(
-    variant: str, run: Callable[..., Launch], tiny_model: Path, tmp_path: Path
+    variant: str, run: Callable[..., Launch], shallow_model: Path, tmp_path: Path
 ) -> None:
     _, trained = run(None, variant)
     if variant.startswith("lora"):
         merge(trained, tmp_path / "merged", dtype="float32")
         trained = tmp_path / "merged"
-    assert_frozen(trained, variant, tiny_model)
+    assert_frozen(trained, variant, shallow_model)
     if variant.endswith("all_parts"):  # the others have the same names
         convert_to_gguf(trained, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
         convert_to_mlx(trained, tmp_path / "mlx")
