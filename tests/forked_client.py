@@ -22,7 +22,13 @@ def request_fork(address: str, python: str, arguments: list[str], *, files: list
     While the connection is open, each byte that is sent is a signal for the script. Where it is closed, the script is
     killed with its process group.
     """
-    request = {"python": python, "arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    request = {
+        "python": python,
+        "arguments": arguments,
+        "folder": str(Path.cwd()),
+        "environment": dict(os.environ),
+        "ignored": [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN],
+    }
     message = json.dumps(request).encode()
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
@@ -38,17 +44,10 @@ def receive_number(connection: socket.socket) -> int:
 
 def main() -> None:
     address, python, *arguments = sys.argv[1:]
-    waiting: list[int] = []
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: waiting.append(number))
     connection = request_fork(address, python, arguments, files=[0, 1, 2])
-    receive_number(connection)
     for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: connection.send(bytes([number])))
-    if waiting:
-        connection.send(bytes(waiting))
+        signal.signal(number, lambda number, _: connection.send(bytes([number])))
+    receive_number(connection)
     status = receive_number(connection)
     if status >= 0:
         os._exit(status)

@@ -27,11 +27,13 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import IO
 
 import pytest
 
 from pokegemma.environment import detect_hardware
+from pokegemma.errors import PokegemmaError
 from pokegemma.provenance import PROJECT_ROOT
 from tests import forked_client
 from tests.conftest import MakeOnce
@@ -45,6 +47,7 @@ MODULES = (
     "deepspeed",  # accelerate imports it, if it is installed, to look at a model's class (2 s)
     "matplotlib.pyplot",
     "peft.tuners.lora.bnb",
+    "pokegemma.release.registry",
 )
 
 
@@ -54,7 +57,7 @@ MODULES = (
 def import_modules() -> None:
     gc.disable()
     for name in MODULES:
-        with contextlib.suppress(ModuleNotFoundError):  # DeepSpeed exists on Linux only
+        with contextlib.suppress(ModuleNotFoundError, PokegemmaError):  # of extras, or on Linux only
             importlib.import_module(name)
     gc.freeze()  # a collection after the fork would copy the pages of all objects
     gc.enable()
@@ -113,7 +116,9 @@ def pass_signals(connection: socket.socket, process: int) -> None:
 
 def take_over(request: dict, files: Sequence[int]) -> None:
     """Give this process the caller's files, folder, environment and arguments."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in forked_client.SIGNALS:
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else usual)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -199,6 +204,14 @@ class ForkedProcess:
         self._connection.setblocking(True)
         self.poll()
         self._connection.close()
+
+
+def start_by_forks(module: ModuleType, python: str, patch: pytest.MonkeyPatch) -> None:
+    """Let a module that uses `subprocess.Popen` as above start `python`, which `forked_python` returned."""
+    if Path(python).with_name("address").is_file():
+        names = SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+        patch.setattr(sys, "executable", python)
+        patch.setattr(module, "subprocess", names)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,24 +90,30 @@ class Release:
 
 @pytest.fixture(scope="module")
 def release(
-    adapter: Path, toy_dataset: Path, empty_registry: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Release:
-    """Return a release made by one command."""
+    adapter: Path,
+    toy_dataset: Path,
+    empty_registry: Path,
+    forked_python: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Release]:
+    """Return a release made by one command; what its steps start is forked."""
     folder = tmp_path_factory.mktemp("pipeline")
     shutil.copy(empty_registry, folder / "registry.db")
     made = Release(folder, adapter, toy_dataset)
     assert set(made.reasons()) == {"merge", "evaluate", "register"}
     assert not made.output.exists()  # asking made nothing
-    done = call_script("production_pipeline", *made.flags(), "--json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert {step["name"]: step["ran"] for step in result["steps"]} == {
-        "merge": True,
-        "evaluate": True,
-        "register": True,
-    }
-    assert result["version"] == 1
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forked_python)
+        done = call_script("production_pipeline", *made.flags(), "--json")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert {step["name"]: step["ran"] for step in result["steps"]} == {
+            "merge": True,
+            "evaluate": True,
+            "register": True,
+        }
+        assert result["version"] == 1
+        yield made
 
 
 @pytest.mark.slow(30)

@@ -1,5 +1,6 @@
 """training_configs/slurm.sbatch, with srun and scontrol replaced: two machines, both of them this one."""
 
+import functools
 import json
 import os
 import signal
@@ -61,14 +62,18 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def submit(project: Path, dataset: Path, model: Path, *, job_id: int, max_steps: int) -> subprocess.Popen:
-    """Start the job as Slurm does: a copy of its file, what is printed appended to one log."""
+def submit(project: Path, dataset: Path, model: Path, *, job_id: int, max_steps: int, python: str) -> subprocess.Popen:
+    """Start the job as Slurm does: a copy of its file, what is printed appended to one log.
+
+    `python` is what torchrun starts the training script with.
+    """
     environment = {
         **os.environ,
         "PATH": f"{project / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(PROJECT_ROOT),
         "HF_HUB_OFFLINE": "1",
         "POKEGEMMA_PYTHON": sys.executable,
+        "PYTHON_EXEC": python,
         "ACCELERATE_CONFIG": "fsdp2",
         "MODEL_NAME": str(model),
         "DATASET_PATH": str(dataset),
@@ -87,11 +92,12 @@ def submit(project: Path, dataset: Path, model: Path, *, job_id: int, max_steps:
 
 @pytest.mark.slow(50)
 def test_a_job_on_two_machines_saves_at_its_time_limit_and_continues(
-    project: Path, toy_dataset: Path, tiny_model: Path
+    project: Path, toy_dataset: Path, tiny_model: Path, forked_python: str
 ) -> None:
     log = project / "slurm.log"
     job_id = next(port for port in iter(free_port, None) if port >= 20_000)  # the port that follows from it
-    job = submit(project, toy_dataset, tiny_model, job_id=job_id, max_steps=10_000)  # never done when the signal comes
+    submit_job = functools.partial(submit, project, toy_dataset, tiny_model, job_id=job_id, python=forked_python)
+    job = submit_job(max_steps=10_000)  # never done when the signal comes
     with killed_after(job):
         wait_until(lambda: job.poll() is not None or "'loss'" in log.read_text())
         assert job.poll() is None, log.read_text()[-3000:]
@@ -104,7 +110,7 @@ def test_a_job_on_two_machines_saves_at_its_time_limit_and_continues(
     assert (project / "scontrol.log").read_text() == f"requeue {job_id}\n"
 
     num_steps = record["global_step"] + 2
-    with killed_after(submit(project, toy_dataset, tiny_model, job_id=job_id, max_steps=num_steps)) as again:
+    with killed_after(submit_job(max_steps=num_steps)) as again:
         assert again.wait() == 0, log.read_text()[-3000:]
     record = read_run_record(project / "run/adapter")
     assert record["status"] == "completed"

@@ -24,6 +24,7 @@ from pokegemma.gemma.batches.processor_collator import make_collator
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.provenance import PROJECT_ROOT
 from pokegemma.settings import read_settings
+from pokegemma.training.batch_search import runner
 from pokegemma.training.batch_search.attempts import Trial
 from pokegemma.training.batch_search.dataset import longest_first, write_rows, write_trial_dataset
 from pokegemma.training.batch_search.options import is_checkpointing_given
@@ -40,12 +41,13 @@ from pokegemma.training.batch_search.runner import (
 from pokegemma.training.batch_search.trial import GpuMemory, peak_resident_bytes
 from pokegemma.training.inputs import read_examples
 from pokegemma.training.options import DataOptions, ModelOptions, RunOptions, TrainingOptions
+from tests.forked_python import start_by_forks
 from tests.processes import call_script, wait_until_ended
 
 SCRIPT = PROJECT_ROOT / "scripts" / "find_batch_size.py"
 MIB, GIB = 2**20, 2**30
 MEASURED = {"peak_bytes": 2 * GIB, "decisions_per_second": 3.5, "gradient_bytes": GIB}
-NUM_SAMPLES = 31  # a prime: only 1 and 31 are tried
+NUM_SAMPLES = 19  # a prime: only 1 and 19 are tried
 
 
 def python(code: str) -> list[str]:
@@ -400,14 +402,23 @@ def flags(dataset: Path, model: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def single(toy_dataset: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trial:
+def single(toy_dataset: Path, tiny_model: Path, forked_python: str, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     """Return the trial of one sample with gradient checkpointing, unlimited."""
     folder = tmp_path_factory.mktemp("single") / "dataset"
     model = ModelOptions(model_name_or_path=str(tiny_model), finetuning="lora")
     steps = {"step_rows": 1, "num_steps": 2}
     write_trial_dataset(DataOptions(dataset_path=str(toy_dataset)), model, folder, **steps)
     arguments = flags(toy_dataset, tiny_model)
-    return TrialRunner(arguments, folder, limit_bytes=16 * GIB, on_gpu=False, num_processes=1, **steps)(1, True)
+    run_trial = TrialRunner(arguments, folder, limit_bytes=16 * GIB, on_gpu=False, num_processes=1, **steps)
+    with pytest.MonkeyPatch.context() as patch:
+        start_by_forks(runner, forked_python, patch)
+        return run_trial(1, True)
+
+
+@pytest.fixture
+def forked_trials(forked_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork what trains in trials; the memory of each is measured and limited as that of a new Python."""
+    start_by_forks(runner, forked_python, monkeypatch)
 
 
 @pytest.fixture
@@ -435,7 +446,7 @@ def test_a_trial_trains_for_real_and_measures(single: Trial) -> None:
 
 @pytest.mark.slow(45)
 def test_the_search_stops_at_the_memory_limit_and_writes_what_it_found(
-    single: Trial, toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable
+    single: Trial, toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable, forked_trials: None
 ) -> None:
     (tmp_path / ".env").write_text("LAYOUT=grid\nBATCH_SIZE=4 # mine\n")
     limit = f"{1.2 * single.peak_bytes / GIB:.3f}"
@@ -463,7 +474,7 @@ def test_the_search_stops_at_the_memory_limit_and_writes_what_it_found(
 
 @pytest.mark.slow(45)
 def test_changes_are_suggested_where_one_sample_does_not_fit(
-    toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable
+    toy_dataset: Path, tiny_model: Path, tmp_path: Path, search: Callable, forked_trials: None
 ) -> None:
     (tmp_path / ".env").write_text("BATCH_SIZE=4\n")
     done = search(*flags(toy_dataset, tiny_model), "--memory_limit_gib", "0.1", "--write_env")
@@ -489,6 +500,11 @@ LAUNCHED = f"""
 import os, runpy, sys
 from pathlib import Path
 
+import pytest
+from pokegemma.training.batch_search import runner
+from tests.forked_python import start_by_forks
+
+start_by_forks(runner, sys.executable, pytest.MonkeyPatch())
 rank = os.environ["RANK"]
 sys.argv += ["--memory_limit_gib", sys.argv.pop(1) if rank == "1" else sys.argv.pop(1) and "16"]
 from pokegemma.training.batch_search import search
@@ -508,12 +524,12 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 
 @pytest.mark.slow(45)
 def test_the_search_uses_the_smaller_memory_limit_of_two_processes(
-    single: Trial, toy_dataset: Path, tiny_model: Path, tmp_path: Path
+    single: Trial, toy_dataset: Path, tiny_model: Path, tmp_path: Path, forked_python: str
 ) -> None:
     (tmp_path / "launched.py").write_text(LAUNCHED)
     limit = f"{1.2 * single.peak_bytes / GIB:.2f}"  # as many places as the report has
     command = [
-        sys.executable,
+        forked_python,
         "-m",
         "torch.distributed.run",
         "--standalone",
@@ -527,7 +543,7 @@ def test_the_search_uses_the_smaller_memory_limit_of_two_processes(
         "--gradient_checkpointing",
         "true",
     ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(PROJECT_ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"answer_{rank}").read_text() for rank in (0, 1)] == ["1", "1"]

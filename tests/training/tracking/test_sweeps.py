@@ -164,7 +164,7 @@ def test_without_a_key_the_server_gets_no_request(monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_offline_trial_trains_and_its_run_holds_the_metric(tiny_model, toy_dataset, tmp_path):
+def test_an_offline_trial_trains_and_its_run_holds_the_metric(tiny_model, toy_dataset, tmp_path, forked_python):
     settings = copy.deepcopy(SHIPPED)
     settings["sweep"]["command"][3] = f'exec "$0" "$@" --output_dir "{tmp_path}/$WANDB_RUN_ID"'
     (tmp_path / "wandb.yaml").write_text(yaml.safe_dump(settings))
@@ -173,7 +173,7 @@ def test_an_offline_trial_trains_and_its_run_holds_the_metric(tiny_model, toy_da
         "per_device_train_batch_size=1 gradient_accumulation_steps=1 dataloader_num_workers=0 use_cpu=true"
     )
     command = [
-        sys.executable,
+        forked_python,
         "scripts/setup_wandb.py",
         "--wandb_config",
         str(tmp_path / "wandb.yaml"),

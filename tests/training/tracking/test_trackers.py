@@ -317,11 +317,11 @@ def test_the_offline_parts_of_a_resumed_run_become_one_run(
 
 @pytest.mark.slow
 def test_the_process_ends_after_the_server_went_away(
-    server: WandbServer, toy_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch
+    server: WandbServer, toy_dataset: Path, tiny_model: Path, tmp_path: Path, monkeypatch, forked_python: str
 ) -> None:
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     command = [
-        sys.executable,
+        forked_python,
         "scripts/sft_pokemon_gemma3.py",
         "--dataset_path",
         toy_dataset,
