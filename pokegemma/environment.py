@@ -4,12 +4,13 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from typing import Literal
 
 import psutil
+from packaging.requirements import Requirement
 
 GIB = 2**30
 _QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
@@ -111,6 +112,26 @@ def _list_gpus() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout if answer.returncode == 0 else ""
+
+
+def unmet_requirements(requirements: Iterable[str]) -> list[str]:
+    """Return what is wrong with the installed packages, a line each: a package is missing or outside its range.
+
+    Args:
+        requirements: as in pyproject.toml, such as "torch>=2.11". Those of another system or of an extra are met.
+    """
+    problems = []
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{requirement.name} is not installed")
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            problems.append(f"{requirement.name} {installed} is not {requirement.specifier}")
+    return problems
 
 
 def default_finetuning() -> Literal["qlora", "lora"]:

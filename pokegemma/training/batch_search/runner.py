@@ -58,7 +58,8 @@ def resident_bytes(process: psutil.Process) -> int:
     return total
 
 
-def _kill_with_children(process: psutil.Process) -> None:
+def kill_with_children(process: psutil.Process) -> None:
+    """Kill a process and all that it has started; what has ended is no error."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for member in (*process.children(recursive=True), process):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -86,7 +87,7 @@ def run_watched(command: Sequence[str], *, log: Path, limit_bytes: int | None) -
                 time.sleep(_POLL_S)
         finally:
             if started.poll() is None:
-                _kill_with_children(process)
+                kill_with_children(process)
     return Ended(started.returncode, peak, stopped)
 
 

@@ -3,10 +3,9 @@
 from importlib import metadata
 
 import torch
-from packaging.requirements import Requirement
 
 from pokegemma.data.checks.records import Check
-from pokegemma.environment import Hardware
+from pokegemma.environment import Hardware, unmet_requirements
 from pokegemma.provenance import package_versions
 
 
@@ -14,20 +13,9 @@ def check_environment() -> Check:
     """Fail if a package that pokegemma requires is missing or outside its range."""
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     try:
-        requirements = [Requirement(line) for line in metadata.requires("pokegemma") or []]
+        problems = unmet_requirements(metadata.requires("pokegemma") or [])
     except metadata.PackageNotFoundError:
         return Check("environment", "FAIL", f"pokegemma is not installed; run ./init.sh ({versions})")
-    problems = []
-    for requirement in requirements:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            installed = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            problems.append(f"{requirement.name} is not installed")
-            continue
-        if not requirement.specifier.contains(installed, prereleases=True):
-            problems.append(f"{requirement.name} {installed} is not {requirement.specifier}")
     if problems:
         found = f"{len(problems)} packages are missing or outside their range"
         return Check("environment", "FAIL", f"{found}; run ./init.sh ({versions})", tuple(problems))
