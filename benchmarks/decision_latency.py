@@ -34,8 +34,9 @@ if __name__ == "__main__":  # a script has only its own folder on the path
 
 from benchmarks import decision_cost
 from benchmarks.decision_cost import GEMMA_3_4B, Pass, Rates
+from benchmarks.made_model import make_model
 from benchmarks.play_path import play_recorded
-from benchmarks.train_throughput import make_model, record_dataset
+from benchmarks.train_throughput import record_dataset
 from pokegemma import cli
 from pokegemma.data import prompts
 from pokegemma.data.prompts import BUTTONS, LAYOUTS, Layout
@@ -396,22 +397,34 @@ def check_buttons(settings: Sequence[Setting], *, exact: bool) -> list[str]:
             ]
         if not any(setting.buttons[WHOLE]):
             raise CheckFailedError(f"{setting.name}: no generated text was an answer; nothing to compare with")
-        if exact and setting.largest_difference > LARGEST_DIFFERENCE:
-            raise CheckFailedError(
-                f"{setting.name}: a probability from the cache differs by {setting.largest_difference}"
-            )
+        if exact:
+            check_difference(setting)
     if exact and problems:
         raise CheckFailedError("; ".join(problems))
     return problems
 
 
-def summarise(setting: Setting, rates: Rates) -> list[dict[str, Any]]:
-    """Return a row for each way: median and range in ms, ratio, agreement, floor, and what the passes hold."""
+def check_difference(setting: Setting) -> None:
+    """Check the probabilities from a cache, in float32.
+
+    Raises:
+        CheckFailedError: one differs from that of the whole prompt.
+    """
+    if setting.largest_difference > LARGEST_DIFFERENCE:
+        raise CheckFailedError(f"{setting.name}: a probability from the cache differs by {setting.largest_difference}")
+
+
+def summarise(setting: Setting, rates: Rates, *, compared_with: str = WHOLE) -> list[dict[str, Any]]:
+    """Return a row for each way: median and range in ms, ratio, agreement, floor, and what the passes hold.
+
+    Args:
+        compared_with: the way whose buttons all are compared with; a model that was not taught writes none.
+    """
     rows = []
     between = {PREPARED: setting.prepare_s, PLAYED: setting.played_prepare_s}
     for way in WAYS:
         seconds = setting.seconds[way]
-        pairs = zip(setting.buttons[WHOLE], setting.buttons[way], strict=True)
+        pairs = zip(setting.buttons[compared_with], setting.buttons[way], strict=True)
         compared = [plain == button for plain, button in pairs if plain is not None]
         floors = [rates.floor_s(passes) for passes in setting.passes[way]]
         rows.append(
@@ -439,13 +452,19 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        before = "" if row["between_ms"] is None else f"{row['between_ms']:.0f}"
+        before = "" if row["between_ms"] is None else format_ms(row["between_ms"])
         lines.append(
-            f"| {row['layout']}, {row['size_px']} px: {row['way']} | {row['median_ms']:.0f} "
-            f"({row['fastest_ms']:.0f}-{row['slowest_ms']:.0f}) | {row['ratio']:.1f} | "
-            f"{row['same_button']} of {row['compared']} | {row['gigaflop']:.0f} | {row['floor_ms']:.0f} | {before} |"
+            f"| {row['layout']}, {row['size_px']} px: {row['way']} | {format_ms(row['median_ms'])} "
+            f"({format_ms(row['fastest_ms'])}-{format_ms(row['slowest_ms'])}) | {row['ratio']:.1f} | "
+            f"{row['same_button']} of {row['compared']} | {row['gigaflop']:.0f} | {format_ms(row['floor_ms'])} | "
+            f"{before} |"
         )
     return "\n".join(lines)
+
+
+def format_ms(milliseconds: float) -> str:
+    """Return a time with one decimal below 10 ms."""
+    return f"{milliseconds:.{int(milliseconds < 10)}f}"
 
 
 def _estimate_tokens(text: str) -> int:

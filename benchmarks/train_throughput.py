@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,13 +24,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+if __name__ == "__main__":  # a script has only its own folder on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.made_model import SHAPES, make_model
 from pokegemma import cli
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
 from pokegemma.data.prompts import build_messages, sample_images
 from pokegemma.data.samples import read_samples
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.options import option
 from pokegemma.play.toy.recorder import record_sessions
 from pokegemma.provenance import git_commit, package_versions
@@ -49,6 +52,7 @@ class BenchmarkOptions:
     num_steps: int = option(3, "steps that are timed, after one that is not")
     repeats: int = option(2, "how often each row is run")
     rows: str | None = option(None, "only rows whose name holds this, and the stock rows they need")
+    shape: str | None = option(None, "of the model; default: 4b on a GPU, else quarter", choices=list(SHAPES))
     row: str | None = option(None, "internal: run one row (JSON) and print what it measured")
     json: bool = option(False, "print the result as JSON")
 
@@ -95,78 +99,10 @@ ROWS = (
 ROWS = tuple(replace(row, cached=row.cached or "cached" in row.name) for row in ROWS)
 
 
-def shapes(*, on_gpu: bool) -> dict[str, Any]:
-    """Return the config of the model: Gemma-3-4B's, or one of its proportions that two CPU cores can train."""
-    if on_gpu:
-        text = {
-            "hidden_size": 2560,
-            "intermediate_size": 10240,
-            "num_hidden_layers": 34,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "query_pre_attn_scalar": 256,
-            "vocab_size": 262208,
-        }
-        vision = {
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 896,
-        }
-    else:
-        text = {
-            "hidden_size": 640,
-            "intermediate_size": 2560,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 128,
-            "query_pre_attn_scalar": 128,
-        }
-        vision = {
-            "hidden_size": 384,
-            "intermediate_size": 1434,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 6,
-            "image_size": 448,
-        }
-    kinds = [
-        "full_attention" if number % 6 == 5 else "sliding_attention" for number in range(text["num_hidden_layers"])
-    ]
-    if not on_gpu:
-        kinds[-1] = "full_attention"
-    return {"text": {**text, "sliding_window": 1024, "layer_types": kinds}, "vision": {**vision, "patch_size": 14}}
-
-
-def make_model(folder: Path, *, image_scale: int) -> tuple[Any, Any]:
-    """Return (model, processor): random weights, the same for each call, in float32 or on a GPU in bfloat16."""
-    import torch
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, set_seed
-
-    from pokegemma.gemma.tiny.gemma3 import make_teachable, make_tiny_gemma3
-
-    on_gpu = torch.cuda.is_available()
-    shape = shapes(on_gpu=on_gpu)
-    shape["vision"]["image_size"] //= image_scale
-    size, num_tokens = shape["vision"]["image_size"], 256 // image_scale**2
-    if not (folder / "config.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        make_tiny_gemma3(folder, image_size_px=size, num_image_tokens=num_tokens)
-    config = Gemma3Config.from_pretrained(folder)
-    for part, values in (("text_config", shape["text"]), ("vision_config", shape["vision"])):
-        for name, value in values.items():
-            setattr(getattr(config, part), name, value)
-    config._attn_implementation = "sdpa"
-    set_seed(0)
-    with torch.device("cuda" if on_gpu else "cpu"):
-        torch.set_default_dtype(torch.bfloat16 if on_gpu else torch.float32)
-        model = Gemma3ForConditionalGeneration(config)
-        torch.set_default_dtype(torch.float32)
-    make_teachable(model)
-    model.config.use_cache = False
-    return model, open_checkpoint(folder).processor
+def make_row_model(image_scale: int, options: BenchmarkOptions) -> tuple[Any, Any]:
+    """Return (model, processor) of a row, whose processor is kept next to the dataset."""
+    folder = Path(options.dataset_path).parent / f"processor_{image_scale}"
+    return make_model(folder, image_scale=image_scale, shape=options.shape)
 
 
 class PeakMemory:
@@ -287,10 +223,9 @@ def open_features(row: Row, model: Any, collator: Any, examples: list[Any], opti
 
 def time_features(row: Row, options: BenchmarkOptions) -> tuple[int, float]:
     """Fill the cache for a row; return how many frames that took, and how many seconds with hashing and reading."""
-    folder = Path(options.dataset_path).parent
-    model, processor = make_model(folder / f"processor_{row.image_scale}", image_scale=row.image_scale)
+    model, processor = make_row_model(row.image_scale, options)
     examples, collator = our_examples(row, processor, options)
-    chunks = folder / f"features_{row.image_scale}" / "chunks"
+    chunks = Path(options.dataset_path).parent / f"features_{row.image_scale}" / "chunks"
     before, began = set(chunks.glob("*")), time.perf_counter()
     cache = open_features(row, model, collator, examples, options)
     return (len(set(cache.digests.values())) if set(chunks.glob("*")) - before else 0), time.perf_counter() - began
@@ -299,7 +234,7 @@ def time_features(row: Row, options: BenchmarkOptions) -> tuple[int, float]:
 class Meter:
     """Measure a trainer's steps: when they end, decisions, tokens, calls of the tower, peak memory, FLOPs."""
 
-    def __init__(self, trainer: Any, *, audit: bool) -> None:
+    def __init__(self, trainer: Any, *, audited_step: int | None) -> None:
         from torch.utils.flop_counter import FlopCounterMode
 
         self.ends: list[float] = []
@@ -311,7 +246,7 @@ class Meter:
         trainer.training_step = self._count_and_train
         tower = next(module for name, module in trainer.model.named_modules() if name.endswith("vision_tower"))
         tower.register_forward_pre_hook(self._see_tower, with_kwargs=True)
-        trainer.add_callback(self._clock(audit=audit))
+        trainer.add_callback(self._clock(audited_step))
         self.memory = PeakMemory()
 
     def _count_and_train(self, inner: Any, inputs: dict[str, Any], *rest: Any, **others: Any) -> Any:
@@ -326,8 +261,8 @@ class Meter:
         self.tower_calls += 1
         self.pictures += len(kwargs["pixel_values"])
 
-    def _clock(self, *, audit: bool) -> Any:
-        """Return a callback; with `audit` it counts the FLOPs of the second step."""
+    def _clock(self, audited_step: int | None) -> Any:
+        """Return a callback that counts the FLOPs of one step, the first being 1."""
         import torch
         from transformers import TrainerCallback
 
@@ -335,7 +270,7 @@ class Meter:
 
         class Clock(TrainerCallback):
             def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if audit and state.global_step == 1:
+                if state.global_step + 1 == audited_step:
                     meter.flops.__enter__()
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -343,7 +278,7 @@ class Meter:
                     torch.cuda.synchronize()
                 if state.global_step == 1:
                     meter.peak_mib = meter.memory.peak_mib()
-                if audit and state.global_step == 2:
+                if state.global_step == audited_step:
                     meter.flops.__exit__(None, None, None)
                 meter.ends.append(time.perf_counter())
 
@@ -374,33 +309,35 @@ def training_arguments(row: Row, options: BenchmarkOptions, *, num_steps: int) -
     return arguments if row.stock else {**arguments, "eval_strategy": "no", "dataloader_num_workers": 2 * on_gpu}
 
 
-def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, Any]:
+def run_row(row: Row, options: BenchmarkOptions, *, timed: bool, audit: bool) -> dict[str, Any]:
     """Train a few steps and return losses, seconds a step, decisions and tokens a step, tower calls, peak memory.
 
-    `audit`: two steps, of which the first shows the memory and the second, slowed down by counting, the FLOPs.
+    Args:
+        timed: `options.num_steps` steps follow the first one, which shows the memory.
+        audit: one more step, slowed down by counting, shows the FLOPs.
     """
     import torch
     from torch.utils.data import SequentialSampler
 
-    folder = Path(options.dataset_path).parent
-    model, processor = make_model(folder / f"processor_{row.image_scale}", image_scale=row.image_scale)
-    arguments = training_arguments(row, options, num_steps=2 if audit else options.num_steps + 1)
+    num_timed = options.num_steps if timed else 0
+    model, processor = make_row_model(row.image_scale, options)
+    arguments = training_arguments(row, options, num_steps=1 + num_timed + audit)
     build = stock_trainer if row.stock else our_trainer
     trainer = build(row, model, processor, options, arguments)
     trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)  # the same order for all
-    meter = Meter(trainer, audit=audit)
+    meter = Meter(trainer, audited_step=1 + num_timed + audit if audit else None)
     trainer.train()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses = [entry["loss"] for entry in history]
     waits = [entry["data_wait_share"] for entry in history[1:] if "data_wait_share" in entry]
     return {
         "losses": losses,
-        "step_s": [b - a for a, b in pairwise(meter.ends)],
-        "decisions": meter.decisions[1:],
-        "tokens": meter.tokens[1:],
+        "step_s": [b - a for a, b in pairwise(meter.ends)][:num_timed],
+        "decisions": meter.decisions[1:][:num_timed],
+        "tokens": meter.tokens[1:][:num_timed],
         "tower_calls": meter.tower_calls / len(losses),
         "pictures": meter.pictures / sum(meter.decisions),
-        "teraflop": meter.flops.get_total_flops() / 1e12 / meter.decisions[1] if audit else None,
+        "teraflop": meter.flops.get_total_flops() / 1e12 / meter.decisions[-1] if audit else None,
         "peak_mib": meter.peak_mib,
         "data_wait": statistics.mean(waits) if waits else None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
@@ -408,30 +345,43 @@ def run_row(row: Row, options: BenchmarkOptions, *, audit: bool) -> dict[str, An
     }
 
 
+def stock_batch(model: Any, processor: Any, conversations: Sequence[tuple[Sequence[Any], Sequence[Path]]]) -> Any:
+    """Return the batch that TRL's collator makes of (messages, pictures), with loss on the last answers."""
+    from PIL import Image
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    collator = DataCollatorForVisionLanguageModeling(processor=processor, max_length=None, completion_only_loss=True)
+    examples = [
+        {
+            "prompt": messages[:-1],
+            "completion": messages[-1:],
+            "images": [Image.open(path).convert("RGB") for path in paths],
+        }
+        for messages, paths in conversations
+    ]
+    batch = {name: tensor.to(model.device) for name, tensor in collator(examples).items()}
+    batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    return batch
+
+
 def stock_loss_of_trajectory(options: BenchmarkOptions, *, image_scale: int) -> float:
     """Return the loss of the first trajectory by stock parts: a row for each decision, with all that came before it."""
     import torch
-    from PIL import Image
-    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
     from pokegemma.data.prompts import build_trajectory_messages, trajectory_images
     from pokegemma.data.trajectories import Trajectory, cut_trajectories
     from pokegemma.training.options import DataOptions
 
     folder = Path(options.dataset_path)
-    model, processor = make_model(folder.parent / f"processor_{image_scale}", image_scale=image_scale)
-    collator = DataCollatorForVisionLanguageModeling(processor=processor, max_length=None, completion_only_loss=True)
+    model, processor = make_row_model(image_scale, options)
     samples = read_samples(folder / "train.jsonl")
     cut = cut_trajectories(samples, max_decisions=options.max_decisions, overlap=DataOptions("").overlap_decisions)
     trajectory = draw(cut, number=options.num_steps + 1)[0]
     total, number = 0.0, 0
     for end in range(trajectory.num_context + 1, len(trajectory.samples) + 1):
         part = Trajectory(trajectory.samples[:end], trajectory.num_context)
-        messages = build_trajectory_messages(part)
-        images = [Image.open(folder / path).convert("RGB") for path in trajectory_images(part)]
-        batch = collator([{"prompt": messages[:-1], "completion": messages[-1:], "images": images}])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+        paths = [folder / path for path in trajectory_images(part)]
+        batch = stock_batch(model, processor, [(build_trajectory_messages(part), paths)])
         num_tokens = int((batch["labels"] != -100).sum())
         with torch.no_grad():
             total += model(**batch).loss.item() * num_tokens
@@ -445,13 +395,12 @@ def proportions() -> dict[str, float]:
     Forward, linear layers and attention within a picture; without attention between tokens and the LM head.
     """
     result = {}
-    for name, on_gpu in (("Gemma-3-4B", True), ("this model", False)):
-        shape = shapes(on_gpu=on_gpu)
-        text, vision = shape["text"], shape["vision"]
+    for name, shape in (("Gemma-3-4B", SHAPES["4b"]), ("this model", SHAPES["quarter"])):
+        text, vision = shape.text, shape.vision
         width, heads = text["hidden_size"], text["head_dim"]
         attention = 2 * width * heads * (text["num_attention_heads"] + text["num_key_value_heads"])
         token = 2 * text["num_hidden_layers"] * (attention + 3 * width * text["intermediate_size"])
-        patches, inner = (vision["image_size"] // 14) ** 2, vision["hidden_size"]
+        patches, inner = (shape.image_size_px // 14) ** 2, vision["hidden_size"]
         layer = 4 * inner**2 + 2 * inner * vision["intermediate_size"]
         picture = vision["num_hidden_layers"] * (2 * patches * layer + 4 * patches**2 * inner)
         result[name] = picture / token
@@ -504,16 +453,36 @@ def run_task(options: BenchmarkOptions) -> Any:
         return stock_loss_of_trajectory(options, image_scale=task["trajectory loss"])
     if task == "matrix rate":
         return matrix_rate()
-    return run_row(Row(**task["row"]), options, audit=task["audit"])
+    return run_row(Row(**task["row"]), options, timed=not task["audit"], audit=task["audit"])
 
 
-def record_dataset(folder: Path) -> Path:
+def record_dataset(folder: Path, *, num_sessions: int = 12, num_turns: int = 32) -> Path:
     """Record and convert sessions of the toy game: four frames a sample, the longest of a session its trajectory."""
-    record_sessions(folder / "recorded", num_sessions=12, seed=0, num_turns=32)
+    record_sessions(folder / "recorded", num_sessions=num_sessions, seed=0, num_turns=num_turns)
     convert_corpus(
         folder / "recorded" / "runs", folder / "dataset", window=WindowOptions(), eval_fraction=0.1, num_workers=2
     )
     return folder / "dataset"
+
+
+def summarise_row(row: Row, runs: list[dict[str, Any]], audit: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a row, from the runs that timed it and the one that audited it."""
+    seconds = [step for run in runs for step in run["step_s"]]
+    per_step = [number for run in runs for number in run["decisions"]]
+    rates = sorted(number / step for number, step in zip(per_step, seconds, strict=True))
+    first = runs[0]
+    return {
+        "name": row.name,
+        "row": asdict(row),
+        "losses": first["losses"],
+        "decisions_per_second": statistics.median(rates),
+        "slowest": rates[0],
+        "fastest": rates[-1],
+        "peak_mib": audit["peak_mib"],
+        "teraflop": audit["teraflop"],
+        "tokens_a_decision": sum(first["tokens"]) / sum(first["decisions"]),
+        **{name: first[name] for name in ("tower_calls", "pictures", "data_wait", "device", "on_gpu")},
+    }
 
 
 def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
@@ -537,38 +506,22 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
         for row in chosen:
             audits[row.name] = call(options, {"row": asdict(row), "audit": True}, environment=EXACT_MEMORY)
             progress.update()
-    results = []
-    for row in chosen:
-        measured = runs[row.name]
-        seconds = [step for run in measured for step in run["step_s"]]
-        per_step = [number for run in measured for number in run["decisions"]]
-        rates = sorted(number / step for number, step in zip(per_step, seconds, strict=True))
-        first = measured[0]
-        results.append(
-            {
-                "name": row.name,
-                "row": asdict(row),
-                "losses": first["losses"],
-                "features": encoding.get(row.name),
-                "decisions_per_second": statistics.median(rates),
-                "slowest": rates[0],
-                "fastest": rates[-1],
-                "peak_mib": audits[row.name]["peak_mib"],
-                "teraflop": audits[row.name]["teraflop"],
-                "tokens_a_decision": sum(first["tokens"]) / sum(first["decisions"]),
-                **{name: first[name] for name in ("tower_calls", "pictures", "data_wait", "device", "on_gpu")},
-            }
-        )
+    results = [
+        {**summarise_row(row, runs[row.name], audits[row.name]), "features": encoding.get(row.name)} for row in chosen
+    ]
     for result in results:
         result["ratio"] = result["decisions_per_second"] / results[0]["decisions_per_second"]
     return results
 
 
-def check_losses(options: BenchmarkOptions, results: list[dict[str, Any]]) -> float:
+def check_losses(results: list[dict[str, Any]], trajectory_loss: Callable[[int], float]) -> float:
     """Return the largest difference of a step's loss to stock TRL's on what a row shows.
 
     Each step of grid and frames against the stock row of the same layout and size; the first step of a trajectory
     against its decisions, each written out as a row.
+
+    Args:
+        trajectory_loss: called with an image scale; returns what `stock_loss_of_trajectory` does.
 
     Raises:
         CheckFailedError: it is too large: then the rows do not learn the same.
@@ -584,7 +537,7 @@ def check_losses(options: BenchmarkOptions, results: list[dict[str, Any]]) -> fl
         row = Row(**result["row"])
         shown = row.layout, row.image_scale
         if row.layout == "trajectory" and shown not in stock:
-            stock[shown] = [call(options, {"trajectory loss": row.image_scale})]
+            stock[shown] = [trajectory_loss(row.image_scale)]
         for ours, expected in zip(result["losses"], stock[shown], strict=row.layout != "trajectory"):
             worst = max(worst, abs(ours - expected))
             if not abs(ours - expected) <= tolerance:
@@ -592,19 +545,31 @@ def check_losses(options: BenchmarkOptions, results: list[dict[str, Any]]) -> fl
     return worst
 
 
-def throughput_table(results: list[dict[str, Any]]) -> str:
-    lines = [
-        "| | decisions/s | ratio | peak MiB of a step | tokens a decision | tower calls a step | pictures a decision | "
-        "teraFLOP a decision | waiting for data |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def throughput_table(results: list[dict[str, Any]], rate: float | None) -> str:
+    """Return the rows as a table in Markdown, with the share of `rate` (teraFLOP/s in matrix products) if it is known.
+
+    The ratio of a row may be None: its stock row was not measured.
+    """
+    columns = ["", "decisions/s", "ratio", "peak MiB of a step", "tokens a decision", "tower calls a step"]
+    columns += ["pictures a decision", "teraFLOP a decision", "waiting for data"]
+    if rate is not None:
+        columns.append(f"share of {rate:.3g} teraFLOP/s")
+    lines = [f"|{' |'.join(f' {name}'.rstrip() for name in columns)} |", "|---" * len(columns) + "|"]
     for one in results:
-        wait = "not logged" if one["data_wait"] is None else f"{100 * one['data_wait']:.1f} %"
-        lines.append(
-            f"| {one['name']} | {one['decisions_per_second']:.3g} ({one['slowest']:.3g}-{one['fastest']:.3g}) | "
-            f"{one['ratio']:.1f} | {one['peak_mib']:.0f} | {one['tokens_a_decision']:.0f} | {one['tower_calls']:.0f} | "
-            f"{one['pictures']:.1f} | {one['teraflop']:.3g} | {wait} |"
-        )
+        cells = [
+            one["name"],
+            f"{one['decisions_per_second']:.3g} ({one['slowest']:.3g}-{one['fastest']:.3g})",
+            "–" if one["ratio"] is None else f"{one['ratio']:.1f}",
+            f"{one['peak_mib']:.0f}",
+            f"{one['tokens_a_decision']:.0f}",
+            f"{one['tower_calls']:.0f}",
+            f"{one['pictures']:.1f}",
+            f"{one['teraflop']:.3g}",
+            "not logged" if one["data_wait"] is None else f"{100 * one['data_wait']:.1f} %",
+        ]
+        if rate is not None:
+            cells.append(f"{100 * one['teraflop'] * one['decisions_per_second'] / rate:.0f} %")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -621,8 +586,8 @@ def main() -> None:
             linked.symlink_to(Path(options.dataset_path).resolve())
             options = replace(options, dataset_path=str(linked))
         results = measure(options)
-        print(throughput_table(results), file=sys.stderr)  # not lost if the losses differ
-        worst = check_losses(options, results)
+        print(throughput_table(results, rate=None), file=sys.stderr)  # not lost if the losses differ
+        worst = check_losses(results, lambda image_scale: call(options, {"trajectory loss": image_scale}))
         rate = call(options, "matrix rate")
     record = {
         "rows": results,
@@ -637,7 +602,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(record, indent=2))
         return
-    print(throughput_table(results))
+    print(throughput_table(results, rate))
     print(f"\nlosses equal stock TRL's on the same samples, largest difference {worst:.1e}")
     checkpointed = [one for one in results if one["row"]["checkpointing"] and not one["row"]["stock"]]
     most = max(checkpointed, key=lambda one: one["peak_mib"])
@@ -646,10 +611,6 @@ def main() -> None:
         if one["features"] and one["features"][0]:
             print("features for {!r}: {} frames in {:.1f} s".format(one["name"], *one["features"]))
     print(", ".join(f"{name}: a picture costs the tower {value:.0f} tokens" for name, value in proportions().items()))
-    if rate:
-        for one in results:
-            share = one["teraflop"] * one["decisions_per_second"] / rate
-            print(f"{one['name']}: {100 * share:.0f} % of {rate:.0f} teraFLOP/s")
     print(f"{record['machine']}, commit {record['commit']}")
 
 

@@ -48,10 +48,11 @@ OTHER_FLAGS |= {
     "--config",
     "--tensor-parallel-size",
 }
+OTHER_FLAGS |= {"--no-deps", "--only-binary", "--python-version", "--platform", "--dest", "--wheel-dir"}  # of pip
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(PROJECT_ROOT)))
 
 
-WITHOUT_MAIN = ("benchmarks/decision_cost.py", "benchmarks/play_path.py")
+WITHOUT_MAIN = ("benchmarks/decision_cost.py", "benchmarks/made_model.py", "benchmarks/play_path.py")
 """Modules that a benchmark imports."""
 
 
@@ -65,7 +66,9 @@ def read(path: Path | str) -> str:
 def commands_of(text: str) -> Iterator[list[str]]:
     """Yield the words of the commands in sh blocks, and of those in `code` that begin with one of our programs."""
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`((?:python )?(?:scripts|benchmarks|docs)/\w+\.py [^`]*|\./\w+\.sh[^`]*)`", text)
+    inline = re.findall(
+        r"`((?:python )?(?:scripts|benchmarks|docs)/\w+\.py [^`]*|(?:\.|benchmarks)/\w+\.sh[^`]*)`", text
+    )
     for line in "\n".join([*blocks, *inline]).replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
         lexer.whitespace_split, words = True, []
@@ -82,6 +85,8 @@ def flags_of(program: str) -> frozenset[str]:
     """Return the flags that one of our programs knows."""
     if program in ("./train_gemma3.sh", "./train_gemma3n.sh", "training_configs/slurm.sbatch"):
         return flags_of("scripts/sft_pokemon_gemma3.py")
+    if program == "benchmarks/on_gpu.sh":
+        return flags_of("benchmarks/on_gpu.py")
     if program == "./train_battles.sh":
         return flags_of("scripts/sft_battles.py")
     if program == "scripts/model_registry.py":
@@ -104,7 +109,7 @@ def launch_flags() -> frozenset[str]:
 
 def wrong_words(words: list[str]) -> list[str]:
     """Return what does not exist in a command: its program, flags, variables, accelerate configs."""
-    ours = re.compile(r"^\./\w+\.sh$|\.sbatch$|^(scripts|benchmarks|docs)/.*\.py$")
+    ours = re.compile(r"^(\.|benchmarks)/\w+\.sh$|\.sbatch$|^(scripts|benchmarks|docs)/.*\.py$")
     at = next((number for number, word in enumerate(words) if ours.search(word)), None)
     if at is None:
         known = words[0] in OTHER_PROGRAMS or words[:3] == ["python", "-m", "pytest"]
@@ -133,6 +138,7 @@ def test_commands_exist(page: Path) -> None:
         ("python scripts/serve.py --engine mlx --modelpath x", "--modelpath"),
         ("python scripts/server.py --engine mlx", "scripts/server.py"),
         ("./train_gemma3.sh --lora_rank 8", "--lora_rank"),
+        ("PYTHON=python3 benchmarks/on_gpu.sh --wheel wheels", "--wheel"),
         ("./init.sh && ./init.sh --extra gguf", "--extra"),
         ("BATCHSIZE=2 ./train_gemma3.sh", "BATCHSIZE"),
         ("accelerate launch --num_gpus 2 scripts/sft_pokemon_gemma3.py", "--num_gpus"),
