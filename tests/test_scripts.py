@@ -83,6 +83,11 @@ TABLE = {
         mistake="--policy_path nowhere --output_dir {out}",
         names="--policy_path nowhere",
     ),
+    "battles_parity": Calls(
+        tested_in="tests/battles/test_policy_export.py",
+        mistake="--policy_path {tiny_model} --gguf_path nowhere --trajectories_dir {out}",
+        names="--gguf_path nowhere",
+    ),
     "battles_record": Calls(
         success="--output_dir {out} --battle_format gen1randombattle --players random heuristic --num_battles 2 "
         "--num_workers 1",
@@ -187,6 +192,11 @@ TABLE = {
         writes=("page.html",),
         mistake="--data_path nowhere --output_file {out}/page.html",
         names="--data_path nowhere",
+    ),
+    "make_gemma270m": Calls(
+        tested_in="tests/gemma/test_gemma270m.py",
+        mistake="--output_dir {out} --dtype float16",
+        names="--dtype float16",
     ),
     "make_tiny_model": Calls(
         success="--output_dir {out}",

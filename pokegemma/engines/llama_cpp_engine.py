@@ -1,4 +1,4 @@
-"""A GGUF file and its mmproj as an engine: llama.cpp computes the same as in llama-server, without a server."""
+"""A GGUF file, with or without its mmproj, as an engine: llama.cpp computes the same as in llama-server."""
 
 import ctypes
 import os
@@ -31,17 +31,18 @@ def _num_threads() -> int | None:
 
 
 class LlamaCppEngine:
-    """A loaded language model and its mmproj; on a GPU where llama.cpp was built for one.
+    """A loaded language model and, for pictures, its mmproj; on a GPU where llama.cpp was built for one.
 
     Call `close`, or use it in a `with` statement: Python does not free the memory of llama.cpp.
     """
 
     name = "llama.cpp"
 
-    def __init__(self, model: Path, mmproj: Path, *, num_context: int = 8192, batch_tokens: int = 1024) -> None:
+    def __init__(self, model: Path, mmproj: Path | None, *, num_context: int = 8192, batch_tokens: int = 1024) -> None:
         """Load both files.
 
         Args:
+            mmproj: None for a model for text alone.
             num_context: largest number of tokens of a prompt and its answer.
             batch_tokens: tokens processed at once; those of a picture must fit, since they attend to each other.
 
@@ -54,7 +55,7 @@ class LlamaCppEngine:
             (model, "the language model"),
             (mmproj, "the vision part (mmproj)"),
         ):
-            if not Path(file).is_file():
+            if file is not None and not Path(file).is_file():
                 raise PokegemmaError(f"{file} not found: {what} is written by scripts/convert_to_gguf.py")
         with captured_log() as said:
             try:
@@ -74,7 +75,7 @@ class LlamaCppEngine:
                 raise PokegemmaError(f"{model}: llama.cpp cannot load it: {said.last or error}") from error
             try:
                 self._template = self._read_template(model)
-                self._vision = self._load_vision(mmproj, said)
+                self._vision = None if mmproj is None else self._load_vision(mmproj, said)
             except PokegemmaError:
                 self.close()
                 raise
@@ -144,18 +145,27 @@ class LlamaCppEngine:
 
     def prompt_tokens(self, question: Question) -> list[int]:
         """Return the prompt's tokens, with `SOFT_TOKEN` for each token of a picture."""
+        if self._vision is None:  # the template has written the BOS already
+            return self._llama.tokenize(self._prompt(question).encode(), add_bos=False, special=True)
         with self._tokenize(question) as chunks:
             return chunks.tokens()
 
+    def _empty_cache(self, question: Question, *, num_tokens: int, num_more: int) -> None:
+        """Empty the cache for a prompt and what follows it."""
+        if num_tokens + num_more > self._llama.n_ctx():
+            raise PokegemmaError(
+                f"{question.id}: {num_tokens} tokens and {num_more} more do not fit into {self._llama.n_ctx()}"
+            )
+        llama_cpp.llama_memory_clear(self._memory, True)
+
     def _read_prompt(self, question: Question, *, num_more: int) -> tuple[int, np.ndarray]:
         """Process a prompt from an empty cache; return its length and the logits (vocabulary,) after it."""
+        if self._vision is None:
+            tokens = self.prompt_tokens(question)
+            self._empty_cache(question, num_tokens=len(tokens), num_more=num_more)
+            return len(tokens), self._append(tokens, 0)[-1]
         with self._tokenize(question) as chunks, captured_log() as said:
-            num_tokens = len(chunks.tokens())
-            if num_tokens + num_more > self._llama.n_ctx():
-                raise PokegemmaError(
-                    f"{question.id}: {num_tokens} tokens and {num_more} more do not fit into {self._llama.n_ctx()}"
-                )
-            llama_cpp.llama_memory_clear(self._memory, True)
+            self._empty_cache(question, num_tokens=len(chunks.tokens()), num_more=num_more)
             position = llama_cpp.llama_pos(0)
             status = mtmd_cpp.mtmd_helper_eval_chunks(
                 self._vision, self._llama.ctx, chunks.pointer, 0, 0, self._llama.n_batch, True, ctypes.byref(position)

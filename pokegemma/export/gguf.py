@@ -1,7 +1,7 @@
 """Convert a checkpoint to GGUF with llama.cpp's own converter, quantise it, and check that nothing was lost.
 
 A Gemma 3 becomes two kinds of files: the language model, in as many types as asked for, and `mmproj`, which contains
-the vision tower and the projector in float16.
+the vision tower and the projector in float16. One for text alone has no second file.
 """
 
 import json
@@ -128,13 +128,19 @@ class Conversion:
     """The files that were written."""
 
     models: dict[str, GgufFile]  # by quantization, in the order asked for
-    mmproj: GgufFile
+    mmproj: GgufFile | None  # None: a model for text alone
+
+
+def _convert_vision(converter: Path, model: Path, output: Path) -> GgufFile:
+    logger.info("converting the vision tower and projector")
+    run_converter(converter, model, output, "--mmproj", "--outtype", "f16")
+    return read_gguf(output, converter)
 
 
 def convert_to_gguf(
     model_path: Path, output: Path, *, quantizations: list[Quantization], converter: Path, overwrite: bool = False
 ) -> Conversion:
-    """Write the language model in each of the types, mmproj-f16.gguf, and a Modelfile for each type.
+    """Write the language model in each of the types and, with vision, mmproj-f16.gguf and a Modelfile for each type.
 
     Quantised files are made from the f16 one, or from bf16 where that was asked for and f16 was not; where neither was,
     f16 is made on the way and removed.
@@ -159,8 +165,7 @@ def convert_to_gguf(
         atomic_folder(output, stage="gguf", overwrite=overwrite) as folder,
         staged(checkpoint, beside=folder) as staging,
     ):
-        logger.info("converting the vision tower and projector")
-        run_converter(converter, staging, folder / MMPROJ, "--mmproj", "--outtype", "f16")
+        mmproj = _convert_vision(converter, staging, folder / MMPROJ) if checkpoint.has_vision else None
         for name in types:
             logger.info("%s the language model: %s", "converting" if name in _CONVERTED else "quantising", name)
             if name in _CONVERTED:
@@ -168,23 +173,24 @@ def convert_to_gguf(
             else:
                 _quantize(folder / model_name(source), folder / model_name(name), name)
         files = {name: read_gguf(folder / model_name(name), converter) for name in types}
-        mmproj = read_gguf(folder / MMPROJ, converter)
         check_gguf_files(checkpoint, files, mmproj)
         if source not in wanted:
             (folder / model_name(source)).unlink()
         files = {name: files[name] for name in wanted}
-        for name in wanted:
+        for name in wanted if mmproj else ():
             (folder / f"Modelfile-{name}").write_text(modelfile(model_name(name), MMPROJ), encoding="utf-8")
         write_run_record(
             folder,
             stage="gguf",
             options={"model_path": str(model_path), "quantization": wanted},
+            model_type=checkpoint.checkpoint.config.model_type,
             image_size_px=checkpoint.image_size_px,
             image_tokens=checkpoint.image_tokens,
             converter=str(converter),
             files={
                 file.path.name: {"bytes": file.num_bytes, "tensors": file.type_counts}
                 for file in (*files.values(), mmproj)
+                if file is not None
             },
             model=read_run_record(model_path),
         )

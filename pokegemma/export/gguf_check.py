@@ -40,8 +40,12 @@ def wrong_types(file: GgufFile, quantization: str) -> dict[str, int]:
     return dict(counts)
 
 
-def check_gguf_files(checkpoint: GgufSource, models: dict[str, GgufFile], mmproj: GgufFile) -> None:
+def check_gguf_files(checkpoint: GgufSource, models: dict[str, GgufFile], mmproj: GgufFile | None) -> None:
     """Check that the files contain what the checkpoint contains.
+
+    Args:
+        models: by quantization.
+        mmproj: None for a model for text alone.
 
     Raises:
         CheckFailedError: tensors, their types, the chat template or the pictures differ; the message names all of it.
@@ -52,11 +56,12 @@ def check_gguf_files(checkpoint: GgufSource, models: dict[str, GgufFile], mmproj
         if found != expected:
             wrong.append(f"{file.path.name}: {what}: {found}, the checkpoint has {expected}")
 
-    expect(mmproj, "tensors of the vision tower and projector", len(mmproj.shapes), checkpoint.num_vision_tensors)
-    if not set(mmproj.types.values()) <= {"F16", "F32"} or "F16" not in mmproj.types.values():
-        wrong.append(f"{mmproj.path.name}: its tensors are {', '.join(mmproj.type_counts)}, not F16")
-    expect(mmproj, "image size", mmproj.image_size_px, checkpoint.image_size_px)
-    expect(mmproj, "tokens a picture", mmproj.image_tokens, checkpoint.image_tokens)
+    if mmproj is not None:
+        expect(mmproj, "tensors of the vision tower and projector", len(mmproj.shapes), checkpoint.num_vision_tensors)
+        if not set(mmproj.types.values()) <= {"F16", "F32"} or "F16" not in mmproj.types.values():
+            wrong.append(f"{mmproj.path.name}: its tensors are {', '.join(mmproj.type_counts)}, not F16")
+        expect(mmproj, "image size", mmproj.image_size_px, checkpoint.image_size_px)
+        expect(mmproj, "tokens a picture", mmproj.image_tokens, checkpoint.image_tokens)
     first = next(iter(models.values()))
     for quantization, model in models.items():
         if types := wrong_types(model, quantization):

@@ -1,6 +1,7 @@
 """Read a checkpoint for the conversion to GGUF: what its files must contain, and a folder for the converter."""
 
 import contextlib
+import json
 import logging
 import math
 import shutil
@@ -12,13 +13,16 @@ from typing import Any
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.export.source import exported_tensors, open_exportable, recorded_base, stage_weights, staged_bytes
-from pokegemma.gemma.checkpoint_files import write_converter_files
+from pokegemma.gemma.checkpoint_files import copy_tokenizer_model, write_added_tokens, write_converter_files
 from pokegemma.gemma.families import FAMILIES, TOWER
-from pokegemma.gemma.loading import open_checkpoint
+from pokegemma.gemma.loading import Checkpoint
+from pokegemma.gemma.text import TEXT_MODEL
+from pokegemma.gemma.text.checkpoint import PLAIN_CHAT_TEMPLATE, TextCheckpoint, open_gemma
 
 logger = logging.getLogger(__name__)
 
 _MARKER_BEGIN, _MARKER_END = "<__media", "__>"
+_SLIDING_BASE, _LAYERS_OF_27B = 10_000.0, 62
 
 
 def served_template(template: str) -> str:
@@ -35,26 +39,36 @@ def served_template(template: str) -> str:
 
 @dataclass(frozen=True)
 class GgufSource:
-    """What a checkpoint contains, and what its GGUF files must contain as well."""
+    """What a checkpoint contains, and what its GGUF files must contain as well.
+
+    Size and tokens of a picture are None for a model for text alone.
+    """
 
     path: Path
     num_text_tensors: int
     num_vision_tensors: int
     num_weights: int
     num_staged_bytes: int
-    image_size_px: int
-    image_tokens: int
-    processor: Any
+    image_size_px: int | None
+    image_tokens: int | None
+    checkpoint: Checkpoint | TextCheckpoint
+
+    @property
+    def has_vision(self) -> bool:
+        return isinstance(self.checkpoint, Checkpoint)
 
     @property
     def chat_template(self) -> str:
         """Return the chat template that the GGUF files shall have."""
-        return served_template(self.processor.chat_template)
+        return served_template(self.checkpoint.processor.chat_template) if self.has_vision else PLAIN_CHAT_TEMPLATE
 
     @property
     def control_tokens(self) -> list[str]:
-        """Return the tokens that mark turns and pictures in a prompt."""
-        tokenizer = self.processor.tokenizer
+        """Return the tokens that mark turns and pictures in a prompt; without vision, those that begin and end it."""
+        if not self.has_vision:
+            tokenizer = self.checkpoint.tokenizer
+            return [tokenizer.bos_token, tokenizer.eos_token]
+        tokenizer = self.checkpoint.processor.tokenizer
         return [tokenizer.bos_token, "<start_of_turn>", "<end_of_turn>", tokenizer.boi_token, tokenizer.eoi_token]
 
 
@@ -64,17 +78,18 @@ def read_gguf_source(path: Path) -> GgufSource:
     Raises:
         PokegemmaError: it cannot be converted.
     """
-    checkpoint = open_exportable(path, target="GGUF")
+    checkpoint = open_exportable(path, target="GGUF", opener=open_gemma)
     config = checkpoint.config
-    if not (path / "tokenizer.model").is_file() and recorded_base(path) is None:
-        raise PokegemmaError(
-            f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
-        )
+    _require_tokenizer_model(path)
     shapes = {name: tensor.shape for name, tensor in exported_tensors(path).items()}
     parts = (f"{TOWER}.", f"{FAMILIES['gemma3'].projector}.")
     vision = [name for name in shapes if any(part in name for part in parts)]
-    if not any(f"{TOWER}." in name for name in vision):
+    has_vision = isinstance(checkpoint, Checkpoint)
+    if has_vision and not any(f"{TOWER}." in name for name in vision):
         raise PokegemmaError(f"{path}: its weights contain no vision tower; take a checkpoint with vision")
+    if vision and not has_vision:
+        raise PokegemmaError(f"{path}: its weights contain vision, of which its config.json ({TEXT_MODEL}) has nothing")
+    _require_known_layers(path, config.get_text_config())
     heads = [name for name in vision if ".vision_model.head." in name]  # SigLIP's pooling, which Gemma does not use
     return GgufSource(
         path=path,
@@ -82,10 +97,42 @@ def read_gguf_source(path: Path) -> GgufSource:
         num_vision_tensors=len(vision) - len(heads),
         num_weights=sum(math.prod(shape) for shape in shapes.values()),
         num_staged_bytes=staged_bytes(path),
-        image_size_px=config.vision_config.image_size,
-        image_tokens=config.mm_tokens_per_image,
-        processor=checkpoint.processor,
+        image_size_px=config.vision_config.image_size if has_vision else None,
+        image_tokens=config.mm_tokens_per_image if has_vision else None,
+        checkpoint=checkpoint,
     )
+
+
+def _require_tokenizer_model(path: Path) -> None:
+    """Refuse a checkpoint without a tokenizer.model of its own or of its recorded base."""
+    if (path / "tokenizer.model").is_file():
+        return
+    if json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"] == "WordLevel":
+        raise PokegemmaError(f"{path}: its tokens are whole words, which llama.cpp cannot read; it plays as it is")
+    if recorded_base(path) is None:
+        raise PokegemmaError(
+            f"{path}/tokenizer.model not found, which llama.cpp needs; copy it from the base checkpoint"
+        )
+
+
+def _require_known_layers(path: Path, config: Any) -> None:
+    """Refuse layers that llama.cpp would compute in another way: it knows those of the published checkpoints only.
+
+    https://github.com/ggml-org/llama.cpp, LLM_ARCH_GEMMA3: every sixth layer has full attention, positions of the
+    others have a base of 10,000, and attention is scaled by the width of a head (with 62 layers by another number).
+    """
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    expected = (kinds * (len(config.layer_types) // 6 + 1))[: len(config.layer_types)]
+    if list(config.layer_types) != expected:
+        raise PokegemmaError(f"{path}: llama.cpp does not know its order of layers ({', '.join(config.layer_types)})")
+    sliding = config.rope_parameters["sliding_attention"]
+    if sliding["rope_type"] != "default" or sliding["rope_theta"] != _SLIDING_BASE:
+        raise PokegemmaError(f"{path}: llama.cpp does not know the positions of its sliding layers ({sliding})")
+    if config.num_hidden_layers != _LAYERS_OF_27B and config.query_pre_attn_scalar != config.head_dim:
+        raise PokegemmaError(
+            f"{path}: llama.cpp scales attention by head_dim {config.head_dim}, not by query_pre_attn_scalar "
+            f"{config.query_pre_attn_scalar}"
+        )
 
 
 @contextlib.contextmanager
@@ -113,8 +160,11 @@ def staged(checkpoint: GgufSource, *, beside: Path) -> Iterator[Path]:
             base = recorded_base(path)
             assert base is not None  # see read_gguf_source
             logger.info("tokenizer.model of %s: that of its base, %s", path, base)
-            open_checkpoint(base).copy_tokenizer_model(folder)
+            copy_tokenizer_model(base, folder, is_required=True)
         shutil.copyfile(path / "tokenizer_config.json", folder / "tokenizer_config.json")
-        write_converter_files(checkpoint.processor, folder)
+        if isinstance(checkpoint.checkpoint, Checkpoint):
+            write_converter_files(checkpoint.checkpoint.processor, folder)
+        else:
+            write_added_tokens(folder)
         (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         yield folder

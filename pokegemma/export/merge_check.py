@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.export.merge_limits import UNEXPLAINED_CHANGE, WEIGHT_NOISE
 from pokegemma.gemma.adapters.reading import Adapter, name_some
-from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.model_image_size import interpolate_positions
+from pokegemma.gemma.text.checkpoint import open_gemma
 from pokegemma.gemma.weight_files import EMBEDDINGS, HEAD, StoredTensor, plain_name, tensors_by_name
 
 
@@ -61,7 +61,7 @@ def check_merged_weights(folder: Path, base: str, adapter: Adapter, names: set[s
     """
     stored = tensors_by_name(folder)
     tied = HEAD not in stored
-    if tied is not bool(open_checkpoint(folder).config.tie_word_embeddings):
+    if tied is not bool(open_gemma(folder).config.tie_word_embeddings):
         raise CheckFailedError(f"merged weights: {HEAD} is {'missing' if tied else 'there'}, config.json differs")
     if wrong := sorted(stored.keys() ^ (names - {HEAD} if tied else names)):
         raise CheckFailedError(

@@ -1,8 +1,9 @@
 """Check that a checkpoint can be exported, and give its weights to converters under published names."""
 
+import functools
 import json
 import struct
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +12,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.families import FAMILIES
 from pokegemma.gemma.loading import Checkpoint, open_checkpoint
+from pokegemma.gemma.text import TEXT_MODEL
+from pokegemma.gemma.text.checkpoint import TextCheckpoint
 from pokegemma.gemma.weight_files import (
     HEAD,
     StoredTensor,
@@ -24,12 +27,15 @@ from pokegemma.provenance import read_run_record
 
 PUBLISHED_HEAD, PUBLISHED_EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
-_PROCESSOR_FILES = (
-    ("tokenizer.json",),
-    ("tokenizer_config.json",),
-    ("processor_config.json", "preprocessor_config.json"),
-)
+_TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer_config.json",))
+_PROCESSOR_FILES = (*_TOKENIZER_FILES, ("processor_config.json", "preprocessor_config.json"))
 _COPY_BYTES = 16 * 2**20
+
+
+def _renaming(path: Path) -> Callable[[str], str]:
+    """Return what gives the tensors of a checkpoint their published names; a model for text alone has others."""
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return functools.partial(published_name, text_alone=config.get("model_type") == TEXT_MODEL)
 
 
 def exported_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -41,7 +47,8 @@ def exported_tensors(path: Path) -> dict[str, StoredTensor]:
     tensors = tensors_by_name(path)
     if not has_own_head(tensors):
         tensors.pop(HEAD, None)
-    return {published_name(name): tensor for name, tensor in tensors.items()}
+    rename = _renaming(path)
+    return {rename(name): tensor for name, tensor in tensors.items()}
 
 
 def staged_bytes(path: Path) -> int:
@@ -65,16 +72,16 @@ def stage_weights(path: Path, folder: Path) -> None:
         for file in [*files, *([] if files[0].name == SAFE_WEIGHTS_NAME else [path / SAFE_WEIGHTS_INDEX_NAME])]:
             (folder / file.name).symlink_to(file.resolve())
         return
-    wanted = exported_tensors(path).keys()
-    places = {name: file.name for file in files for name in _copy_renamed(file, folder / file.name, wanted)}
+    wanted, rename = exported_tensors(path).keys(), _renaming(path)
+    places = {name: file.name for file in files for name in _copy_renamed(file, folder / file.name, rename, wanted)}
     if files[0].name != SAFE_WEIGHTS_NAME:
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(
             json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8"
         )
 
 
-def _copy_renamed(source: Path, target: Path, wanted: Set[str]) -> list[str]:
-    """Copy those tensors of a safetensors file that are `wanted`, by their published names, and return these.
+def _copy_renamed(source: Path, target: Path, rename: Callable[[str], str], wanted: Set[str]) -> list[str]:
+    """Copy those tensors of a safetensors file that are `wanted`, by the names that `rename` gives, and return these.
 
     The file is a length of 8 bytes, a JSON header, then the data. It is copied piece by piece: a 4B in float32 has
     16 GB.
@@ -84,10 +91,10 @@ def _copy_renamed(source: Path, target: Path, wanted: Set[str]) -> list[str]:
         stored = json.loads(file.read(length))
         renamed, ranges, end = {"__metadata__": stored.pop("__metadata__", {})}, [], 0
         for name, entry in sorted(stored.items(), key=lambda item: item[1]["data_offsets"]):
-            if published_name(name) not in wanted:
+            if rename(name) not in wanted:
                 continue
             start, stop = entry["data_offsets"]
-            renamed[published_name(name)] = {**entry, "data_offsets": [end, end + stop - start]}
+            renamed[rename(name)] = {**entry, "data_offsets": [end, end + stop - start]}
             ranges.append((8 + length + start, stop - start))
             end += stop - start
         header = json.dumps(renamed).encode()
@@ -104,23 +111,27 @@ def _copy_range(file: IO[bytes], output: IO[bytes], *, start: int, size: int) ->
         size -= output.write(file.read(min(size, _COPY_BYTES)))
 
 
-def open_exportable(path: Path, *, target: str) -> Checkpoint:
+def open_exportable(
+    path: Path, *, target: str, opener: Callable[[Path], Checkpoint | TextCheckpoint] = open_checkpoint
+) -> Checkpoint | TextCheckpoint:
     """Open a Gemma 3 in full precision.
 
     Args:
         target: what it shall become, for the message.
+        opener: `open_checkpoint`, or `open_gemma` where a model without vision will do, too.
 
     Raises:
         PokegemmaError: it is an adapter, quantised, of another family, or lacks a file of its processor.
     """
     if not path.is_dir():
         raise PokegemmaError(f"--model_path {path}: no such folder")
-    checkpoint = open_checkpoint(path)
+    checkpoint = opener(path)
     if checkpoint.family is not FAMILIES["gemma3"]:
         raise PokegemmaError(f"{path} is a {checkpoint.family.name}; only Gemma 3 is converted to {target} here")
     if checkpoint.is_quantised:
         raise PokegemmaError(f"{path}: its weights are quantised; convert the full-precision checkpoint")
-    missing = [names[0] for names in _PROCESSOR_FILES if not any((path / name).is_file() for name in names)]
+    needed = _TOKENIZER_FILES if isinstance(checkpoint, TextCheckpoint) else _PROCESSOR_FILES
+    missing = [names[0] for names in needed if not any((path / name).is_file() for name in names)]
     if missing:
         base = recorded_base(path)
         raise PokegemmaError(

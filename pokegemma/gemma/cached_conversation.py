@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import DynamicCache, Gemma3ForConditionalGeneration
+from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pokegemma.gemma.attention_masks import TRUNK, attention_masks, mask_dtype
@@ -16,7 +16,7 @@ from pokegemma.gemma.button_tokens import ButtonTokens
 class Conversation:
     """A conversation with a model: `say` appends to the cache; scoring and generating do not change it."""
 
-    model: Gemma3ForConditionalGeneration
+    model: Gemma3ForConditionalGeneration | Gemma3ForCausalLM
     # Without a config: with one, sliding layers drop old keys, so that scoring could not be undone. The masks limit how
     # far these layers see.
     _cache: DynamicCache = field(default_factory=DynamicCache)
@@ -130,7 +130,7 @@ class Conversation:
         )
         return self.model(
             input_ids=torch.tensor([ids], device=device),
-            mm_encoder_outputs=None if pictures is None else {"image": pictures},
+            **({} if pictures is None else {"mm_encoder_outputs": {"image": pictures}}),
             position_ids=positions[:, before:],
             attention_mask=masks,
             past_key_values=self._cache,

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import is_timm_available
 
 from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.text import TEXT_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -113,9 +114,6 @@ FAMILIES = {
         inexact="a picture's tokens follow from its shape, its masks differ between kinds of layer",
     ),
 }
-
-TEXT_MODEL = "gemma3_text"
-"""The `model_type` of a Gemma 3 for text alone, which plays battles and is trained on no pictures."""
 
 _TEXT_ONLY = {TEXT_MODEL: "gemma3", "gemma3n_text": "gemma3n", "gemma4_text": "gemma4"}
 

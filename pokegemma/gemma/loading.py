@@ -1,6 +1,5 @@
 """Open the checkpoint of a Gemma 3, 3n or 4: its config, family and processor, and from it the model and a collator."""
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +15,18 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from pokegemma.data.prompts import Layout
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches.processor_collator import Collator, make_collator
-from pokegemma.gemma.checkpoint_files import load_part
+from pokegemma.gemma.checkpoint_files import copy_tokenizer_model, load_part, write_converter_files
 from pokegemma.gemma.families import Family, attention_of_parts, find_family, require_exact, require_packages
 from pokegemma.gemma.image_attention import ImageAttention, change_config, change_processor, trained_attention
 from pokegemma.gemma.model_image_size import resize_config, resize_model, resize_processor
 from pokegemma.gemma.processors import Gemma4PictureProcessor, load_gemma3n_processor
 from pokegemma.gemma.vision_tower import accept_compact_batches
-from pokegemma.gemma.weight_files import FINGERPRINT_VERSION, hash_weights
+from pokegemma.gemma.weight_files import StoredCheckpoint
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -46,19 +45,17 @@ def default_device() -> torch.device:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(StoredCheckpoint):
     """A Gemma 3, 3n or 4 with vision, as it is or with other pictures; made by `open_checkpoint`.
 
+    `config` has `image_size` and `image_attention`.
+
     Attributes:
-        path: a folder or a Hub id.
-        config: with `image_size` and `image_attention`.
         image_size: size of pictures in pixels, where it is not the checkpoint's own.
         image_attention: attention inside pictures, where it is not the checkpoint's own.
         processor_path: where the processor is loaded from; an adapter's folder has one, too.
     """
 
-    path: str
-    config: PreTrainedConfig
     family: Family
     image_size: int | None
     image_attention: ImageAttention | None
@@ -135,11 +132,6 @@ class Checkpoint:
         """Return the collator that makes batches for the model; see `make_collator`."""
         return make_collator(self.processor, layout=layout, dataset_folder=dataset_folder, **options)
 
-    @property
-    def is_quantised(self) -> bool:
-        """Whether the weights are stored quantised."""
-        return bool(getattr(self.config, "quantization_config", None) or getattr(self.config, "quantization", None))
-
     def require_full_precision(self) -> None:
         """Refuse to train weights that are stored quantised.
 
@@ -152,23 +144,6 @@ class Checkpoint:
                 f"the full-precision checkpoint ({self.family.checkpoints}): --finetuning qlora quantises it in memory"
             )
 
-    def weights_fingerprint(self) -> str:
-        """Return a hash that identifies the stored weights; see `hash_weights`.
-
-        Raises:
-            PokegemmaError: they cannot be read.
-        """
-        return hash_weights(self.path)
-
-    def has_fingerprint(self, fingerprint: str) -> bool:
-        """Return whether the stored weights have a fingerprint, which an earlier version may have taken.
-
-        Raises:
-            PokegemmaError: they cannot be read.
-        """
-        version = FINGERPRINT_VERSION if fingerprint.startswith(FINGERPRINT_VERSION) else ""
-        return hash_weights(self.path, version=version) == fingerprint
-
     def copy_tokenizer_model(self, folder: Path) -> None:
         """Copy SentencePiece's tokenizer.model, which `save_pretrained` leaves out and llama.cpp needs, into `folder`.
 
@@ -177,15 +152,17 @@ class Checkpoint:
         Raises:
             PokegemmaError: the checkpoint has none, and its family does.
         """
-        path = load_part(
-            "tokenizer.model",
-            self.path,
-            cached_file,
-            filename="tokenizer.model",
-            _raise_exceptions_for_missing_entries=self.family.has_tokenizer_model,
-        )
-        if path is not None:
-            shutil.copyfile(path, folder / "tokenizer.model")
+        copy_tokenizer_model(self.path, folder, is_required=self.family.has_tokenizer_model)
+
+    def save_files(self, folder: Path) -> None:
+        """Write everything but config and weights into `folder`: what loading and converting a model needs.
+
+        Raises:
+            PokegemmaError: as `copy_tokenizer_model`.
+        """
+        self.processor.save_pretrained(folder)
+        self.copy_tokenizer_model(folder)
+        write_converter_files(self.processor, folder)
 
 
 def open_checkpoint(

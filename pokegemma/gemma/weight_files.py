@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from pokegemma.errors import PokegemmaError
@@ -39,8 +40,11 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def published_name(name: str) -> str:
+def published_name(name: str, *, text_alone: bool = False) -> str:
     """Return what published Gemma 3 checkpoints call a tensor, which is what llama.cpp and mlx-vlm read.
+
+    Args:
+        text_alone: of a Gemma 3 for text alone, whose names have no `language_model`.
 
     transformers 5 saves other names in three cases: a checkpoint-N of full fine-tuning (`model.vision_tower...`), a
     model built from its config (`vision_tower.embeddings...`), and full fine-tuning under DeepSpeed ZeRO-3
@@ -51,6 +55,8 @@ def published_name(name: str) -> str:
         'language_model.model.layers.0.mlp.up_proj.weight'
     """
     plain = plain_name(name)
+    if text_alone:
+        return plain if plain == HEAD else f"model.{plain}"
     part, _, rest = plain.partition(".")
     if part == "lm_head":
         return f"language_model.{plain}"
@@ -175,3 +181,38 @@ def hash_weights(path: str | Path, *, version: str = FINGERPRINT_VERSION) -> str
         digest.update(f"{name}{tensor.shape}".encode())
         digest.update(tensor.beginning())
     return version + digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """What a checkpoint of any kind has.
+
+    Attributes:
+        path: a folder or a Hub id.
+        config: as its config.json has it.
+    """
+
+    path: str
+    config: PreTrainedConfig
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the weights are stored quantised."""
+        return bool(getattr(self.config, "quantization_config", None) or getattr(self.config, "quantization", None))
+
+    def weights_fingerprint(self) -> str:
+        """Return a hash that identifies the stored weights; see `hash_weights`.
+
+        Raises:
+            PokegemmaError: they cannot be read.
+        """
+        return hash_weights(self.path)
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Return whether the stored weights have a fingerprint, which an earlier version may have taken.
+
+        Raises:
+            PokegemmaError: they cannot be read.
+        """
+        version = FINGERPRINT_VERSION if fingerprint.startswith(FINGERPRINT_VERSION) else ""
+        return hash_weights(self.path, version=version) == fingerprint

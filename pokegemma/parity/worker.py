@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pokegemma.engines.engine import Engine
+from pokegemma.engines.questions import Question
 from pokegemma.errors import PokegemmaError
 from pokegemma.parity.engine_spec import EngineFailedError, EngineSpec
 from pokegemma.parity.task import Measured, Reading, Task
@@ -48,26 +49,51 @@ def load_engine(spec: EngineSpec, *, num_context: int) -> Engine:
 
 
 def take_reading(engine: Engine, task: Task, number: int) -> Reading:
-    """Ask an engine for one decision.
+    """Ask an engine for one decision of a task."""
+    return ask_engine(
+        engine,
+        task.question(number),
+        prefix=task.prefix,
+        branches=task.branches,
+        max_new_tokens=task.max_new_tokens,
+        answer=None if task.answers is None else task.answers[number],
+    )
+
+
+def ask_engine(
+    engine: Engine,
+    question: Question,
+    *,
+    prefix: tuple[int, ...],
+    branches: tuple[tuple[int, ...], ...],
+    max_new_tokens: int,
+    answer: tuple[int, ...] | None = None,
+) -> Reading:
+    """Ask an engine one question, and for the log-probabilities of the answers that `prefix` and `branches` stand for.
 
     The answer is written first, so that its seconds include the prompt, which no earlier reading has cached.
+
+    Args:
+        answer: tokens to read; None: the engine's own.
+
+    Raises:
+        PokegemmaError: a token is not in its vocabulary, or it returns NaN.
     """
-    question = task.question(number)
     began = time.perf_counter()
-    tokens = tuple(engine.write(question, max_new_tokens=task.max_new_tokens))
+    tokens = tuple(engine.write(question, max_new_tokens=max_new_tokens))
     seconds = time.perf_counter() - began
-    answer = tokens if task.answers is None else task.answers[number]
-    continuations = [(*task.prefix, *branch) for branch in task.branches]
+    answer = tokens if answer is None else answer
+    continuations = [(*prefix, *branch) for branch in branches]
     # An engine that writes nothing has no answer to read.
     rows = engine.read(question, [*continuations, answer] if answer else continuations)
     vocabulary = rows[0].shape[-1]
     beyond = [token for row in (*continuations, answer) for token in row if token >= vocabulary]
     if beyond:
         raise PokegemmaError(f"token {beyond[0]} is not among its {vocabulary}: not the reference's vocabulary")
-    start = len(task.prefix)
+    start = len(prefix)
     buttons = [
         row[np.arange(start, start + len(branch)), list(branch)].sum()
-        for row, branch in zip(rows, task.branches, strict=False)
+        for row, branch in zip(rows, branches, strict=False)
     ]
     answer_rows = rows[-1] if answer else np.zeros((0, vocabulary), np.float32)
     log_probabilities = answer_rows[np.arange(len(answer)), list(answer)]

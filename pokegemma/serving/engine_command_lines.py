@@ -30,6 +30,9 @@ EngineName = Literal["transformers", "vllm", "llama.cpp", "mlx"]
 PICTURE_BATCH = 1024
 """Fewest tokens in a batch of llama.cpp. A whole picture must fit, since attention is bidirectional inside it."""
 
+_TEXT_BATCH = 512
+"""Tokens in a batch without pictures: llama.cpp reserves the logits of all of them, 1 MiB for each of a Gemma."""
+
 _LLAMA_CPP_VARIABLES = ("HOST", "PORT", "CONFIG_FILE")
 """Variables that override the flags of llama-cpp-python's server: HOST=0.0.0.0 would open it to the network."""
 
@@ -139,6 +142,11 @@ def _vllm(model_path: str, options: ServerOptions) -> _Parts:
     facts = read_facts(model_path)
     _warn_of_causal(facts, model_path, "vLLM")
     program = shutil.which("vllm")
+    pictures = {
+        "--limit-mm-per-prompt": json.dumps({"image": facts.pictures_in_prompt}),
+        # Attention is bidirectional inside a picture, so a chunk must not end inside one.
+        "--disable-chunked-mm-input": None,
+    }
     flags = {
         "--host": options.host,
         "--port": options.port,
@@ -146,11 +154,9 @@ def _vllm(model_path: str, options: ServerOptions) -> _Parts:
         # vLLM would convert float32 weights to float16, which overflows in Gemma 3.
         "--dtype": "bfloat16" if options.dtype == "auto" else options.dtype,
         "--max-model-len": options.context_tokens or facts.context_tokens,
-        "--limit-mm-per-prompt": json.dumps({"image": facts.pictures_in_prompt}),
+        **(pictures if facts.pictures_in_prompt else {}),
         # Not the sampling of generation_config.json: a request contains its own.
         "--generation-config": "vllm",
-        # Attention is bidirectional inside a picture, so a chunk must not end inside one.
-        "--disable-chunked-mm-input": None,
         # Rules and goal are the same in every prompt of a session, and come first.
         "--enable-prefix-caching": None,
     }
@@ -168,17 +174,18 @@ def _vllm(model_path: str, options: ServerOptions) -> _Parts:
 
 def _tokens(facts: ModelFacts, options: ServerOptions) -> tuple[int, int]:
     """Return llama.cpp's context and batch in tokens."""
-    return options.context_tokens or facts.context_tokens, max(PICTURE_BATCH, facts.image_tokens)
+    batch = max(PICTURE_BATCH, facts.image_tokens) if facts.pictures_in_prompt else _TEXT_BATCH
+    return options.context_tokens or facts.context_tokens, batch
 
 
 def llama_server_command(
-    model: Path, mmproj: Path, facts: ModelFacts, options: ServerOptions, *, program: str = "llama-server"
+    model: Path, mmproj: Path | None, facts: ModelFacts, options: ServerOptions, *, program: str = "llama-server"
 ) -> tuple[str, ...]:
     """Return the command line of llama.cpp's own server; requests name the model as `model` is written."""
     context, batch = _tokens(facts, options)
     flags = {
         "--model": model,
-        "--mmproj": mmproj,
+        **({} if mmproj is None else {"--mmproj": mmproj}),
         "--alias": model,
         "--host": options.host,
         "--port": options.port,
@@ -206,8 +213,8 @@ def _llama_cpp(model_path: str, options: ServerOptions) -> _Parts:
     context, batch = _tokens(facts, options)
     flags = {
         "--model": model,
-        "--clip_model_path": mmproj,
-        "--chat_format": "mtmd",  # the chat template of the GGUF
+        # The chat template of the GGUF, with pictures; without them it is what the server takes by itself.
+        **({} if mmproj is None else {"--clip_model_path": mmproj, "--chat_format": "mtmd"}),
         "--model_alias": model,
         "--host": options.host,
         "--port": options.port,

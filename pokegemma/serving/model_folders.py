@@ -9,11 +9,13 @@ from safetensors import SafetensorError, safe_open
 
 from pokegemma.data.trajectories import DEFAULT_MAX_DECISIONS
 from pokegemma.errors import PokegemmaError
+from pokegemma.gemma.text import TEXT_MODEL
 from pokegemma.provenance import is_hub_id, read_run_record
 
 _PICTURES = {"grid": 1, "frames": 4}
 _TEXT_TOKENS = 128  # of a decision, without its picture
 _FIXED_TOKENS = 768  # rules, goal, and an answer of 256 tokens
+_STATE_TOKENS = 1024  # the state of a battle and an answer, with room
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def _find_key(record: dict[str, Any], key: str) -> Any:
 def read_facts(model_path: str) -> ModelFacts:
     """Return the facts of a model, from config.json and run.json in its folder.
 
+    A policy for battles gets a context for one state.
+
     A GGUF folder has only run.json; for a Hub id both are missing.
 
     Raises:
@@ -68,10 +72,13 @@ def read_facts(model_path: str) -> ModelFacts:
     pictures = _PICTURES.get(str(layout)) or 4 + int(_find_key(record, "max_decisions") or DEFAULT_MAX_DECISIONS)
     image_tokens = config.get("mm_tokens_per_image") or _find_key(record, "image_tokens") or 256
     attention = config.get("image_attention") or _find_key(record, "image_attention") or "bidirectional"
+    model_type = config.get("model_type") or record.get("model_type")
     needed = -(-(pictures * (image_tokens + _TEXT_TOKENS) + _FIXED_TOKENS) // 1024) * 1024
+    if model_type == TEXT_MODEL:
+        pictures, needed = 0, _STATE_TOKENS
     longest = (config.get("text_config") or config).get("max_position_embeddings") or needed
     return ModelFacts(
-        model_type=config.get("model_type"),
+        model_type=model_type,
         image_attention=str(attention),
         pictures_in_prompt=pictures,
         image_tokens=image_tokens,
@@ -121,8 +128,8 @@ def adds_bos(model_path: str) -> bool:
     return any("SpecialToken" in part for part in processor.get("single") or ())
 
 
-def find_gguf(model_path: str, quantization: str | None) -> tuple[Path, Path]:
-    """Return the files of the language model and of the vision tower with its projector.
+def find_gguf(model_path: str, quantization: str | None) -> tuple[Path, Path | None]:
+    """Return the files of the language model and of the vision tower with its projector; a policy has no second one.
 
     Args:
         model_path: a .gguf file, or a folder that scripts/convert_to_gguf.py wrote.
@@ -138,17 +145,23 @@ def find_gguf(model_path: str, quantization: str | None) -> tuple[Path, Path]:
         raise PokegemmaError(f"--quantization {quantization} chooses a file of a folder, but {flag} is not a folder")
     if not path.is_file():
         raise PokegemmaError(f"{flag}: no such file or folder")
+    mmproj = None if read_facts(str(path.parent)).model_type == TEXT_MODEL else _find_mmproj(path, flag)
+    for file in (path, mmproj):
+        if file is not None:
+            with open(file, "rb") as opened:
+                if opened.read(4) != b"GGUF":
+                    raise PokegemmaError(f"{file}: not a GGUF file")
+    return path, mmproj
+
+
+def _find_mmproj(path: Path, flag: str) -> Path:
     projectors = sorted(path.parent.glob("mmproj*.gguf"))
     if path in projectors:
         raise PokegemmaError(f"{flag} is the projector; choose the language model that it belongs to")
     if len(projectors) != 1:
         found = f"several ({', '.join(file.name for file in projectors)})" if projectors else "none"
         raise PokegemmaError(f"{path.parent}: needs one vision part (mmproj*.gguf), but has {found}")
-    for file in (path, projectors[0]):
-        with open(file, "rb") as opened:
-            if opened.read(4) != b"GGUF":
-                raise PokegemmaError(f"{file}: not a GGUF file")
-    return path, projectors[0]
+    return projectors[0]
 
 
 def _choose_gguf(folder: Path, quantization: str | None, flag: str) -> Path:

@@ -11,6 +11,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 logger = logging.getLogger(__name__)
 
 
+def is_true_anywhere(condition: bool, args: TrainingArguments) -> bool:
+    """Return whether a condition holds in any process of a training run; all of them have to ask."""
+    if args.world_size == 1:
+        return condition
+    flag = torch.tensor(float(condition), device=args.device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 class StopOnSignal(TrainerCallback):
     """On SIGTERM or SIGINT, finish the optimizer step, save a checkpoint and stop; on a second SIGINT, stop at once.
 
@@ -41,11 +50,7 @@ class StopOnSignal(TrainerCallback):
         self._requested = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        requested = self._requested
-        if args.world_size > 1:  # the signal may reach the processes in different steps
-            flag = torch.tensor(float(requested), device=args.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            requested = bool(flag.item())
-        if requested and state.global_step < state.max_steps:
+        # The signal may reach the processes in different steps.
+        if is_true_anywhere(self._requested, args) and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
             logger.warning("stopping after step %d of %d because of a signal", state.global_step, state.max_steps)

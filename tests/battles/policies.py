@@ -37,3 +37,103 @@ def tiny_policy(packed_battles: Path, make_once: MakeOnce) -> Path:
     from pokegemma.battles.trajectories.packed import PackedTrajectories
 
     return make_once("tiny_policy", lambda folder: make_tiny_policy(folder, PackedTrajectories(packed_battles).words))
+
+
+@pytest.fixture(scope="session")
+def spelled_policy(packed_battles: Path, make_once: MakeOnce) -> Path:
+    """Return a tiny Gemma 3 for text alone as the published ones are, which has learned the first decisions.
+
+    It has SentencePiece's tokens, and full attention in every sixth layer.
+    """
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    from pokegemma.battles.cloning.batches import TrainingBatches
+    from pokegemma.battles.cloning.rows import make_rows
+    from pokegemma.battles.policy.checkpoint import open_policy
+    from pokegemma.battles.trajectories.packed import PackedTrajectories
+    from pokegemma.gemma.tiny.tokenizer import train_tokenizer
+
+    def make(folder: Path) -> None:
+        tokenizer = train_tokenizer(folder, seed=0)
+        torch.manual_seed(0)
+        config = Gemma3TextConfig(
+            vocab_size=64 * -(-len(tokenizer) // 64),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=16,
+            query_pre_attn_scalar=16,
+            max_position_embeddings=2048,
+            sliding_window=64,
+        )
+        model = Gemma3ForCausalLM(config)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.hidden_size**-0.5)
+        model.save_pretrained(folder)
+        batch = TrainingBatches(0)(list(make_rows(PackedTrajectories(packed_battles), [0, 2], open_policy(folder))))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for _ in range(200):
+            loss = model(**batch, use_cache=False).loss
+            if loss.item() < 0.1:
+                break
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        assert loss.item() < 0.1, loss
+        model.eval().save_pretrained(folder)
+
+    return make_once("spelled_policy", make)
+
+
+@pytest.fixture(scope="session")
+def spelled_adapter(packed_battles: Path, spelled_policy: Path, make_once: MakeOnce) -> Path:
+    """Return an adapter of it with random weights, and the run.json of a training."""
+    from pokegemma.battles.policy.checkpoint import open_policy
+    from pokegemma.provenance import write_run_record
+    from tests.battles.adapters import write_random_adapter
+
+    def make(folder: Path) -> None:
+        write_random_adapter(folder, spelled_policy)
+        write_run_record(
+            folder,
+            stage="train",
+            options={"text": "short"},
+            status="completed",
+            base_model=str(spelled_policy),
+            base_fingerprint=open_policy(spelled_policy).weights_fingerprint(),
+            dataset={"path": str(packed_battles)},
+        )
+
+    return make_once("spelled_adapter", make)
+
+
+@pytest.fixture(scope="session")
+def policy_gguf(spelled_policy: Path, make_once: MakeOnce) -> Path:
+    """Return the policy as f16 and q8_0, by the converter that ./init.sh --with gguf fetched."""
+    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
+    from pokegemma.export.gguf import convert_to_gguf
+    from pokegemma.export.llama_cpp_converter import find_converter
+
+    def make(folder: Path) -> None:
+        convert_to_gguf(spelled_policy, folder / "gguf", quantizations=["f16", "q8_0"], converter=find_converter(None))
+
+    return make_once("policy_gguf", make) / "gguf"
+
+
+@pytest.fixture(scope="session")
+def gemma270m(make_once: MakeOnce) -> Path:
+    """Return the checkpoint of a real Gemma 3 270M."""
+    from pokegemma.errors import PokegemmaError
+    from pokegemma.gemma.gemma270m.package import find_weights
+
+    try:
+        path = find_weights()
+    except PokegemmaError as error:
+        pytest.skip(str(error))
+    pytest.importorskip("gguf", reason="needs ./init.sh --with gemma270m --accept-gemma-terms")
+    from pokegemma.gemma.gemma270m.conversion import convert_gguf
+
+    return make_once("gemma270m", lambda folder: convert_gguf(path, folder))

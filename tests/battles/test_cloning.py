@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import torch
 
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
 from datasets import Dataset
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from pokegemma.battles.cloning.baselines import measure_baselines
 from pokegemma.battles.cloning.batches import ScoringBatches, TrainingBatches
 from pokegemma.battles.cloning.options import CloningOptions, CloningTrainingOptions
 from pokegemma.battles.cloning.rows import load_rows, make_rows, pack_legal, spread, unpack_legal
 from pokegemma.battles.cloning.selection import BattleFilter, choose_split, select_battles
+from pokegemma.battles.cloning.time_limit import TimeLimit
 from pokegemma.battles.cloning.trainer import CloningTrainer, judge_scores
 from pokegemma.battles.policy.checkpoint import open_policy
 from pokegemma.battles.trajectories.packed import PackedTrajectories
@@ -225,6 +228,29 @@ def test_training_writes_a_policy_and_resumes_exactly(packed_battles: Path, tiny
     weights = whole.load_model().state_dict()
     resumed = open_policy(tmp_path / "part").load_model().state_dict()
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.slow(5)
+def test_training_ends_when_its_time_is_over(packed_battles: Path, tiny_policy: Path, tmp_path) -> None:
+    limit = ("--finetuning", "full", "--max_steps", "50", "--max_minutes", "0.0001")
+    record = train(packed_battles, tiny_policy, tmp_path / "out", *limit)
+    assert (record["status"], record["global_step"]) == ("completed", 1)
+    assert record["accuracy"]["action_accuracy"] > 0
+    assert open_policy(tmp_path / "out").load_model().num_parameters() > 150_000
+
+
+def test_the_time_of_a_resumed_run_counts_from_its_checkpoint() -> None:
+    limit = TimeLimit(10)
+    saved = {"TimeLimit": {"attributes": {"used_s": 599.99}}}
+    arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", eval_strategy="no")
+    for step, earlier, stops in ((0, {}, False), (3, saved, True)):
+        state, control = TrainerState(global_step=step, max_steps=9), TrainerControl()
+        state.stateful_callbacks = earlier
+        limit.on_train_begin(arguments, state, control)
+        time.sleep(0.02)
+        limit.on_step_end(arguments, state, control)
+        assert control.should_training_stop is stops
+    assert limit.state()["attributes"]["used_s"] > 600
 
 
 @pytest.mark.slow(6)

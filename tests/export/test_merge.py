@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
-from pokegemma.export import merge as merging
-from pokegemma.export.merge import Verification, check_verification, merge
+from pokegemma.export.merge import merge
+from pokegemma.export.merge_limits import STORED_TOLERANCE
+from pokegemma.export.merge_logits import Verification, check_verification
 from pokegemma.gemma.adapters.reading import read_adapter
 from pokegemma.gemma.families import FAMILIES
 from pokegemma.gemma.loading import open_checkpoint
@@ -68,7 +69,7 @@ def test_merged_and_stored_weights_say_what_adapter_and_base_say(merged: tuple[P
     assert verification.num_samples == 3
     assert verification.adapter_effect > 0.01
     assert verification.merged_error < 1e-5
-    assert 0 < verification.stored_error < merging.STORED_TOLERANCE["bfloat16"]  # rounded, so not nothing
+    assert 0 < verification.stored_error < STORED_TOLERANCE["bfloat16"]  # rounded, so not nothing
 
 
 def test_the_merged_folder_has_the_published_layout_and_type(
@@ -114,7 +115,7 @@ def test_the_record_carries_layout_and_training(merged: tuple[Path, Verification
 
 def test_float32_keeps_the_merge_exact(adapter: Path, held_out: Path, tmp_path: Path) -> None:
     result = merge(adapter, tmp_path / "m", dtype="float32", verify_on=held_out, num_samples=1)
-    assert result.stored_error <= merging.STORED_TOLERANCE["float32"]
+    assert result.stored_error <= STORED_TOLERANCE["float32"]
 
 
 def test_an_adapter_trained_on_nf4_weights_is_merged_onto_whole_ones(

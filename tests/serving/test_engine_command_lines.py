@@ -93,9 +93,9 @@ def test_vllm_has_room_for_the_layout(write_checkpoint: Callable[..., str]) -> N
         "3072",
         "--limit-mm-per-prompt",
         '{"image": 4}',
+        "--disable-chunked-mm-input",
         "--generation-config",
         "vllm",
-        "--disable-chunked-mm-input",
         "--enable-prefix-caching",
         "--mm-processor-kwargs",
     )
@@ -154,6 +154,22 @@ def test_llama_cpp_takes_whole_pictures_and_penalises_no_repetition(
         "--logits_all": "true",
         "--verbose": "false",
     }
+
+
+def test_a_policy_for_battles_needs_no_vision_part(
+    write_gguf: Callable[..., Path], write_checkpoint: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    folder = write_gguf("model-q8_0.gguf")
+    with pytest.raises(PokegemmaError, match="needs one vision part"):
+        build_launch("llama.cpp", str(folder), ServerOptions())
+    (folder / "run.json").write_text(json.dumps({"stage": "gguf", "model_type": "gemma3_text"}))
+    launch = build_launch("llama.cpp", str(folder), ServerOptions())
+    assert not {"--clip_model_path", "--chat_format"} & set(launch.command)
+    assert (words_after(launch, "--n_ctx"), words_after(launch, "--n_batch")) == ("1024", "512")
+    launch = build_launch("vllm", write_checkpoint(model_type="gemma3_text"), ServerOptions())
+    assert not {"--limit-mm-per-prompt", "--disable-chunked-mm-input", "--mm-processor-kwargs"} & set(launch.command)
+    assert words_after(launch, "--max-model-len") == "1024"
 
 
 def test_llama_server_on_path_is_preferred(

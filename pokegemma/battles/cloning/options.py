@@ -96,6 +96,13 @@ class CloningTrainingOptions(TrainingOptions):
     logging_steps: float = option(20, "Optimizer steps between log lines.")
     metric_for_best_model: str | None = option("eval_action_accuracy", "Metric that selects the best checkpoint.")
     dataloader_num_workers: int = option(0, "Processes that make batches, which is little work.")
+    max_minutes: float | None = option(
+        None, "End training after so many minutes, as after its last step. The learning rate follows the steps."
+    )
+
+    def __post_init__(self) -> None:
+        check_range("--max_minutes", self.max_minutes, above=0)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

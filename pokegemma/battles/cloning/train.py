@@ -15,6 +15,7 @@ from pokegemma.battles.cloning.baselines import measure_baselines
 from pokegemma.battles.cloning.batches import TrainingBatches
 from pokegemma.battles.cloning.options import CloningOptions, CloningRun, CloningTrainingOptions, PolicyModelOptions
 from pokegemma.battles.cloning.rows import load_rows, spread
+from pokegemma.battles.cloning.time_limit import TimeLimit
 from pokegemma.battles.cloning.trainer import CloningTrainer
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy
 from pokegemma.battles.training_run import TrainingRun, describe_inputs, open_run
@@ -91,6 +92,8 @@ def train_policy(data: CloningOptions, training: CloningTrainingOptions, model: 
         trainer.model.config.use_cache = True
         trainer.save_model()
         trainer.save_state()
+        if run.record.is_written and not options.model.use_peft:
+            inputs.base.save_files(Path(training.output_dir))  # with tokenizer.model, for llama.cpp
         best = trainer.state.best_model_checkpoint
         return {"best_checkpoint": best, **facts, "accuracy": _find_accuracy(trainer)}
 
@@ -123,6 +126,7 @@ def _build_trainer(
         record.facts["parallel_mode"] = require_mode(wrapped, training)
         record.write("running")
 
+    limits = [] if training.max_minutes is None else [TimeLimit(training.max_minutes)]
     try:
         trainer = CloningTrainer(
             model=model,
@@ -131,7 +135,7 @@ def _build_trainer(
             eval_dataset=held_out,
             data_collator=TrainingBatches(base.tokenizer.pad_token_id or 0),
             processing_class=base.tokenizer,
-            callbacks=[stop, EvaluateAtEnd(), CurvePlotter()],
+            callbacks=[stop, EvaluateAtEnd(), CurvePlotter(), *limits],
             peft_config=make_lora_config(options.model) if options.model.use_peft else None,
             before_first_step=record_mode,
             action_tokens=base.action_tokens,

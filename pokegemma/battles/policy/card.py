@@ -38,7 +38,7 @@ def render_policy_card(policy: Path, arena: Path, *, player: str, name: str = "p
     if record.get("stage") != "train":
         raise PokegemmaError(f"{policy} is not the result of scripts/sft_battles.py: its run.json is missing")
     standings = _read_standings(arena)
-    opponents = [_view(pair, player) for pair in standings["pairs"] if player in pair["players"]]
+    opponents = [view_pair(pair, player) for pair in standings["pairs"] if player in pair["players"]]
     if not opponents:
         raise PokegemmaError(f"{arena}: no player {player!r} in it")
     temperature = _check_played(policy, arena, player)
@@ -82,7 +82,7 @@ def _check_played(policy: Path, arena: Path, player: str) -> float:
     return float(temperature)
 
 
-def _view(pair: Mapping[str, Any], player: str) -> dict[str, Any]:
+def view_pair(pair: Mapping[str, Any], player: str) -> dict[str, Any]:
     """Return a pair as one of its players sees it."""
     first, second = pair["players"]
     if player == first:

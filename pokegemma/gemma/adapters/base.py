@@ -1,21 +1,29 @@
 """Open the base checkpoint that an adapter was trained on."""
 
 import logging
+from collections.abc import Callable
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.adapters.reading import CONFIG_FILE, Adapter
 from pokegemma.gemma.image_attention import adapter_image_attention
 from pokegemma.gemma.loading import Checkpoint, open_checkpoint
 from pokegemma.gemma.model_image_size import adapter_image_size
+from pokegemma.gemma.text.checkpoint import TextCheckpoint
 
 logger = logging.getLogger(__name__)
 
 
-def open_base(adapter: Adapter, base: str | None = None) -> Checkpoint:
+def open_base(
+    adapter: Adapter,
+    base: str | None = None,
+    *,
+    opener: Callable[..., Checkpoint | TextCheckpoint] = open_checkpoint,
+) -> Checkpoint | TextCheckpoint:
     """Return the base checkpoint of an adapter, with the pictures that the adapter was trained on.
 
     Args:
         base: a folder or a Hub id; None: the one that the adapter names.
+        opener: `open_checkpoint`, or `open_gemma` where a base without vision will do, too.
 
     Raises:
         PokegemmaError: the adapter names no base, it cannot be opened, or it is known to be another one.
@@ -29,7 +37,7 @@ def open_base(adapter: Adapter, base: str | None = None) -> Checkpoint:
         "image_attention": adapter_image_attention(adapter.path),
     }
     try:
-        checkpoint = open_checkpoint(base or named, **pictures)
+        checkpoint = opener(base or named, **pictures)
     except PokegemmaError as error:
         if base:
             raise
@@ -39,7 +47,7 @@ def open_base(adapter: Adapter, base: str | None = None) -> Checkpoint:
         return checkpoint
     recorded = adapter.run.get("base_model") or named
     try:
-        quantised, unknown = open_checkpoint(recorded).is_quantised, ""
+        quantised, unknown = opener(recorded).is_quantised, ""
     except PokegemmaError:
         quantised, unknown = False, ", which cannot be read; its config.json would show whether it is quantised"
     if not (base and quantised):

@@ -1,7 +1,6 @@
 """A tiny SentencePiece tokenizer with Gemma's control symbols, and the chat template that goes with it."""
 
 import io
-import json
 import random
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import sentencepiece
 from transformers import GemmaTokenizer
 
 from pokegemma.data import prompts
+from pokegemma.gemma.text.tokenizer_files import write_tokenizer_files
 
 CHAT_TEMPLATE = """\
 {{ bos_token }}
@@ -69,8 +69,7 @@ def train_tokenizer(
 ) -> GemmaTokenizer:
     """Write a tiny SentencePiece tokenizer to `folder` and return it.
 
-    As the published ones, it adds a BOS to every text: text of a chat template, which begins with one, has to be
-    tokenized with `add_special_tokens=False`.
+    As the published ones, it adds a BOS to every text; see `write_tokenizer_files`.
 
     Args:
         control_symbols: part of SentencePiece's vocabulary.
@@ -101,18 +100,4 @@ def train_tokenizer(
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    # The published tokenizers add a BOS to every text, also to one that begins with it; transformers' default does not.
-    tokenizer = GemmaTokenizer.from_pretrained(folder, extra_special_tokens=tokens, add_bos_token=True)
-    tokenizer.save_pretrained(folder)
-    # transformers takes every user-defined symbol of tokenizer.model for a special token, and notes the path it
-    # read. Newlines are ordinary text in the published checkpoints: decoding must keep them.
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["extra_special_tokens"] = [token for token in config["extra_special_tokens"] if token not in _NEWLINES]
-    for name in ("vocab_file", "is_local", "local_files_only"):
-        config.pop(name, None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    for token in backend["added_tokens"]:
-        token["special"] = token["content"] not in _NEWLINES
-    (folder / "tokenizer.json").write_text(json.dumps(backend, ensure_ascii=False), encoding="utf-8")
-    return GemmaTokenizer.from_pretrained(folder)
+    return write_tokenizer_files(folder, is_text=_NEWLINES.__contains__, tokens=tokens)
