@@ -49,6 +49,7 @@ class HourOptions:
     batch_size: int = option(16, "Decisions in a step of the real model.")
     learning_rate: float = option(5e-4, "Peak learning rate of its adapter.")
     dtype: str = option("bfloat16", "Type of its frozen weights.")
+    eval_fraction: float = option(0.05, "Share of the battles that are held out.")
     max_eval_decisions: int = option(512, "Held-out decisions to measure accuracy on.")
 
     def __post_init__(self) -> None:
@@ -138,6 +139,7 @@ def train(learner: Learner, options: HourOptions, folder: Path, progress: Progre
         "per_device_eval_batch_size": 32,
         "gradient_checkpointing": False,
         "report_to": "none",
+        "eval_fraction": options.eval_fraction,
         "max_eval_decisions": options.max_eval_decisions,
         **learner.flags,
     }

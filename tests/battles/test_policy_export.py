@@ -236,6 +236,7 @@ def test_a_served_policy_plays_as_its_checkpoint(policy_gguf: Path, spelled_poli
             play(simulator, make_specs(1), (player, RandomBattlePlayer()), max_turns=6)
             for player in (served, load_policy_player(spelled_policy, "policy", device="cpu"))
         ]
-    steps = [[step.action for step in next(iter(result.values())).seats[0].steps] for result in results]
+    seats = [next(iter(result.values())).seats[0] for result in results]
+    steps = [[step.action for step in seat.steps] for seat in seats]
     assert steps[0] == steps[1] and len(steps[0]) >= 6
-    assert served.num_unreadable < len(steps[0])
+    assert seats[0].num_unanswered < len(steps[0])

@@ -44,8 +44,8 @@ class CloningTrainer(PokemonTrainer):
         labels = inputs["labels"]
         first = int((labels != IGNORED_LABEL).any(0).int().argmax())
         read = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
-        # Places and not their number, by which transformers takes a slice: in bfloat16 on a CPU, torch (2.13) takes more
-        # than 40 times as long for the head of a slice as for that of a copy.
+        # Places and not their number, by which transformers takes a slice: in bfloat16 on a CPU, torch (2.13) takes 40
+        # times as long and more for the head of a slice as for that of a copy.
         places = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)
         logits = model(**read, logits_to_keep=places, use_cache=False).logits
         wanted = labels[:, first:]
