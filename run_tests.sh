@@ -9,6 +9,7 @@ python=$(./init.sh --print-python)
 
 # What a caller has set for training must not reach the tests: they work offline, on the CPU, and log nowhere.
 unset MODEL_NAME DATASET_PATH EVAL_DATASET_PATH OUTPUT_DIR MAX_STEPS BATCH_SIZE GRAD_ACCUM LEARNING_RATE LAYOUT
+unset PYTHONDONTWRITEBYTECODE  # each process that a test starts would compile the project again
 unset ACCELERATE_CONFIG HUGGINGFACE_TOKEN HF_TOKEN WANDB_API_KEY WANDB_PROJECT WANDB_ENTITY
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled MPLBACKEND=Agg
 export PYTHONUNBUFFERED=1
