@@ -79,6 +79,7 @@ WAIT = "import os, time; open('started', 'w').write(str(os.getpid())); time.slee
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_forked_python_gets_signals_and_ends_by_them(number: int, forked_python: str, tmp_path: Path) -> None:
     options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    options["preexec_fn"] = lambda: signal.signal(number, signal.SIG_DFL)  # a shell's background job ignores SIGINT
     with killed_after(subprocess.Popen([forked_python, "-c", WAIT], **options)) as process:
         wait_until(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text(), process)
         process.send_signal(number)
