@@ -97,6 +97,8 @@ def machine(record: Record) -> str:
             f" In bfloat16, a large matrix product reached {rates['flop_per_s'] / 1e12:.3g} teraFLOP/s, and a copy "
             f"{rates['bytes_per_s'] / 1e9:.3g} GB/s."
         )
+    if record["rehearsal"]:
+        return text + " **A rehearsal with tiny shapes: its figures mean nothing.**"
     return text + " Weights are random, in Gemma-3-4B's shape."
 
 
@@ -140,8 +142,9 @@ def memory(record: Record) -> str:
     rows = measured(record, "memory")
     if not rows:
         return ""
-    note = f"The longest samples as frames ({rows[0]['longest_rows_tokens'][0]} tokens), gradient checkpointing."
-    return f"**Peak memory.** {note} Measured with CUDA's own.\n\n{table(TRIALS, trials(rows))}"
+    note = f"The longest samples as frames ({rows[0]['longest_rows_tokens'][0]} tokens), gradient checkpointing. "
+    note += "Measured is all memory in use on the GPU, with the CUDA contexts of the trial and of the search."
+    return f"**Peak memory.** {note}\n\n{table(TRIALS, trials(rows))}"
 
 
 def batch_size(record: Record) -> str:

@@ -191,6 +191,9 @@ def test_the_tables_have_what_was_measured_and_what_was_not(record: dict[str, An
     text = make_gpu_tables.describe(record)
     assert "commit 0123abc, 20" in text
     assert "2 teraFLOP/s" in text
+    assert "A rehearsal with tiny shapes" in text
+    assert "Gemma-3-4B" not in text
+    assert "in Gemma-3-4B's shape" in make_gpu_tables.machine({**record, "rehearsal": False})
     lines = text.splitlines()
     (header,) = [line for line in lines if "decisions/s | ratio" in line]
     assert header.endswith("| share of 2 teraFLOP/s |")
