@@ -16,8 +16,8 @@ from pokegemma.battles.offline_rl import formulas, kl_damping
 from pokegemma.battles.offline_rl.features import prepare_features
 from pokegemma.battles.offline_rl.losses import BattleBatch, compute_losses, judge_batch
 from pokegemma.battles.offline_rl.model import ActorCritic
+from pokegemma.battles.offline_rl.network_files import load_actor_critic, save_actor_critic
 from pokegemma.battles.offline_rl.options import OfflineRLTrainingOptions, RewardName
-from pokegemma.battles.offline_rl.train import load_actor_critic, save_actor_critic
 from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
 from pokegemma.battles.offline_rl.windows import BattleWindows, collate_windows
 from pokegemma.battles.players.opening import PlayerSource
@@ -120,11 +120,11 @@ def cache(packed_battles: Path, tiny_policy: Path, tmp_path):
 def test_features_are_what_the_policy_makes_of_each_state(cache, tiny_policy: Path) -> None:
     battles, features = cache
     policy = open_policy(tiny_policy)
-    assert features[3].shape == (8, 64)
+    assert features[3]["features"].shape == (8, 64)
     prompts = policy.encode([f"{text} action" for text in battles.short_texts(3)])
     with torch.inference_mode():
         plain = torch.cat([last_hidden_states(policy.load_model(), [prompt]) for prompt in prompts])
-    assert features[3] == pytest.approx(plain.numpy(), abs=1e-5)
+    assert features[3]["features"] == pytest.approx(plain.numpy(), abs=1e-5)
 
 
 def test_features_of_another_encoder_are_refused(cache, tiny_policy: Path, tmp_path) -> None:

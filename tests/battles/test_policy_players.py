@@ -12,7 +12,7 @@ from tests.battles.simulated import make_specs, open_seat, play
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
 from pokegemma.battles.legal_actions import find_legal_actions
 from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
-from pokegemma.battles.offline_rl.train import save_actor_critic
+from pokegemma.battles.offline_rl.network_files import save_actor_critic
 from pokegemma.battles.players.actor_critic_player import ActorCriticPlayer, load_actor_critic_player
 from pokegemma.battles.players.opening import PlayerSource
 from pokegemma.battles.players.player import BattleDecision

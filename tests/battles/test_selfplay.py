@@ -10,7 +10,7 @@ from tests.processes import call_script, fork_server
 
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
 from pokegemma.battles.offline_rl.model import ActorCritic
-from pokegemma.battles.offline_rl.train import save_actor_critic
+from pokegemma.battles.offline_rl.network_files import save_actor_critic
 from pokegemma.battles.players.opening import PlayerSource
 from pokegemma.battles.selfplay.learner import LEARNER, SCRIPTS_IMPORT, Learner, link_trajectories, parse_others
 from pokegemma.battles.selfplay.options import SelfPlayOptions

@@ -8,6 +8,8 @@ from typing import Any
 from pokegemma.errors import PokegemmaError
 
 SHAPE_FILE = "actor_critic.json"
+ADAPTER_FOLDER = "encoder_adapter"
+"""Of the adapter of an encoder that was trained, in the folder of the actor-critic."""
 
 
 def describe_path(encoder: str, folder: Path) -> dict[str, str]:

@@ -24,16 +24,16 @@ _STATES_A_BATCH = 4096
 
 
 class StateFeatures:
-    """The features of the states of packed battles, memory-mapped: `cache[index]` is (T, width) float32."""
+    """The features of the states of packed battles, memory-mapped: `states[index]` has (T, width) float32."""
 
     def __init__(self, folder: Path, ends: np.ndarray) -> None:
         self._features = np.load(folder / _FEATURES_FILE, mmap_mode="r")
         self._ends = ends
         self.width = self._features.shape[1]
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         start = int(self._ends[index - 1]) if index else 0
-        return np.array(self._features[start : int(self._ends[index])])
+        return {"features": np.array(self._features[start : int(self._ends[index])])}
 
 
 def count_states(battles: PackedTrajectories) -> np.ndarray:

@@ -60,6 +60,7 @@ def compute_losses(
     *,
     clone: bool = False,
     reference: ActorCritic | None = None,
+    reference_features: torch.Tensor | None = None,
     kl_weight: float = 0.0,
 ) -> Losses:
     """Return the losses of a batch.
@@ -67,6 +68,7 @@ def compute_losses(
     Args:
         clone: the actor learns every action, not only those above the average.
         reference: a frozen network of the same gammas, whose policy of each gamma that of `model` stays near.
+        reference_features: of the states for it, as `BattleBatch.features`; None: these.
         kl_weight: k of the KL divergence from the reference, the mean over gammas and the transitions that are used.
     """
     states = model.encode(batch.features, batch.numbers)
@@ -85,7 +87,8 @@ def compute_losses(
     actor = formulas.actor_loss(_pick(log_policy, actions)[None], advantages[None], ones[None], clone=clone)
     kl = actor.new_zeros(())
     if reference is not None:
-        log_reference = formulas.log_policy(_actor_logits(reference, batch), legal[:, None])
+        features = batch.features if reference_features is None else reference_features
+        log_reference = formulas.log_policy(_actor_logits(reference, batch, features), legal[:, None])
         kl = formulas.masked_mean(kl_to_reference(log_policy, log_reference).mean(-1), ones)
     return Losses(
         actor=actor,
@@ -98,9 +101,9 @@ def compute_losses(
 
 
 @torch.no_grad()
-def _actor_logits(reference: ActorCritic, batch: BattleBatch) -> torch.Tensor:
+def _actor_logits(reference: ActorCritic, batch: BattleBatch, features: torch.Tensor) -> torch.Tensor:
     """Return what another network's actor makes of the transitions that are used, by its own trunk, (N, G, A)."""
-    return reference.heads.actor_logits(reference.encode(batch.features, batch.numbers)[:, :-1][batch.used])
+    return reference.heads.actor_logits(reference.encode(features, batch.numbers)[:, :-1][batch.used])
 
 
 @torch.no_grad()

@@ -22,8 +22,17 @@ class OfflineRLOptions(BattleOptions):
     """What to learn from, and the network."""
 
     encoder: str = option(
-        ..., "Policy whose Gemma 3 encodes states, frozen: a checkpoint or an adapter of scripts/sft_battles.py."
+        ..., "Policy whose Gemma 3 encodes states: a checkpoint or an adapter of scripts/sft_battles.py."
     )
+    encoder_training: Literal["frozen", "lora"] = option(
+        "frozen",
+        "frozen: the encoder stays as it is, and features of all states are computed once. lora: an adapter of it is "
+        "trained, too, so that every step computes features.",
+    )
+    encoder_batch_size: int = option(64, "States that go through the encoder at once.")
+    lora_r: int = option(16, "With --encoder_training lora: rank of the adapter.")
+    lora_alpha: int = option(32, "With --encoder_training lora: its scale, divided by the rank.")
+    lora_dropout: float = option(0.05, "With --encoder_training lora: dropout before it.")
     features_dir: str | None = option(
         None, "Folder of the features of all states, computed once. Default: --output_dir with _features appended."
     )
@@ -51,6 +60,8 @@ class OfflineRLOptions(BattleOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, "width", "num_layers", "num_heads", "num_critics", at_least=1)
+        check_ranges(self, "encoder_batch_size", "lora_r", "lora_alpha", at_least=1)
+        check_range("--lora_dropout", self.lora_dropout, at_least=0, below=1)
         check_range("--window", self.window, at_least=2)
         check_range("--difference_decay", self.difference_decay, at_least=0)
         check_ranges(self, "kl_start", "kl_max", "kl_target", above=0)
@@ -58,6 +69,21 @@ class OfflineRLOptions(BattleOptions):
             check_range("--gammas", gamma, at_least=0, below=1)
         if self.width % self.num_heads:
             raise PokegemmaError(f"--width {self.width}: must be a multiple of --num_heads {self.num_heads}")
+        if self.trains_encoder and self.features_dir is not None:
+            raise PokegemmaError("--features_dir: with --encoder_training lora features change in every step")
+        if not self.trains_encoder:
+            self._refuse_changed("--encoder_training lora", "lora_r", "lora_alpha", "lora_dropout")
+        if self.reference is None:
+            self._refuse_changed("--reference", "kl_start", "kl_max", "kl_target")
+
+    @property
+    def trains_encoder(self) -> bool:
+        return self.encoder_training == "lora"
+
+    def _refuse_changed(self, needed: str, *names: str) -> None:
+        for each in dataclasses.fields(self):
+            if each.name in names and getattr(self, each.name) != each.default:
+                raise PokegemmaError(f"--{each.name} needs {needed}")
 
 
 def _sft_options() -> dict[str, tuple[Any, str]]:
@@ -78,9 +104,12 @@ UNUSED: dict[str, tuple[Any, str]] = {
     **_sft_options(),
     "bf16": (None, _FLOAT32),
     **dict.fromkeys(("fp16", "bf16_full_eval", "fp16_full_eval"), (False, _FLOAT32)),
-    **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), (None, "the network is small")),
     **dict.fromkeys(
-        ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), (None, "the network is small")
+        (
+            *("gradient_checkpointing", "activation_checkpointing"),
+            *("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+        ),
+        (None, "an encoder that is trained always computes its activations again"),
     ),
     **dict.fromkeys(("hub_token", "hub_private_repo", "hub_model_id", "hub_revision"), (None, _NO_HUB)),
     **dict.fromkeys(("push_to_hub", "hub_always_push"), (False, _NO_HUB)),
@@ -121,7 +150,7 @@ class OfflineRLTrainingOptions(TrainingOptions):
     load_best_model_at_end: bool = option(False, "Return the checkpoint with the best evaluation.")
     metric_for_best_model: str | None = option("eval_rank_of_played", "Metric that selects the best checkpoint.")
     dataloader_num_workers: int = option(0, "Processes that make batches, which is little work.")
-    gradient_checkpointing: bool | None = option(None, "Not supported: the network is small.")
+    gradient_checkpointing: bool | None = option(None, "Not supported: a trained encoder has it always.")
     remove_unused_columns: bool = option(False, "Not supported: there are no columns.")
 
     def __post_init__(self) -> None:

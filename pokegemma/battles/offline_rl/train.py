@@ -1,24 +1,25 @@
-"""Offline reinforcement learning from packed trajectories: the steps of a run, and the files of its result."""
+"""Offline reinforcement learning from packed trajectories: the steps of a run."""
 
 import copy
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from pokegemma.battles.cloning.options import PolicyModelOptions
 from pokegemma.battles.cloning.selection import SplitName, select_battles
+from pokegemma.battles.cloning.train import make_lora_config
 from pokegemma.battles.offline_rl import formulas
-from pokegemma.battles.offline_rl.encoder_path import SHAPE_FILE, describe_path, find_encoder, read_shape_file
+from pokegemma.battles.offline_rl.encoder_path import ADAPTER_FOLDER
 from pokegemma.battles.offline_rl.features import StateFeatures, describe_encoder, prepare_features
 from pokegemma.battles.offline_rl.kl_damping import KLController
 from pokegemma.battles.offline_rl.model import ActorCritic, ActorCriticShape
+from pokegemma.battles.offline_rl.network_files import load_actor_critic, save_actor_critic
 from pokegemma.battles.offline_rl.options import OfflineRLOptions, OfflineRLRun, OfflineRLTrainingOptions
+from pokegemma.battles.offline_rl.trained_encoder import StateTokens, TrainedEncoder, make_trained_encoder
 from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
 from pokegemma.battles.offline_rl.windows import BattleWindows
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy
@@ -26,18 +27,16 @@ from pokegemma.battles.training_run import describe_inputs, open_run
 from pokegemma.battles.trajectories.files import TrajectoryName
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import atomic_file, write_synced
 from pokegemma.training.loss_curve import CurvePlotter
 from pokegemma.training.stop_on_signal import StopOnSignal
 from pokegemma.training.trainer import EvaluateAtEnd
 
 logger = logging.getLogger(__name__)
 
-NETWORK_FILE = "actor_critic.safetensors"
-
 _FIXED_OPTIONS = (
     *("won_only", "min_rating", "formats", "since", "until", "eval_fraction", "reward", "actor", "width"),
     *("num_layers", "num_heads", "window", "gammas", "num_critics", "difference_decay", "per_device_train_batch_size"),
+    *("encoder_training", "lora_r", "lora_alpha", "lora_dropout"),
     "reference",
 )
 """Options that a resumed run must have as before."""
@@ -70,13 +69,12 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
         overwrite=data.overwrite,
         fixed=_FIXED_OPTIONS if reference is None else (*_FIXED_OPTIONS, *_FIXED_WITH_REFERENCE),
     )
-    features_dir = Path(data.features_dir or f"{Path(training.output_dir)}_features")
-    cache = prepare_features(features_dir, battles, policy, device=training.device)
+    states = _prepare_states(options, battles, policy)
     set_seed(training.seed)
-    model = _make_model(data, reference, cache.width)
+    model = _make_model(options, policy, reference)
     run.clear_folder()
-    train = _make_windows(options, battles, cache, "train")
-    held_out = _make_windows(options, battles, cache, "eval") if data.eval_fraction and training.evaluates else None
+    train = _make_windows(options, battles, states, "train")
+    held_out = _make_windows(options, battles, states, "eval") if data.eval_fraction and training.evaluates else None
     if held_out is None:
         training.eval_strategy, training.load_best_model_at_end = IntervalStrategy.NO, False
     trainer = OfflineRLTrainer(
@@ -91,7 +89,8 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
     logger.info("%d windows of battles, %d trained weights", len(train), num_trained)
 
     def finish() -> dict[str, Any]:
-        save_actor_critic(Path(training.output_dir), trainer.model.network, encoder=data.encoder)
+        if run.record.is_written:
+            _save_result(Path(training.output_dir), trainer.model, policy)
         trainer.save_state()
         evaluations = [entry for entry in trainer.state.log_history if "eval_rank_of_played" in entry]
         return {"num_trained_weights": num_trained, "evaluation": evaluations[-1] if evaluations else None}
@@ -99,8 +98,19 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
     return run.train(trainer, stop, finish=finish)
 
 
+def _prepare_states(
+    options: OfflineRLRun, battles: PackedTrajectories, policy: PolicyCheckpoint
+) -> StateFeatures | StateTokens:
+    """Return the features of all states, or their tokens where the encoder is trained."""
+    data, training = options.data, options.training
+    if data.trains_encoder:
+        return StateTokens(battles, policy)
+    folder = Path(data.features_dir or f"{Path(training.output_dir)}_features")
+    return prepare_features(folder, battles, policy, device=training.device, batch_size=data.encoder_batch_size)
+
+
 def _make_windows(
-    options: OfflineRLRun, battles: PackedTrajectories, cache: StateFeatures, split: SplitName
+    options: OfflineRLRun, battles: PackedTrajectories, states: StateFeatures | StateTokens, split: SplitName
 ) -> BattleWindows:
     data = options.data
     indices = list(select_battles(battles, data.battle_filter(), eval_fraction=data.eval_fraction, split=split))
@@ -112,7 +122,7 @@ def _make_windows(
             f"{data.trajectories_dir}: no battle to {'learn from' if split == 'train' else 'evaluate on'}; change "
             "--won_only, --min_rating, --formats, --since, --until, --teacher or --eval_fraction"
         )
-    return BattleWindows(battles, cache, indices, length=data.window, reward=data.reward)
+    return BattleWindows(battles, states, indices, length=data.window, reward=data.reward)
 
 
 def _load_reference(data: OfflineRLOptions, policy: PolicyCheckpoint) -> ActorCritic:
@@ -123,16 +133,29 @@ def _load_reference(data: OfflineRLOptions, policy: PolicyCheckpoint) -> ActorCr
     return reference
 
 
-def _make_model(data: OfflineRLOptions, reference: ActorCritic | None, feature_width: int) -> TrainableActorCritic:
+def _make_model(options: OfflineRLRun, policy: PolicyCheckpoint, reference: ActorCritic | None) -> TrainableActorCritic:
     """Return what is trained: a new network, or one that starts as the reference, which is frozen next to it."""
-    shape, clone = _choose_shape(data, feature_width), data.actor == "clone"
+    data = options.data
+    shape, clone = _choose_shape(data, policy.config.hidden_size), data.actor == "clone"
+    encoder = _make_encoder(options, policy) if data.trains_encoder else None
     if reference is None:
-        return TrainableActorCritic(ActorCritic(shape), clone=clone)
+        return TrainableActorCritic(ActorCritic(shape), clone=clone, encoder=encoder)
     before, now = dataclasses.asdict(reference.shape), dataclasses.asdict(shape)
     if changed := [f"{name} is {before[name]} instead of {now[name]}" for name in now if before[name] != now[name]]:
         raise PokegemmaError(f"--reference {data.reference}: its network has other sizes: {', '.join(changed)}")
     controller = KLController(k_start=data.kl_start, k_max=data.kl_max, kl_target=data.kl_target)
-    return TrainableActorCritic(copy.deepcopy(reference), clone=clone, reference=reference, controller=controller)
+    start = copy.deepcopy(reference)
+    return TrainableActorCritic(start, clone=clone, encoder=encoder, reference=reference, controller=controller)
+
+
+def _make_encoder(options: OfflineRLRun, policy: PolicyCheckpoint) -> TrainedEncoder:
+    data = options.data
+    lora = PolicyModelOptions(
+        finetuning="lora", lora_r=data.lora_r, lora_alpha=data.lora_alpha, lora_dropout=data.lora_dropout
+    )
+    return make_trained_encoder(
+        policy, make_lora_config(lora), batch_size=data.encoder_batch_size, device=options.training.device
+    )
 
 
 def _choose_shape(data: OfflineRLOptions, feature_width: int) -> ActorCriticShape:
@@ -148,37 +171,8 @@ def _choose_shape(data: OfflineRLOptions, feature_width: int) -> ActorCriticShap
     )
 
 
-def save_actor_critic(folder: Path, network: ActorCritic, *, encoder: str) -> None:
-    """Write a network, its shape, and which encoder its features come from and where that is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight.contiguous().cpu() for name, weight in network.state_dict().items()}
-    with atomic_file(folder / NETWORK_FILE) as temporary:
-        save_file(weights, temporary)
-    record = {
-        **describe_path(encoder, folder),
-        "encoder_hashes": describe_encoder(open_policy(encoder)),
-        "shape": dataclasses.asdict(network.shape),
-    }
-    write_synced(folder / SHAPE_FILE, json.dumps(record, indent=2).encode())
-
-
-def load_actor_critic(folder: Path) -> tuple[ActorCritic, PolicyCheckpoint]:
-    """Return a trained network in eval mode, and the policy that encodes states for it.
-
-    Raises:
-        PokegemmaError: the folder has no network, its training was interrupted, or the encoder cannot be found or
-            opened, or is not the one of training.
-    """
-    record = read_shape_file(folder)
-    try:
-        shape = ActorCriticShape(**record["shape"] | {"gammas": tuple(record["shape"]["gammas"])})
-        network = ActorCritic(shape)
-        network.load_state_dict(load_file(folder / NETWORK_FILE))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise PokegemmaError(f"{folder} is not the result of scripts/rl_battles.py: {error}") from error
-    path, before = find_encoder(folder), record.get("encoder_hashes") or {}
-    policy = open_policy(path)
-    now = describe_encoder(policy)
-    if changed := [name for name in before if before[name] != now.get(name)]:
-        raise PokegemmaError(f"{folder} was trained with another encoder than {path} is now: its {changed[0]} differs")
-    return network.eval(), policy
+def _save_result(folder: Path, model: TrainableActorCritic, policy: PolicyCheckpoint) -> None:
+    if model.encoder is not None:
+        model.encoder.save(folder / ADAPTER_FOLDER, policy)
+    path = policy.path if policy.adapter is None else str(policy.adapter.path)
+    save_actor_critic(folder, model.network, encoder=path, has_adapter=model.encoder is not None)

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from pokegemma.battles.offline_rl.kl_damping import KLController
 from pokegemma.battles.offline_rl.losses import BattleBatch, Losses, compute_losses, judge_batch
 from pokegemma.battles.offline_rl.model import ActorCritic
+from pokegemma.battles.offline_rl.trained_encoder import TrainedEncoder
 from pokegemma.battles.offline_rl.windows import collate_windows
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.run_folder import WholeCheckpoints
@@ -22,7 +23,9 @@ class TrainableActorCritic(torch.nn.Module):
     """The network, whose forward pass returns the losses of a batch: what DistributedDataParallel wraps.
 
     Args:
+        encoder: trained with the network; None: batches have features.
         reference: another network, which is frozen here, and near which KL damping keeps the policy; None: no damping.
+            Its features are those of the encoder before it was trained.
         controller: of the damping.
     """
 
@@ -31,22 +34,36 @@ class TrainableActorCritic(torch.nn.Module):
         network: ActorCritic,
         *,
         clone: bool,
+        encoder: TrainedEncoder | None = None,
         reference: ActorCritic | None = None,
         controller: KLController | None = None,
     ) -> None:
         super().__init__()
-        self.network, self._clone = network, clone
+        self.network, self._clone, self.encoder = network, clone, encoder
         self.reference = None if reference is None else reference.requires_grad_(False)
         self.controller = None if reference is None else controller or KLController()
 
-    def forward(self, **batch: torch.Tensor) -> Losses:
+    def forward(self, **inputs: torch.Tensor) -> Losses:
+        """Return the losses of what `collate_windows` returned."""
+        features = None
+        if self.encoder is not None and self.reference is not None:
+            features = self.encoder.encode_untrained(inputs["tokens"], inputs["lengths"])
         return compute_losses(
             self.network,
-            BattleBatch(**batch),
+            self.make_batch(**inputs),
             clone=self._clone,
             reference=self.reference,
+            reference_features=features,
             kl_weight=0.0 if self.controller is None else self.controller.k,
         )
+
+    def make_batch(
+        self, *, tokens: torch.Tensor | None = None, lengths: torch.Tensor | None = None, **fields: torch.Tensor
+    ) -> BattleBatch:
+        """Return the batch, whose features are computed here where the encoder is trained."""
+        if self.encoder is not None:
+            fields["features"] = self.encoder(tokens, lengths)
+        return BattleBatch(**fields)
 
 
 class OfflineRLTrainer(WholeCheckpoints, Trainer):
@@ -133,9 +150,10 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
-        batch = BattleBatch(**self._prepare_inputs(inputs))
-        network = self.accelerator.unwrap_model(model).network
-        sums = judge_batch(network, batch).sum(0, keepdim=True)
+        bare = self.accelerator.unwrap_model(model)
+        with torch.no_grad():
+            batch = bare.make_batch(**self._prepare_inputs(inputs))
+        sums = judge_batch(bare.network, batch).sum(0, keepdim=True)
         self._results.append(self.accelerator.gather(sums).cpu())
         return torch.zeros(len(batch.actions), device=sums.device), None, None
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pokegemma.battles.offline_rl.features import StateFeatures
+from pokegemma.battles.offline_rl.trained_encoder import StateTokens
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.battles.trajectories.records import NO_ACTION
 from pokegemma.battles.trajectories.rewards import REWARDS
@@ -27,14 +28,21 @@ class BattleWindows(torch.utils.data.Dataset):
     """Windows of at most `length` - 1 transitions, which no two share; each has one state more than transitions.
 
     Args:
+        states: features of all states, or their tokens for an encoder that is trained.
         indices: of the battles.
         reward: one of `REWARDS`.
     """
 
     def __init__(
-        self, battles: PackedTrajectories, cache: StateFeatures, indices: Sequence[int], *, length: int, reward: str
+        self,
+        battles: PackedTrajectories,
+        states: StateFeatures | StateTokens,
+        indices: Sequence[int],
+        *,
+        length: int,
+        reward: str,
     ) -> None:
-        self._battles, self._cache = battles, cache
+        self._battles, self._states = battles, states
         self._reward = list(REWARDS).index(reward)
         self._places = [
             _Place(index, start, min(start + length - 1, num_states - 1))
@@ -54,7 +62,7 @@ class BattleWindows(torch.utils.data.Dataset):
         done = np.zeros(len(actions), dtype=bool)
         done[-1] = place.end == len(battle.actions) - 1  # a turn limit ends a battle, too
         return {
-            "features": self._cache[place.battle][states],
+            **{name: array[states] for name, array in self._states[place.battle].items()},
             "numbers": np.array(battle.numbers[states]),
             "legal": np.array(battle.legal[states]),
             "actions": np.where(actions == NO_ACTION, 0, actions),
@@ -65,13 +73,16 @@ class BattleWindows(torch.utils.data.Dataset):
 
 
 def collate_windows(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
-    """Return the fields of a `BattleBatch`, padded at their ends with zeros: such transitions are not used."""
+    """Return the fields of a `BattleBatch`, or tokens and lengths instead of features.
+
+    They are padded at their ends with zeros: such transitions are not used.
+    """
     batch = {}
     for name in windows[0]:
         arrays = [window[name] for window in windows]
-        length = max(map(len, arrays))
-        padded = np.zeros((len(arrays), length, *arrays[0].shape[1:]), dtype=arrays[0].dtype)
+        shape = np.max([array.shape for array in arrays], axis=0)
+        padded = np.zeros((len(arrays), *shape), dtype=arrays[0].dtype)
         for row, array in zip(padded, arrays, strict=True):
-            row[: len(array)] = array
+            row[tuple(map(slice, array.shape))] = array
         batch[name] = torch.from_numpy(padded)
     return batch

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import Gemma3ForCausalLM
 
 from pokegemma.battles.offline_rl.model import ActorCritic
-from pokegemma.battles.offline_rl.train import load_actor_critic
+from pokegemma.battles.offline_rl.network_files import load_actor_critic
 from pokegemma.battles.players.player import BattleDecision
 from pokegemma.battles.players.policy_player import draw_gumbel
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from pokegemma.battles.offline_rl.encoder_path import SHAPE_FILE, find_encoder
+from pokegemma.battles.offline_rl.encoder_path import ADAPTER_FOLDER, SHAPE_FILE, find_encoder
 from pokegemma.battles.players.metamon_player import hash_module, load_metamon_player
 from pokegemma.battles.players.player import BattlePlayer
 from pokegemma.battles.players.scripted import SCRIPTED_PLAYERS
@@ -159,7 +159,7 @@ def open_once(player: PlayerSource) -> BattlePlayer:
 def hash_weights_of(folder: Path) -> str:
     """Return a hash of all weights that a folder's player plays with, those of an adapter's base and an encoder too."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob(f"{ADAPTER_FOLDER}/*.safetensors"))]:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     for needed in _find_needed(folder):

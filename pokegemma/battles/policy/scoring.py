@@ -72,11 +72,18 @@ def last_hidden_states(model: Gemma3ForCausalLM | PeftModel, rows: Sequence[Sequ
 
     Rows are padded at their ends, which no earlier token sees: no mask is needed.
     """
-    ends = torch.tensor([len(row) - 1 for row in rows], device=model.device)
-    length = int(ends.max()) + 1
+    length = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=model.device)
+    return hidden_at_ends(model, ids, torch.tensor([len(row) - 1 for row in rows], device=model.device))
+
+
+def hidden_at_ends(model: Gemma3ForCausalLM | PeftModel, ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Return the model's output before the LM head at one place of each row, (rows, length), (rows,) -> (rows, width).
+
+    What follows that place makes no difference.
+    """
     hidden = _bare_model(model).model(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden[torch.arange(len(rows), device=model.device), ends]
+    return hidden[torch.arange(len(ids), device=ids.device), ends]
 
 
 def _bare_model(model: Gemma3ForCausalLM | PeftModel) -> Gemma3ForCausalLM:

@@ -11,7 +11,8 @@ from pokegemma.battles.arena.plan import Pair, list_battles, list_pairs
 from pokegemma.battles.arena.report import STANDINGS_FILE
 from pokegemma.battles.arena.results import BATTLES_FILE, read_battles
 from pokegemma.battles.arena.standings import count_rounds
-from pokegemma.battles.offline_rl.train import SHAPE_FILE, load_actor_critic
+from pokegemma.battles.offline_rl.encoder_path import SHAPE_FILE
+from pokegemma.battles.offline_rl.network_files import load_actor_critic
 from pokegemma.battles.players.opening import PlayerSource, parse_players
 from pokegemma.battles.policy.checkpoint import open_policy
 from pokegemma.battles.selfplay.options import LearningOptions
