@@ -1,6 +1,7 @@
 """What every script shares: options from flags and YAML, logging to stderr, errors to exit codes."""
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -18,6 +19,10 @@ from trl import TrlParser
 
 from pokegemma.errors import PokegemmaError, describe_machine_error, one_line
 from pokegemma.outputs import require_folder
+
+# What a script imports lives as long as its process: to search it for garbage again and again takes a second or two.
+_USUAL_THRESHOLDS = gc.get_threshold()
+gc.set_threshold(100_000, 100, 100)
 
 # Said on every start of a machine without a GPU, by libraries that only a GPU run uses; DeepSpeed says it on stdout.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -106,6 +111,8 @@ def parse_command(
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as a script: its return value, or its error's `exit_code`, becomes the exit status."""
+    gc.freeze()  # neither later collections nor the one at the end look at what has been imported
+    gc.set_threshold(*_USUAL_THRESHOLDS)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(message)s")
     for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "filelock", "matplotlib", "PIL", "mlflow", "alembic"):

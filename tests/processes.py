@@ -1,6 +1,7 @@
 """What tests need of processes: a script called without one, a port, waiting for what happens instead of for a time."""
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
@@ -44,6 +45,7 @@ def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess[st
         _logging_untouched(),
         mock.patch.dict(os.environ),  # scripts change it for the processes that they start
         mock.patch.object(sys, "argv", command),
+        mock.patch.object(gc, "freeze"),  # the models of earlier tests would stay in memory
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
     ):

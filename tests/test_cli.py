@@ -3,7 +3,9 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -152,3 +154,15 @@ def test_an_error_does_not_share_a_line_with_a_progress_bar(capsys: pytest.Captu
     with pytest.raises(SystemExit):
         run(main)
     assert capsys.readouterr().err.endswith("\nerror: stopped\n")
+
+
+def test_what_was_imported_is_left_out_of_collections_and_main_is_collected_as_usual() -> None:
+    code = """
+        import gc
+        usual = gc.get_threshold()
+        from pokegemma.cli import run
+        assert gc.get_threshold() > usual
+        run(lambda: print(gc.get_threshold() == usual, gc.get_freeze_count() > 10_000))
+    """
+    printed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert printed.stdout == "True True\n", printed.stderr
