@@ -3,8 +3,10 @@
 import contextlib
 import json
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,18 +17,32 @@ from tests.export import mlx_cases
 from tests.serving.adversary import run_adversary
 from tests.serving.served import write_colour_dataset, write_colour_model
 
+if TYPE_CHECKING:
+    from pokegemma.export.gguf import Conversion
+
 
 @pytest.fixture(scope="session")
-def gguf_folder(tiny_model: Path, make_once: MakeOnce) -> Path:
-    """Return the tiny model as f16, q8_0 and q4_k_m, by the converter that ./init.sh --with gguf fetched."""
+def to_gguf(forked_python: str) -> Callable[..., "Conversion"]:
+    """Return a function that converts a model by the converter that ./init.sh --with gguf fetched, started as a fork.
+
+    A new Python takes 5 seconds for the imports of the converter, which is started once for each file.
+    """
+    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
     from pokegemma.export.gguf import convert_to_gguf
     from pokegemma.export.llama_cpp_converter import find_converter
 
-    def make(folder: Path) -> None:
-        quantizations = ["f16", "q8_0", "q4_k_m"]
-        convert_to_gguf(tiny_model, folder / "tiny", quantizations=quantizations, converter=find_converter(None))
+    def convert(model: Path, output: Path, *quantizations: str) -> "Conversion":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", forked_python)
+            return convert_to_gguf(model, output, quantizations=quantizations, converter=find_converter(None))
 
-    return make_once("gguf", make) / "tiny"
+    return convert
+
+
+@pytest.fixture(scope="session")
+def gguf_folder(tiny_model: Path, to_gguf: Callable[..., "Conversion"], make_once: MakeOnce) -> Path:
+    """Return the tiny model as f16, q8_0 and q4_k_m."""
+    return make_once("gguf", lambda folder: to_gguf(tiny_model, folder / "tiny", "f16", "q8_0", "q4_k_m")) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -88,16 +104,9 @@ def colour_model(colour_dataset: Path, make_once: MakeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
-def colour_gguf(colour_model: Path, make_once: MakeOnce) -> Path:
+def colour_gguf(colour_model: Path, to_gguf: Callable[..., "Conversion"], make_once: MakeOnce) -> Path:
     """Return it converted for llama.cpp, as f16."""
-    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
-    from pokegemma.export.gguf import convert_to_gguf
-    from pokegemma.export.llama_cpp_converter import find_converter
-
-    def make(folder: Path) -> None:
-        convert_to_gguf(colour_model, folder / "gguf", quantizations=["f16"], converter=find_converter(None))
-
-    return make_once("colour_gguf", make) / "gguf"
+    return make_once("colour_gguf", lambda folder: to_gguf(colour_model, folder / "gguf", "f16")) / "gguf"
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What tests of policies need: made-up battles, packed, and a tiny policy that knows their words."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,16 +112,9 @@ def spelled_adapter(packed_battles: Path, spelled_policy: Path, make_once: MakeO
 
 
 @pytest.fixture(scope="session")
-def policy_gguf(spelled_policy: Path, make_once: MakeOnce) -> Path:
-    """Return the policy as f16 and q8_0, by the converter that ./init.sh --with gguf fetched."""
-    pytest.importorskip("llama_cpp", reason="needs ./init.sh --with gguf")
-    from pokegemma.export.gguf import convert_to_gguf
-    from pokegemma.export.llama_cpp_converter import find_converter
-
-    def make(folder: Path) -> None:
-        convert_to_gguf(spelled_policy, folder / "gguf", quantizations=["f16", "q8_0"], converter=find_converter(None))
-
-    return make_once("policy_gguf", make) / "gguf"
+def policy_gguf(spelled_policy: Path, to_gguf: Callable[..., object], make_once: MakeOnce) -> Path:
+    """Return the policy as f16 and q8_0."""
+    return make_once("policy_gguf", lambda folder: to_gguf(spelled_policy, folder / "gguf", "f16", "q8_0")) / "gguf"
 
 
 @pytest.fixture(scope="session")

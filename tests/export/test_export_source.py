@@ -115,9 +115,9 @@ def test_converters_are_shown_published_names_of_a_training_checkpoint(
 
 @pytest.mark.slow(7)
 def test_a_training_checkpoint_becomes_the_gguf_files_of_the_same_merged_one(
-    checkpoint_n: Path, gguf_folder: Path, tmp_path: Path
+    checkpoint_n: Path, gguf_folder: Path, to_gguf: Callable[..., object], tmp_path: Path
 ) -> None:
-    convert_to_gguf(checkpoint_n, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
+    to_gguf(checkpoint_n, tmp_path / "gguf", "f16")
     for name in ("model-f16.gguf", "mmproj-f16.gguf"):
         ours, theirs = ((folder / name).read_bytes() for folder in (tmp_path / "gguf", gguf_folder))
         assert len(ours) == pytest.approx(len(theirs), abs=200)  # the model's name is in it

@@ -110,7 +110,9 @@ def test_run_json_tells_sizes_and_types(gguf_folder: Path, tiny_model: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def wide_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GgufFile]:
+def wide_files(
+    to_gguf: Callable[..., gguf.Conversion], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, GgufFile]:
     """Return every type of a model whose rows have 256 and 512 weights, as k-quants need them."""
     folder = tmp_path_factory.mktemp("wide")
     make_tiny_gemma3(folder, image_size_px=56, num_image_tokens=4)
@@ -118,9 +120,7 @@ def wide_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GgufFile]:
     config.text_config.update({"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8})
     model = Gemma3ForConditionalGeneration(config).to(torch.bfloat16)
     model.save_pretrained(folder, save_original_format=False)
-    done = gguf.convert_to_gguf(
-        folder, folder.parent / "gguf", quantizations=list(QUANTIZATIONS), converter=find_converter(None)
-    )
+    done = to_gguf(folder, folder.parent / "gguf", *QUANTIZATIONS)
     return {**done.models, "mmproj": done.mmproj}
 
 

@@ -17,8 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
-from pokegemma.export.gguf import convert_to_gguf
-from pokegemma.export.llama_cpp_converter import find_converter
 from pokegemma.export.merge import merge
 from pokegemma.export.mlx import convert_to_mlx
 from pokegemma.gemma.families import TOWER
@@ -360,7 +358,7 @@ def test_several_processes_write_the_files_names_and_shapes_of_one(
 
 @pytest.mark.parametrize("variant", ["lora", "lora_all_parts", "full", "full_all_parts"])
 def test_trained_checkpoints_have_the_published_names_and_convert(
-    variant: str, run: Callable[..., Launch], shallow_model: Path, tmp_path: Path
+    variant: str, run: Callable[..., Launch], shallow_model: Path, to_gguf: Callable[..., object], tmp_path: Path
 ) -> None:
     _, trained = run(None, variant)
     if variant.startswith("lora"):
@@ -368,5 +366,5 @@ def test_trained_checkpoints_have_the_published_names_and_convert(
         trained = tmp_path / "merged"
     assert_frozen(trained, variant, shallow_model)
     if variant.endswith("all_parts"):  # the others have the same names
-        convert_to_gguf(trained, tmp_path / "gguf", quantizations=["f16"], converter=find_converter(None))
+        to_gguf(trained, tmp_path / "gguf", "f16")
         convert_to_mlx(trained, tmp_path / "mlx")
