@@ -16,7 +16,9 @@ from pokegemma.provenance import PROJECT_ROOT
 
 # Remarks about the machine, which libraries make in a notebook too.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 warnings.filterwarnings("ignore", message="IProgress not found")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate")
 
 
 def enter_work_folder() -> Path:

@@ -19,15 +19,14 @@ _SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 _TEXT = {
     "hidden_size": 128,
     "intermediate_size": 384,
-    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
     "query_pre_attn_scalar": 32,
     "max_position_embeddings": 8192,
-    "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
     **_SPECIAL,
 }
+_LAYER_TYPES = ["sliding_attention"] * 5 + ["full_attention"]
 _VISION = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -60,7 +59,13 @@ def make_teachable(model: Gemma3ForConditionalGeneration) -> None:
 
 
 def make_tiny_gemma3(
-    folder: Path, *, seed: int = 0, image_size_px: int = 224, num_image_tokens: int = 256, sliding_window: int = 512
+    folder: Path,
+    *,
+    seed: int = 0,
+    image_size_px: int = 224,
+    num_image_tokens: int = 256,
+    sliding_window: int = 512,
+    num_text_layers: int = len(_LAYER_TYPES),
 ) -> None:
     """Write a tiny random Gemma 3 (about 2 million weights) that loads wherever the published ones do.
 
@@ -72,12 +77,19 @@ def make_tiny_gemma3(
         folder: an existing folder.
         num_image_tokens: tokens a picture, the square of a divisor of `image_size_px` / 14.
         sliding_window: tokens that the five other text layers look back.
+        num_text_layers: with fewer than six none has full attention, as in the first layers of the published ones.
     """
     set_seed(seed)
     tokenizer = train_tokenizer(folder, seed=seed)
     stops = {"eos_token_id": [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]}
     config = Gemma3Config(
-        text_config={**_TEXT, "vocab_size": 64 * -(-len(tokenizer) // 64), "sliding_window": sliding_window},
+        text_config={
+            **_TEXT,
+            "num_hidden_layers": num_text_layers,
+            "layer_types": _LAYER_TYPES[:num_text_layers],
+            "vocab_size": 64 * -(-len(tokenizer) // 64),
+            "sliding_window": sliding_window,
+        },
         vision_config={**_VISION, "image_size": image_size_px},
         mm_tokens_per_image=num_image_tokens,
         boi_token_index=tokenizer.boi_token_id,

@@ -38,6 +38,13 @@ def test_the_default_checkpoint_has_256_tokens_a_picture_of_224_px(tmp_path: Pat
     assert (config.mm_tokens_per_image, config.vision_config.image_size) == (256, 224)
 
 
+def test_fewer_text_layers_have_sliding_attention_only(tmp_path: Path) -> None:
+    make_tiny_gemma3(tmp_path, image_size_px=56, num_image_tokens=4, num_text_layers=2)
+    model = open_checkpoint(tmp_path).load_model()
+    assert model.config.text_config.layer_types == ["sliding_attention"] * 2
+    assert len(model.model.language_model.layers) == 2
+
+
 def test_the_same_seed_makes_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
     make_tiny_gemma3(tmp_path, image_size_px=56, num_image_tokens=4, sliding_window=64)
     for path in tiny_model.iterdir():
