@@ -23,6 +23,7 @@ _FIXED_OPTIONS = (
     "train_projector",
     "use_dora",
     "use_rslora",
+    "learning_rate",  # a checkpoint contains it twice, in the optimizer and in the schedule: another would be ignored
 )
 _FIXED_TRAJECTORY_OPTIONS = ("max_decisions", "overlap_decisions")
 

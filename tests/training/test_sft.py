@@ -286,6 +286,14 @@ def test_resuming_with_other_trajectory_options_is_refused(tmp_path: Path) -> No
         check_resumed(tmp_path, options={**options, "max_decisions": 4}, facts=facts)
 
 
+def test_resuming_with_another_learning_rate_is_refused(tmp_path: Path) -> None:
+    options = dict.fromkeys(_FIXED_OPTIONS) | {"layout": "grid", "learning_rate": 2e-4}
+    facts = {"base_fingerprint": "f", "dataset": {"sha256": "d"}}
+    write_run_record(tmp_path, stage="train", options=options, **facts)
+    with pytest.raises(PokegemmaError, match=r"learning_rate was 0\.0002, is 0\.0001"):
+        check_resumed(tmp_path, options={**options, "learning_rate": 1e-4}, facts=facts)
+
+
 def test_answers_that_evaluation_cannot_read_are_refused_before_training(
     toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
