@@ -24,6 +24,7 @@ from pokegemma.errors import PokegemmaError
 from pokegemma.options import option
 from pokegemma.outputs import write_if_changed
 from pokegemma.provenance import PROJECT_ROOT
+from pokegemma.tables import format_markdown_table
 from pokegemma.training.batch_search.report import gib
 
 PAGE, RESULT = PROJECT_ROOT / "docs" / "hardware.md", PROJECT_ROOT / "benchmarks" / "on_gpu.json"
@@ -120,11 +121,6 @@ def losses_note(record: Record) -> str:
     return f"Losses differ from stock TRL's by {losses['largest_difference']:.1e} at most."
 
 
-def table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def trials(rows: Sequence[Record]) -> Iterator[Sequence[str]]:
     """Yield the cells of each trial of a batch size."""
     for row in rows:
@@ -144,7 +140,7 @@ def memory(record: Record) -> str:
         return ""
     note = f"The longest samples as frames ({rows[0]['longest_rows_tokens'][0]} tokens), gradient checkpointing. "
     note += "Measured is all memory in use on the GPU, with the CUDA contexts of the trial and of the search."
-    return f"**Peak memory.** {note}\n\n{table(TRIALS, trials(rows))}"
+    return f"**Peak memory.** {note}\n\n{format_markdown_table(TRIALS, trials(rows))}"
 
 
 def batch_size(record: Record) -> str:
@@ -154,7 +150,7 @@ def batch_size(record: Record) -> str:
     row = rows[0]
     found = row["found"] and f"BATCH_SIZE={row['found']['BATCH_SIZE']} GRAD_ACCUM={row['found']['GRAD_ACCUM']}"
     note = f"`scripts/find_batch_size.py` within {gib(row['limit_bytes'])} GiB found {found or 'no size that fits'}."
-    return f"**Batch size.** {note}\n\n{table(TRIALS, trials(rows))}"
+    return f"**Batch size.** {note}\n\n{format_markdown_table(TRIALS, trials(rows))}"
 
 
 def latency(record: Record) -> str:

@@ -1,6 +1,6 @@
-"""Tables as text, for a terminal."""
+"""Tables as text, for a terminal or in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def format_table(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
@@ -19,6 +19,12 @@ def format_table(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def format_markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, without a line break at its end."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def format_percent(value: float | None, *, digits: int = 1) -> str:

@@ -9,7 +9,9 @@ from transformers import Gemma3Processor
 from transformers.utils import is_timm_available
 
 from pokegemma.data.samples import Sample, read_samples
+from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches.collator import Gemma3Collator
+from pokegemma.gemma.gemma270m.package import find_weights
 from pokegemma.gemma.loading import open_checkpoint
 from pokegemma.gemma.tiny import gemma3n_gemma4
 from tests.conftest import MakeOnce
@@ -28,6 +30,28 @@ def make_collator(processor: Gemma3Processor, toy_dataset: Path) -> Callable[[st
 @pytest.fixture(scope="session")
 def samples(toy_dataset: Path) -> list[Sample]:
     return list(read_samples(toy_dataset / "train.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def gemma270m_file() -> Path:
+    """Return the GGUF file of a real Gemma 3 270M."""
+    try:
+        path = find_weights()
+    except PokegemmaError as error:
+        pytest.skip(str(error))
+    pytest.importorskip("gguf", reason="needs ./init.sh --with gemma270m --accept-gemma-terms")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_gemma(gemma270m_file: Path, make_once: MakeOnce) -> Path:
+    """Return the checkpoint of a real Gemma 3 270M with a random vision tower: pictures of 56 px, 4 tokens each."""
+    from pokegemma.gemma.gemma270m.vision import convert_gguf_with_vision
+
+    def make(folder: Path) -> None:
+        convert_gguf_with_vision(gemma270m_file, folder, image_size_px=56, num_image_tokens=4)
+
+    return make_once("real_gemma", make)
 
 
 @pytest.fixture(scope="session")

@@ -118,16 +118,8 @@ def policy_gguf(spelled_policy: Path, to_gguf: Callable[..., object], make_once:
 
 
 @pytest.fixture(scope="session")
-def gemma270m(make_once: MakeOnce) -> Path:
+def gemma270m(gemma270m_file: Path, make_once: MakeOnce) -> Path:
     """Return the checkpoint of a real Gemma 3 270M."""
-    from pokegemma.errors import PokegemmaError
-    from pokegemma.gemma.gemma270m.package import find_weights
-
-    try:
-        path = find_weights()
-    except PokegemmaError as error:
-        pytest.skip(str(error))
-    pytest.importorskip("gguf", reason="needs ./init.sh --with gemma270m --accept-gemma-terms")
     from pokegemma.gemma.gemma270m.conversion import convert_gguf
 
-    return make_once("gemma270m", lambda folder: convert_gguf(path, folder))
+    return make_once("gemma270m", lambda folder: convert_gguf(gemma270m_file, folder))

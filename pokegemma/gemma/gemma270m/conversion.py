@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Gemma3ForCausalLM, GgufConfig
+from transformers import Gemma3ForCausalLM, GemmaTokenizer, GgufConfig
 
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.checkpoint_files import load_part, write_added_tokens
@@ -67,8 +67,10 @@ def load_gguf(path: Path, *, dtype: Dtype = "float32") -> Gemma3ForCausalLM:
     return model.eval()
 
 
-def write_gguf_tokenizer(fields: Mapping[str, Any], folder: Path, *, tokens: Mapping[str, str] | None = None) -> None:
-    """Write the tokenizer of a GGUF file to a folder: tokenizer.model, tokenizer.json and tokenizer_config.json.
+def write_gguf_tokenizer(
+    fields: Mapping[str, Any], folder: Path, *, tokens: Mapping[str, str] | None = None
+) -> GemmaTokenizer:
+    """Write the tokenizer of a GGUF file to a folder, with tokenizer.model, and return it.
 
     Args:
         fields: what `read_gguf_fields` returned.
@@ -82,8 +84,9 @@ def write_gguf_tokenizer(fields: Mapping[str, Any], folder: Path, *, tokens: Map
     write_tokenizer_model(folder / "tokenizer.model", vocabulary)
     control = {piece for piece, _, kind in vocabulary if kind == CONTROL} | set((tokens or {}).values())
     special = control | {piece for piece, _, _ in vocabulary[:4]}
-    write_tokenizer_files(folder, is_text=lambda token: token not in special, tokens=tokens)
+    tokenizer = write_tokenizer_files(folder, is_text=lambda token: token not in special, tokens=tokens)
     write_added_tokens(folder)
+    return tokenizer
 
 
 def convert_gguf(path: Path, folder: Path, *, dtype: Dtype = "float32") -> Gemma3ForCausalLM:

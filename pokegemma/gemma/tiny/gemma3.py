@@ -1,6 +1,8 @@
 """A tiny random Gemma 3 with every part of the real ones; other families are in gemma3n_gemma4."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,6 +11,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessorPil,
     Gemma3Processor,
+    GemmaTokenizer,
     GenerationConfig,
     set_seed,
 )
@@ -53,9 +56,63 @@ def make_teachable(model: Gemma3ForConditionalGeneration) -> None:
     width = model.config.text_config.hidden_size
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=width**-0.5)
     torch.nn.init.constant_(model.model.language_model.norm.weight, 2.0)  # a factor of 3: Gemma's norms add one
+    draw_vision(model)
+
+
+@torch.no_grad()
+def draw_vision(model: Gemma3ForConditionalGeneration) -> None:
+    """Draw position embeddings and projector at sizes with which different pictures get different soft tokens."""
     torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.6)
     projection = model.model.multi_modal_projector.mm_input_projection_weight
     torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+
+
+def random_gemma3(
+    tokenizer: GemmaTokenizer, text: Mapping[str, Any], *, image_size_px: int, num_image_tokens: int
+) -> Gemma3ForConditionalGeneration:
+    """Return a random Gemma 3 with a small vision tower, as transformers starts it.
+
+    Args:
+        text: values of the language model's config, without the size of the vocabulary.
+        num_image_tokens: tokens a picture, the square of a divisor of `image_size_px` / 14.
+    """
+    stops = {"eos_token_id": [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]}
+    config = Gemma3Config(
+        text_config={**text, "vocab_size": 64 * -(-len(tokenizer) // 64)},
+        vision_config={**_VISION, "image_size": image_size_px},
+        mm_tokens_per_image=num_image_tokens,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        image_token_index=tokenizer.image_token_id,
+        tie_word_embeddings=True,
+        **stops,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(**{**_SPECIAL, **stops}, cache_implementation="hybrid", do_sample=False)
+    return model
+
+
+def save_published(model: Gemma3ForConditionalGeneration, tokenizer: GemmaTokenizer, folder: Path) -> None:
+    """Write a model that was built from its config as published checkpoints are, with its processor.
+
+    Args:
+        folder: already contains tokenizer.model.
+    """
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights = {_published_key(key): value for key, value in weights.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    size_px, num_image_tokens = model.config.vision_config.image_size, model.config.mm_tokens_per_image
+    image_processor = Gemma3ImageProcessorPil(
+        size={"height": size_px, "width": size_px}, image_seq_length=num_image_tokens
+    )
+    processor = Gemma3Processor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+        image_seq_length=num_image_tokens,
+    )
+    processor.save_pretrained(folder)
 
 
 def make_tiny_gemma3(
@@ -81,37 +138,12 @@ def make_tiny_gemma3(
     """
     set_seed(seed)
     tokenizer = train_tokenizer(folder, seed=seed)
-    stops = {"eos_token_id": [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]}
-    config = Gemma3Config(
-        text_config={
-            **_TEXT,
-            "num_hidden_layers": num_text_layers,
-            "layer_types": _LAYER_TYPES[:num_text_layers],
-            "vocab_size": 64 * -(-len(tokenizer) // 64),
-            "sliding_window": sliding_window,
-        },
-        vision_config={**_VISION, "image_size": image_size_px},
-        mm_tokens_per_image=num_image_tokens,
-        boi_token_index=tokenizer.boi_token_id,
-        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
-        image_token_index=tokenizer.image_token_id,
-        tie_word_embeddings=True,
-        **stops,
-    )
-    model = Gemma3ForConditionalGeneration(config)
+    text = {
+        **_TEXT,
+        "num_hidden_layers": num_text_layers,
+        "layer_types": _LAYER_TYPES[:num_text_layers],
+        "sliding_window": sliding_window,
+    }
+    model = random_gemma3(tokenizer, text, image_size_px=image_size_px, num_image_tokens=num_image_tokens)
     make_teachable(model)
-    model.generation_config = GenerationConfig(**{**_SPECIAL, **stops}, cache_implementation="hybrid", do_sample=False)
-    model.save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    weights = {_published_key(key): value for key, value in weights.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    image_processor = Gemma3ImageProcessorPil(
-        size={"height": image_size_px, "width": image_size_px}, image_seq_length=num_image_tokens
-    )
-    processor = Gemma3Processor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
-        image_seq_length=num_image_tokens,
-    )
-    processor.save_pretrained(folder)
+    save_published(model, tokenizer, folder)

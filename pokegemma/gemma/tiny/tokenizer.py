@@ -35,7 +35,9 @@ CHAT_TEMPLATE = """\
 """What Gemma 3's published template writes for user and model turns."""
 
 _CONTROL_SYMBOLS = ["<mask>", "[multimodal]", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"]
-_PICTURE_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+PICTURE_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+"""Of Gemma 3, by transformers' names."""
+
 _NEWLINES = ["\n" * count for count in range(1, 5)]
 _LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 _VOCABULARY_SIZE = 1024
@@ -65,7 +67,7 @@ def _corpus(seed: int) -> list[str]:
 
 
 def train_tokenizer(
-    folder: Path, *, seed: int, control_symbols: list[str] = _CONTROL_SYMBOLS, tokens: dict[str, str] = _PICTURE_TOKENS
+    folder: Path, *, seed: int, control_symbols: list[str] = _CONTROL_SYMBOLS, tokens: dict[str, str] = PICTURE_TOKENS
 ) -> GemmaTokenizer:
     """Write a tiny SentencePiece tokenizer to `folder` and return it.
 
