@@ -4,8 +4,9 @@
 
 It needs ./init.sh --with gguf --with gemma270m --accept-gemma-terms, and recorded sessions. The checkpoint and the
 dataset are made once in --output_dir. Each part writes its figures to PART.json there, with the command, the machine
-and the commit; --write_page writes its table into benchmarks/real_gemma.md. Random pictures mean nothing, and so do the
-buttons: what is compared is one way of computing with another.
+and the commit; a part whose file exists is not measured again. --write_page writes the tables into
+benchmarks/real_gemma.md. Random pictures mean nothing, and so do the buttons: what is compared is one way of computing
+with another.
 """
 
 import json
@@ -104,13 +105,14 @@ def cpu_s() -> float:
 
 
 def measure(name: str, made: Run, options: RealGemmaOptions) -> Path:
-    """Measure a part, and return the JSON file with its figures."""
-    began = cpu_s()
+    """Measure a part, unless its file exists, and return the JSON file with its figures."""
+    path, began = made.folder / f"{name}.json", cpu_s()
+    if path.is_file():
+        return path
     figures = PARTS[name].measure(made)
     command = f"python benchmarks/real_gemma.py --runs_dir path/to/runs --output_dir outputs/real_gemma --parts {name}"
     if options.num_image_tokens != 256:
         command += f" --num_image_tokens {options.num_image_tokens}"
-    path = made.folder / f"{name}.json"
     write_record(
         path,
         stage=f"real gemma, {name}",
@@ -155,9 +157,8 @@ def write_page(page: str, name: str, text: str) -> str:
 def main() -> None:
     (options,) = parse_options(RealGemmaOptions, description=__doc__)
     made = prepare(options)
-    for name in options.parts:
-        path = measure(name, made, options)
-        text = describe(name, path)
+    texts = {name: describe(name, measure(name, made, options)) for name in options.parts}
+    for name, text in texts.items():
         print(f"## {name}\n\n{text}")
         if options.write_page:
             write_if_changed(PAGE, write_page(PAGE.read_text(encoding="utf-8"), name, text))
