@@ -1,6 +1,8 @@
 """The probabilities of the buttons from each fast way of deciding, next to plain passes of stock transformers."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from benchmarks.decision_latency import BenchmarkOptions, choose_session, prompt
 from benchmarks.gpu_parts.plan import Run
 from benchmarks.play_path import play_recorded
 from benchmarks.real_gemma_parts.training import DTYPES
+from benchmarks.train_throughput import record_dataset
 from pokegemma.data.prompts import BUTTONS, LAYOUTS, Layout
 from pokegemma.data.samples import Sample
 from pokegemma.data.trajectories import Trajectory
@@ -27,24 +30,32 @@ PLAIN, ONE_PASS, BATCH = "plain passes of stock transformers", "one pass", "one 
 CACHED, PREPARED = "session cache", "session cache, prepared"
 
 
+Scores = dict[tuple[Layout, str, Dtype], np.ndarray]
+"""Probabilities (decisions, 8) of the buttons, by layout, way and type."""
+
+
 def measure(run: Run) -> dict[str, Any]:
-    """Return, for each layout and way, the largest difference of a probability in each type, and equal buttons."""
-    options = BenchmarkOptions(dataset_path=str(run.dataset), num_decisions=NUM_DECISIONS)
-    session = choose_session(options)[1]
-    scores: dict[tuple[Layout, str, Dtype], np.ndarray] = {}
+    """Return, for each layout and way, the largest difference of a probability in each type, and equal buttons.
+
+    The session is one of the toy game: in recorded ones the first turns are no samples, so that play would see others.
+    """
+    scores: Scores = {}
     tokens: dict[str, list[int]] = {}
-    for dtype in DTYPES:
-        checkpoint = open_checkpoint(run.checkpoint)
-        stock = Gemma3ForConditionalGeneration.from_pretrained(run.checkpoint, dtype=getattr(torch, dtype)).eval()
-        ours = checkpoint.load_model(dtype=dtype)
-        for layout in LAYOUTS:
-            collator = checkpoint.collator(layout=layout, dataset_folder=run.dataset)
-            batches = [prompt_batch(collator, example) for example in examples_of(session, layout)]
-            tokens[layout] = [batch["input_ids"].shape[1] for batch in batches]
-            rows = [score_by_rows(stock, expand_pictures(batch), collator.button_tokens) for batch in batches]
-            scores[layout, PLAIN, dtype] = torch.cat(rows).double().numpy()
-            for way, found in score_in_fast_ways(Predictor(ours, collator), session, batches).items():
-                scores[layout, way, dtype] = found
+    with tempfile.TemporaryDirectory(prefix="pokegemma_real_gemma_") as folder:
+        dataset = record_dataset(Path(folder), num_sessions=2, num_turns=NUM_DECISIONS + 1)
+        session = choose_session(BenchmarkOptions(dataset_path=str(dataset), num_decisions=NUM_DECISIONS))[1]
+        for dtype in DTYPES:
+            checkpoint = open_checkpoint(run.checkpoint)
+            stock = Gemma3ForConditionalGeneration.from_pretrained(run.checkpoint, dtype=getattr(torch, dtype)).eval()
+            ours = checkpoint.load_model(dtype=dtype)
+            for layout in LAYOUTS:
+                collator = checkpoint.collator(layout=layout, dataset_folder=dataset)
+                batches = [prompt_batch(collator, example) for example in examples_of(session, layout)]
+                tokens[layout] = [batch["input_ids"].shape[1] for batch in batches]
+                rows = [score_by_rows(stock, expand_pictures(batch), collator.button_tokens) for batch in batches]
+                scores[layout, PLAIN, dtype] = torch.cat(rows).double().numpy()
+                for way, found in score_in_fast_ways(Predictor(ours, collator), session, batches).items():
+                    scores[layout, way, dtype] = found
     return {
         "tokens": tokens,
         "probabilities": {layout: scores[layout, PLAIN, DTYPES[0]].tolist() for layout in LAYOUTS},
@@ -62,7 +73,7 @@ def examples_of(session: Sequence[Sample], layout: Layout) -> list[Sample | Traj
     return [Trajectory(tuple(session[:end])) for end in range(1, len(session) + 1)]
 
 
-def expected(scores: dict[tuple[Layout, str, Dtype], np.ndarray], layout: Layout, way: str, dtype: Dtype) -> np.ndarray:
+def expected(scores: Scores, layout: Layout, way: str, dtype: Dtype) -> np.ndarray:
     """Return what a way is compared with: plain passes in the same type; for these themselves in float32."""
     return scores[layout, PLAIN, DTYPES[0] if way == PLAIN else dtype]
 
@@ -117,8 +128,8 @@ def table(record: dict[str, Any]) -> str:
         for probabilities in record["probabilities"]["frames"]
     )
     note = (
-        f"Largest difference of a probability, and equal buttons, in {NUM_DECISIONS} decisions of a session. Prompts "
-        f"have these tokens: {lengths}. Fast ways are compared with plain passes in the same type, and plain passes in "
+        f"Largest difference of a probability, and equal buttons, in {NUM_DECISIONS} decisions of the toy game. "
+        f"Prompts have these tokens: {lengths}. Fast ways are compared with plain passes in the same type, and plain passes in "
         f"bfloat16 with those in float32. As frames, the likeliest buttons are {likeliest}.\n\n"
     )
     return note + format_markdown_table(("", *(f"{dtype}: Δ probability, same button" for dtype in DTYPES)), rows)

@@ -1,18 +1,19 @@
 """Loss and gradients of the fast ways of training next to stock transformers and TRL, in float32 and bfloat16."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from peft import get_peft_model
 from transformers import Gemma3ForConditionalGeneration
 
-from benchmarks.decision_latency import BenchmarkOptions, choose_session
 from benchmarks.gpu_parts.plan import Run
 from benchmarks.train_throughput import stock_batch
-from pokegemma.data.samples import Sample
+from pokegemma.data.samples import Sample, read_samples
 from pokegemma.data.trajectories import Trajectory
 from pokegemma.engines.questions import shown
+from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.batches.collator import IGNORED_LABEL
 from pokegemma.gemma.batches.feature_encoder import prepare_cache
 from pokegemma.gemma.families import FAMILIES
@@ -40,8 +41,7 @@ Step = tuple[float, torch.Tensor]
 
 def measure(run: Run) -> dict[str, Any]:
     """Return how far each way is from stock training in the same type, and stock in bfloat16 from itself in float32."""
-    options = BenchmarkOptions(dataset_path=str(run.dataset), num_decisions=NUM_SAMPLES + NUM_DECISIONS)
-    session = choose_session(options)[1]
+    session = first_session(run, num_samples=NUM_SAMPLES + NUM_DECISIONS)
     samples, trajectory = session[-NUM_SAMPLES:], Trajectory(tuple(session[-NUM_DECISIONS:]))
     steps: dict[tuple[str, Dtype], Step] = {}
     tokens: dict[str, int] = {}
@@ -57,6 +57,19 @@ def measure(run: Run) -> dict[str, Any]:
             for name in tokens
         },
     }
+
+
+def first_session(run: Run, *, num_samples: int) -> list[Sample]:
+    """Return the first samples of the first session that has enough.
+
+    Raises:
+        PokegemmaError: none has.
+    """
+    for _, group in groupby(read_samples(run.dataset / "train.jsonl"), key=lambda sample: sample.session):
+        session = list(group)[:num_samples]
+        if len(session) == num_samples:
+            return session
+    raise PokegemmaError(f"{run.dataset}: no session has {num_samples} samples")
 
 
 def reference(steps: dict[tuple[str, Dtype], Step], name: str, dtype: Dtype) -> Step:
