@@ -129,7 +129,7 @@ def table(record: dict[str, Any]) -> str:
     )
     note = (
         f"Largest difference of a probability, and equal buttons, in {NUM_DECISIONS} decisions of the toy game. "
-        f"Prompts have these tokens: {lengths}. Fast ways are compared with plain passes in the same type, and plain passes in "
-        f"bfloat16 with those in float32. As frames, the likeliest buttons are {likeliest}.\n\n"
+        f"Prompts have these tokens: {lengths}. Fast ways are compared with plain passes in the same type, and plain "
+        f"passes in bfloat16 with those in float32. As frames, the likeliest buttons are {likeliest}.\n\n"
     )
     return note + format_markdown_table(("", *(f"{dtype}: Δ probability, same button" for dtype in DTYPES)), rows)
