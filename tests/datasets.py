@@ -42,6 +42,7 @@ def make_sample(session: str, turn: int, button: str, previous: Iterable[str] = 
             "goal": goal,
             "buttons": [button],
             "previous_buttons": list(previous)[-MAX_PREVIOUS_BUTTONS:],
+            "frame_turns": [turn],
         },
     )
     return replace(sample, **changes)

@@ -56,6 +56,13 @@ class Sample:
         """Buttons pressed before this turn, oldest first, the last few only."""
         return self.metadata["previous_buttons"]
 
+    @property
+    def frame_turns(self) -> list[tuple[int, str]]:
+        """The turn that each frame comes from, with the frame's path, as far as the metadata states it."""
+        turns = self.metadata.get("frame_turns")
+        turns = turns if isinstance(turns, list) and len(turns) == len(self.frames) else []
+        return [(turn, path) for turn, path in zip(turns, self.frames, strict=False) if type(turn) is int]
+
     @classmethod
     def from_json(cls, line: str | bytes) -> "Sample":
         """Return the sample of one checked line of JSONL (see `scan_samples` for unchecked ones)."""

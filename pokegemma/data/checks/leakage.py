@@ -1,7 +1,7 @@
-"""Checks that a prompt does not contain its answer: the text of the prompt, the answer's words, the earlier buttons.
+"""Checks that a prompt does not contain its answer: its text, the answer's words, the earlier buttons, the frames.
 
 The prompts of the original project contained the reasoning and observations of the turn to be predicted.
-`text_probe` has a fourth check.
+`text_probe` has a fifth check.
 """
 
 import re
@@ -140,3 +140,21 @@ def check_history(splits: Iterable[Split]) -> Check:
         return skipped("earlier buttons", "no sample follows the turn before it")
     summary = f"{len(details)} of {num_compared} samples disagree with the turn before them"
     return Check("earlier buttons", "FAIL" if details else "PASS", summary, tuple(details))
+
+
+def check_frame_turns(splits: Iterable[Split]) -> Check:
+    """Fail if a window shows a frame of a later turn than its decision: it shows what the button did.
+
+    Only samples whose metadata states the turns of their frames can be checked.
+    """
+    details, num_stated = [], 0
+    for split in splits:
+        for where, sample in split.located():
+            turns = [turn for turn, _ in sample.frame_turns]
+            num_stated += bool(turns)
+            if turns and max(turns) > sample.metadata["turn"]:
+                details.append(f"{where} ({sample.id}): its window shows turn {max(turns)}")
+    if not num_stated:
+        return skipped("later frames", "no sample states which turns its frames come from")
+    summary = f"{len(details)} of {num_stated} windows show a frame from after their decision"
+    return Check("later frames", "FAIL" if details else "PASS", summary, tuple(details))

@@ -70,7 +70,7 @@ def _inspect(task: _Task, _: None) -> SessionView:
     strips, problems = FrameStrips(), []
     places = {path: _read(task, path, strips, problems) for path in _paths(task.samples)}
     samples = {sample.metadata["turn"]: sample for sample in task.samples}
-    shown = {turn: path for sample in task.samples for turn, path in _frame_turns(sample)}
+    shown = {turn: path for sample in task.samples for turn, path in sample.frame_turns}
     reason = next(iter(task.left_out)) if len(task.left_out) == 1 else LEFT_OUT_OF_DATASET
     turns = [
         _view(samples[number], places)
@@ -103,13 +103,6 @@ def _subtract(left_out: Mapping[str, int], reason: str, num_shown: int) -> dict[
 
 def _paths(samples: Sequence[Sample]) -> dict[str, None]:
     return dict.fromkeys(path for sample in samples for path in sample.frames)
-
-
-def _frame_turns(sample: Sample) -> list[tuple[int, str]]:
-    """Return the turn of each frame of the window, as far as the metadata tells."""
-    turns = sample.metadata.get("frame_turns")
-    turns = turns if isinstance(turns, list) and len(turns) == len(sample.frames) else []
-    return [(turn, path) for turn, path in zip(turns, sample.frames, strict=False) if type(turn) is int]
 
 
 def _read(task: _Task, path: str, strips: FrameStrips, problems: list[str]) -> int | None:

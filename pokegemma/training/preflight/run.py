@@ -83,6 +83,7 @@ def check_dataset(run: PlannedRun) -> Iterator[Check]:
         yield text_probe.check_text_probe(train, held_out, seed=run.options.training.seed)
     yield leakage.check_target_text(splits)
     yield leakage.check_history(splits)
+    yield leakage.check_frame_turns(splits)
     yield _draw_contact_sheet(run)
 
 

@@ -5,7 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pokegemma.data.checks.leakage import check_history, check_prompts, check_target_text, leaked_words
+from pokegemma.data.checks.leakage import (
+    check_frame_turns,
+    check_history,
+    check_prompts,
+    check_target_text,
+    leaked_words,
+)
 from pokegemma.data.checks.records import find_splits
 from pokegemma.data.checks.text_probe import advantage_p_value, check_text_probe
 from pokegemma.data.prompts import build_context, build_output, parse_answer
@@ -82,6 +88,22 @@ def test_histories_of_several_buttons_a_turn_pass(tmp_path):
     samples = [first, make_sample("s", 2, "b", ["up", "up", "a"]), make_sample("s", 5, "b", ["left"])]
     check = check_history([write_split(tmp_path / "train.jsonl", samples, draw=False)])
     assert (check.status, check.summary) == ("PASS", "0 of 1 samples disagree with the turn before them")
+
+
+def test_a_window_with_a_frame_of_the_next_turn_fails(tmp_path):
+    samples = play_session("s")
+    check = check_frame_turns([write_split(tmp_path / "train.jsonl", samples, draw=False)])
+    assert (check.status, check.summary) == ("PASS", "0 of 20 windows show a frame from after their decision")
+    samples[4] = replace(samples[4], metadata={**samples[4].metadata, "frame_turns": [6]})
+    check = check_frame_turns([write_split(tmp_path / "train.jsonl", samples, draw=False)])
+    assert (check.status, check.details) == ("FAIL", ("train.jsonl:5 (s/5): its window shows turn 6",))
+
+
+@pytest.mark.parametrize("stated", [None, [1, 1], ["1"]])
+def test_windows_that_do_not_state_their_turns_are_not_checked(tmp_path, stated):
+    sample = make_sample("s", 1, "up")
+    sample = replace(sample, metadata={**sample.metadata, "frame_turns": stated})
+    assert check_frame_turns([write_split(tmp_path / "train.jsonl", [sample], draw=False)]).status == "SKIP"
 
 
 def test_p_values_are_those_of_the_exact_one_sided_mcnemar_test():
@@ -220,6 +242,7 @@ def test_the_real_sessions_pass(real_splits):
     assert check_prompts(real_splits).status == "PASS"
     assert check_target_text(real_splits).summary.startswith("0 of 503 prompts")
     assert check_history(real_splits).status == "PASS"
+    assert check_frame_turns(real_splits).summary.startswith("0 of 503 windows")
     assert check_text_probe(*real_splits).status == "PASS"
 
 

@@ -165,7 +165,7 @@ def test_no_dataset_however_broken_ends_a_check_with_a_traceback(small_dataset, 
         path.write_bytes(b"\n".join([*mutated_lines(lines, changes), *([] if garbage is None else [garbage])]))
     run = plan_run(Split("train", folder / "train.jsonl"), Split("eval", folder / "eval.jsonl"), "no_model", folder)
     checks = list(check_dataset(run))
-    assert len(checks) == 13
+    assert len(checks) == 14
     json.dumps([asdict(check) for check in checks], ensure_ascii=False).encode()
 
 
