@@ -84,14 +84,14 @@ def check_verification(verification: Verification, *, stored_tolerance: float | 
         stored_tolerance = STORED_TOLERANCE[v.dtype]
     if not v.adapter_effect > 0:
         raise CheckFailedError("the adapter changes nothing; was it trained?")
-    for name, error, tolerance in (
-        ("merged", v.merged_error, MERGE_TOLERANCE),
-        (f"stored {v.dtype}", v.stored_error, stored_tolerance),
+    advice = "" if v.dtype == "float32" else "; --dtype float32 keeps them"
+    for name, error, tolerance, remedy in (
+        ("merged", v.merged_error, MERGE_TOLERANCE, ""),
+        (f"stored {v.dtype}", v.stored_error, stored_tolerance, advice),
     ):
         if math.isnan(error) or error > tolerance:
-            raise CheckFailedError(
-                f"{name} weights differ from adapter + base by {error:.2e} of the logits (at most {tolerance:.0e})"
-            )
+            limit = f"(at most {tolerance:.0e}){remedy}"
+            raise CheckFailedError(f"{name} weights differ from adapter + base by {error:.2e} of the logits {limit}")
     if v.stored_error > v.adapter_effect:
         logger.warning(
             "rounding to %s moves the logits by %.1e, more than the adapter does (%.1e); --dtype float32 keeps it",

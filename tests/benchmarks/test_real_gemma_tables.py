@@ -8,8 +8,9 @@ import pytest
 from benchmarks import real_gemma
 from benchmarks.gpu_parts.plan import Run
 from benchmarks.real_gemma import PARTS, RealGemmaOptions, write_page
-from benchmarks.real_gemma_parts import decisions, tokens, training
+from benchmarks.real_gemma_parts import decisions, memory, scripts, tokens, training
 from pokegemma.data.samples import read_samples
+from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
 from pokegemma.gemma.loading import open_checkpoint
 
@@ -64,6 +65,36 @@ def test_decisions_are_compared_with_plain_passes_in_both_types(tiny_run: Run) -
         elif way == decisions.PLAIN:
             assert row["largest"] > 1e-5
     assert decisions.table(record).count("| trajectory: ") == 4
+
+
+def test_a_file_that_fails_a_gate_is_named_in_the_table() -> None:
+    spread = {"mean": 0.5, "max": 1.25}
+    engine = {
+        "name": "llama.cpp q4_k_m",
+        "button_agreement": 0.75,
+        "button_log_probability_difference": spread,
+        "log_probability_difference": spread,
+        "max_log_probability_difference": 3.0,
+        "prompts_equal": True,
+        "passed": False,
+        "failures": [{"gate": "button_agreement"}],
+    }
+    variant = {name: value for name, value in engine.items() if name not in ("passed", "failures")}
+    variant |= {"name": "reference in bfloat16", "max_log_probability_difference": None}
+    parity = {"num_samples": 4, "variants": [variant], "engines": [engine]}
+    table = scripts.gguf_table({"parity": parity, "files": {"model-q4_k_m.gguf": {"bytes": 2**20}}})
+    assert "model-q4_k_m.gguf 1 MiB" in table
+    assert "| reference in bfloat16 | 3 of 4 | 0.5000 / 1.250 | 0.5000 / 1.250 |  | yes |  |" in table
+    row = "| llama.cpp q4_k_m | 3 of 4 | 0.5000 / 1.250 | 0.5000 / 1.250 | 3.0000 | yes | fail: button_agreement |"
+    assert row in table
+
+
+def test_the_memory_table_has_estimate_and_measurement() -> None:
+    trial = {"estimated_bytes": {"weights": GIB, "runtime": 2 * GIB}, "trial": {"peak_bytes": 2 * GIB}}
+    way = {"finetuning": "lora", "dtype": "float32", "longest_rows_tokens": [1352], "trials": [trial]}
+    table = memory.table({"ways": [way]})
+    assert "1,352 tokens" in table
+    assert "| lora, float32 | 3.00 | 2.00 | 1.50 | weights 1.00, runtime 2.00 |" in table
 
 
 def test_the_page_has_a_place_for_each_part_and_only_that_is_written() -> None:
