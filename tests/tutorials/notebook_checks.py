@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +62,11 @@ def unproved_figures(notebook: nbformat.NotebookNode) -> list[str]:
     return [figure for text in texts for figure in _BARE_NUMBER.findall(text)]
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[object]:
+def execute(notebook: nbformat.NotebookNode, folder: Path, *, python: str = sys.executable) -> list[object]:
     """Run all cells in `folder`, and return the values of the expressions that `quoted_figures` returns.
+
+    Args:
+        python: what the cells start scripts with.
 
     Raises:
         CellExecutionError: a cell failed; its traceback is the message.
@@ -70,8 +74,11 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[object]:
     expressions = [f"({quoted.expression})" for quoted in quoted_figures(notebook)]
     source = f"print(__import__('json').dumps([{', '.join(expressions)}], default=lambda value: value.item()))"
     notebook.cells.append(nbformat.v4.new_code_cell(source))
+    first = f"import multiprocessing.spawn, sys; sys.executable = {python!r}"  # workers start with the kernel's own
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
     client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute()
+    del notebook.cells[0]
     return json.loads("".join(output.text for output in notebook.cells.pop().outputs if output.name == "stdout"))
 
 

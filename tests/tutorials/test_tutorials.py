@@ -53,9 +53,9 @@ def kernel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow(40)
 @pytest.mark.timeout(1800)  # busy cores make it many times as slow
 @by_tutorial
-def test_a_tutorial_runs_and_shows_what_its_text_says(source: Path, kernel_folder: Path) -> None:
+def test_a_tutorial_runs_and_shows_what_its_text_says(source: Path, kernel_folder: Path, forked_python: str) -> None:
     notebook = read_tutorial(source)
-    values = execute(notebook, kernel_folder)
+    values = execute(notebook, kernel_folder, python=forked_python)
     problems = [quoted.problem(value) for quoted, value in zip(quoted_figures(notebook), values, strict=True)]
     assert [problem for problem in problems if problem] == []
     drawn = pictures(notebook)
