@@ -21,12 +21,15 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate")
 
 
-def enter_work_folder() -> Path:
-    """Make a temporary folder the current one, and return it. It is removed when the notebook's kernel ends."""
+def enter_work_folder() -> None:
+    """Make a temporary folder the current one, which is removed when the notebook's kernel ends.
+
+    From then on neither cells nor scripts show progress bars, which would be stored in the notebook.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pokegemma-tutorial-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.chdir(folder)
-    return folder
+    os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which the first cell has not done yet
 
 
 class Printed(str):
