@@ -188,6 +188,7 @@ def test_the_page_needs_no_network_and_has_the_replays(played: Path) -> None:
     assert "uses" in page and "faints" in page and "wins." in page
 
 
+@pytest.mark.slow(3)
 def test_the_same_battles_at_any_concurrency_and_after_an_interruption(played: Path, tmp_path: Path) -> None:
     players = ("--players", "random", "heuristic", "max-base-power")
     arena(tmp_path / "again", *players, "--num_rounds", 1, "--concurrency", 1)
@@ -197,6 +198,7 @@ def test_the_same_battles_at_any_concurrency_and_after_an_interruption(played: P
     assert sorted(lines_of(tmp_path / "again")) == sorted(lines_of(played))
 
 
+@pytest.mark.slow(3)
 def test_an_arena_gets_more_rounds_and_players(played: Path, tmp_path: Path) -> None:
     folder = tmp_path / "arena"
     arena(folder, "--players", "random", "heuristic", "--num_rounds", 1)

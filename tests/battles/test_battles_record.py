@@ -57,6 +57,7 @@ def test_every_recorded_action_is_legal_and_the_end_is_in_the_last_state(recorde
         assert (last.battle_won, last.battle_lost) == (name.won, not name.won)
 
 
+@pytest.mark.slow(3)
 def test_a_run_continues_where_it_was_interrupted_and_adds_battles(recorded: Path, tmp_path: Path) -> None:
     expected = contents(recorded)
     assert record(tmp_path / "two", "--num_battles", 2)["played_now"]["battles"] == 2

@@ -55,6 +55,7 @@ def prompts(spelled_policy: Path, packed_battles: Path) -> list[str]:
 # --- merging
 
 
+@pytest.mark.slow(12)
 def test_a_merged_policy_scores_as_its_adapter(merged, spelled_adapter, spelled_policy, prompts) -> None:
     expected = scores_of(spelled_adapter, prompts)
     assert (scores_of(merged, prompts) - expected).abs().max() < 1e-4
@@ -65,6 +66,7 @@ def test_a_merged_policy_scores_as_its_adapter(merged, spelled_adapter, spelled_
     assert facts["weights"] == {"changed": 6 * 4, "unchanged": 6 * 9 + 3}
 
 
+@pytest.mark.slow(12)
 def test_a_merged_policy_has_all_that_converting_and_serving_need(merged, spelled_policy) -> None:
     assert (merged / "tokenizer.model").read_bytes() == (spelled_policy / "tokenizer.model").read_bytes()
     assert (merged / "chat_template.jinja").read_text() == PLAIN_CHAT_TEMPLATE
@@ -72,6 +74,7 @@ def test_a_merged_policy_has_all_that_converting_and_serving_need(merged, spelle
     assert set(load_file(merged / "model.safetensors")) == set(load_file(spelled_policy / "model.safetensors"))
 
 
+@pytest.mark.slow(12)
 def test_the_chat_template_is_the_prompt_of_training(merged, prompts) -> None:
     policy = open_policy(merged)
     for content in (prompts[0], [{"type": "text", "text": prompts[0]}]):
@@ -82,6 +85,7 @@ def test_the_chat_template_is_the_prompt_of_training(merged, prompts) -> None:
         assert ids == policy.encode([prompts[0]])[0]
 
 
+@pytest.mark.slow(12)
 def test_a_merged_policy_reads_the_text_of_its_training(spelled_adapter, tmp_path) -> None:
     adapter = Path(shutil.copytree(spelled_adapter, tmp_path / "adapter"))
     record = json.loads((adapter / "run.json").read_text())
@@ -90,6 +94,7 @@ def test_a_merged_policy_reads_the_text_of_its_training(spelled_adapter, tmp_pat
     assert open_policy(tmp_path / "merged").text == "words"
 
 
+@pytest.mark.slow(12)
 def test_a_policy_is_verified_on_battles_and_a_model_with_vision_on_samples(
     spelled_adapter, packed_battles, toy_dataset, tiny_model, tmp_path
 ) -> None:
@@ -112,6 +117,7 @@ def test_an_adapter_that_changes_nothing_is_not_merged(spelled_policy, tmp_path)
 # --- GGUF
 
 
+@pytest.mark.slow(12)
 def test_a_policy_becomes_one_file_for_each_type(policy_gguf: Path, spelled_policy: Path) -> None:
     assert sorted(path.name for path in policy_gguf.iterdir()) == ["model-f16.gguf", "model-q8_0.gguf", "run.json"]
     record = read_run_record(policy_gguf)
@@ -122,6 +128,7 @@ def test_a_policy_becomes_one_file_for_each_type(policy_gguf: Path, spelled_poli
     assert {"<bos>", "<eos>"} <= file.control_tokens
 
 
+@pytest.mark.slow(12)
 def test_what_got_lost_is_noticed(policy_gguf: Path, spelled_policy: Path) -> None:
     source = read_gguf_source(spelled_policy)
     file = read_gguf(policy_gguf / "model-f16.gguf", find_converter(None))
@@ -177,6 +184,7 @@ def compare(policy: Path, gguf: Path, battles: Path, *more: str):
     )
 
 
+@pytest.mark.slow(12)
 def test_llama_cpp_writes_the_same_words(policy_gguf, spelled_policy, packed_battles) -> None:
     done = compare(spelled_policy, policy_gguf / "model-f16.gguf", packed_battles, "--json")
     assert done.returncode == 0, done.stderr
@@ -186,6 +194,7 @@ def test_llama_cpp_writes_the_same_words(policy_gguf, spelled_policy, packed_bat
     assert record["max_difference"] < 0.05
 
 
+@pytest.mark.slow(12)
 def test_another_policy_is_told_from_it(policy_gguf, spelled_policy, packed_battles, tmp_path) -> None:
     other = Path(shutil.copytree(spelled_policy, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")

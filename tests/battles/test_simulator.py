@@ -138,6 +138,7 @@ def test_a_silent_process_is_ended_and_replaced(simulator: Simulator) -> None:
     wait_until_ended([stuck])
 
 
+@pytest.mark.slow(3)
 def test_a_caller_that_takes_long_loses_no_process(simulator: Simulator) -> None:
     """What it has sent is only written when it waits the next time."""
     with Simulator() as patient:

@@ -305,6 +305,7 @@ def test_files_that_were_swapped_are_refused(gguf_folder: Path) -> None:
             LlamaCppEngine(first, second, num_context=256)
 
 
+@pytest.mark.slow(4)
 def test_a_mmproj_of_another_language_model_is_refused(gguf_folder: Path, tiny_model: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")

@@ -86,6 +86,7 @@ def test_no_line_of_a_trajectory_log_is_lost(folder: Path, records: list) -> Non
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ROW | RECORD, max_size=5), RECORD)
+@pytest.mark.slow(4)
 def test_no_row_of_the_plain_form_is_lost(folder: Path, rows: list, info: object) -> None:
     (folder / "actions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "session.json").write_text(json.dumps(info))

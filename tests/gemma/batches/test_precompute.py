@@ -93,6 +93,7 @@ def test_a_cache_of_another_model_is_one_line(dataset: Path, tmp_path: Path, alo
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.slow(5)
 def test_features_are_computed_and_stored_in_the_type_that_was_asked_for(
     dtype: str, toy_dataset: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tests.processes import call_script
 
 
+@pytest.mark.slow(3)
 def test_play_without_a_dataset_is_measured_and_reported(tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "play"
     options = ("--model_path", tiny_model, "--closed_loop", 2, "--noise", 0.2, "--stuck", 2, "--output_dir", output)
