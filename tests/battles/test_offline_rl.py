@@ -18,6 +18,7 @@ from pokegemma.battles.offline_rl.losses import BattleBatch, compute_losses, jud
 from pokegemma.battles.offline_rl.model import ActorCritic
 from pokegemma.battles.offline_rl.network_files import load_actor_critic, save_actor_critic
 from pokegemma.battles.offline_rl.options import OfflineRLTrainingOptions, RewardName
+from pokegemma.battles.offline_rl.train import warn_of_collapse
 from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
 from pokegemma.battles.offline_rl.windows import BattleWindows, collate_windows
 from pokegemma.battles.players.opening import PlayerSource
@@ -51,7 +52,9 @@ def test_a_small_game_with_a_known_value_is_learned() -> None:
     for factor, gamma in enumerate(SHAPE.gammas):
         assert values[:, factor, :2].numpy() == pytest.approx(np.array(known[gamma]), abs=0.8)
     assert (best[..., 0] > 0.9).all()
-    assert judge_batch(network, batch)[:, 0].mean() == pytest.approx(0.5, abs=0.15)  # half the actions are bad ones
+    judged = judge_batch(network, batch)
+    assert judged[:, 0].mean() == pytest.approx(0.5, abs=0.15)  # half the actions are bad ones
+    assert judged[:, 3].mean() == pytest.approx((1 / batch.legal[:, :-1].sum(-1)[batch.used]).mean())
 
 
 def test_an_action_that_was_never_played_has_the_value_of_its_state() -> None:
@@ -203,10 +206,18 @@ def assert_same_network(folder: Path, other: Path) -> None:
     assert all(torch.equal(weight, states[name]) for name, weight in load_actor_critic(folder)[0].state_dict().items())
 
 
+def test_an_actor_that_is_worse_than_a_uniform_choice_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_collapse({"eval_action_accuracy": 0.2, "eval_uniform_accuracy": 0.19})
+    assert caplog.text == ""
+    warn_of_collapse({"eval_action_accuracy": 0.108, "eval_uniform_accuracy": 0.19})
+    assert "10.8 %" in caplog.text and "19.0 %" in caplog.text and "--actor clone" in caplog.text
+
+
 @pytest.mark.slow(8)
 def test_training_resumes_exactly(train, tiny_policy: Path, tmp_path) -> None:
     record = train("whole", "--max_steps", "4")
     assert 0 <= record["evaluation"]["eval_rank_of_played"] <= 1
+    assert 1 / 13 <= record["evaluation"]["eval_uniform_accuracy"] <= 1 / 2
     assert record["status"] == "completed"
     rows = read_log(tmp_path / "whole")
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and "kl" not in rows[0]

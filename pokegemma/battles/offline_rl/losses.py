@@ -123,9 +123,10 @@ def _pick(values: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def judge_batch(model: ActorCritic, batch: BattleBatch) -> torch.Tensor:
-    """Return a row for each decision between actions, (N, 4): its rank, 1 if it has one, right action, 1.
+    """Return a row for each decision between actions, (N, 5).
 
-    The rank is that of the action played among the other legal ones by the critics of the last gamma.
+    Its rank, 1 if it has one, 1 if the actor takes the action that was played, the share of right actions of a uniform
+    choice, and 1. The rank is that of the action played among the other legal ones by the critics of the last gamma.
     """
     used = batch.used & (batch.legal[:, :-1].sum(-1) > 1)  # as in cloning: one legal action is no decision
     states = model.encode(batch.features, batch.numbers)[:, :-1][used]
@@ -134,5 +135,6 @@ def judge_batch(model: ActorCritic, batch: BattleBatch) -> torch.Tensor:
     rank = formulas.rank_played(model.heads.action_values(states, model.bins, critics=every)[:, -1], actions, legal)
     has_rank = rank.isfinite()
     chosen = formulas.log_policy(model.heads.actor_logits(states)[:, -1], legal).argmax(-1)
-    columns = (rank.masked_fill(~has_rank, 0), has_rank, chosen == actions, torch.ones_like(rank))
+    uniform = 1 / legal.sum(-1)
+    columns = (rank.masked_fill(~has_rank, 0), has_rank, chosen == actions, uniform, torch.ones_like(rank))
     return torch.stack([column.float() for column in columns], 1)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,23 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
             _save_result(Path(training.output_dir), trainer.model, policy)
         trainer.save_state()
         evaluations = [entry for entry in trainer.state.log_history if "eval_rank_of_played" in entry]
+        if evaluations:
+            warn_of_collapse(evaluations[-1])
         return {"num_trained_weights": num_trained, "evaluation": evaluations[-1] if evaluations else None}
 
     return run.train(trainer, stop, finish=finish)
+
+
+def warn_of_collapse(evaluation: Mapping[str, float]) -> None:
+    """Warn where the actor takes the actions of held-out battles less often than a uniform choice would."""
+    accuracy, uniform = evaluation["eval_action_accuracy"], evaluation["eval_uniform_accuracy"]
+    if accuracy < uniform:
+        logger.warning(
+            "warning: the actor takes the action that was played in %.1f %% of the held-out decisions, a uniform "
+            "choice in %.1f %%: it has collapsed onto few actions and will play badly; --actor clone learns all",
+            100 * accuracy,
+            100 * uniform,
+        )
 
 
 def _prepare_states(

@@ -72,9 +72,9 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
     Log entries have four more values: `actor_loss`, `critic_loss`, `share_passed` (of the decisions, those that the
     binary filter lets the actor learn from) and `value`, the mean Q(s, a) of the last factor. Evaluation logs
     `eval_rank_of_played`, the share of the other legal actions that the critics put below the one played (1/2 for
-    critics that have learned nothing), and `eval_action_accuracy`. With KL damping log entries also have `kl` (the mean
-    since the last entry, nats a decision), `kl_weight` and `lr_factor` of the controller, by which the scheduled
-    learning rate is multiplied.
+    critics that have learned nothing), `eval_action_accuracy`, and `eval_uniform_accuracy`, that of a uniform choice
+    among the legal actions. With KL damping log entries also have `kl` (the mean since the last entry, nats a
+    decision), `kl_weight` and `lr_factor` of the controller, by which the scheduled learning rate is multiplied.
 
     Args:
         difference_decay: weight decay of the critics' differences; other weights have that of the options, but for
@@ -161,10 +161,11 @@ class OfflineRLTrainer(WholeCheckpoints, Trainer):
         self._results = []
         output = super().evaluation_loop(*args, **options)
         prefix = options.get("metric_key_prefix", "eval")
-        rank, num_ranked, hits, decisions = torch.cat(self._results).double().sum(0).tolist()
+        rank, num_ranked, hits, uniform, decisions = torch.cat(self._results).double().sum(0).tolist()
         output.metrics.pop(f"{prefix}_loss", None)
         output.metrics[f"{prefix}_rank_of_played"] = rank / max(num_ranked, 1)
         output.metrics[f"{prefix}_action_accuracy"] = hits / max(decisions, 1)
+        output.metrics[f"{prefix}_uniform_accuracy"] = uniform / max(decisions, 1)
         return output
 
 
