@@ -27,7 +27,7 @@ if __name__ == "__main__":  # a script has only its own folder on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_parts.plan import Run
-from benchmarks.real_gemma_parts import decisions, memory, scripts, tokens, training
+from benchmarks.real_gemma_parts import decisions, memory, rounding, scripts, tokens, training
 from pokegemma.cli import parse_options, run
 from pokegemma.data.convert import WindowOptions
 from pokegemma.data.corpus import convert_corpus
@@ -57,6 +57,7 @@ PARTS = {
     "decisions": Part(decisions.measure, decisions.table),
     "gguf": Part(scripts.measure_gguf, scripts.gguf_table),
     "qlora": Part(scripts.measure_qlora, scripts.qlora_table),
+    "rounding": Part(rounding.measure, rounding.table),
     "memory": Part(memory.measure, memory.table),
 }
 

@@ -20,7 +20,8 @@ from trl import TrlParser
 from pokegemma.errors import PokegemmaError, describe_machine_error, one_line
 from pokegemma.outputs import require_folder
 
-# What a script imports lives as long as its process: to search it for garbage again and again takes a second or two.
+# What a script imports lives as long as its process: to search it for garbage again and again takes a second or
+# two. `run` puts the thresholds back.
 _USUAL_THRESHOLDS = gc.get_threshold()
 gc.set_threshold(100_000, 100, 100)
 

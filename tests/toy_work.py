@@ -2,9 +2,17 @@
 
 import itertools
 import os
+import shutil
 
 from pokegemma.errors import CheckFailedError, PokegemmaError
 from tests.processes import wait_until
+
+
+def empty_folder(path):
+    """Make a folder for notes, and return it. A process that is tried again must not find those of the dead one."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
 
 
 def count_calls():
@@ -31,10 +39,10 @@ def note_ray_worker(item, state, *, work, folder, num_workers=2):
 
 
 def assert_done_by_ray(workers, *, num_workers):
-    """Check what `note_ray_worker` left: so many processes (more, if one died), not this one, each an actor of Ray."""
+    """Check what `note_ray_worker` left: so many processes, none of them this one, each an actor of Ray."""
     actors = {int(path.name): path.read_text() for path in workers.iterdir()}
-    assert len(actors) >= num_workers and os.getpid() not in actors
-    assert len(set(actors.values())) == len(actors) and "None" not in actors.values()
+    assert len(actors) == num_workers and os.getpid() not in actors
+    assert len(set(actors.values())) == num_workers and "None" not in actors.values()
 
 
 def fail_at_three(item, _):

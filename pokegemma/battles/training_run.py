@@ -27,6 +27,14 @@ logger = logging.getLogger(__name__)
 METRICS_CSV = "metrics.csv"
 
 
+def find_evaluation(trainer: Trainer, name: str) -> dict[str, float] | None:
+    """Return the log entry with the value `name` that is of the model to be saved; None where nothing was evaluated."""
+    evaluations = [entry for entry in trainer.state.log_history if name in entry]
+    if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
+        evaluations = [entry for entry in evaluations if entry["step"] == trainer.state.best_global_step]
+    return evaluations[-1] if evaluations else None
+
+
 @dataclass(frozen=True)
 class TrainingRun:
     """A run's record, and the checkpoint to continue from; None to start."""

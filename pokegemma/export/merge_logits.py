@@ -31,7 +31,8 @@ class Verification:
     dtype: Dtype
 
 
-def _relative_rms(difference: torch.Tensor, reference: torch.Tensor) -> float:
+def relative_rms(difference: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the root mean square of a difference over that of what it differs from."""
     return (difference.square().mean() / reference.square().mean()).sqrt().item()
 
 
@@ -66,9 +67,9 @@ class AnswerLogits:
         reference = self.logits["adapter"]
         return Verification(
             num_samples=len(self.shown.examples),
-            adapter_effect=_relative_rms(self.logits["base"] - reference, reference),
-            merged_error=_relative_rms(self.logits["merged"] - reference, reference),
-            stored_error=_relative_rms(self.logits["stored"] - reference, reference),
+            adapter_effect=relative_rms(self.logits["base"] - reference, reference),
+            merged_error=relative_rms(self.logits["merged"] - reference, reference),
+            stored_error=relative_rms(self.logits["stored"] - reference, reference),
             dtype=dtype,
         )
 

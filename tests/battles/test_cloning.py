@@ -5,6 +5,7 @@ import shlex
 import time
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from pokegemma.battles.cloning.selection import BattleFilter, choose_split, sele
 from pokegemma.battles.cloning.time_limit import TimeLimit
 from pokegemma.battles.cloning.trainer import CloningTrainer, judge_scores
 from pokegemma.battles.policy.checkpoint import open_policy
+from pokegemma.battles.training_run import find_evaluation
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.errors import PokegemmaError
 from tests.processes import call_script
@@ -268,3 +270,14 @@ def test_lora_trains_an_adapter_of_the_tiny_policy(packed_battles: Path, tiny_po
     )
     assert other.returncode == 2
     assert "lora_r was 16, is 4" in other.stderr
+
+
+def test_the_evaluation_of_a_run_is_that_of_the_model_that_is_saved() -> None:
+    entries = [{"step": step, "eval_loss": loss} for step, loss in ((1, 0.5), (2, 0.2), (3, 0.4))]
+    for loads_best, expected in ((True, 0.2), (False, 0.4)):
+        trainer = SimpleNamespace(
+            args=SimpleNamespace(load_best_model_at_end=loads_best),
+            state=SimpleNamespace(log_history=[*entries, {"step": 3, "loss": 1.0}], best_global_step=2),
+        )
+        assert find_evaluation(trainer, "eval_loss")["eval_loss"] == expected
+    assert find_evaluation(trainer, "eval_other") is None

@@ -19,7 +19,7 @@ from pokegemma.errors import CheckFailedError, PokegemmaError
 from pokegemma.parallel.workers import map_items
 from tests.battles.states import make_name, make_pokemon, make_trajectory
 from tests.processes import call_script, run_in_new_process
-from tests.toy_work import assert_done_by_ray, note_ray_worker
+from tests.toy_work import assert_done_by_ray, empty_folder, note_ray_worker
 
 SPECIES = ("pikachu", "snorlax", "chansey", "tauros", "zapdos", "gengar", "mew")
 
@@ -74,6 +74,7 @@ def test_the_bytes_do_not_depend_on_workers(files, tmp_path):
 
 def pack_by_ray(folder, output, workers):
     """Pack on two Ray workers, each of which leaves a note; return what pack.json contains, and a check by Ray."""
+    empty_folder(workers)
     note = lambda work, items, **options: map_items(  # noqa: E731
         functools.partial(note_ray_worker, work=work, folder=workers), items, **options
     )
@@ -87,7 +88,7 @@ def pack_by_ray(folder, output, workers):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ./init.sh --with ray")
 def test_a_cluster_of_two_workers_packs_the_bytes_of_one_process(files, tmp_path):
     record = pack_trajectories(files, tmp_path / "one", battles_per_shard=1)
-    (workers := tmp_path / "workers").mkdir()
+    workers = tmp_path / "workers"
     by_ray, checks = run_in_new_process(pack_by_ray, files, tmp_path / "ray", workers)
     assert_done_by_ray(workers, num_workers=2)
     assert by_ray == record and set(checks) == {"PASS"}

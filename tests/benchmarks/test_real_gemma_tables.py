@@ -8,7 +8,7 @@ import pytest
 from benchmarks import real_gemma
 from benchmarks.gpu_parts.plan import Run
 from benchmarks.real_gemma import PARTS, RealGemmaOptions, write_page
-from benchmarks.real_gemma_parts import decisions, memory, scripts, tokens, training
+from benchmarks.real_gemma_parts import decisions, memory, rounding, scripts, tokens, training
 from pokegemma.data.samples import read_samples
 from pokegemma.environment import GIB
 from pokegemma.errors import PokegemmaError
@@ -95,6 +95,13 @@ def test_the_memory_table_has_estimate_and_measurement() -> None:
     table = memory.table({"ways": [way]})
     assert "1,352 tokens" in table
     assert "| lora, float32 | 3.00 | 2.00 | 1.50 | weights 1.00, runtime 2.00 |" in table
+
+
+def test_rounding_is_compared_for_each_part(tiny_run: Run) -> None:
+    differences = rounding.measure(tiny_run)["differences"]
+    assert list(differences) == list(rounding.PARTS)
+    assert all(1e-4 < difference < 0.1 for difference in differences.values())
+    assert "| language model |" in rounding.table({"differences": differences})
 
 
 def test_the_page_has_a_place_for_each_part_and_only_that_is_written() -> None:

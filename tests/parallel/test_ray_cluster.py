@@ -29,6 +29,7 @@ from tests.toy_work import (
     count_calls,
     die,
     divide,
+    empty_folder,
     fail_at_three,
     fail_to_start,
     note_ray_worker,
@@ -108,6 +109,7 @@ def convert(data_dir, output, **options):
 
 def convert_by_ray(sessions, output, workers):
     """Convert on two Ray workers, each of which leaves a note; return the report."""
+    empty_folder(workers)
     note = lambda work, items, **options: map_items(  # noqa: E731
         functools.partial(note_ray_worker, work=work, folder=workers), items, **options
     )
@@ -119,7 +121,6 @@ def convert_by_ray(sessions, output, workers):
 def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_path, capfd):
     report = convert(sessions, tmp_path / "one", num_workers=1)
     workers = tmp_path / "workers"
-    workers.mkdir()
     assert run_in_new_process(convert_by_ray, sessions, tmp_path / "ray", workers) == report
     assert_done_by_ray(workers, num_workers=2)
     assert report["sessions"]["unreadable"] == 2 and len(report["problems"]) > 2
@@ -131,8 +132,7 @@ def test_a_cluster_of_two_workers_writes_the_bytes_of_one_process(sessions, tmp_
 
 def check_each_worker_makes_its_state_once_and_results_come_in_order(addresses, tmp_path):
     items = [f"item {number}" for number in range(12)]
-    (workers := tmp_path / "workers").mkdir(exist_ok=True)
-    (begun := tmp_path / "begun").mkdir(exist_ok=True)
+    workers, begun = empty_folder(tmp_path / "workers"), empty_folder(tmp_path / "begun")
     work = functools.partial(use_state, folder=begun, num_workers=2)
     work = functools.partial(note_ray_worker, work=work, folder=workers)
     results = list(map_items(work, items, num_workers=2, initialize=count_calls, ray_address=addresses[0], size=len))

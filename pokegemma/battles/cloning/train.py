@@ -18,7 +18,7 @@ from pokegemma.battles.cloning.rows import load_rows, spread
 from pokegemma.battles.cloning.time_limit import TimeLimit
 from pokegemma.battles.cloning.trainer import CloningTrainer
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy
-from pokegemma.battles.training_run import TrainingRun, describe_inputs, open_run
+from pokegemma.battles.training_run import TrainingRun, describe_inputs, find_evaluation, open_run
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.errors import PokegemmaError, one_line
 from pokegemma.gemma.adapters.attachment import check_tensors
@@ -179,10 +179,6 @@ def make_lora_config(options: PolicyModelOptions) -> LoraConfig:
 
 
 def _find_accuracy(trainer: CloningTrainer) -> dict[str, float] | None:
-    """Return the evaluation of the model that is saved; None where nothing was evaluated."""
-    evaluations = [entry for entry in trainer.state.log_history if "eval_action_accuracy" in entry]
-    if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
-        evaluations = [entry for entry in evaluations if entry["step"] == trainer.state.best_global_step]
-    if not evaluations:
-        return None
-    return {name: evaluations[-1][f"eval_{name}"] for name in ("action_accuracy", "switch_accuracy", "loss")}
+    evaluation = find_evaluation(trainer, "eval_action_accuracy")
+    names = ("action_accuracy", "switch_accuracy", "loss")
+    return None if evaluation is None else {name: evaluation[f"eval_{name}"] for name in names}

@@ -24,7 +24,7 @@ from pokegemma.battles.offline_rl.trained_encoder import StateTokens, TrainedEnc
 from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActorCritic
 from pokegemma.battles.offline_rl.windows import BattleWindows
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy
-from pokegemma.battles.training_run import describe_inputs, open_run
+from pokegemma.battles.training_run import describe_inputs, find_evaluation, open_run
 from pokegemma.battles.trajectories.files import TrajectoryName
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.errors import PokegemmaError
@@ -93,10 +93,10 @@ def train_offline_rl(data: OfflineRLOptions, training: OfflineRLTrainingOptions)
         if run.record.is_written:
             _save_result(Path(training.output_dir), trainer.model, policy)
         trainer.save_state()
-        evaluations = [entry for entry in trainer.state.log_history if "eval_rank_of_played" in entry]
-        if evaluations:
-            warn_of_collapse(evaluations[-1])
-        return {"num_trained_weights": num_trained, "evaluation": evaluations[-1] if evaluations else None}
+        evaluation = find_evaluation(trainer, "eval_rank_of_played")
+        if evaluation is not None:
+            warn_of_collapse(evaluation)
+        return {"num_trained_weights": num_trained, "evaluation": evaluation}
 
     return run.train(trainer, stop, finish=finish)
 

@@ -69,7 +69,7 @@ def test_what_is_there_is_not_made_again(dataset: Path, tiny_model: Path, alone:
 def test_a_ray_of_two_workers_writes_the_same_bytes(
     dataset: Path, tiny_model: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (workers := tmp_path / "workers").mkdir(exist_ok=True)
+    (workers := tmp_path / "workers").mkdir()
     note = lambda work, chunks, **options: map_items(  # noqa: E731
         functools.partial(note_ray_worker, work=work, folder=workers), chunks, **options
     )

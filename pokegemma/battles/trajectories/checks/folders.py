@@ -2,8 +2,9 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,22 @@ def check_trajectories(folder: Path, *, num_workers: int = 1, ray_address: str |
         PokegemmaError: `folder` contains no trajectory files.
     """
     paths = find_trajectory_files(folder)
-    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+    check = functools.partial(_check_batch, folder=folder)
+    return _summarize(_check_all(check, paths, folder, num_workers=num_workers, ray_address=ray_address))
+
+
+def _check_all(
+    check: Callable[[Any, KnownWords], list[FileReport]],
+    items: Sequence[Any],
+    folder: Path,
+    *,
+    num_workers: int,
+    ray_address: str | None,
+) -> list[FileReport]:
+    """Return the reports of all items, which `check` gets in batches, in worker processes."""
     found = map_items(
-        functools.partial(_check_batch, folder=folder),
-        batches,
+        check,
+        [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)],
         num_workers=num_workers,
         ray_address=ray_address,
         folders=(folder,),
@@ -38,7 +51,7 @@ def check_trajectories(folder: Path, *, num_workers: int = 1, ray_address: str |
         label="checking",
         unit="batch",
     )
-    return _summarize([report for reports in found for report in reports])
+    return [report for reports in found for report in reports]
 
 
 def _check_batch(paths: Sequence[Path], known: KnownWords, *, folder: Path) -> list[FileReport]:
@@ -59,18 +72,8 @@ def check_packed(folder: Path, *, num_workers: int = 1, ray_address: str | None 
         PokegemmaError: `folder` was not packed to the end.
     """
     battles = PackedTrajectories(folder)
-    parts = [range(start, min(start + _BATCH, len(battles))) for start in range(0, len(battles), _BATCH)]
-    found = map_items(
-        functools.partial(_check_part, battles=battles),
-        parts,
-        num_workers=num_workers,
-        ray_address=ray_address,
-        folders=(folder,),
-        initialize=load_known_words,
-        label="checking",
-        unit="batch",
-    )
-    reports = [report for reports in found for report in reports]
+    check, numbers = functools.partial(_check_part, battles=battles), range(len(battles))
+    reports = _check_all(check, numbers, folder, num_workers=num_workers, ray_address=ray_address)
     bad = _name_bad("columns", reports)
     summary = f"{len(battles)} battles, {len(bad)} columns are not what their files give"
     return [*_summarize(reports), Check("columns", "FAIL" if bad else "PASS", summary, bad)]
