@@ -33,13 +33,22 @@ from tests.processes import call_script
 
 
 @pytest.mark.slow(6)
-def test_a_small_game_with_a_known_value_is_learned() -> None:
+@pytest.mark.parametrize(
+    ("td_lambda", "known"),
+    [
+        # Temporal differences: of the policy that is learned, which takes action 0.
+        (0, {0.5: [[5, 3], [10, 0]], 0.9: [[9, 3], [10, 0]]}),
+        # Returns: of the players, who take either action in the second state.
+        (1, {0.5: [[2.5, 3], [10, 0]], 0.9: [[4.5, 3], [10, 0]]}),
+    ],
+)
+def test_a_small_game_with_known_values_is_learned(td_lambda: float, known: dict[float, list]) -> None:
     torch.manual_seed(0)
     draws, network = np.random.default_rng(0), ActorCritic(SHAPE)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     for _ in range(400):
         optimizer.zero_grad()
-        compute_losses(network, play_game(draws, 64)).total.backward()
+        compute_losses(network, play_game(draws, 64), td_lambda=td_lambda).total.backward()
         optimizer.step()
         formulas.update_target(network.target_heads, network.heads, tau=0.05)
     batch = play_game(draws, 64)
@@ -48,10 +57,10 @@ def test_a_small_game_with_a_known_value_is_learned() -> None:
         states = network.encode(batch.features, batch.numbers)[goes_on][0, :2]
         values = network.heads.action_values(states, network.bins, critics=torch.arange(3))
         best = formulas.log_policy(network.heads.actor_logits(states), batch.legal[0, 0]).exp()
-    known = {0.5: [[5, 3], [10, 0]], 0.9: [[9, 3], [10, 0]]}
     for factor, gamma in enumerate(SHAPE.gammas):
         assert values[:, factor, :2].numpy() == pytest.approx(np.array(known[gamma]), abs=0.8)
-    assert (best[..., 0] > 0.9).all()
+        for state, action in enumerate(np.argmax(known[gamma], axis=-1)):
+            assert best[state, factor, action] > 0.9
     judged = judge_batch(network, batch)
     assert judged[:, 0].mean() == pytest.approx(0.5, abs=0.15)  # half the actions are bad ones
     assert judged[:, 3].mean() == pytest.approx((1 / batch.legal[:, :-1].sum(-1)[batch.used]).mean())

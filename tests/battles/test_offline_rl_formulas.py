@@ -67,13 +67,36 @@ def test_the_value_of_a_state_is_exact(draws) -> None:
     assert result == pytest.approx((probabilities * values).sum(-1), abs=1e-5)
 
 
-def test_the_target_is_reward_and_discounted_value(draws) -> None:
-    rewards, values = draws.normal(size=(2, 3)), draws.normal(size=(2, 3, 7))
-    done = np.array([[False, False, True], [False, True, True]])
+def returns_in_numpy(rewards, done, values, gamma: float, td_lambda: float) -> np.ndarray:
+    """Return the mean of the n-step returns of a battle, n = 1, 2, ..., with weights (1 - lambda) lambda^(n - 1)."""
+    result = np.zeros(len(rewards))
+    for start in range(len(rewards)):
+        end = next((step for step in range(start, len(rewards)) if done[step]), len(rewards) - 1)
+        weight = 1.0
+        for last in range(start, end + 1):
+            steps = range(start, last + 1)
+            total = sum(10 * rewards[step] * gamma ** (step - start) for step in steps)
+            total += 0 if done[last] else gamma ** len(steps) * values[last]
+            share = weight if last == end else weight * (1 - td_lambda)
+            result[start] += share * total
+            weight *= td_lambda
+    return result
+
+
+@pytest.mark.parametrize("td_lambda", [0, 0.7, 1])
+def test_targets_are_the_mean_of_all_n_step_returns(draws, td_lambda: float) -> None:
+    rewards, values = draws.normal(size=(3, 6)), draws.normal(size=(3, 6, 7))
+    done = np.zeros((3, 6), dtype=bool)
+    done[0, 5] = done[1, [2, 5]] = True  # the third one goes on after the window
     gammas = np.array(formulas.GAMMAS)
-    result = formulas.td_target(*map(torch.from_numpy, (rewards, done, values, gammas))).numpy()
-    assert result == pytest.approx(10 * rewards[..., None] + gammas * (1 - done[..., None]) * values)
-    assert result[0, 2] == pytest.approx(10 * rewards[0, 2])
+    inputs = map(torch.from_numpy, (rewards, done, values, gammas))
+    result = formulas.lambda_returns(*inputs, td_lambda=td_lambda).numpy()
+    for battle, factor in np.ndindex(3, 7):
+        expected = returns_in_numpy(rewards[battle], done[battle], values[battle, :, factor], gammas[factor], td_lambda)
+        assert result[battle, :, factor] == pytest.approx(expected)
+    if td_lambda == 0:  # AMAGO's: the reward and the discounted value
+        assert result == pytest.approx(10 * rewards[..., None] + gammas * (1 - done[..., None]) * values)
+    assert result[0, 5] == pytest.approx(10 * rewards[0, 5])
 
 
 def test_the_critics_loss_is_the_cross_entropy_of_what_is_used(draws) -> None:

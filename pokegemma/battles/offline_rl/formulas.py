@@ -1,4 +1,4 @@
-"""The formulas of the offline actor-critic, as functions of tensors; they are AMAGO 3.3's with a step of one.
+"""The formulas of the offline actor-critic, as functions of tensors; they are AMAGO 3.3's, but for the returns.
 
 Letters of the shapes: B battles, T transitions, G discount factors, C critics, A = 13 actions, K bins. AMAGO estimates
 the value of a state by three sampled actions. With 13 actions the sum over all of them is exact, and costs nothing.
@@ -12,6 +12,11 @@ GAMMAS = (0.1, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
 REWARD_SCALE = 10.0
 NUM_BINS, MAX_RETURN = 96, 1100.0
 """The critics predict returns as a distribution over bins from -MAX_RETURN to MAX_RETURN."""
+
+TD_LAMBDA = 1.0
+"""How far targets follow the recorded battle instead of the critics. AMAGO's are those of 0: with them a battle's end
+takes thousands of steps to reach its first turns, and until then the critics rank actions without regard to the state.
+"""
 
 TARGET_TAU = 0.004
 """Share of the new weights that the target networks take over in each step."""
@@ -58,18 +63,27 @@ def state_value(action_values: torch.Tensor, log_probabilities: torch.Tensor) ->
     return (log_probabilities.exp() * action_values).sum(-1)
 
 
-def td_target(
-    rewards: torch.Tensor, done: torch.Tensor, next_values: torch.Tensor, gammas: torch.Tensor
+def lambda_returns(
+    rewards: torch.Tensor, done: torch.Tensor, next_values: torch.Tensor, gammas: torch.Tensor, *, td_lambda: float
 ) -> torch.Tensor:
-    """Return y = 10 r + gamma (1 - done) V(s'), (B, T, G).
+    """Return y = 10 r + gamma (1 - done) ((1 - lambda) V(s') + lambda y'), (B, T, G), where y' is the next transition's.
+
+    After the last transition of a window y' is V(s'). With lambda 0 this is the target of temporal differences with a
+    step of one, as AMAGO has it; with lambda 1 the discounted rewards up to the end of the battle.
 
     Args:
         rewards: (B, T), not scaled yet.
         done: (B, T) bool: the next state is the end of the battle.
-        next_values: (B, T, G).
+        next_values: (B, T, G). With lambda 1 only those after the last transition are read.
         gammas: (G,).
+        td_lambda: from 0 to 1.
     """
-    return REWARD_SCALE * rewards[..., None] + gammas * (~done)[..., None] * next_values
+    returns, following = torch.empty_like(next_values), next_values[:, -1]
+    for step in reversed(range(rewards.shape[1])):
+        after = following if td_lambda == 1 else torch.lerp(next_values[:, step], following, td_lambda)
+        following = REWARD_SCALE * rewards[:, step, None] + gammas * (~done[:, step, None]) * after
+        returns[:, step] = following
+    return returns
 
 
 def critic_loss(logits: torch.Tensor, targets: torch.Tensor, bins: torch.Tensor, used: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,7 @@ def compute_losses(
     batch: BattleBatch,
     *,
     clone: bool = False,
+    td_lambda: float = formulas.TD_LAMBDA,
     reference: ActorCritic | None = None,
     reference_features: torch.Tensor | None = None,
     kl_weight: float = 0.0,
@@ -67,6 +68,7 @@ def compute_losses(
 
     Args:
         clone: the actor learns every action, not only those above the average.
+        td_lambda: of the critics' targets, see `formulas.lambda_returns`.
         reference: a frozen network of the same gammas, whose policy of each gamma that of `model` stays near.
         reference_features: of the states for it, as `BattleBatch.features`; None: these.
         kl_weight: k of the KL divergence from the reference, the mean over gammas and the transitions that are used.
@@ -76,7 +78,7 @@ def compute_losses(
     played = states[:, :-1][used]
     actions, legal = batch.actions[used], batch.legal[:, :-1][used]
     every = torch.arange(model.shape.num_critics)
-    targets = _targets(model, states, batch)[used]
+    targets = _targets(model, states, batch, td_lambda)[used]
     logits = model.heads.played_logits(played, actions) if len(actions) else played.new_zeros(0, 1, 1, len(model.bins))
     ones = torch.ones_like(actions, dtype=torch.bool)
     critic = formulas.critic_loss(logits[None], targets[None], model.bins, ones[None])
@@ -107,13 +109,16 @@ def _actor_logits(reference: ActorCritic, batch: BattleBatch, features: torch.Te
 
 
 @torch.no_grad()
-def _targets(model: ActorCritic, states: torch.Tensor, batch: BattleBatch) -> torch.Tensor:
-    """Return the targets of all transitions, (B, T, G): V of the target heads in the next state."""
-    after = states[:, 1:].flatten(0, 1)
+def _targets(model: ActorCritic, states: torch.Tensor, batch: BattleBatch, td_lambda: float) -> torch.Tensor:
+    """Return the targets of all transitions, (B, T, G), with V of the target heads in the next states."""
+    first = -1 if td_lambda == 1 else 1  # returns need only the value after the last transition
+    after, legal = states[:, first:].flatten(0, 1), batch.legal[:, first:].flatten(0, 1)
     values = model.target_heads.action_values(after, model.bins, critics=choose_critics(model.shape.num_critics))
-    log_policy = formulas.log_policy(model.target_heads.actor_logits(after), batch.legal[:, 1:].flatten(0, 1)[:, None])
-    next_values = formulas.state_value(values, log_policy).view(*batch.rewards.shape, -1)
-    return formulas.td_target(batch.rewards, batch.done, next_values, model.gammas)
+    log_policy = formulas.log_policy(model.target_heads.actor_logits(after), legal[:, None])
+    known = formulas.state_value(values, log_policy).unflatten(0, (len(states), -1))
+    next_values = known.new_zeros(*batch.rewards.shape, known.shape[-1])
+    next_values[:, -known.shape[1] :] = known
+    return formulas.lambda_returns(batch.rewards, batch.done, next_values, model.gammas, td_lambda=td_lambda)
 
 
 def _pick(values: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

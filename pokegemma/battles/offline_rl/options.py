@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from pokegemma.battles.cloning.options import BattleOptions
-from pokegemma.battles.offline_rl.formulas import GAMMAS
+from pokegemma.battles.offline_rl.formulas import GAMMAS, TD_LAMBDA
 from pokegemma.battles.offline_rl.kl_damping import K_MAX, K_START, KL_TARGET
 from pokegemma.errors import PokegemmaError, check_range, check_ranges
 from pokegemma.options import option
@@ -48,6 +48,11 @@ class OfflineRLOptions(BattleOptions):
     num_heads: int = option(4, "Its attention heads.")
     window: int = option(128, "States of a battle that it sees.")
     gammas: list[float] = option([*GAMMAS], "Discount factors; the last one plays.", nargs="+")
+    td_lambda: float = option(
+        TD_LAMBDA,
+        "Lambda of the critics' targets. 1: the rewards up to the battle's end. 0: one reward and the critics' own "
+        "value of the next state, as AMAGO has it, which needs many thousands of steps.",
+    )
     num_critics: int = option(6, "Critics for each discount factor.")
     difference_decay: float = option(1.0, "Weight decay of what tells the critics' actions apart.")
     reference: str | None = option(
@@ -65,6 +70,7 @@ class OfflineRLOptions(BattleOptions):
         check_range("--window", self.window, at_least=2)
         check_range("--difference_decay", self.difference_decay, at_least=0)
         check_ranges(self, "kl_start", "kl_max", "kl_target", above=0)
+        check_range("--td_lambda", self.td_lambda, at_least=0, at_most=1)
         for gamma in self.gammas:
             check_range("--gammas", gamma, at_least=0, below=1)
         if self.width % self.num_heads:
@@ -140,9 +146,9 @@ class OfflineRLTrainingOptions(TrainingOptions):
     per_device_train_batch_size: int = option(16, "Windows of battles on each device in a step.")
     gradient_accumulation_steps: int = option(1, "Forward passes for each optimizer step.")
     num_train_epochs: float = option(10.0, "Passes over the battles. --max_steps replaces it.")
-    learning_rate: float = option(1.5e-4, "Peak learning rate.")
+    learning_rate: float = option(1e-3, "Peak learning rate. AMAGO has 1.5e-4, for millions of battles.")
     lr_scheduler_type: str = option("constant_with_warmup", "Schedule of the learning rate after the warm-up.")
-    warmup_steps: float = option(1000, "Optimizer steps of the warm-up. A number below 1 is a share of all steps.")
+    warmup_steps: float = option(100, "Optimizer steps of the warm-up. A number below 1 is a share of all steps.")
     max_grad_norm: float = option(1.5, "Gradients are clipped to this norm.")
     eval_steps: float | None = option(500, "Optimizer steps between evaluations.")
     save_steps: float = option(500, "Optimizer steps between checkpoints.")

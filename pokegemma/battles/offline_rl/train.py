@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 _FIXED_OPTIONS = (
     *("won_only", "min_rating", "formats", "since", "until", "eval_fraction", "reward", "actor", "width"),
-    *("num_layers", "num_heads", "window", "gammas", "num_critics", "difference_decay", "per_device_train_batch_size"),
+    *("num_layers", "num_heads", "window", "gammas", "td_lambda", "num_critics", "difference_decay"),
+    "per_device_train_batch_size",
     *("encoder_training", "lora_r", "lora_alpha", "lora_dropout"),
     "reference",
 )
@@ -151,16 +152,17 @@ def _load_reference(data: OfflineRLOptions, policy: PolicyCheckpoint) -> ActorCr
 def _make_model(options: OfflineRLRun, policy: PolicyCheckpoint, reference: ActorCritic | None) -> TrainableActorCritic:
     """Return what is trained: a new network, or one that starts as the reference, which is frozen next to it."""
     data = options.data
-    shape, clone = _choose_shape(data, policy.config.hidden_size), data.actor == "clone"
+    shape = _choose_shape(data, policy.config.hidden_size)
     encoder = _make_encoder(options, policy) if data.trains_encoder else None
+    learning = {"clone": data.actor == "clone", "td_lambda": data.td_lambda, "encoder": encoder}
     if reference is None:
-        return TrainableActorCritic(ActorCritic(shape), clone=clone, encoder=encoder)
+        return TrainableActorCritic(ActorCritic(shape), **learning)
     before, now = dataclasses.asdict(reference.shape), dataclasses.asdict(shape)
     if changed := [f"{name} is {before[name]} instead of {now[name]}" for name in now if before[name] != now[name]]:
         raise PokegemmaError(f"--reference {data.reference}: its network has other sizes: {', '.join(changed)}")
     controller = KLController(k_start=data.kl_start, k_max=data.kl_max, kl_target=data.kl_target)
     start = copy.deepcopy(reference)
-    return TrainableActorCritic(start, clone=clone, encoder=encoder, reference=reference, controller=controller)
+    return TrainableActorCritic(start, **learning, reference=reference, controller=controller)
 
 
 def _make_encoder(options: OfflineRLRun, policy: PolicyCheckpoint) -> TrainedEncoder:

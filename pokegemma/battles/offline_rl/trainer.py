@@ -7,6 +7,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pokegemma.battles.offline_rl import formulas
 from pokegemma.battles.offline_rl.kl_damping import KLController
 from pokegemma.battles.offline_rl.losses import BattleBatch, Losses, compute_losses, judge_batch
 from pokegemma.battles.offline_rl.model import ActorCritic
@@ -34,12 +35,13 @@ class TrainableActorCritic(torch.nn.Module):
         network: ActorCritic,
         *,
         clone: bool,
+        td_lambda: float = formulas.TD_LAMBDA,
         encoder: TrainedEncoder | None = None,
         reference: ActorCritic | None = None,
         controller: KLController | None = None,
     ) -> None:
         super().__init__()
-        self.network, self._clone, self.encoder = network, clone, encoder
+        self.network, self._clone, self._td_lambda, self.encoder = network, clone, td_lambda, encoder
         self.reference = None if reference is None else reference.requires_grad_(False)
         self.controller = None if reference is None else controller or KLController()
 
@@ -52,6 +54,7 @@ class TrainableActorCritic(torch.nn.Module):
             self.network,
             self.make_batch(**inputs),
             clone=self._clone,
+            td_lambda=self._td_lambda,
             reference=self.reference,
             reference_features=features,
             kl_weight=0.0 if self.controller is None else self.controller.k,
