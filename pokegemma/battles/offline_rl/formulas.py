@@ -66,7 +66,7 @@ def state_value(action_values: torch.Tensor, log_probabilities: torch.Tensor) ->
 def lambda_returns(
     rewards: torch.Tensor, done: torch.Tensor, next_values: torch.Tensor, gammas: torch.Tensor, *, td_lambda: float
 ) -> torch.Tensor:
-    """Return y = 10 r + gamma (1 - done) ((1 - lambda) V(s') + lambda y'), (B, T, G), where y' is the next transition's.
+    """Return y = 10 r + gamma (1 - done) ((1 - lambda) V(s') + lambda y'), (B, T, G); y' is the next transition's.
 
     After the last transition of a window y' is V(s'). With lambda 0 this is the target of temporal differences with a
     step of one, as AMAGO has it; with lambda 1 the discounted rewards up to the end of the battle.
