@@ -4,34 +4,32 @@
 
 It needs ./init.sh --with battles --with gemma270m --accept-gemma-terms. Battles of poke-env's heuristic are recorded
 and packed; a few steps measure how many decisions a second each model learns, and so how many steps fit into the
-minutes. The real one learns with LoRA and is merged; the tiny one learns with all of its weights, once for the same
-minutes and once on as many decisions as the real one has seen. Each plays --num_rounds rounds of two battles with each
-scripted player. The same command continues an interrupted run. Results are in result.json; the table is printed.
+minutes. The real one learns with LoRA and is merged; the tiny one learns with all of its weights, once for
+--tiny_minutes and once on as many decisions as the real one has seen. Each plays --num_rounds rounds of two battles
+with each scripted player. The same command continues an interrupted run. Results are in result.json; the table is
+printed.
 """
 
 import csv
 import json
 import math
-import os
 import platform
-import resource
-import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # a script has only its own folder on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.steps import Progress
 from pokegemma.battles.policy.card import view_pair
 from pokegemma.cli import parse_options, run
 from pokegemma.environment import usable_cores
 from pokegemma.errors import PokegemmaError, check_ranges
 from pokegemma.options import option
 from pokegemma.outputs import atomic_file
-from pokegemma.provenance import PROJECT_ROOT, git_commit, read_run_record
+from pokegemma.provenance import git_commit, read_run_record
 from pokegemma.tables import format_interval, format_percent, format_table
 
 OPPONENTS = ("random", "max-base-power", "heuristic")
@@ -40,7 +38,8 @@ OPPONENTS = ("random", "max-base-power", "heuristic")
 @dataclass(frozen=True)
 class HourOptions:
     output_dir: str = option(..., "Folder for everything; continued where it exists.")
-    minutes: float = option(60.0, "Time of training for each model, on all cores.")
+    minutes: float = option(60.0, "Time of training of the real model, on all cores.")
+    tiny_minutes: float = option(10.0, "That of the tiny one.")
     num_battles: int = option(500, "Battles to record.")
     num_rounds: int = option(50, "Rounds of the arena, of two battles with each scripted player.")
     battle_format: str = option("gen1ou", "Format to record and play.")
@@ -53,7 +52,7 @@ class HourOptions:
     max_eval_decisions: int = option(512, "Held-out decisions to measure accuracy on.")
 
     def __post_init__(self) -> None:
-        check_ranges(self, "minutes", above=0)
+        check_ranges(self, "minutes", "tiny_minutes", above=0)
         check_ranges(self, "num_battles", "num_rounds", "batch_size", "max_eval_decisions", at_least=1)
 
 
@@ -63,6 +62,7 @@ class Learner:
 
     Attributes:
         flags: of scripts/sft_battles.py.
+        minutes: of training at most, without evaluation.
         num_decisions: to learn from; None: as many as fit into the minutes.
     """
 
@@ -70,43 +70,8 @@ class Learner:
     base: Path
     batch_size: int
     flags: dict[str, Any]
+    minutes: float
     num_decisions: int | None = None
-
-
-@dataclass
-class Progress:
-    """The steps that were done, with their costs; written after each."""
-
-    path: Path
-    steps: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> "Progress":
-        return cls(path, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
-
-    def script(self, step: str, name: str, *, threads: int = 0, **options: Any) -> None:
-        """Run a script of the project, unless this step was done; its output goes to stderr.
-
-        Raises:
-            PokegemmaError: it failed.
-        """
-        if step in self.steps:
-            return
-        words = [sys.executable, str(PROJECT_ROOT / "scripts" / f"{name}.py")]
-        for key, value in options.items():
-            words += [f"--{key}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads or usable_cores()), "HF_HUB_OFFLINE": "1"}
-        began, before = time.monotonic(), _children_cpu_s()
-        if subprocess.run(words, stdout=sys.stderr, env=environment, cwd=PROJECT_ROOT, check=False).returncode:
-            raise PokegemmaError(f"scripts/{name}.py failed; the same command continues")
-        self.steps[step] = {"seconds": time.monotonic() - began, "cpu_s": _children_cpu_s() - before}
-        with atomic_file(self.path) as temporary:
-            temporary.write_text(json.dumps(self.steps, indent=2), encoding="utf-8")
-
-
-def _children_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def prepare(options: HourOptions, folder: Path, progress: Progress) -> tuple[Path, Path]:
@@ -145,7 +110,7 @@ def train(learner: Learner, options: HourOptions, folder: Path, progress: Progre
     }
     if learner.num_decisions is None:
         rate = measure_rate(learner, common, folder, progress)
-        num_steps = max(2, int(60 * options.minutes * rate / learner.batch_size))
+        num_steps = max(2, int(60 * learner.minutes * rate / learner.batch_size))
     else:
         num_steps = max(2, learner.num_decisions // learner.batch_size)
     resume = {"resume_from_checkpoint": True} if any(output.glob("checkpoint-*")) else {"overwrite": True}
@@ -155,7 +120,7 @@ def train(learner: Learner, options: HourOptions, folder: Path, progress: Progre
         "sft_battles",
         output_dir=output,
         max_steps=num_steps,
-        max_minutes=1.25 * options.minutes,  # evaluation takes some of it, and other programs may
+        max_minutes=1.25 * learner.minutes,  # evaluation takes some of it, and other programs may
         eval_on_start=True,
         eval_steps=every,
         save_steps=every,
@@ -250,9 +215,10 @@ def run_all(options: HourOptions) -> list[dict[str, Any]]:
             policy = merged
         results.append(describe(learner, play(learner.name, policy, options, folder, progress), folder, progress))
 
-    measure(Learner("gemma270m", real, options.batch_size, adapter))
-    measure(Learner("tiny", tiny, 64, tiny_flags))
-    measure(Learner("tiny-as-many", tiny, options.batch_size, tiny_flags, num_decisions=results[0]["decisions"]))
+    measure(Learner("gemma270m", real, options.batch_size, adapter, options.minutes))
+    measure(Learner("tiny", tiny, 64, tiny_flags, options.tiny_minutes))
+    decisions = results[0]["decisions"]
+    measure(Learner("tiny-as-many", tiny, options.batch_size, tiny_flags, options.minutes, num_decisions=decisions))
     return results
 
 

@@ -5,12 +5,17 @@ import json
 import lz4.frame
 import pytest
 
+from pokegemma.battles.cloning.selection import BattleFilter
+from pokegemma.battles.trajectories.checks.folders import check_trajectories
 from pokegemma.battles.trajectories.files import (
     TrajectoryName,
     find_trajectory_files,
+    format_of,
     read_trajectory,
     write_trajectory,
 )
+from pokegemma.battles.trajectories.packed import PackedTrajectories
+from pokegemma.battles.trajectories.packing import pack_trajectories
 from pokegemma.battles.trajectories.records import NO_MOVE, BattleTrajectory, TrajectoryError
 from tests.battles.states import make_name, make_pokemon, make_state, make_trajectory
 
@@ -168,6 +173,19 @@ def test_files_are_found_in_a_fixed_order_without_unfinished_ones(tmp_path):
     (tmp_path / "gen1ou" / "notes.txt").touch()
     found = [path.name for path in find_trajectory_files(tmp_path)]
     assert found == [f"{name}.json.lz4" for name in sorted(names, key=str)]
+
+
+def test_recordings_in_a_folder_are_read_together(tmp_path):
+    for number in (1, 2):
+        write_trajectory(tmp_path / str(number), make_name(number), make_trajectory())
+        (tmp_path / str(number) / "run.json").write_text("{}")
+    write_trajectory(tmp_path, make_name(3), make_trajectory())
+    found = [path.relative_to(tmp_path).as_posix() for path in find_trajectory_files(tmp_path)]
+    assert found == [f"{start}gen1ou/{make_name(n)}.json.lz4" for start, n in (("1/", 1), ("2/", 2), ("", 3))]
+    assert {format_of(path) for path in found} == {"gen1ou"}
+    assert all(check.status == "PASS" for check in check_trajectories(tmp_path) if check.name == "names")
+    pack_trajectories(tmp_path, packed := tmp_path.with_name("packed"))
+    assert all(BattleFilter(formats=("gen1ou",)).accepts(PackedTrajectories(packed).name(n)) for n in range(3))
 
 
 def test_no_move_is_metamons():

@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import PurePosixPath
 from typing import Literal
 
-from pokegemma.battles.trajectories.files import TrajectoryName
+from pokegemma.battles.trajectories.files import TrajectoryName, format_of
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 
 SplitName = Literal["train", "eval"]
@@ -28,13 +29,12 @@ class BattleFilter:
     until: datetime | None = None
 
     def accepts(self, path: str) -> bool:
-        """Return whether a file is used, by its path FORMAT/NAME."""
-        battle_format, _, file = path.rpartition("/")
-        name = TrajectoryName.parse(file)
+        """Return whether a file is used, by its path FORMAT/NAME or RECORDING/FORMAT/NAME."""
+        name = TrajectoryName.parse(PurePosixPath(path).name)
         return (
             (name.won or not self.won_only)
             and (self.min_rating is None or name.rating_points >= self.min_rating)
-            and (self.formats is None or battle_format in self.formats)
+            and (self.formats is None or format_of(path) in self.formats)
             and (self.since is None or name.played_at >= self.since)
             and (self.until is None or name.played_at < self.until + timedelta(days=1))
         )

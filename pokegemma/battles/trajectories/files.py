@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import overload
 
 import numpy as np
 
 from pokegemma.battles.trajectories.records import BattleTrajectory, TrajectoryError
 from pokegemma.errors import PokegemmaError
-from pokegemma.outputs import atomic_file
+from pokegemma.outputs import RUN_FILE, atomic_file
 
 try:
     import lz4.frame
@@ -109,6 +109,11 @@ def format_date(moment: datetime) -> str:
     return moment.strftime(_DATE_TIME)
 
 
+def format_of(path: str) -> str:
+    """Return the format of a file by its folder: of FORMAT/NAME or RECORDING/FORMAT/NAME."""
+    return PurePosixPath(path).parent.name
+
+
 def strip_extension(name: str) -> str:
     """Return the name of a trajectory's file without .json.lz4 or .json."""
     for extension in (COMPRESSED, PLAIN):
@@ -118,14 +123,14 @@ def strip_extension(name: str) -> str:
 
 
 class TrajectoryFiles(Sequence[Path]):
-    """The trajectory files of a folder, sorted: FOLDER/FORMAT/NAME.json.lz4 and .json.
+    """The trajectory files of a folder, sorted: FOLDER/FORMAT/NAME.json.lz4 and .json, or FOLDER/RECORDING/FORMAT/NAME.
 
     The names are one array, because four million paths of Python's take gigabytes and are copied into every worker. A
     slice is a view of it; what a worker gets are the names of its slice.
     """
 
     def __init__(self, folder: Path, names: np.ndarray) -> None:
-        """Take the names, (N,) bytes, as FORMAT/NAME.json.lz4."""
+        """Take the paths in the folder, (N,) bytes, such as FORMAT/NAME.json.lz4."""
         self.folder = folder
         self._names = names
 
@@ -146,6 +151,8 @@ class TrajectoryFiles(Sequence[Path]):
 
 def find_trajectory_files(folder: Path) -> TrajectoryFiles:
     """Return the .json.lz4 and .json files in the folders of formats (FOLDER/FORMAT/NAME).
+
+    A folder within `folder` that has a run.json is a recording of its own: its folders of formats are read, too.
 
     Raises:
         PokegemmaError: `folder` does not exist, or contains no such file.
@@ -171,14 +178,18 @@ def index_names(names: Iterable[bytes], num_names: int, longest: int) -> np.ndar
     return array
 
 
-def _scan_names(folder: Path) -> Iterator[bytes]:
+def _scan_names(folder: Path, start: str = "") -> Iterator[bytes]:
     for each in sorted(folder.iterdir()):
-        if each.is_dir():
-            start = os.fsencode(f"{each.name}/")
-            with os.scandir(each) as entries:
-                for entry in entries:
-                    if entry.name.endswith((COMPRESSED, PLAIN)) and not entry.name.startswith("."):
-                        yield start + os.fsencode(entry.name)
+        if not each.is_dir():
+            continue
+        if not start and (each / RUN_FILE).is_file():
+            yield from _scan_names(each, f"{each.name}/")
+            continue
+        prefix = os.fsencode(f"{start}{each.name}/")
+        with os.scandir(each) as entries:
+            for entry in entries:
+                if entry.name.endswith((COMPRESSED, PLAIN)) and not entry.name.startswith("."):
+                    yield prefix + os.fsencode(entry.name)
 
 
 def read_trajectory(path: Path) -> BattleTrajectory:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 from pokegemma.battles.trajectories.actions import (
@@ -15,7 +16,7 @@ from pokegemma.battles.trajectories.actions import (
     sort_switches,
 )
 from pokegemma.battles.trajectories.checks.known_words import KnownWords
-from pokegemma.battles.trajectories.files import TrajectoryName, decode_json_text
+from pokegemma.battles.trajectories.files import TrajectoryName, decode_json_text, format_of
 from pokegemma.battles.trajectories.names import generation_of
 from pokegemma.battles.trajectories.records import NO_ACTION, BattleTrajectory, TrajectoryError, TrajectoryState
 from pokegemma.battles.trajectories.texts import BLANK, MAX_BLANK, NUM_WORDS, list_numbers, list_words
@@ -33,7 +34,7 @@ class FileReport:
     """What was found in one file.
 
     Attributes:
-        path: FORMAT/NAME.json.lz4.
+        path: FORMAT/NAME.json.lz4, or RECORDING/FORMAT/NAME.json.lz4.
         problems: (kind of check, what is wrong).
         trajectory: None where the file contains none.
     """
@@ -53,11 +54,11 @@ def check_file(path: str, content: bytes, known: KnownWords) -> FileReport:
     """Return what is wrong with one file, all of it.
 
     Args:
-        path: FORMAT/NAME.json.lz4.
+        path: FORMAT/NAME.json.lz4, or RECORDING/FORMAT/NAME.json.lz4.
         content: its bytes.
     """
     report = FileReport(path)
-    folder, _, file_name = path.rpartition("/")
+    folder, file_name = format_of(path), PurePosixPath(path).name
     name = _try(report, "names", lambda: TrajectoryName.parse(file_name))
     if name is not None and not name.is_of_format(folder):
         report.problems.append(("names", f"battle_id {name.battle_id!r} lacks the folder's format {folder}"))
