@@ -52,7 +52,12 @@ OTHER_FLAGS |= {"--no-deps", "--only-binary", "--python-version", "--platform", 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(PROJECT_ROOT)))
 
 
-WITHOUT_MAIN = ("benchmarks/decision_cost.py", "benchmarks/made_model.py", "benchmarks/play_path.py")
+WITHOUT_MAIN = (
+    "benchmarks/decision_cost.py",
+    "benchmarks/made_model.py",
+    "benchmarks/steps.py",
+    "benchmarks/play_path.py",
+)
 """Modules that a benchmark imports."""
 
 

@@ -14,8 +14,8 @@ NUM_BINS, MAX_RETURN = 96, 1100.0
 """The critics predict returns as a distribution over bins from -MAX_RETURN to MAX_RETURN."""
 
 TD_LAMBDA = 1.0
-"""How far targets follow the recorded battle instead of the critics. AMAGO's are those of 0: with them a battle's end
-takes thousands of steps to reach its first turns, and until then the critics rank actions without regard to the state.
+"""How far targets follow the recorded battle instead of the critics. AMAGO's are those of 0: with them the critics of
+1,500 steps did not know who wins, and ranked actions without regard to the state (benchmarks/README.md).
 """
 
 TARGET_TAU = 0.004

@@ -51,7 +51,7 @@ class OfflineRLOptions(BattleOptions):
     td_lambda: float = option(
         TD_LAMBDA,
         "Lambda of the critics' targets. 1: the rewards up to the battle's end. 0: one reward and the critics' own "
-        "value of the next state, as AMAGO has it, which needs many thousands of steps.",
+        "value of the next state, as AMAGO has it, for which 1,500 steps were too few.",
     )
     num_critics: int = option(6, "Critics for each discount factor.")
     difference_decay: float = option(1.0, "Weight decay of what tells the critics' actions apart.")
