@@ -24,7 +24,7 @@ from benchmarks.steps import Progress
 from pokegemma.battles.policy.card import view_pair
 from pokegemma.cli import parse_options, run
 from pokegemma.environment import usable_cores
-from pokegemma.errors import check_ranges
+from pokegemma.errors import check_range, check_ranges
 from pokegemma.options import option
 from pokegemma.outputs import atomic_file
 from pokegemma.provenance import git_commit, read_run_record
@@ -54,6 +54,7 @@ class FilterOptions:
     def __post_init__(self) -> None:
         check_ranges(self, "num_battles", "max_steps", "num_rounds", at_least=1)
         check_ranges(self, "num_epochs", above=0)
+        check_range("--td_lambda", self.td_lambda, at_least=0, at_most=1)
 
 
 def prepare(options: FilterOptions, folder: Path, progress: Progress) -> None:
@@ -103,7 +104,7 @@ def learn(name: str, seed: int, options: FilterOptions, folder: Path, progress: 
         overwrite=True,
         **_WAYS[name],
     )
-    evaluation = (read_run_record(output) or {})["evaluation"]
+    evaluation = read_run_record(output)["evaluation"]
     drawn, likeliest = (
         play(kind, f"{output}{suffix}", output, options, progress)
         for kind, suffix in (("drawn", "@1.0"), ("likeliest", ""))

@@ -13,38 +13,57 @@ from typing import Any
 from pokegemma.environment import usable_cores
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
-from pokegemma.provenance import PROJECT_ROOT
+from pokegemma.provenance import PROJECT_ROOT, read_run_record
+
+_TRAINING = ("sft_battles", "rl_battles")
+"""Scripts that exit with 0 after a signal, with a checkpoint; run.json tells whether they came to their end."""
 
 
 @dataclass
 class Progress:
-    """The steps that were done, with their costs; written after each."""
+    """The steps that were done, with their commands and costs; written after each."""
 
     path: Path
-    steps: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Progress":
         return cls(path, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
 
-    def script(self, step: str, name: str, *, threads: int = 0, **options: Any) -> None:
+    def script(
+        self, step: str, name: str, *, threads: int = 0, resume: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """Run a script of the project, unless this step was done; its output goes to stderr.
 
+        Args:
+            resume: flags that may be others when the same step is called again.
+
         Raises:
-            PokegemmaError: it failed.
+            PokegemmaError: it failed or was interrupted, or the step was done with other options.
         """
+        words = [name, *_flags(options)]
         if step in self.steps:
+            if self.steps[step]["words"] != words:
+                raise PokegemmaError(f"{self.path}: {step!r} was done with other options; choose another folder")
             return
-        words = [sys.executable, str(PROJECT_ROOT / "scripts" / f"{name}.py")]
-        for key, value in options.items():
-            words += [f"--{key}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
+        command = [sys.executable, str(PROJECT_ROOT / "scripts" / f"{name}.py"), *words[1:], *_flags(resume or {})]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads or usable_cores()), "HF_HUB_OFFLINE": "1"}
         began, before = time.monotonic(), _children_cpu_s()
-        if subprocess.run(words, stdout=sys.stderr, env=environment, cwd=PROJECT_ROOT, check=False).returncode:
+        if subprocess.run(command, stdout=sys.stderr, env=environment, cwd=PROJECT_ROOT, check=False).returncode:
             raise PokegemmaError(f"scripts/{name}.py failed; the same command continues")
-        self.steps[step] = {"seconds": time.monotonic() - began, "cpu_s": _children_cpu_s() - before}
+        if name in _TRAINING and (read_run_record(Path(options["output_dir"])) or {}).get("status") != "completed":
+            raise PokegemmaError(f"{options['output_dir']}: training was interrupted; the same command continues")
+        seconds, cpu_s = time.monotonic() - began, _children_cpu_s() - before
+        self.steps[step] = {"words": words, "seconds": seconds, "cpu_s": cpu_s}
         with atomic_file(self.path) as temporary:
             temporary.write_text(json.dumps(self.steps, indent=2), encoding="utf-8")
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    words = []
+    for key, value in options.items():
+        words += [f"--{key}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
+    return words
 
 
 def _children_cpu_s() -> float:

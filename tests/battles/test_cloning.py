@@ -256,20 +256,27 @@ def test_the_time_of_a_resumed_run_counts_from_its_checkpoint() -> None:
 
 
 @pytest.mark.slow(6)
-def test_lora_trains_an_adapter_of_the_tiny_policy(packed_battles: Path, tiny_policy: Path, tmp_path) -> None:
-    record = train(packed_battles, tiny_policy, tmp_path / "out", "--finetuning", "lora", "--max_steps", "2")
+@pytest.mark.parametrize("finetuning", ["lora", "qlora"])
+def test_an_adapter_of_the_tiny_policy_is_trained(
+    finetuning: str, packed_battles: Path, tiny_policy: Path, tmp_path
+) -> None:
+    more = ("--finetuning", finetuning, "--max_steps", "2", "--report_to", "tensorboard")
+    record = train(packed_battles, tiny_policy, tmp_path / "out", *more)
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
     assert record["num_trained_weights"] < 150_000
     policy = open_policy(tmp_path / "out")
     assert policy.adapter is not None
     assert len(policy.adapter.layers) == 3 * 7
     policy.load_model()
-    other = call_script(
-        "sft_battles",
-        *("--trajectories_dir", packed_battles, "--model_name_or_path", tiny_policy, "--output_dir", tmp_path / "out"),
-        *(*TRAINING, "--finetuning", "lora", "--lora_r", "4", "--max_steps", "4", "--resume_from_checkpoint"),
-    )
-    assert other.returncode == 2
-    assert "lora_r was 16, is 4" in other.stderr
+    for option, change in (("lora_r", ("16", "4")), ("learning_rate", ("0.01", "0.02"))):
+        other = call_script(
+            "sft_battles",
+            *("--trajectories_dir", packed_battles, "--model_name_or_path", tiny_policy),
+            *("--output_dir", tmp_path / "out", *TRAINING, "--finetuning", finetuning),
+            *(f"--{option}", change[1], "--max_steps", "4", "--resume_from_checkpoint"),
+        )
+        assert other.returncode == 2
+        assert f"{option} was {change[0]}, is {change[1]}" in other.stderr
 
 
 def test_the_evaluation_of_a_run_is_that_of_the_model_that_is_saved() -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -116,6 +117,21 @@ def test_padding_changes_no_loss() -> None:
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("td_lambda", [0, 0.5, 1])
+def test_targets_of_a_window_that_ends_within_a_battle_go_on_with_the_critics(td_lambda: float) -> None:
+    torch.manual_seed(0)
+    network, batch = ActorCritic(SHAPE), play_game(np.random.default_rng(1), 8)
+    cut = replace(batch, done=batch.done & torch.tensor([True, False]))
+    losses = {}
+    for name, bias in (("before", 0.0), ("after", 5.0)):
+        with torch.no_grad():
+            network.target_heads.shared[..., -1] += bias  # the target critics' values of all states grow
+        torch.manual_seed(1)
+        losses[name] = [compute_losses(network, each, td_lambda=td_lambda).critic.item() for each in (batch, cut)]
+    assert losses["before"][1] != losses["after"][1]
+    assert (losses["before"][0] == losses["after"][0]) is (td_lambda == 1)
+
+
 def test_cloning_learns_every_action() -> None:
     torch.manual_seed(0)
     network, batch = ActorCritic(SHAPE), play_game(np.random.default_rng(1), 8)
@@ -195,10 +211,13 @@ TRAINING = shlex.split(
 def train(packed_battles: Path, tiny_policy: Path, tmp_path):
     """Return a function that trains in a folder of the test and returns what run.json records."""
 
-    def train_in(name: str, *more: object) -> dict:
+    def train_in(name: str, *more: object, error: str | None = None) -> dict:
         options = ("--trajectories_dir", packed_battles, "--encoder", tiny_policy, "--output_dir", tmp_path / name)
         done = call_script("rl_battles", *options, "--features_dir", tmp_path / "features", *TRAINING, *more)
-        assert done.returncode == 0, done.stderr
+        if error is not None:
+            assert done.returncode == 2 and error in done.stderr
+        else:
+            assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / name / "run.json").read_text())
 
     return train_in
@@ -231,6 +250,8 @@ def test_training_resumes_exactly(train, tiny_policy: Path, tmp_path) -> None:
     rows = read_log(tmp_path / "whole")
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"] and "kl" not in rows[0]
     train("part", "--max_steps", "2")
+    for option, error in (("--learning_rate", "learning_rate was"), ("--td_lambda", "td_lambda was 1.0, is 0.5")):
+        train("part", option, "0.5", "--max_steps", "4", "--resume_from_checkpoint", error=error)
     moved = shutil.copytree(tiny_policy, tmp_path / "moved")
     train("part", "--encoder", moved, "--max_steps", "4", "--resume_from_checkpoint")
     assert load_actor_critic(tmp_path / "part")[1].text == "short"

@@ -57,6 +57,13 @@ def write_card(policy, arena):
     return call_script("battles_card", "--policy_path", policy, "--arena_dir", arena)
 
 
+def test_a_result_of_reinforcement_learning_gets_no_card(folders) -> None:
+    policy, arena = folders
+    (policy / "actor_critic.json").write_text("{}")
+    done = write_card(policy, arena)
+    assert done.returncode == 2 and "is a result of scripts/rl_battles.py" in done.stderr
+
+
 def test_a_policy_that_was_trained_on_after_its_battles_gets_no_card(folders) -> None:
     policy, arena = folders
     (policy / "model.safetensors").write_bytes(b"other weights")

@@ -122,7 +122,7 @@ def test_training_starts_from_the_best_policy(trainer: str, tiny_policy: Path, t
     (pack, packing), (train, training) = calls.made
     assert (pack, train) == ("battles_pack", f"{trainer}_battles")
     assert training["trajectories_dir"] == packing["output_dir"] == tmp_path / "round1" / "packed"
-    assert training["won_only"] is True
+    assert training["won_only"] is (trainer == "sft")  # critics learn from lost battles, too
     if trainer == "sft":
         assert (training["model_name_or_path"], training["text"]) == (str(tiny_policy), "short")
         assert "encoder" not in training and training["config"].name == "battles.yaml"

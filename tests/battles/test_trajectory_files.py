@@ -14,7 +14,7 @@ from pokegemma.battles.trajectories.files import (
     read_trajectory,
     write_trajectory,
 )
-from pokegemma.battles.trajectories.packed import PackedTrajectories
+from pokegemma.battles.trajectories.packed import PackedTrajectories, unpack_trajectories
 from pokegemma.battles.trajectories.packing import pack_trajectories
 from pokegemma.battles.trajectories.records import NO_MOVE, BattleTrajectory, TrajectoryError
 from tests.battles.states import make_name, make_pokemon, make_state, make_trajectory
@@ -176,16 +176,29 @@ def test_files_are_found_in_a_fixed_order_without_unfinished_ones(tmp_path):
 
 
 def test_recordings_in_a_folder_are_read_together(tmp_path):
+    folder, packed, again = (tmp_path / name for name in ("recordings", "packed", "again"))
     for number in (1, 2):
-        write_trajectory(tmp_path / str(number), make_name(number), make_trajectory())
-        (tmp_path / str(number) / "run.json").write_text("{}")
-    write_trajectory(tmp_path, make_name(3), make_trajectory())
-    found = [path.relative_to(tmp_path).as_posix() for path in find_trajectory_files(tmp_path)]
-    assert found == [f"{start}gen1ou/{make_name(n)}.json.lz4" for start, n in (("1/", 1), ("2/", 2), ("", 3))]
+        write_trajectory(folder / str(number), make_name(number), make_trajectory())
+    (folder / "1" / "run.json").write_text("{}")
+    write_trajectory(folder, make_name(3), make_trajectory())
+    expected = [f"{start}gen1ou/{make_name(n)}.json.lz4" for start, n in (("1/", 1), ("2/", 2), ("", 3))]
+    found = [path.relative_to(folder).as_posix() for path in find_trajectory_files(folder)]
+    assert found == expected
     assert {format_of(path) for path in found} == {"gen1ou"}
-    assert all(check.status == "PASS" for check in check_trajectories(tmp_path) if check.name == "names")
-    pack_trajectories(tmp_path, packed := tmp_path.with_name("packed"))
+    assert all(check.status == "PASS" for check in check_trajectories(folder) if check.name in ("names", "alignment"))
+    pack_trajectories(folder, packed)
     assert all(BattleFilter(formats=("gen1ou",)).accepts(PackedTrajectories(packed).name(n)) for n in range(3))
+    unpack_trajectories(packed, again)
+    assert [path.relative_to(again).as_posix() for path in find_trajectory_files(again)] == expected
+
+
+def test_a_folder_with_other_json_files_is_no_recording(tmp_path):
+    write_trajectory(tmp_path, make_name(), make_trajectory())
+    (tmp_path / "policy" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "policy" / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    (tmp_path / "policy" / "config.json").write_text("{}")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_trajectory_files(tmp_path)]
+    assert found == [f"gen1ou/{make_name()}.json.lz4", "policy/config.json"]
 
 
 def test_no_move_is_metamons():

@@ -54,6 +54,6 @@ def select_battles(
         path = battles.name(index)
         if not battle_filter.accepts(path):
             continue
-        battle_id = TrajectoryName.parse(path.rpartition("/")[2]).battle_id
+        battle_id = TrajectoryName.parse(PurePosixPath(path).name).battle_id
         if choose_split(battle_id, eval_fraction=eval_fraction) == split:
             yield index

@@ -48,6 +48,7 @@ _FIXED_OPTIONS = (
     "lora_target_modules",
     "use_dora",
     "use_rslora",
+    "learning_rate",  # a checkpoint contains it twice, in the optimizer and in the schedule: another would be ignored
 )
 """Options that a resumed run must have as before."""
 

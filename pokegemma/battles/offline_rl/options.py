@@ -38,7 +38,9 @@ class OfflineRLOptions(BattleOptions):
     )
     reward: RewardName = option("default_shaped", "Reward of a transition.")
     actor: Literal["filter", "clone"] = option(
-        "filter", "filter: learn actions that the critics find better than the average. clone: learn every action."
+        "filter",
+        "filter: learn actions that the critics find better than the average. clone: learn every action. With "
+        "--won_only that was as good or better where many battles were won.",
     )
     teacher: str | None = option(
         None, "Evaluate on the decisions of players whose name begins so. Default: on those of all."

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers import set_seed
@@ -39,7 +39,7 @@ _FIXED_OPTIONS = (
     *("num_layers", "num_heads", "window", "gammas", "td_lambda", "num_critics", "difference_decay"),
     "per_device_train_batch_size",
     *("encoder_training", "lora_r", "lora_alpha", "lora_dropout"),
-    "reference",
+    *("reference", "learning_rate"),
 )
 """Options that a resumed run must have as before."""
 
@@ -131,7 +131,7 @@ def _make_windows(
     data = options.data
     indices = list(select_battles(battles, data.battle_filter(), eval_fraction=data.eval_fraction, split=split))
     if split == "eval" and data.teacher is not None:
-        names = {index: TrajectoryName.parse(battles.name(index).rpartition("/")[2]).player for index in indices}
+        names = {index: TrajectoryName.parse(PurePosixPath(battles.name(index)).name).player for index in indices}
         indices = [index for index in indices if names[index].startswith(data.teacher)]
     if not indices:
         raise PokegemmaError(

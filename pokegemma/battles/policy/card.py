@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pokegemma.battles.offline_rl.encoder_path import SHAPE_FILE
 from pokegemma.battles.players.opening import hash_weights_of
 from pokegemma.errors import PokegemmaError
 from pokegemma.evaluation.metrics import wilson_interval
@@ -34,6 +35,8 @@ def render_policy_card(policy: Path, arena: Path, *, player: str, name: str = "p
     Raises:
         PokegemmaError: a file is missing or damaged, or the player did not play in the arena with these weights.
     """
+    if (policy / SHAPE_FILE).is_file():
+        raise PokegemmaError(f"{policy} is a result of scripts/rl_battles.py; cards are of scripts/sft_battles.py's")
     record = read_run_record(policy) or {}
     if record.get("stage") != "train":
         raise PokegemmaError(f"{policy} is not the result of scripts/sft_battles.py: its run.json is missing")

@@ -28,7 +28,10 @@ class LearningOptions:
     training_config: str | None = option(
         None, "YAML file with options of training. Default: training_configs/battles.yaml for sft, none for rl."
     )
-    won_only: bool = option(True, "Learn from the players that won. --won_only false: from all.")
+    won_only: bool | None = option(
+        None,
+        "Learn from the players that won only. Default: true for sft; false for rl, whose critics need lost battles.",
+    )
     trajectories_dir: str | None = option(None, "Trajectory files (FORMAT/NAME.json.lz4) to learn from as well.")
     num_battles: int = option(500, "Battles that are recorded for each training.")
     temperature: float = option(1.0, "Temperature of the actions of the one that learns, where battles are recorded.")
@@ -62,6 +65,10 @@ class LearningOptions:
     @property
     def folder(self) -> Path:
         return Path(self.output_dir)
+
+    @property
+    def learns_won_only(self) -> bool:
+        return self.trainer == "sft" if self.won_only is None else self.won_only
 
     @property
     def config_file(self) -> Path | None:

@@ -152,7 +152,7 @@ class TrajectoryFiles(Sequence[Path]):
 def find_trajectory_files(folder: Path) -> TrajectoryFiles:
     """Return the .json.lz4 and .json files in the folders of formats (FOLDER/FORMAT/NAME).
 
-    A folder within `folder` that has a run.json is a recording of its own: its folders of formats are read, too.
+    A folder within `folder` that has no such files is a recording of its own: its folders of formats are read, too.
 
     Raises:
         PokegemmaError: `folder` does not exist, or contains no such file.
@@ -182,14 +182,19 @@ def _scan_names(folder: Path, start: str = "") -> Iterator[bytes]:
     for each in sorted(folder.iterdir()):
         if not each.is_dir():
             continue
-        if not start and (each / RUN_FILE).is_file():
-            yield from _scan_names(each, f"{each.name}/")
-            continue
-        prefix = os.fsencode(f"{start}{each.name}/")
-        with os.scandir(each) as entries:
-            for entry in entries:
-                if entry.name.endswith((COMPRESSED, PLAIN)) and not entry.name.startswith("."):
-                    yield prefix + os.fsencode(entry.name)
+        prefix, is_format = f"{start}{each.name}/", False
+        for name in _scan_files(each):
+            is_format = True
+            yield os.fsencode(prefix + name)
+        if not is_format and not start:
+            yield from _scan_names(each, prefix)
+
+
+def _scan_files(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith((COMPRESSED, PLAIN)) and not entry.name.startswith(".") and entry.name != RUN_FILE:
+                yield entry.name
 
 
 def read_trajectory(path: Path) -> BattleTrajectory:

@@ -162,7 +162,7 @@ def _view(mapped: mmap.mmap, start: int, entry: dict[str, Any]) -> np.ndarray:
 
 
 def unpack_trajectories(folder: Path, output: Path) -> int:
-    """Write the files that were packed, byte for byte, as OUTPUT/FORMAT/NAME.json.lz4; return how many.
+    """Write the files that were packed, byte for byte, at their paths in OUTPUT; return how many.
 
     Raises:
         PokegemmaError: `folder` was not packed to the end, or `output` contains files.
