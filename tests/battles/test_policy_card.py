@@ -8,6 +8,7 @@ from tests.processes import call_script
 
 pytest.importorskip("poke_env", reason="needs poke-env (./init.sh --with battles)")
 from pokegemma.battles.players.opening import PlayerSource
+from pokegemma.errors import PokegemmaError
 
 PAIRS = [
     {"players": ["heuristic", "policy"], "wins": 90, "losses": 100, "ties": 10, "win_rate": 0.45},
@@ -92,3 +93,21 @@ def test_a_player_that_did_not_play_is_refused(folders) -> None:
     done = call_script("battles_card", "--policy_path", policy, "--arena_dir", arena, "--player", "nobody")
     assert done.returncode == 2
     assert "'nobody'" in done.stderr
+
+
+@pytest.mark.slow(6)
+def test_a_policy_has_versions_in_the_registry(folders, tmp_path) -> None:
+    pytest.importorskip("pokegemma.release.registry", exc_type=PokegemmaError)
+    policy, arena = folders
+    (policy / "config.json").write_text("{}")
+    assert write_card(policy, arena).returncode == 0
+    registry = ("--registry_uri", tmp_path / "registry.db", "--name", "battles")
+    for words in (
+        ("register", "--model_path", policy),
+        ("promote", 1, "--alias", "champion"),
+        ("export", "champion", "--output_dir", tmp_path / "out"),
+    ):
+        done = call_script("model_registry", *words, *registry)
+        assert done.returncode == 0, done.stderr
+    for name in ("README.md", "model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (policy / name).read_bytes()

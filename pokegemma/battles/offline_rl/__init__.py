@@ -1,1 +1,1 @@
-"""Offline reinforcement learning of a battle policy: actor and critics over whole battles, as AMAGO 3.3 does it."""
+"""Offline reinforcement learning of a battle policy, after AMAGO 3.3 with other targets of the critics."""
