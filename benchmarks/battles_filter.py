@@ -20,15 +20,14 @@ from typing import Any
 if __name__ == "__main__":  # a script has only its own folder on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.steps import Progress
-from pokegemma.battles.policy.card import view_pair
+from benchmarks.steps import Progress, format_rate
 from pokegemma.cli import parse_options, run
 from pokegemma.environment import usable_cores
 from pokegemma.errors import check_range, check_ranges
 from pokegemma.options import option
 from pokegemma.outputs import atomic_file
 from pokegemma.provenance import git_commit, read_run_record
-from pokegemma.tables import format_interval, format_percent, format_table
+from pokegemma.tables import format_percent, format_table
 
 _PLAYERS = ("heuristic", "random", "max-base-power")
 _OPPONENT = "max-base-power"
@@ -114,29 +113,23 @@ def learn(name: str, seed: int, options: FilterOptions, folder: Path, progress: 
 
 def play(kind: str, player: str, output: Path, options: FilterOptions, progress: Progress) -> dict[str, Any]:
     """Let a result play; return its battles."""
-    arena = output.with_name(f"{output.name}_{kind}")
-    progress.script(
+    battles = progress.arena(
         f"arena {output.name} {kind}",
-        "battles_arena",
-        threads=1,  # a process for each core plays
-        output_dir=arena,
+        output.with_name(f"{output.name}_{kind}"),
+        player=f"learned={player}",
+        opponents=[_OPPONENT],
         battle_format=options.battle_format,
         teams_file=options.teams_file,
-        players=[f"learned={player}", _OPPONENT],
         num_rounds=options.num_rounds,
     )
-    (pair,) = json.loads((arena / "arena.json").read_text(encoding="utf-8"))["pairs"]
-    return view_pair(pair, "learned")
+    return battles[_OPPONENT]
 
 
 def format_result(results: list[dict[str, Any]]) -> str:
     """Return the table."""
     rows = [("way", "seed", "actions drawn", "likeliest", "action accuracy", "rank of played")]
     for result in results:
-        rates = [
-            f"{format_percent(view['win_rate'])} [{format_interval(view['win_rate_interval'])}]"
-            for view in (result["drawn"], result["likeliest"])
-        ]
+        rates = [format_rate(result[kind]) for kind in ("drawn", "likeliest")]
         figures = [result["evaluation"][f"eval_{name}"] for name in ("action_accuracy", "rank_of_played")]
         rows.append((result["way"], str(result["seed"]), *rates, *map(format_percent, figures)))
     return format_table(rows)

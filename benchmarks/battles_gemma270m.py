@@ -22,15 +22,14 @@ from typing import Any
 if __name__ == "__main__":  # a script has only its own folder on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.steps import Progress
-from pokegemma.battles.policy.card import view_pair
+from benchmarks.steps import Progress, format_rate
 from pokegemma.cli import parse_options, run
 from pokegemma.environment import usable_cores
 from pokegemma.errors import check_ranges
 from pokegemma.options import option
 from pokegemma.outputs import atomic_file
 from pokegemma.provenance import git_commit, read_run_record
-from pokegemma.tables import format_interval, format_percent, format_table
+from pokegemma.tables import format_percent, format_table
 
 OPPONENTS = ("random", "max-base-power", "heuristic")
 
@@ -152,21 +151,15 @@ def measure_rate(learner: Learner, common: dict[str, Any], folder: Path, progres
 
 def play(name: str, policy: Path, options: HourOptions, folder: Path, progress: Progress) -> dict[str, Any]:
     """Let a policy play the scripted players; return its battles with each."""
-    arena = folder / f"{name}_arena"
-    progress.script(
+    return progress.arena(
         f"arena {name}",
-        "battles_arena",
-        threads=1,  # a process for each core plays
-        output_dir=arena,
+        folder / f"{name}_arena",
+        player=f"{name}={policy}",
+        opponents=OPPONENTS,
         battle_format=options.battle_format,
         teams_file=options.teams_file,
-        players=[f"{name}={policy}", *OPPONENTS],
-        against=[name],
         num_rounds=options.num_rounds,
     )
-    pairs = json.loads((arena / "arena.json").read_text(encoding="utf-8"))["pairs"]
-    views = [view_pair(pair, name) for pair in pairs if name in pair["players"]]
-    return {view["name"]: view for view in views}
 
 
 def describe(learner: Learner, battles: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
@@ -223,10 +216,7 @@ def format_result(results: list[dict[str, Any]]) -> str:
     rows = [("policy", "trained weights", "decisions", "CPU s", "accuracy", "switches", *OPPONENTS)]
     for result in results:
         accuracy = result["accuracy"]
-        rates = [
-            f"{format_percent(view['win_rate'])} [{format_interval(view['win_rate_interval'])}]"
-            for view in map(result["battles"].__getitem__, OPPONENTS)
-        ]
+        rates = [format_rate(result["battles"][opponent]) for opponent in OPPONENTS]
         rows.append(
             (
                 result["name"],

@@ -6,14 +6,17 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pokegemma.battles.policy.card import view_pair
 from pokegemma.environment import usable_cores
 from pokegemma.errors import PokegemmaError
 from pokegemma.outputs import atomic_file
 from pokegemma.provenance import PROJECT_ROOT, read_run_record
+from pokegemma.tables import format_interval, format_percent
 
 _TRAINING = ("sft_battles", "rl_battles")
 """Scripts that exit with 0 after a signal, with a checkpoint; run.json tells whether they came to their end."""
@@ -57,6 +60,28 @@ class Progress:
         self.steps[step] = {"words": words, "seconds": seconds, "cpu_s": cpu_s}
         with atomic_file(self.path) as temporary:
             temporary.write_text(json.dumps(self.steps, indent=2), encoding="utf-8")
+
+    def arena(
+        self, step: str, folder: Path, *, player: str, opponents: Sequence[str], **options: Any
+    ) -> dict[str, dict[str, Any]]:
+        """Let a player, NAME=SOURCE, play opponents in an arena; return its battles with each, as it sees them."""
+        name = player.partition("=")[0]
+        self.script(
+            step,
+            "battles_arena",
+            threads=1,  # a process for each core plays
+            output_dir=folder,
+            players=[player, *opponents],
+            against=[name],
+            **options,
+        )
+        pairs = json.loads((folder / "arena.json").read_text(encoding="utf-8"))["pairs"]
+        return {view["name"]: view for view in (view_pair(pair, name) for pair in pairs)}
+
+
+def format_rate(view: dict[str, Any]) -> str:
+    """Return a player's win rate against another one, with its interval."""
+    return f"{format_percent(view['win_rate'])} [{format_interval(view['win_rate_interval'])}]"
 
 
 def _flags(options: dict[str, Any]) -> list[str]:

@@ -4,10 +4,9 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import PurePosixPath
 from typing import Literal
 
-from pokegemma.battles.trajectories.files import TrajectoryName, format_of
+from pokegemma.battles.trajectories.files import format_of, name_of
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 
 SplitName = Literal["train", "eval"]
@@ -30,7 +29,7 @@ class BattleFilter:
 
     def accepts(self, path: str) -> bool:
         """Return whether a file is used, by its path FORMAT/NAME or RECORDING/FORMAT/NAME."""
-        name = TrajectoryName.parse(PurePosixPath(path).name)
+        name = name_of(path)
         return (
             (name.won or not self.won_only)
             and (self.min_rating is None or name.rating_points >= self.min_rating)
@@ -54,6 +53,6 @@ def select_battles(
         path = battles.name(index)
         if not battle_filter.accepts(path):
             continue
-        battle_id = TrajectoryName.parse(PurePosixPath(path).name).battle_id
+        battle_id = name_of(path).battle_id
         if choose_split(battle_id, eval_fraction=eval_fraction) == split:
             yield index

@@ -1,4 +1,4 @@
-"""The formulas of the offline actor-critic, as functions of tensors; they are AMAGO 3.3's, but for the returns.
+"""The formulas of the offline actor-critic, as functions of tensors; they are AMAGO 3.3's, but for the targets.
 
 Letters of the shapes: B battles, T transitions, G discount factors, C critics, A = 13 actions, K bins. AMAGO estimates
 the value of a state by three sampled actions. With 13 actions the sum over all of them is exact, and costs nothing.
@@ -14,8 +14,8 @@ NUM_BINS, MAX_RETURN = 96, 1100.0
 """The critics predict returns as a distribution over bins from -MAX_RETURN to MAX_RETURN."""
 
 TD_LAMBDA = 1.0
-"""How far targets follow the recorded battle instead of the critics. AMAGO's are those of 0: with them the critics of
-1,500 steps did not know who wins, and ranked actions without regard to the state (benchmarks/README.md).
+"""How far targets follow the recorded battle instead of the critics. AMAGO's are those of 0: with them the filter
+collapsed onto one action in all runs of up to 1,500 steps (benchmarks/README.md).
 """
 
 TARGET_TAU = 0.004

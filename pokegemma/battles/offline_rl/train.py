@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
@@ -25,7 +25,7 @@ from pokegemma.battles.offline_rl.trainer import OfflineRLTrainer, TrainableActo
 from pokegemma.battles.offline_rl.windows import BattleWindows
 from pokegemma.battles.policy.checkpoint import PolicyCheckpoint, open_policy
 from pokegemma.battles.training_run import describe_inputs, find_evaluation, open_run
-from pokegemma.battles.trajectories.files import TrajectoryName
+from pokegemma.battles.trajectories.files import name_of
 from pokegemma.battles.trajectories.packed import PackedTrajectories
 from pokegemma.errors import PokegemmaError
 from pokegemma.training.loss_curve import CurvePlotter
@@ -131,7 +131,7 @@ def _make_windows(
     data = options.data
     indices = list(select_battles(battles, data.battle_filter(), eval_fraction=data.eval_fraction, split=split))
     if split == "eval" and data.teacher is not None:
-        names = {index: TrajectoryName.parse(PurePosixPath(battles.name(index)).name).player for index in indices}
+        names = {index: name_of(battles.name(index)).player for index in indices}
         indices = [index for index in indices if names[index].startswith(data.teacher)]
     if not indices:
         raise PokegemmaError(

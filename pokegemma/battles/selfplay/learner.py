@@ -86,7 +86,7 @@ class Learner:
             config=options.config_file,
             trajectories_dir=packed,
             output_dir=trained,
-            won_only=options.learns_won_only,
+            won_only=options.won_only,
             seed=options.seed,
             **find_start(start, trainer=options.trainer),
         )

@@ -48,6 +48,8 @@ class LearningOptions:
         check_ranges(self, "num_battles", "arena_rounds", "max_turns", "concurrency", at_least=1)
         check_ranges(self, "num_workers", "seed", at_least=0)
         check_range("--temperature", self.temperature, above=0, at_most=100)
+        if self.won_only is None:
+            self.won_only = self.trainer == "sft"
 
     def require_inputs(self) -> None:
         """Refuse files and folders that do not exist.
@@ -65,10 +67,6 @@ class LearningOptions:
     @property
     def folder(self) -> Path:
         return Path(self.output_dir)
-
-    @property
-    def learns_won_only(self) -> bool:
-        return self.trainer == "sft" if self.won_only is None else self.won_only
 
     @property
     def config_file(self) -> Path | None:

@@ -114,6 +114,15 @@ def format_of(path: str) -> str:
     return PurePosixPath(path).parent.name
 
 
+def name_of(path: str) -> TrajectoryName:
+    """Return the parts of a file's name, of FORMAT/NAME or RECORDING/FORMAT/NAME.
+
+    Raises:
+        TrajectoryError: as `TrajectoryName.parse`.
+    """
+    return TrajectoryName.parse(PurePosixPath(path).name)
+
+
 def strip_extension(name: str) -> str:
     """Return the name of a trajectory's file without .json.lz4 or .json."""
     for extension in (COMPRESSED, PLAIN):

@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 from pokegemma.battles.trajectories.actions import (
@@ -16,7 +15,7 @@ from pokegemma.battles.trajectories.actions import (
     sort_switches,
 )
 from pokegemma.battles.trajectories.checks.known_words import KnownWords
-from pokegemma.battles.trajectories.files import TrajectoryName, decode_json_text, format_of
+from pokegemma.battles.trajectories.files import decode_json_text, format_of, name_of
 from pokegemma.battles.trajectories.names import generation_of
 from pokegemma.battles.trajectories.records import NO_ACTION, BattleTrajectory, TrajectoryError, TrajectoryState
 from pokegemma.battles.trajectories.texts import BLANK, MAX_BLANK, NUM_WORDS, list_numbers, list_words
@@ -58,11 +57,11 @@ def check_file(path: str, content: bytes, known: KnownWords) -> FileReport:
         content: its bytes.
     """
     report = FileReport(path)
-    folder, file_name = format_of(path), PurePosixPath(path).name
-    name = _try(report, "names", lambda: TrajectoryName.parse(file_name))
+    folder = format_of(path)
+    name = _try(report, "names", lambda: name_of(path))
     if name is not None and not name.is_of_format(folder):
         report.problems.append(("names", f"battle_id {name.battle_id!r} lacks the folder's format {folder}"))
-    trajectory = _try(report, "records", lambda: BattleTrajectory.from_json(decode_json_text(content, file_name)))
+    trajectory = _try(report, "records", lambda: BattleTrajectory.from_json(decode_json_text(content, path)))
     if trajectory is None:
         return report
     report.trajectory = trajectory
